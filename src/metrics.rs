@@ -1,0 +1,130 @@
+//! Every metric, in one struct: the field's doc comment is the metric's help text.
+//!
+//! Rejected: metrics registered where they are used, which nobody can list.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+/// A counter per value of one label.
+pub type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
+
+fn latency() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_05, 2.0, 20))
+}
+
+macro_rules! metrics {
+    ($($(#[doc = $help:literal])+ $field:ident : $kind:ty = $name:literal $(in $unit:ident)? $(, $make:expr)?;)*) => {
+        /// All metrics of one relay.
+        pub struct Metrics {
+            registry: Registry,
+            $($(#[doc = $help])+ pub $field: $kind,)*
+        }
+
+        impl Metrics {
+            /// All at zero.
+            pub fn new() -> Metrics {
+                let mut registry = Registry::with_prefix("rowcast");
+                $(
+                    let $field: $kind = metrics!(@make $kind $(, $make)?);
+                    let help = concat!($($help),+).trim().trim_end_matches('.');
+                    metrics!(@register registry, $name, help, $field $(, $unit)?);
+                )*
+                Metrics { registry, $($field,)* }
+            }
+        }
+    };
+    (@make $kind:ty) => { <$kind>::default() };
+    (@make $kind:ty, $make:expr) => { $make };
+    (@register $registry:ident, $name:literal, $help:ident, $field:ident) => {
+        $registry.register($name, $help, $field.clone());
+    };
+    (@register $registry:ident, $name:literal, $help:ident, $field:ident, $unit:ident) => {
+        $registry.register_with_unit($name, $help, Unit::$unit, $field.clone());
+    };
+}
+
+metrics! {
+    /// Transactions received from the replication stream
+    transactions: Counter = "transactions";
+    /// Row changes received from the replication stream, before any filter
+    changes: Counter = "changes";
+    /// Transactions that were too large for memory and went through a file
+    spilled_transactions: Counter = "spilled_transactions";
+    /// Times the replication stream was (re)connected
+    stream_connects: Counter = "stream_connects";
+    /// 1 while changes are streaming
+    streaming: Gauge = "streaming";
+    /// Replication stream failures by SQLSTATE class or kind
+    stream_errors: Labelled = "stream_errors";
+    /// LSN up to which the log is durable and the slot confirmed
+    confirmed_lsn: Gauge = "confirmed_lsn";
+    /// Bytes in the log's segments
+    log_bytes: Gauge = "log_size" in Bytes;
+    /// Times an append to the log failed (disk full and the like)
+    log_append_errors: Counter = "log_append_errors";
+    /// Time one fsync of the log took
+    log_fsync: Histogram = "log_fsync" in Seconds, latency();
+    /// Open client connections
+    connections: Gauge = "connections";
+    /// Joined channels
+    channels: Gauge = "channels";
+    /// Active postgres_changes subscriptions
+    subscriptions: Gauge = "subscriptions";
+    /// Frames with a change handed to client outboxes
+    deliveries: Counter = "deliveries";
+    /// Verdicts on (change, subscriber) pairs by kind: permit, deny, undecided
+    verdicts: Labelled = "verdicts";
+    /// Denials by reason
+    denials: Labelled = "denials";
+    /// Refused handshakes and joins by code
+    refusals: Labelled = "refusals";
+    /// Changes whose decision stayed open beyond the bound, told to the client as a gap
+    undecided_gaps: Counter = "undecided_gaps";
+    /// Time Postgres took to judge one change for one role
+    ask: Histogram = "ask" in Seconds, latency();
+    /// Questions to Postgres asked again because the change was not yet visible to others
+    ask_not_visible: Counter = "ask_not_visible";
+    /// Catalog reads by result: changed, same, failed
+    catalog_reads: Labelled = "catalog_reads";
+    /// Seconds from the commit to the hand-over of the frame to the socket, by the two machines' clocks
+    commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
+    /// Connections closed by us by reason: slow, drain, idle, protocol
+    closes: Labelled = "closes";
+    /// Frames from clients that were malformed and dropped
+    malformed_frames: Counter = "malformed_frames";
+}
+
+impl Metrics {
+    /// The OpenMetrics text of all of them.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String can't fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_rendered_with_its_help() {
+        let metrics = Metrics::new();
+        metrics.verdicts.get_or_create(&[("kind", "deny")]).inc();
+        let text = metrics.render();
+        assert!(text.contains("# HELP rowcast_changes Row changes received"), "{text}");
+        assert!(text.contains("rowcast_verdicts_total{kind=\"deny\"} 1"), "{text}");
+        assert!(text.contains("rowcast_ask_seconds_bucket"), "{text}");
+    }
+}

@@ -1,0 +1,240 @@
+//! How we talk to Postgres with ordinary queries: one bounded pool, pinned session settings, a deadline on every wait.
+//!
+//! Invariants:
+//! * Each connection pins what decides the text of a value (TimeZone, DateStyle, IntervalStyle, bytea_output,
+//!   extra_float_digits) and its timeouts, so that `ALTER ROLE … SET` can't change what clients see.
+//! * A role is assumed only with `SET LOCAL` inside a transaction ([`assume`]), never on a session.
+//!
+//! TLS is not built in yet: a URL that demands it is refused, never silently downgraded.
+
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{NoTls, Transaction};
+
+use crate::error::{Fault, Remedy};
+
+/// The settings that decide how values are written as text; the same for queries and for the stream.
+pub const TEXT_SETTINGS: &str =
+    "-c TimeZone=UTC -c DateStyle=ISO,MDY -c IntervalStyle=postgres -c bytea_output=hex -c extra_float_digits=1";
+
+/// Why a query or a connection failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PgError {
+    /// The URL is not one.
+    #[error("DATABASE_URL is not a PostgreSQL connection string (postgres://user:password@host:5432/database)")]
+    Url(#[source] tokio_postgres::Error),
+    /// The URL asks for something that is not there.
+    #[error("DATABASE_URL: {0}")]
+    Unsupported(String),
+    /// No connection could be had in time.
+    #[error("no connection to the database within {0:?}")]
+    Timeout(Duration),
+    /// Could not connect or log in.
+    #[error("cannot connect to the database{}", server_message(.0))]
+    Connect(#[source] tokio_postgres::Error),
+    /// The pool failed for another reason.
+    #[error("the connection pool failed: {0}")]
+    Pool(String),
+    /// The server refused a statement, or the connection broke under it.
+    #[error("{what}{}", server_message(.source))]
+    Query {
+        /// What we were doing, as "cannot …".
+        what: &'static str,
+        /// The answer.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+}
+
+fn server_message(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!(": {} (SQLSTATE {})", db.message(), db.code().code()),
+        None => String::new(),
+    }
+}
+
+impl PgError {
+    /// For `map_err`: names what was being done.
+    pub fn query(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> PgError {
+        move |source| PgError::Query { what, source }
+    }
+
+    /// The server's code, if a server answered.
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        match self {
+            PgError::Connect(source) | PgError::Query { source, .. } => source.code(),
+            _ => None,
+        }
+    }
+}
+
+/// Whether waiting can help: connection trouble, a server that starts or is full, a lost race; but not a wrong password, a
+/// missing database or a missing right.
+pub fn is_transient(state: &SqlState) -> bool {
+    let code = state.code();
+    matches!(&code[..2], "08" | "53" | "57" | "40") || matches!(code, "55006" | "55P03")
+}
+
+impl Fault for PgError {
+    fn remedy(&self) -> Remedy {
+        match self {
+            PgError::Url(_) | PgError::Unsupported(_) => Remedy::Operator,
+            PgError::Timeout(_) | PgError::Pool(_) => Remedy::Retry,
+            PgError::Connect(source) | PgError::Query { source, .. } => match source.code() {
+                Some(state) if !is_transient(state) => Remedy::Operator,
+                _ => Remedy::Retry,
+            },
+        }
+    }
+
+    fn advice(&self) -> String {
+        let Some(state) = self.sqlstate() else { return String::new() };
+        match state.code() {
+            "28P01" | "28000" => "Check user and password in DATABASE_URL, and pg_hba.conf on the server.".into(),
+            "3D000" => "Check the database name at the end of DATABASE_URL.".into(),
+            "42501" => "Grant the missing right to the relay's role, or run `rowcast migrate up` as an owner.".into(),
+            _ => String::new(),
+        }
+    }
+}
+
+/// How to reach the database.
+#[derive(Debug, Clone)]
+pub struct PgConfig {
+    /// Parsed `DATABASE_URL`; its `Debug` hides the password.
+    pub connection: tokio_postgres::Config,
+    /// Most connections for queries, 8 by default. The stream has one of its own.
+    pub pool_size: usize,
+    /// For connecting and for waiting on the pool.
+    pub connect_timeout: Duration,
+    /// `statement_timeout` of ordinary queries.
+    pub statement_timeout: Duration,
+}
+
+impl PgConfig {
+    /// Parses `DATABASE_URL`.
+    pub fn from_url(url: &str) -> Result<PgConfig, PgError> {
+        let connection: tokio_postgres::Config = url.parse().map_err(PgError::Url)?;
+        if connection.get_hosts().is_empty() {
+            return Err(PgError::Unsupported("it names no host".into()));
+        }
+        if connection.get_user().is_none() {
+            return Err(PgError::Unsupported("it names no user".into()));
+        }
+        if connection.get_ssl_mode() == SslMode::Require {
+            let text = "sslmode=require is not supported yet; connect over a private network or a local TLS proxy";
+            return Err(PgError::Unsupported(text.into()));
+        }
+        Ok(PgConfig {
+            connection,
+            pool_size: 8,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(10),
+        })
+    }
+
+    /// The connection parameters with our pinned settings.
+    fn pinned(&self) -> tokio_postgres::Config {
+        let mut connection = self.connection.clone();
+        let timeout = self.statement_timeout.as_millis();
+        let own = connection.get_options().unwrap_or_default();
+        let options = format!(
+            "{own} {TEXT_SETTINGS} -c statement_timeout={timeout} -c idle_in_transaction_session_timeout=30000 -c lock_timeout=5000"
+        );
+        connection.options(options.trim());
+        connection.connect_timeout(self.connect_timeout);
+        if connection.get_application_name().is_none() {
+            connection.application_name("rowcast");
+        }
+        connection
+    }
+
+    /// One connection outside the pool, with its driver running as a task that ends when the client is dropped.
+    pub async fn connect(&self) -> Result<tokio_postgres::Client, PgError> {
+        let connecting = self.pinned();
+        let connecting = connecting.connect(NoTls);
+        let connected = tokio::time::timeout(self.connect_timeout, connecting).await;
+        let (client, connection) =
+            connected.map_err(|_| PgError::Timeout(self.connect_timeout))?.map_err(PgError::Connect)?;
+        drop(crate::task::spawn("pg-connection", async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = %crate::error::chain(&error), "a database connection ended");
+            }
+        }));
+        Ok(client)
+    }
+
+    /// A pool of such connections; opens none yet.
+    pub fn pool(&self) -> Result<Pool, PgError> {
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Verified };
+        let manager = Manager::from_config(self.pinned(), NoTls, recycling);
+        let pool = deadpool_postgres::Pool::builder(manager)
+            .max_size(self.pool_size)
+            .wait_timeout(Some(self.connect_timeout))
+            .create_timeout(Some(self.connect_timeout))
+            .recycle_timeout(Some(self.connect_timeout))
+            .runtime(deadpool_postgres::Runtime::Tokio1)
+            .build()
+            .map_err(|e| PgError::Pool(e.to_string()))?;
+        Ok(Pool { pool, timeout: self.connect_timeout })
+    }
+}
+
+/// The pool for ordinary queries. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool {
+    pool: deadpool_postgres::Pool,
+    timeout: Duration,
+}
+
+impl Pool {
+    /// A connection, within the connect timeout.
+    pub async fn get(&self) -> Result<deadpool_postgres::Object, PgError> {
+        self.pool.get().await.map_err(|error| match error {
+            deadpool_postgres::PoolError::Timeout(_) => PgError::Timeout(self.timeout),
+            deadpool_postgres::PoolError::Backend(error) => PgError::Connect(error),
+            other => PgError::Pool(other.to_string()),
+        })
+    }
+
+    /// Closes it: waiting and later calls fail.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+}
+
+/// Makes this transaction run as the role with the claims that PostgREST and Supabase Realtime would set
+/// (`protocol.md` §6.3, decision 8). Transaction-local, so the session keeps nothing.
+pub async fn assume(
+    transaction: &Transaction<'_>,
+    role: &str,
+    subject: &str,
+    claims_json: &str,
+) -> Result<(), tokio_postgres::Error> {
+    // The role last: the earlier settings are made with our own rights.
+    let sql = "select set_config('request.jwt.claims', $1, true), set_config('request.jwt.claim.sub', $2, true), \
+               set_config('request.jwt.claim.role', $3, true), set_config('role', $3, true)";
+    transaction.query_one(sql, &[&claims_json, &subject, &role]).await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_that_cannot_work_are_refused_with_the_reason() {
+        for (url, says) in [
+            ("nonsense", "not a PostgreSQL connection string"),
+            ("postgres://u@h/d?sslmode=require", "sslmode=require"),
+            ("dbname=x user=y", "names no host"),
+        ] {
+            let error = PgConfig::from_url(url).expect_err(url);
+            assert!(error.to_string().contains(says), "{error}");
+            assert_eq!(error.remedy(), Remedy::Operator);
+        }
+        assert!(PgConfig::from_url("postgres://u:p@h:5433/d").is_ok());
+    }
+}
