@@ -1,1 +1,3 @@
-//! (under construction)
+//! Out: HTTP, WebSocket, Phoenix, and the encoding of what was permitted.
+
+pub mod frame;
