@@ -344,8 +344,8 @@ mod tests {
                     if let Some(done) = assembler.settle().await.expect("the disk is fine") {
                         assert!(done.transaction.end_lsn > last);
                         last = done.transaction.end_lsn;
-                        let items = done.transaction.iter().map(|i| i.expect("item")).count();
-                        assert_eq!(items, done.transaction.items as usize);
+                        let items: Vec<Item> = done.transaction.iter().collect::<Result<_, _>>().expect("items");
+                        assert_eq!(items.len(), done.transaction.items as usize);
                     }
                 }
             });

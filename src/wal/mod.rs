@@ -68,7 +68,8 @@ pub struct WalConfig {
     pub connect_timeout: Duration,
     /// A server that sent nothing for so long is taken for dead. 90 s. The session's `wal_sender_timeout` is set to two thirds
     /// of it, so that a living server, which asks after half of that, is heard three times in it. Only whole messages
-    /// count: the slowest link must carry the largest message in this time.
+    /// count, so the slowest link must carry the largest message in this time. Older servers say nothing while they decode a
+    /// large transaction that has nothing to send (REFRESH MATERIALIZED VIEW); raise it if that takes longer.
     pub silence_timeout: Duration,
     /// Largest single message (a row, or a logical message) that is accepted. 256 MiB. A larger one stops the stream for good.
     pub max_message_bytes: usize,

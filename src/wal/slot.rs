@@ -78,11 +78,8 @@ async fn check_server(client: &Client, config: &WalConfig) -> Result<String, Wal
                exists (select 1 from pg_roles where rolname = current_user and (rolsuper or rolreplication)) \
                or exists (select 1 from pg_roles where rolname = 'rds_replication' and pg_has_role(oid, 'member'))";
     let row = ask(config, what, client.query_one(sql, &[])).await?;
-    let read = || -> Result<(i32, String, bool, String, String, String, bool), tokio_postgres::Error> {
-        let (version, name, standby) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        Ok((version, name, standby, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?))
-    };
-    let (version, version_name, standby, level, role, database, may) = read().map_err(PgError::query(what))?;
+    let unreadable = PgError::query(what);
+    let (version, version_name, standby, level, role, database, may) = read_server(&row).map_err(unreadable)?;
     if version < 140_000 {
         return Err(WalError::Version(version_name));
     }
@@ -96,6 +93,14 @@ async fn check_server(client: &Client, config: &WalConfig) -> Result<String, Wal
         return Err(WalError::NotReplication(role));
     }
     Ok(database)
+}
+
+/// Version number and name, in recovery, wal_level, role, database, replication right.
+type Server = (i32, String, bool, String, String, String, bool);
+
+fn read_server(row: &tokio_postgres::Row) -> Result<Server, tokio_postgres::Error> {
+    let (version, name, standby) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    Ok((version, name, standby, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?, row.try_get(6)?))
 }
 
 /// Whether all publications are there and agree on the columns of each table.

@@ -214,3 +214,17 @@ fn message(event: ReplicationEvent) -> Result<Message, WalError> {
         ReplicationEvent::StoppedAt { .. } | ReplicationEvent::KeepAlive { .. } => return Err(WalError::Ended),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_can_own_the_stream() {
+        fn sendable<T: Send>(_: T) {}
+        fn future(stream: &mut Stream) {
+            sendable(stream.next());
+        }
+        let _: fn(&mut Stream) = future;
+    }
+}
