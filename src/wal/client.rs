@@ -27,7 +27,8 @@ use super::{WalConfig, WalError};
 /// What decides the text of values beyond [`TEXT_SETTINGS`]: names in `regclass` and the like, `money`.
 const STREAM_SETTINGS: &str = "-c search_path=pg_catalog -c quote_all_identifiers=off -c lc_monetary=C";
 
-/// Timeouts which an administrator may have set for people, and which would end a session that streams for weeks.
+/// Timeouts which an administrator may have set for people. Streaming itself is exempt from most of them, the steps before it are
+/// not.
 const NO_TIMEOUTS: &str =
     "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0";
 
