@@ -1,8 +1,8 @@
 //! Begin, rows, Commit: one transaction.
 //!
-//! [`Assembler::accept`] takes messages and never waits; [`Assembler::settle`] waits for the spill file where it must, and hands
-//! out the finished transaction. `settle` is called before every message. Both keep all state in the assembler, so the
-//! future of `settle` may be dropped at any time.
+//! [`Assembler::accept`] takes messages and never waits; [`Assembler::settle`] waits for the spill file where it must,
+//! and hands out the finished transaction. `settle` is called before every message. Both keep all state in the
+//! assembler, so the future of `settle` may be dropped at any time.
 //!
 //! Invariants:
 //! * A transaction is handed out whole, after its Commit, and its end LSN is above that of the one before.
@@ -144,7 +144,8 @@ impl Assembler {
         Ok(Some(Completed { transaction, rows, spilled }))
     }
 
-    /// A keepalive: the position up to which every commit was handed out, unless a transaction is open or it is an old one.
+    /// A keepalive: the position up to which every commit was handed out, unless a transaction is open or it is an old
+    /// one.
     pub(super) fn keepalive(&mut self, sent_to: Lsn) -> Option<Lsn> {
         if self.open.is_some() || sent_to < self.last {
             return None;

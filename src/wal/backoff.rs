@@ -1,7 +1,7 @@
 //! How long to wait before the next attempt.
 //!
-//! Full jitter: a random time between nothing and the current bound, which doubles from 100 ms to 10 s. Rejected: a fixed
-//! schedule, with which all relays that lost one database come back at the same moment, again and again.
+//! Full jitter: a random time between nothing and the current bound, which doubles from 100 ms to 10 s. Rejected: a
+//! fixed schedule, with which all relays that lost one database come back at the same moment, again and again.
 
 use std::time::Duration;
 

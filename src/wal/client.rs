@@ -1,13 +1,13 @@
 //! The replication session: what pgwire-replication leaves to its caller.
 //!
 //! * Hosts are tried in order, each with a deadline; the library has none.
-//! * The settings that decide the text of values are pinned in the startup packet, where they win over `ALTER ROLE … SET`, and
-//!   are read back, since a pooler may drop them.
-//! * `wal_sender_timeout` is pinned as well. The library asks for no answers, so a silent line proves nothing, unless the server is made
-//!   to ask: it does so after half of this time. For the same reason the library's own wake-up is set far away: every status it sends
-//!   would put the server's question off.
-//! * A session that is dropped is aborted. The library's own drop lets its task go on until the connection answers, which a dead one
-//!   never does.
+//! * The settings that decide the text of values are pinned in the startup packet, where they win over `ALTER ROLE …
+//!   SET`, and are read back, since a pooler may drop them.
+//! * `wal_sender_timeout` is pinned as well. The library asks for no answers, so a silent line proves nothing, unless
+//!   the server is made to ask: it does so after half of this time. For the same reason the library's own wake-up is
+//!   set far away: every status it sends would put the server's question off.
+//! * A session that is dropped is aborted. The library's own drop lets its task go on until the connection answers,
+//!   which a dead one never does.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ use super::{WalConfig, WalError};
 /// What decides the text of values beyond [`TEXT_SETTINGS`]: names in `regclass` and the like, `money`.
 const STREAM_SETTINGS: &str = "-c search_path=pg_catalog -c quote_all_identifiers=off -c lc_monetary=C";
 
-/// Timeouts which an administrator may have set for people. Streaming itself is exempt from most of them, the steps before it are
-/// not.
+/// Timeouts which an administrator may have set for people. Streaming itself is exempt from most of them, the steps
+/// before it are not.
 const NO_TIMEOUTS: &str =
     "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0";
 

@@ -27,8 +27,8 @@ struct Template {
 
 static TEMPLATE: Mutex<Weak<Template>> = Mutex::new(Weak::new());
 
-/// A running server with the databases `postgres` and `other`, superuser `postgres` (trusted). Roles named `locked` and `old` must
-/// give a password, by SCRAM and MD5.
+/// A running server with the databases `postgres` and `other`, superuser `postgres` (trusted). Roles named `locked` and
+/// `old` must give a password, by SCRAM and MD5.
 pub(super) struct Cluster {
     dir: TempDir,
     child: Child,

@@ -16,13 +16,14 @@
 //! * Nothing is confirmed on this module's own initiative, and never more than it has returned: Postgres accepts a
 //!   confirmation beyond what it sent and then silently skips what lies between.
 //! * A position is the commit's *end* LSN. Confirming the commit's start would bring the transaction again.
-//! * The slot is created only after its publications were seen. A publication that is younger than the slot poisons it: decoding
-//!   uses the catalog as of each row.
-//! * Memory is bounded by the spill threshold (twice), the event buffer and the largest message; never by a transaction.
+//! * The slot is created only after its publications were seen. A publication that is younger than the slot poisons it:
+//!   decoding uses the catalog as of each row.
+//! * Memory is bounded by the spill threshold (twice), the event buffer and the largest message; never by a
+//!   transaction.
 //!
-//! Rejected: protocol 2 and up with `streaming`, which delivers rows before their commit and asks us to forget them on an abort;
-//! Postgres spills open transactions itself. Rejected: reading through SQL functions (`pg_logical_slot_get_changes`), which
-//! loses what was read if we fail after it.
+//! Rejected: protocol 2 and up with `streaming`, which delivers rows before their commit and asks us to forget them on
+//! an abort; Postgres spills open transactions itself. Rejected: reading through SQL functions
+//! (`pg_logical_slot_get_changes`), which loses what was read if we fail after it.
 
 mod assemble;
 mod backoff;
@@ -66,14 +67,17 @@ pub struct WalConfig {
     pub status_interval: Duration,
     /// For one host: to connect, log in and look at the session; and again for the start of the stream. 10 s.
     pub connect_timeout: Duration,
-    /// A server that sent nothing for so long is taken for dead. 90 s. The session's `wal_sender_timeout` is set to two thirds
-    /// of it, so that a living server, which asks after half of that, is heard three times in it. Only whole messages
-    /// count, so the slowest link must carry the largest message in this time. Older servers say nothing while they decode a
-    /// large transaction that has nothing to send (REFRESH MATERIALIZED VIEW); raise it if that takes longer.
+    /// A server that sent nothing for so long is taken for dead. 90 s. The session's `wal_sender_timeout` is set to two
+    /// thirds of it, so that a living server, which asks after half of that, is heard three times in it. Only whole
+    /// messages count, so the slowest link must carry the largest message in this time. Older servers say nothing while
+    /// they decode a large transaction that has nothing to send (REFRESH MATERIALIZED VIEW); raise it if that takes
+    /// longer.
     pub silence_timeout: Duration,
-    /// Largest single message (a row, or a logical message) that is accepted. 256 MiB. A larger one stops the stream for good.
+    /// Largest single message (a row, or a logical message) that is accepted. 256 MiB. A larger one stops the stream
+    /// for good.
     pub max_message_bytes: usize,
-    /// Messages read ahead. The bound is a number, not bytes, so in the worst case this many messages of the largest size. 1024.
+    /// Messages read ahead. The bound is a number, not bytes, so in the worst case this many messages of the largest
+    /// size. 1024.
     pub buffer_events: usize,
     /// Bytes of one transaction kept in memory before it goes to a file. 8 MiB.
     pub spill_threshold: usize,
@@ -98,7 +102,8 @@ impl WalConfig {
         }
     }
 
-    /// Says what can't work. [`prepare`] and [`Stream::connect`] call it; a configuration loader may, to report it early.
+    /// Says what can't work. [`prepare`] and [`Stream::connect`] call it; a configuration loader may, to report it
+    /// early.
     pub fn validate(&self) -> Result<(), WalError> {
         let bad = |text: String| Err(WalError::Config(text));
         let slot_char = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';

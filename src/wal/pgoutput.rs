@@ -1,12 +1,13 @@
 //! pgoutput, protocol 1, text format: bytes to messages.
 //!
 //! A row is not taken apart here: its bytes after the relation's oid go on as they are, and
-//! [`TransactionBuilder::row`](crate::change::TransactionBuilder::row) checks them once. Every length and count is checked
-//! against the bytes that are really there before anything is reserved for it. Bytes after the end of a message are an error:
-//! the version is pinned, so they mean that we read it wrongly.
+//! [`TransactionBuilder::row`](crate::change::TransactionBuilder::row) checks them once. Every length and count is
+//! checked against the bytes that are really there before anything is reserved for it. Bytes after the end of a message
+//! are an error: the version is pinned, so they mean that we read it wrongly.
 //!
-//! Where the replication library has already parsed a message (Begin, Commit, logical messages), [`super::stream`] makes the
-//! same [`Message`]; this decoder knows all of them, so that recorded streams can be read without the library.
+//! Where the replication library has already parsed a message (Begin, Commit, logical messages), [`super::stream`]
+//! makes the same [`Message`]; this decoder knows all of them, so that recorded streams can be read without the
+//! library.
 
 use bytes::Bytes;
 
@@ -115,7 +116,8 @@ pub(super) enum Message {
     Truncate { flags: u8, oids: Vec<u32> },
     /// `pg_logical_emit_message`.
     Logical { transactional: bool, lsn: Lsn, prefix: Bytes, content: Bytes },
-    /// A non-built-in type, before the Relation that uses it. Values travel as text with the type's oid, so its name is not kept.
+    /// A non-built-in type, before the Relation that uses it. Values travel as text with the type's oid, so its name is
+    /// not kept.
     Type,
     /// The transaction was replicated here from elsewhere.
     Origin,
@@ -289,7 +291,8 @@ impl Fields<'_> {
         Ok(text)
     }
 
-    /// An identifier. In an SQL_ASCII database it may be any bytes; tables are known by oid, so a lossy name harms nobody.
+    /// An identifier. In an SQL_ASCII database it may be any bytes; tables are known by oid, so a lossy name harms
+    /// nobody.
     fn name(&mut self) -> Result<String, Malformed> {
         Ok(String::from_utf8_lossy(&self.c_string()?).into_owned())
     }

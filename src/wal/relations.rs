@@ -1,8 +1,8 @@
 //! The shapes of the tables as the stream last described them.
 //!
-//! Keyed by oid, never by name, and replaced by each Relation message, which may come in the middle of a transaction. An
-//! unchanged shape keeps its `Arc`, so that everybody downstream can compare pointers. Rejected: asking the catalog, which
-//! knows today's shape and not the one of the row.
+//! Keyed by oid, never by name, and replaced by each Relation message, which may come in the middle of a transaction.
+//! An unchanged shape keeps its `Arc`, so that everybody downstream can compare pointers. Rejected: asking the catalog,
+//! which knows today's shape and not the one of the row.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::change::Relation;
 
 use super::pgoutput::Malformed;
 
-/// Most relations in one session. Postgres never says that a table is gone, so a database that makes and drops tables would
-/// fill the cache; a new session starts with an empty one.
+/// Most relations in one session. Postgres never says that a table is gone, so a database that makes and drops tables
+/// would fill the cache; a new session starts with an empty one.
 const MOST: usize = 1 << 18;
 
 /// The relation cache of one session.

@@ -1,8 +1,9 @@
 //! Before the stream: is the server fit for it, are the publications there, and then the slot.
 //!
-//! The slot comes last. Decoding looks at the catalog as of each row, so a slot that is older than its publication fails at the
-//! first row in between, and no repair of the publication helps. Rejected: `CREATE_REPLICATION_SLOT` on the stream's own
-//! session, which needs a session that can wait on old transactions for long without being able to say for which.
+//! The slot comes last. Decoding looks at the catalog as of each row, so a slot that is older than its publication
+//! fails at the first row in between, and no repair of the publication helps. Rejected: `CREATE_REPLICATION_SLOT` on
+//! the stream's own session, which needs a session that can wait on old transactions for long without being able to say
+//! for which.
 
 use std::future::Future;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use crate::pg::PgError;
 
 use super::{Blocker, SlotFault, WalConfig, WalError};
 
-/// How long the making of a slot may wait for older transactions. Every attempt starts waiting anew, so it must be longer than
-/// an ordinary batch job.
+/// How long the making of a slot may wait for older transactions. Every attempt starts waiting anew, so it must be
+/// longer than an ordinary batch job.
 pub const SLOT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The slot as [`prepare`] found or made it.
@@ -196,12 +197,12 @@ async fn look(
     }))
 }
 
-/// Makes the slot; `false` if another session was faster. The server waits for all transactions that write now, in every
-/// database of the cluster.
+/// Makes the slot; `false` if another session was faster. The server waits for all transactions that write now, in
+/// every database of the cluster.
 async fn create(client: &Client, config: &WalConfig, deadline: Duration) -> Result<bool, WalError> {
     let slot = &config.slot;
-    // One message, so one implicit transaction: the settings end with it, also if we go away in the middle. The name was
-    // validated to need no quoting.
+    // One message, so one implicit transaction: the settings end with it, also if we go away in the middle. The name
+    // was validated to need no quoting.
     let sql = format!(
         "set local statement_timeout = {}; set local lock_timeout = 0; \
          select lsn from pg_create_logical_replication_slot('{slot}', 'pgoutput')",

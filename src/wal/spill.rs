@@ -1,9 +1,9 @@
 //! A transaction too large for memory, in a file without a name.
 //!
-//! The file is unlinked right after it is opened, so the kernel frees it whenever the last reader is gone, also after a crash,
-//! and nobody else can open it. Rejected: a named file removed on drop, which a crash leaves behind; and a copy in the log
-//! only, since the log takes whole transactions. Readers share the one descriptor and keep their own offset (`pread`), so the
-//! log and a replay can read at the same time.
+//! The file is unlinked right after it is opened, so the kernel frees it whenever the last reader is gone, also after a
+//! crash, and nobody else can open it. Rejected: a named file removed on drop, which a crash leaves behind; and a copy
+//! in the log only, since the log takes whole transactions. Readers share the one descriptor and keep their own offset
+//! (`pread`), so the log and a replay can read at the same time.
 //!
 //! Writing is done on the blocking pool while the stream goes on; at most one block is in flight.
 

@@ -1,7 +1,7 @@
 //! SQLSTATEs of the replication session: out of the library's strings, and what they mean for us.
 //!
-//! The replication library gives server errors as `message (SQLSTATE 55006)`. The message may be in any language and may itself
-//! contain parentheses, so only the very end counts, and decisions are made by code wherever there is one.
+//! The replication library gives server errors as `message (SQLSTATE 55006)`. The message may be in any language and
+//! may itself contain parentheses, so only the very end counts, and decisions are made by code wherever there is one.
 
 use crate::error::Remedy;
 

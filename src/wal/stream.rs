@@ -27,9 +27,9 @@ pub enum Received {
     Idle(Lsn),
 }
 
-/// A running replication stream. Whoever holds it must keep calling [`Stream::next`], or drop it: a connection that is open but not
-/// read can make the server's checkpoints hang as soon as the slot runs over `max_slot_wal_keep_size`. While the
-/// caller is late, the library goes on telling the server that we live, so the server itself will not end it.
+/// A running replication stream. Whoever holds it must keep calling [`Stream::next`], or drop it: a connection that is
+/// open but not read can make the server's checkpoints hang as soon as the slot runs over `max_slot_wal_keep_size`.
+/// While the caller is late, the library goes on telling the server that we live, so the server itself will not end it.
 ///
 /// Dropping it closes the connection at once, and the slot is free; see [`Stream::close`] for the polite way.
 pub struct Stream {
@@ -51,12 +51,13 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Connects to the first usable host and starts the stream at `start`, which must be a commit end LSN that is durable with us, or
-    /// [`Lsn::ZERO`] for where the slot is. Returns when the server has accepted it: the slot is ours then.
+    /// Connects to the first usable host and starts the stream at `start`, which must be a commit end LSN that is
+    /// durable with us, or [`Lsn::ZERO`] for where the slot is. Returns when the server has accepted it: the slot is
+    /// ours then.
     ///
     /// `start` is confirmed to the server at once. A `start` above what the server has written is refused
-    /// ([`WalError::Ahead`]); one below the slot's confirmed position is silently moved up to it by the server, so compare with
-    /// [`SlotState::confirmed_flush`](super::SlotState) first.
+    /// ([`WalError::Ahead`]); one below the slot's confirmed position is silently moved up to it by the server, so
+    /// compare with [`SlotState::confirmed_flush`](super::SlotState) first.
     ///
     /// On success the slot's earlier spill leftovers are gone and `stream_connects` is counted; a failure is counted in
     /// `stream_errors`.
@@ -103,14 +104,15 @@ impl Stream {
         self.timeline
     }
 
-    /// Up to where the server had flushed its WAL when we connected. Every transaction that had returned to its writer by then ends
-    /// at or before it (unless `synchronous_commit` was off).
+    /// Up to where the server had flushed its WAL when we connected. Every transaction that had returned to its writer
+    /// by then ends at or before it (unless `synchronous_commit` was off).
     pub fn flushed_at_connect(&self) -> Lsn {
         self.flushed_at_connect
     }
 
-    /// The next whole committed transaction or idle position, in commit order. Cancel-safe. An idle position follows at the latest after a third
-    /// of the silence timeout. After an error, only [`WalError::Ended`] follows: connect again.
+    /// The next whole committed transaction or idle position, in commit order. Cancel-safe. An idle position follows at
+    /// the latest after a third of the silence timeout. After an error, only [`WalError::Ended`] follows: connect
+    /// again.
     pub async fn next(&mut self) -> Result<Received, WalError> {
         if self.failed {
             return Err(WalError::Ended);
@@ -154,8 +156,9 @@ impl Stream {
         }
     }
 
-    /// Everything that commits before `durable` is durable with us and need not be sent again. Cheap; only growth counts; the server is told
-    /// within the status interval. A position that was not returned yet is cut down to the last that was.
+    /// Everything that commits before `durable` is durable with us and need not be sent again. Cheap; only growth
+    /// counts; the server is told within the status interval. A position that was not returned yet is cut down to the
+    /// last that was.
     pub fn confirm(&self, durable: Lsn) {
         if durable > self.returned {
             tracing::error!(%durable, returned = %self.returned, "a position was confirmed that the stream has not reached");
@@ -168,8 +171,8 @@ impl Stream {
         }
     }
 
-    /// Ends the session, after the last confirmed position has been sent or `deadline` is over. What arrives meanwhile is
-    /// thrown away; it was not confirmed and will come again.
+    /// Ends the session, after the last confirmed position has been sent or `deadline` is over. What arrives meanwhile
+    /// is thrown away; it was not confirmed and will come again.
     pub async fn close(mut self, deadline: Duration) {
         let end = Instant::now() + deadline;
         let confirmed = Lsn(*self.confirmed.get_mut());
