@@ -43,8 +43,9 @@ mod segment;
 mod state;
 mod tail;
 pub mod testing;
+#[cfg(test)]
+mod tests;
 mod writer;
-
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -21,7 +21,7 @@ const SUFFIX: &str = ".rowlog";
 /// The format we write, and the only one there is.
 pub(super) const VERSION: u16 = 1;
 /// Bytes of the header, and the offset of the first record.
-pub(super) const HEADER: u64 = 72;
+pub(super) const HEADER: u64 = 68;
 
 /// What the header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
