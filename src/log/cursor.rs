@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use super::LogError;
 use super::reader::Read;
 use super::scan::{Definitions, Entry, Scanner, transaction};
 use super::segment::HEADER;
 use super::state::Shared;
-use super::LogError;
 use crate::change::{Body, Lsn};
 
 /// Bytes of bodies after which a batch is handed over.
@@ -32,6 +32,8 @@ pub(super) struct Cursor {
     definitions: Definitions,
     /// End LSN of the last record passed.
     passed: Lsn,
+    /// [`super::state::State::cuts`] when it was opened: after a cut, its place may be one that was taken back.
+    cuts: u64,
 }
 
 /// Where a segment may be read to, as of now.
@@ -45,6 +47,7 @@ struct Bounds {
 /// were removed or taken back) and that the position must be looked at again.
 pub(super) fn read_batch(shared: &Shared, cursor: Option<Cursor>, position: Lsn) -> Batch {
     let cuts = shared.state().cuts;
+    let cursor = cursor.filter(|c| c.cuts == cuts);
     let mut batch = Batch { reads: VecDeque::new(), cursor, error: None };
     let result = fill(shared, &mut batch, position);
     if let Err(error) = result {
@@ -81,6 +84,9 @@ fn fill(shared: &Shared, batch: &mut Batch, mut position: Lsn) -> Result<(), Log
                     }
                 };
             };
+            if bounds.next.is_some_and(|next| cursor.passed > next) {
+                return Err(cursor.scanner.damaged("a record before this goes beyond the segment's end"));
+            }
             if cursor.passed > position {
                 position = cursor.passed;
                 if let Read::Transaction(transaction) = &read {
@@ -110,11 +116,11 @@ fn bounds(shared: &Shared, sequence: u64) -> Option<Bounds> {
 impl Cursor {
     /// Opens the segment that holds the first record above `position`; `None` if it was removed meanwhile.
     fn open(shared: &Shared, position: Lsn) -> Result<Option<Cursor>, LogError> {
-        let header = {
+        let (header, cuts) = {
             let state = shared.state();
             let after = state.segments.partition_point(|s| s.header.base <= position);
             match after.checked_sub(1) {
-                Some(at) => state.segments[at].header,
+                Some(at) => (state.segments[at].header, state.cuts),
                 None => return Ok(None),
             }
         };
@@ -128,7 +134,7 @@ impl Cursor {
         };
         let scanner = Scanner::new(file, path, header.marker, HEADER, true);
         let (sequence, passed) = (header.sequence, header.base);
-        Ok(Some(Cursor { sequence, scanner, definitions: Definitions::default(), passed }))
+        Ok(Some(Cursor { sequence, scanner, definitions: Definitions::default(), passed, cuts }))
     }
 
     /// The next record, whatever its position; `None` at the limit.

@@ -109,12 +109,7 @@ pub struct Opened {
 
 /// Opens the log: takes the exclusive lock of the folder (held as long as the writer lives), creates it if missing, recovers.
 /// Blocking. Everything found is durable when this returns.
-pub fn open(
-    config: LogConfig,
-    files: Arc<dyn Files>,
-    clock: Clock,
-    metrics: Arc<Metrics>,
-) -> Result<Opened, LogError> {
+pub fn open(config: LogConfig, files: Arc<dyn Files>, clock: Clock, metrics: Arc<Metrics>) -> Result<Opened, LogError> {
     files.create_dir(&config.dir).map_err(LogError::io("create", &config.dir))?;
     let lock_path = config.dir.join("lock");
     let lock = match files.lock(&lock_path).map_err(LogError::io("lock", &lock_path))? {

@@ -133,12 +133,7 @@ struct Scanned {
     definitions: Definitions,
 }
 
-fn scan_last(
-    file: &Arc<dyn LogFile>,
-    path: &Path,
-    header: &Header,
-    interner: &Interner,
-) -> Result<Scanned, LogError> {
+fn scan_last(file: &Arc<dyn LogFile>, path: &Path, header: &Header, interner: &Interner) -> Result<Scanned, LogError> {
     let file_length = file.length().map_err(LogError::io("read", path))?;
     let mut scanner = Scanner::new(file.clone(), path.to_owned(), header.marker, HEADER, false);
     scanner.set_limit(file_length);
@@ -196,7 +191,8 @@ fn make_durable(file: &Arc<dyn LogFile>, path: &Path, scanned: &Scanned) -> Resu
         file.truncate(scanned.length).map_err(LogError::io("cut the torn end of", path))?;
     }
     let mut chunk = vec![0; 256 * 1024];
-    let mut at = scanned.proven.min(scanned.length);
+    // While nothing is proven, not even the header is.
+    let mut at = if scanned.proven == HEADER { 0 } else { scanned.proven };
     while at < scanned.length {
         let want = chunk.len().min(usize::try_from(scanned.length - at).unwrap_or(usize::MAX));
         let count = file.read_at(&mut chunk[..want], at).map_err(LogError::io("read", path))?;

@@ -111,7 +111,7 @@ impl Scanner {
 
     /// The next record, or `None` at the limit. After an error the offset still is where the bad record begins.
     pub(super) fn next(&mut self) -> Result<Option<Record>, ScanError> {
-        let left = self.limit - self.offset;
+        let left = self.limit.saturating_sub(self.offset);
         if left == 0 {
             return Ok(None);
         }

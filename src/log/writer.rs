@@ -236,12 +236,7 @@ impl LogWriter {
     }
 
     /// Fills the buffer with all that comes before the body. Returns its length.
-    fn encode_head(
-        &mut self,
-        active: &mut Active,
-        transaction: &Transaction,
-        synced: u64,
-    ) -> Result<u64, LogError> {
+    fn encode_head(&mut self, active: &mut Active, transaction: &Transaction, synced: u64) -> Result<u64, LogError> {
         self.numbers.clear();
         self.numbers.extend(transaction.relations.iter().map(|r| active.dictionary.number(r)));
         self.buffer.clear();

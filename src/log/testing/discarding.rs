@@ -42,6 +42,8 @@ struct Disk {
     /// Operations that still succeed; then the machine is off.
     operations_left: Option<u64>,
     failing_syncs: u32,
+    /// Operations that succeed before the failing ones, and how many fail.
+    faults: (u64, u64),
 }
 
 #[derive(Default)]
@@ -148,11 +150,18 @@ impl DiscardingFiles {
         disk.boot += 1;
         disk.operations_left = None;
         disk.failing_syncs = 0;
+        disk.faults = (0, 0);
     }
 
-    /// After so many more operations that change the disk, all fail, as the last thing before a crash.
-    pub fn halt_after(&self, operations: u64) {
-        lock(&self.disk).operations_left = Some(operations);
+    /// After so many more operations that change the disk, all fail, as the last thing before a crash; `None` ends that.
+    pub fn halt_after(&self, operations: Option<u64>) {
+        lock(&self.disk).operations_left = operations;
+    }
+
+    /// After `skip` more operations that change the disk, `count` of them fail; then all is well again. A sync that fails
+    /// does what [`DiscardingFiles::fail_syncs`] says.
+    pub fn fail_operations(&self, skip: u64, count: u64) {
+        lock(&self.disk).faults = (skip, count);
     }
 
     /// The next so many syncs of files fail, and, as Linux does it, forget that the bytes were dirty: they stay readable, and
@@ -193,7 +202,17 @@ impl Disk {
             Some(left) => *left -= 1,
             None => {}
         }
-        Ok(())
+        match &mut self.faults {
+            (0, 0) => Ok(()),
+            (0, count) => {
+                *count -= 1;
+                Err(io::Error::other("an injected fault"))
+            }
+            (skip, _) => {
+                *skip -= 1;
+                Ok(())
+            }
+        }
     }
 }
 
@@ -320,9 +339,10 @@ impl LogFile for Handle {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut disk = self.changing()?;
+        let disk = self.changing();
         let mut inode = lock(&self.inode);
         let unsynced = std::mem::take(&mut inode.unsynced);
+        let mut disk = disk?;
         if disk.failing_syncs > 0 {
             disk.failing_syncs -= 1;
             return Err(io::Error::other("write-back failed"));

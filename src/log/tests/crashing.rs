@@ -8,7 +8,7 @@ enum Act {
     Append(Vec<Made>, bool),
     Advance,
     Sync,
-    FailedSync,
+    Faults(u64, u64),
     Repair,
     Retain,
     BeginEpoch,
@@ -19,15 +19,21 @@ fn act() -> impl Strategy<Value = Act> {
         12 => (made(), any::<bool>()).prop_map(|(items, spill)| Act::Append(items, spill)),
         2 => Just(Act::Advance),
         4 => Just(Act::Sync),
-        1 => Just(Act::FailedSync),
+        2 => (0u64..8, 1u64..4).prop_map(|(skip, count)| Act::Faults(skip, count)),
         1 => Just(Act::Repair),
         1 => Just(Act::Retain),
         1 => Just(Act::BeginEpoch),
     ]
 }
 
-fn torn() -> impl Strategy<Value = Torn> {
-    prop_oneof![Just(Torn::Lost), (0usize..2000).prop_map(Torn::Prefix), any::<u64>().prop_map(Torn::Scattered)]
+/// How the machine goes down; `None` if only the process does.
+fn torn() -> impl Strategy<Value = Option<Torn>> {
+    prop_oneof![
+        Just(None),
+        Just(Some(Torn::Lost)),
+        (0usize..2000).prop_map(|bytes| Some(Torn::Prefix(bytes))),
+        any::<u64>().prop_map(|seed| Some(Torn::Scattered(seed)))
+    ]
 }
 
 /// What must be true after the crash.
@@ -43,46 +49,41 @@ struct Promise {
 }
 
 impl Promise {
-    /// Runs one act; `false` if the machine went off in it.
-    fn run(&mut self, bench: &Bench, opened: &mut Opened, act: &Act) -> bool {
+    fn of(epoch: Epoch, start: Lsn) -> Promise {
+        Promise { epoch, begun: None, durable: start, given: Default::default(), floor: start }
+    }
+
+    /// Runs one act, which may fail.
+    fn run(&mut self, bench: &Bench, opened: &mut Opened, act: &Act) {
         let Opened { log, writer } = opened;
         let next = Lsn(writer.end().0 + 10);
-        let done = match act {
+        match act {
             Act::Append(items, spill) => {
                 // The stream is always the same at the same position.
                 let original = self.given.get(&next).cloned().unwrap_or_else(|| transaction(next.0, items));
                 self.given.insert(next, original.clone());
-                writer.append(&if *spill { spilled(&original) } else { original }).map(drop)
+                let appended = writer.append(&if *spill { spilled(&original) } else { original });
+                if appended.is_ok() {
+                    // It went on in the old epoch, so the new one must not come up any more.
+                    self.begun = None;
+                }
             }
-            Act::Advance => match self.given.contains_key(&next) {
-                true => Ok(()),
-                false => writer.advance(next),
-            },
-            Act::Sync => log.sync().map(drop),
-            Act::FailedSync => {
-                bench.disk.fail_syncs(1);
-                let result = log.sync();
-                bench.disk.fail_syncs(0);
-                result.map(drop)
-            }
-            Act::Repair => writer.repair().map(drop),
-            Act::Retain => writer.retain(),
+            Act::Advance if !self.given.contains_key(&next) => drop(writer.advance(next)),
+            Act::Advance => {}
+            Act::Sync => drop(log.sync()),
+            Act::Faults(skip, count) => bench.disk.fail_operations(*skip, *count),
+            Act::Repair => drop(writer.repair()),
+            Act::Retain => drop(writer.retain()),
             Act::BeginEpoch => {
                 let new = epoch(self.epoch.incarnation + 1);
                 self.begun = Some(new);
-                writer.begin_epoch(new, Lsn(5)).map(|()| {
-                    *self = Promise { epoch: new, begun: None, durable: Lsn(5), given: Default::default(), floor: Lsn(5) };
-                })
+                if writer.begin_epoch(new, Lsn(5)).is_ok() {
+                    *self = Promise::of(new, Lsn(5));
+                }
             }
-        };
+        }
         self.durable = log.durable();
         self.floor = log.floor();
-        match done {
-            Ok(()) => true,
-            // Only then may it refuse.
-            Err(LogError::NeedsRepair) => true,
-            Err(_) => matches!(act, Act::FailedSync) || log_needs_repair(writer),
-        }
     }
 
     /// Checks what is there after the crash, and goes on from it.
@@ -91,7 +92,7 @@ impl Promise {
             assert_eq!(log.epoch(), self.begun, "an epoch from nowhere");
             assert_eq!((log.end(), log.floor()), (Lsn(5), Lsn(5)));
             let epoch = self.begun.take().expect("begun");
-            *self = Promise { epoch, begun: None, durable: Lsn(5), given: Default::default(), floor: Lsn(5) };
+            *self = Promise::of(epoch, Lsn(5));
             return;
         }
         assert!(log.end() >= self.durable, "{} was durable, the log ends at {}", self.durable, log.end());
@@ -107,10 +108,6 @@ impl Promise {
     }
 }
 
-fn log_needs_repair(writer: &LogWriter) -> bool {
-    writer.shared.state().needs_repair
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
     #[test]
@@ -123,20 +120,21 @@ proptest! {
         let config = LogConfig { retain_bytes: 4000, ..Bench::new(segment_bytes, tail_bytes).config };
         let bench = Bench { config, ..Bench::new(0, 0) };
         drop(bench.begin());
-        let mut promise =
-            Promise { epoch: epoch(1), begun: None, durable: Lsn(0), given: Default::default(), floor: Lsn(0) };
+        let mut promise = Promise::of(epoch(1), Lsn(0));
         for (acts, operations, torn) in lives {
-            bench.disk.halt_after(operations);
+            bench.disk.halt_after(Some(operations));
             // Opening itself may be interrupted too.
             if let Ok(mut opened) = bench.try_open() {
                 promise.check(&opened.log);
-                for act in &acts {
-                    if !promise.run(&bench, &mut opened, act) {
-                        break;
-                    }
+                acts.iter().for_each(|act| promise.run(&bench, &mut opened, act));
+            }
+            match torn {
+                Some(torn) => bench.disk.crash(torn),
+                None => {
+                    bench.disk.halt_after(None);
+                    bench.disk.fail_operations(0, 0);
                 }
             }
-            bench.disk.crash(torn);
             promise.check(&bench.open().log);
         }
     }

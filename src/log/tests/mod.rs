@@ -36,13 +36,7 @@ impl Bench {
     fn new(segment_bytes: u64, tail_bytes: usize) -> Bench {
         let disk = DiscardingFiles::new();
         let config = LogConfig { segment_bytes, tail_bytes, ..LogConfig::new(DIR) };
-        Bench {
-            files: Arc::new(disk.clone()),
-            disk,
-            clock: Clock::system(),
-            metrics: Arc::new(Metrics::new()),
-            config,
-        }
+        Bench { files: Arc::new(disk.clone()), disk, clock: Clock::system(), metrics: Arc::new(Metrics::new()), config }
     }
 
     fn try_open(&self) -> Result<Opened, LogError> {

@@ -176,3 +176,15 @@ fn a_large_record_comes_back_as_a_range_of_its_own_segment_and_outlives_its_remo
         assert_same(from, to);
     }
 }
+
+#[test]
+fn handles_and_waiting_reads_can_move_between_threads() {
+    fn sendable<T: Send>(value: T) -> T {
+        value
+    }
+    let Opened { log, writer } = sendable(Bench::new(1 << 20, 0).begin());
+    drop(sendable(writer));
+    let mut reader = sendable(log.reader(Lsn(0)));
+    drop(sendable(reader.next()));
+    drop(sendable(reader.try_next()));
+}

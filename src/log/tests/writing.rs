@@ -224,6 +224,32 @@ fn after_a_failed_sync_nothing_counts_as_durable_until_it_was_written_again() {
 }
 
 #[test]
+fn a_reader_on_disk_that_was_ahead_of_a_repair_goes_on_without_hole_or_repeat() {
+    let bench = Bench::new(1 << 20, 0);
+    let Opened { log, mut writer } = bench.begin();
+    let runtime = runtime();
+    let mut reader = log.reader(Lsn(0));
+    for end in 1..=1000 {
+        writer.append(&insert(end, b"text")).expect("append");
+        if end == 10 {
+            log.sync().expect("sync");
+        }
+    }
+    // Reads ahead a batch and keeps its place in the file.
+    for end in 1..=512 {
+        assert!(matches!(runtime.block_on(next(&mut reader)), Read::Transaction(t) if t.end_lsn == Lsn(end)));
+    }
+    bench.disk.fail_syncs(1);
+    log.sync().expect_err("fails");
+    assert_eq!(writer.repair().expect("repair"), Lsn(10));
+    for end in 11..=2000 {
+        writer.append(&insert(end, b"text")).expect("append");
+    }
+    let read = transactions(runtime.block_on(rest(&mut reader)).expect("read"));
+    assert_eq!(ends(&read), (513..=2000).collect::<Vec<_>>());
+}
+
+#[test]
 fn after_a_failed_sync_and_a_restart_the_records_are_written_again_before_they_count() {
     let bench = Bench::new(1 << 20, 0);
     let Opened { log, mut writer } = bench.begin();
