@@ -1,0 +1,117 @@
+//! Relations are written once per segment and shared in memory.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ahash::{AHashMap, AHashSet};
+
+use crate::change::Relation;
+
+/// The writer's side: which relations the active segment has defined, by number.
+#[derive(Default)]
+pub(super) struct Dictionary {
+    entries: Vec<Arc<Relation>>,
+    /// The number of the last shape seen of each oid: nearly every look-up ends here, by pointer.
+    latest: AHashMap<u32, u32>,
+}
+
+impl Dictionary {
+    pub(super) fn of(entries: Vec<Arc<Relation>>) -> Dictionary {
+        let latest = entries.iter().enumerate().map(|(i, r)| (r.oid, i as u32)).collect();
+        Dictionary { entries, latest }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The relation's number, and whether it is new and must be defined.
+    pub(super) fn number(&mut self, relation: &Arc<Relation>) -> (u32, bool) {
+        let latest = self.latest.get(&relation.oid).copied();
+        if let Some(number) = latest {
+            let known = &self.entries[number as usize];
+            if Arc::ptr_eq(known, relation) || known == relation {
+                return (number, false);
+            }
+            if let Some(older) = self.entries.iter().position(|r| r == relation) {
+                return (older as u32, false);
+            }
+        }
+        let number = self.entries.len() as u32;
+        self.entries.push(relation.clone());
+        self.latest.insert(relation.oid, number);
+        (number, true)
+    }
+
+    /// Forgets what was defined by a record that could not be written.
+    pub(super) fn truncate(&mut self, length: usize) {
+        if length < self.entries.len() {
+            self.entries.truncate(length);
+            *self = Dictionary::of(std::mem::take(&mut self.entries));
+        }
+    }
+}
+
+/// The readers' side: one `Arc` per distinct relation, whichever segment it came from.
+#[derive(Default)]
+pub(super) struct Interner {
+    known: Mutex<AHashSet<Arc<Relation>>>,
+}
+
+/// Beyond this, relations that nobody holds are dropped before another is added.
+const PRUNE_ABOVE: usize = 4096;
+
+impl Interner {
+    pub(super) fn intern(&self, relation: Relation) -> Arc<Relation> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = known.get(&relation) {
+            return shared.clone();
+        }
+        if known.len() >= PRUNE_ABOVE {
+            known.retain(|r| Arc::strong_count(r) > 1);
+        }
+        let shared = Arc::new(relation);
+        known.insert(shared.clone());
+        shared
+    }
+
+    /// Makes the writer's `Arc` the one that readers get too.
+    pub(super) fn adopt(&self, relation: &Arc<Relation>) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(relation.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::ReplicaIdentity;
+
+    fn relation(oid: u32, table: &str) -> Relation {
+        let (schema, identity) = ("public".to_owned(), ReplicaIdentity::Full);
+        Relation { oid, schema, table: table.to_owned(), identity, columns: Vec::new() }
+    }
+
+    #[test]
+    fn a_shape_is_new_once_and_a_shape_that_comes_back_keeps_its_number() {
+        let (a, b, renamed) = (relation(1, "a"), relation(2, "b"), relation(1, "z"));
+        let [a, b, renamed] = [a, b, renamed].map(Arc::new);
+        let mut dictionary = Dictionary::default();
+        assert_eq!(dictionary.number(&a), (0, true));
+        assert_eq!(dictionary.number(&b), (1, true));
+        assert_eq!(dictionary.number(&Arc::new(relation(1, "a"))), (0, false));
+        assert_eq!(dictionary.number(&renamed), (2, true));
+        assert_eq!(dictionary.number(&a), (0, false));
+        dictionary.truncate(2);
+        assert_eq!(dictionary.number(&a), (0, false));
+        assert_eq!(dictionary.number(&renamed), (2, true));
+    }
+
+    #[test]
+    fn equal_relations_are_one_arc() {
+        let interner = Interner::default();
+        let mine = Arc::new(relation(1, "a"));
+        interner.adopt(&mine);
+        assert!(Arc::ptr_eq(&interner.intern(relation(1, "a")), &mine));
+        let other = interner.intern(relation(1, "b"));
+        assert!(Arc::ptr_eq(&interner.intern(relation(1, "b")), &other));
+    }
+}
