@@ -9,4 +9,4 @@ pub use principal::Principal;
 pub use verify::{Verifier, VerifierConfig};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

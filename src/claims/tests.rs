@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use super::*;
 use crate::error::ClientFacing as _;
 
-const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
+pub(crate) const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
 const NOW: i64 = 1_800_000_000;
 
-fn verifier() -> Verifier {
+/// Knows the tests' secret and `sb_publishable_abc`.
+pub(crate) fn verifier() -> Verifier {
     Verifier::new(VerifierConfig {
         jwt_secret: Some(SECRET.to_vec()),
         opaque_keys: [("sb_publishable_abc".to_owned(), "anon".to_owned())].into(),
@@ -25,7 +26,8 @@ fn signed(header: &Value, claims: &Value, algorithm: Algorithm, secret: &[u8]) -
     format!("{message}.{signature}")
 }
 
-fn token(claims: Value) -> String {
+/// A token of the tests' secret.
+pub(crate) fn token(claims: Value) -> String {
     signed(&json!({"alg": "HS256"}), &claims, Algorithm::HS256, SECRET)
 }
 
