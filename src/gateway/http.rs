@@ -7,6 +7,7 @@
 //! The accept loop is ours so that the upgraded connection can be taken apart into the `TcpStream` that the outbox writes to.
 //! Rejected: `warp::serve` with `warp::ws()`, which costs 2.5 × the CPU and 26 × the memory per connection.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -182,8 +183,8 @@ async fn accept(listener: &TcpListener, pending: &Arc<Semaphore>) -> (OwnedSemap
     }
 }
 
-/// One connection from accept to end.
-async fn live<S>(
+/// One connection from accept to end. Each phase is boxed, so that neither keeps memory for the other.
+fn live<S>(
     shared: Arc<Shared>,
     service: S,
     stream: TcpStream,
@@ -191,23 +192,29 @@ async fn live<S>(
     permit: OwnedSemaphorePermit,
     connection: u64,
     shard: usize,
-) where
+) -> impl Future<Output = ()> + Send + 'static
+where
     S: Service<Request<Incoming>, Response = warp::reply::Response, Error = std::convert::Infallible> + Send + 'static,
     S::Future: Send + 'static,
 {
-    let handover = Handover { peer, accepted: Arc::default() };
-    Box::pin(speak_http(&shared, service, stream, handover.clone())).await;
-    drop(permit);
-    let accepted = handover.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let Some(Accepted { upgrade, grant, admitted }) = accepted else { return };
-    // HTTP is over, so this is ready; without an upgrade the 101 was never written.
-    let Ok(upgraded) = upgrade.await else { return };
-    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
-    let Grant { version, token, principal, .. } = grant;
-    let visitor = phoenix::Visitor { connection, version, token, principal };
-    let (stream, leftover) = (parts.io.into_inner(), parts.read_buf);
-    Box::pin(phoenix::run(shared, visitor, shard, stream, leftover)).await;
-    drop(admitted);
+    let first = Box::pin(async move {
+        let handover = Handover { peer, accepted: Arc::default() };
+        speak_http(&shared, service, stream, handover.clone()).await;
+        drop(permit);
+        let accepted = handover.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Accepted { upgrade, grant, admitted } = accepted?;
+        // HTTP is over, so this is ready; it fails if the 101 could not be written.
+        let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
+        let Grant { version, token, principal, .. } = grant;
+        let visitor = phoenix::Visitor { connection, version, token, principal };
+        let (stream, leftover) = (parts.io.into_inner(), parts.read_buf);
+        Some(Box::pin(phoenix::run(shared, visitor, shard, stream, leftover, admitted)))
+    });
+    async move {
+        if let Some(second) = first.await {
+            second.await;
+        }
+    }
 }
 
 async fn speak_http<S>(shared: &Shared, service: S, stream: TcpStream, handover: Handover)

@@ -97,7 +97,7 @@ impl Admission {
 }
 
 /// One connection's place; free again when dropped.
-pub(super) struct Admitted {
+pub(in crate::gateway) struct Admitted {
     to: Admission,
 }
 

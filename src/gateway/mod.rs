@@ -7,6 +7,9 @@ mod http;
 mod limits;
 pub mod phoenix;
 
+#[cfg(test)]
+mod tests;
+
 pub use http::{BindError, Bound, Deps, Gateway};
 pub use limits::GatewayConfig;
 

@@ -33,6 +33,7 @@ use tracing::{debug, warn};
 use super::codec::{self, Decoded};
 use super::session::{Effect, Now, Session, Visitor};
 use crate::channel::Answer;
+use crate::gateway::limits::Admitted;
 use crate::gateway::{Shared, close};
 use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, SubscribeError, Transmit, Version};
 
@@ -103,13 +104,14 @@ struct Connection {
     blocked_since: Option<Instant>,
 }
 
-/// Serves an upgraded connection until it ends. `leftover`: bytes that were read behind the handshake.
+/// Serves an upgraded connection until it ends. `leftover`: bytes that were read behind the handshake; `place`: kept so long.
 pub(in crate::gateway) async fn run(
     shared: Arc<Shared>,
     visitor: Visitor,
     shard: usize,
     stream: TcpStream,
     leftover: Bytes,
+    place: Admitted,
 ) {
     let (read, write) = stream.into_split();
     let write = Arc::new(write);
@@ -123,7 +125,10 @@ pub(in crate::gateway) async fn run(
         .max_message_size(limit)
         .max_frame_size(limit);
     let inbound = Inbound { read, outbox: outbox.clone() };
-    let mut socket = WebSocketStream::from_partially_read(inbound, leftover.into(), Role::Server, Some(config)).await;
+    // A copy of its own size: tungstenite keeps this buffer, and hyper's has 8 KiB.
+    let first = Vec::from(leftover.as_ref());
+    drop(leftover);
+    let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, Some(config)).await;
     let mut connection = Connection {
         number: visitor.connection,
         version: visitor.version,
@@ -139,6 +144,7 @@ pub(in crate::gateway) async fn run(
     };
     connection.serve(&mut socket).await;
     Box::pin(connection.finish(socket.into_inner().read)).await;
+    drop(place);
 }
 
 /// An answer that does not come is a "try again".
@@ -309,6 +315,9 @@ impl Connection {
         let Connection { shared, outbox, write, session, mut operations, asked, number, .. } = self;
         asked.values().for_each(AbortHandle::abort);
         let reason = outbox.closing();
+        if let Some(reason) = reason.filter(|reason| *reason != CloseReason::Peer) {
+            shared.metrics.closes.get_or_create(&[("reason", reason.as_str())]).inc();
+        }
         let deadline = TokioInstant::now() + shared.config.close_timeout;
         let goodbye = async {
             while outbox.flush() == Flushed::Blocked && write.writable().await.is_ok() {}
@@ -327,9 +336,6 @@ impl Connection {
         let (_, left) = join(timeout_at(deadline, goodbye), timeout_at(deadline, leaving)).await;
         if left.is_err() {
             warn!(connection = number, "the hub did not take the end of a connection in time");
-        }
-        if let Some(reason) = reason.filter(|reason| *reason != CloseReason::Peer) {
-            shared.metrics.closes.get_or_create(&[("reason", reason.as_str())]).inc();
         }
         debug!(connection = number, reason = reason.map(CloseReason::as_str), "connection ended");
     }
