@@ -34,11 +34,13 @@ use super::codec::{self, Decoded};
 use super::session::{Effect, Now, Session, Visitor};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
-use crate::gateway::{Shared, close};
+use crate::gateway::{GatewayConfig, Shared, close};
 use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, SubscribeError, Transmit, Version};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
+/// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
+const HEAVY_MESSAGE: usize = 64 * 1024;
 /// When a question to the hub counts as lost and is asked again.
 const HUB_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -55,11 +57,16 @@ impl Transmit for Lent {
 struct Inbound {
     read: OwnedReadHalf,
     outbox: Arc<Outbox>,
+    /// Bytes that tungstenite got so far.
+    taken: u64,
 }
 
 impl AsyncRead for Inbound {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.read).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.read).poll_read(cx, buf);
+        self.taken += (buf.filled().len() - before) as u64;
+        polled
     }
 }
 
@@ -102,6 +109,39 @@ struct Connection {
     last_inbound: Instant,
     /// Since when the peer takes no bytes.
     blocked_since: Option<Instant>,
+    /// The least number of bytes that the messages so far have had on the wire.
+    read: u64,
+    /// A message was so large that tungstenite's buffer should go.
+    heavy: bool,
+}
+
+/// Why [`Connection::serve`] has returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// The connection is closing.
+    Over,
+    /// tungstenite holds a large buffer, and nothing in it.
+    Heavy,
+}
+
+fn reading(config: &GatewayConfig) -> WebSocketConfig {
+    let limit = Some(config.max_message_bytes);
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_message_size(limit)
+        .max_frame_size(limit)
+}
+
+/// Bytes of a message sent as one masked frame with the shortest header.
+fn least_wire_size(message: &Message) -> u64 {
+    let size = message.len();
+    let header = match size {
+        0..126 => 6,
+        126..65_536 => 8,
+        _ => 14,
+    };
+    header + size as u64
 }
 
 /// Serves an upgraded connection until it ends. `leftover`: bytes that were read behind the handshake; `place`: kept so long.
@@ -118,17 +158,12 @@ pub(in crate::gateway) async fn run(
     let socket = Box::new(Lent(Arc::downgrade(&write)));
     let slow_close = close::frame_for(CloseReason::Slow);
     let outbox = Arc::new(Outbox::new(socket, shared.config.max_outbox_bytes, slow_close));
-    let limit = Some(shared.config.max_message_bytes);
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_message_size(limit)
-        .max_frame_size(limit);
-    let inbound = Inbound { read, outbox: outbox.clone() };
     // A copy of its own size: tungstenite keeps this buffer, and hyper's has 8 KiB.
     let first = Vec::from(leftover.as_ref());
     drop(leftover);
-    let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, Some(config)).await;
+    let inbound = Inbound { read, outbox: outbox.clone(), taken: first.len() as u64 };
+    let config = Some(reading(&shared.config));
+    let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, config).await;
     let mut connection = Connection {
         number: visitor.connection,
         version: visitor.version,
@@ -140,9 +175,16 @@ pub(in crate::gateway) async fn run(
         asked: HashMap::new(),
         last_inbound: Instant::now(),
         blocked_since: None,
+        read: 0,
+        heavy: false,
         shared,
     };
-    connection.serve(&mut socket).await;
+    while connection.serve(&mut socket).await == Served::Heavy {
+        let config = Some(reading(&connection.shared.config));
+        let mut inbound = socket.into_inner();
+        (inbound.taken, connection.read, connection.heavy) = (0, 0, false);
+        socket = WebSocketStream::from_raw_socket(inbound, Role::Server, config).await;
+    }
     Box::pin(connection.finish(socket.into_inner().read)).await;
     drop(place);
 }
@@ -154,8 +196,8 @@ async fn bounded(asking: impl Future<Output = Answer>) -> Answer {
 }
 
 impl Connection {
-    /// Until the connection is closing, for whatever reason.
-    async fn serve(&mut self, socket: &mut WebSocketStream<Inbound>) {
+    /// Until the connection is closing, for whatever reason, or the socket's buffer is to be replaced.
+    async fn serve(&mut self, socket: &mut WebSocketStream<Inbound>) -> Served {
         let shared = self.shared.clone();
         let mut draining = pin!(shared.drain.draining());
         let mut sleep = pin!(sleep_until(TokioInstant::now() + self.next_wake()));
@@ -163,7 +205,18 @@ impl Connection {
             tokio::select! {
                 message = socket.next() => {
                     self.last_inbound = Instant::now();
+                    if let Some(Ok(message)) = &message {
+                        self.read += least_wire_size(message);
+                        self.heavy |= message.len() >= HEAVY_MESSAGE;
+                    }
+                    let data = matches!(message, Some(Ok(Message::Text(_) | Message::Binary(_))));
                     self.received(message);
+                    // Equal only if every message was one frame of the least size and no byte of another has come: a
+                    // fragment or a longer header leaves `read` behind for good, and then the buffer just stays. Behind a
+                    // data message tungstenite also owes no pong.
+                    if self.heavy && data && self.read == socket.get_ref().taken {
+                        return Served::Heavy;
+                    }
                 }
                 () = self.outbox.attention() => self.flush(),
                 _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
@@ -182,6 +235,7 @@ impl Connection {
                 sleep.as_mut().reset(wake);
             }
         }
+        Served::Over
     }
 
     fn now(&self) -> Now {

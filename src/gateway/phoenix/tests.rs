@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
@@ -514,5 +515,60 @@ fn malformed_frames_have_no_answer() {
     let mut v1 = client_of(Version::V1, GatewayConfig::default());
     for text in [r#"["1","1","realtime:t","phx_join",{}]"#, r#"{"event":"phx_join","payload":{},"ref":"1"}"#] {
         assert!(v1.raw(text).is_empty());
+    }
+}
+
+proptest! {
+    /// Whatever comes in whatever order: what was asked of the hub is given back once, and no more than once.
+    #[test]
+    fn every_subscription_is_left_exactly_once(steps in prop::collection::vec((0..8u8, 0..3usize, 0..4u8), 1..60)) {
+        let config = GatewayConfig { max_channels: 2, join_failure_delay: Duration::from_secs(2), ..GatewayConfig::default() };
+        let mut client = client_of(Version::V2, config);
+        for (kind, topic, variant) in steps {
+            let topic = format!("realtime:{topic}");
+            let lifetime = [-1, 1, 30, 900][usize::from(variant)];
+            let moment = (client.now.unix_millis / 1000) - NOW + lifetime;
+            let frame = |event: &str, payload: Value| json!([variant.to_string(), "9", topic, event, payload]);
+            match kind {
+                0 | 1 => {
+                    let mut payload = todos();
+                    payload["access_token"] = json!(anon(moment));
+                    client.send(frame("phx_join", payload));
+                }
+                2 => drop(client.send(frame("phx_leave", json!({})))),
+                3 => drop(client.send(frame("access_token", json!({"access_token": anon(moment)})))),
+                4 => drop(client.send(frame("broadcast", json!({})))),
+                5 | 6 => drop(client.pass(u64::from(variant))),
+                _ => {
+                    let id = client.wants.iter().rev().find_map(|want| match want {
+                        Effect::Subscribe { id, .. } | Effect::Reclaim { id, .. } => Some(*id),
+                        _ => None,
+                    });
+                    let error = SubscribeError { message: "no".into(), retry: variant == 1 };
+                    if let Some(id) = id {
+                        client.answer(id, if variant > 1 { Ok(()) } else { Err(error) });
+                    }
+                }
+            }
+        }
+        let mut asked: Vec<ChannelId> = Vec::new();
+        let mut left: Vec<ChannelId> = Vec::new();
+        for want in &client.wants {
+            match want {
+                Effect::Subscribe { id, .. } | Effect::Reclaim { id, .. } => {
+                    prop_assert!(!left.contains(id), "asked after it was left");
+                    asked.push(*id);
+                }
+                Effect::Leave(id) => left.push(*id),
+                Effect::Send(_) => {}
+            }
+        }
+        let metrics = client.shared.metrics.clone();
+        left.extend(client.session.end());
+        asked.sort();
+        asked.dedup();
+        left.sort();
+        prop_assert_eq!(asked, left);
+        prop_assert_eq!(metrics.channels.get(), 0);
     }
 }
