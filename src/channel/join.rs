@@ -1,0 +1,265 @@
+//! The payload of a join, read leniently (`protocol.md` §3.1.1): what can't be read is as if it were absent, and named.
+//!
+//! The one exception is `private`: a client that meant to be private must not end up in the public channel of that name, so an
+//! unreadable value is refused (decision 3).
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::changes::Wanted;
+use super::object::{Object, string};
+use crate::claims::TokenError;
+use crate::error::{ClientFacing, Fault, Remedy};
+
+/// Why a join is refused (`protocol.md` §3.1.3).
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// The topic is `realtime:` and nothing more.
+    #[error("the topic has no name")]
+    TopicName,
+    /// The relay is stopping.
+    #[error("the relay is stopping")]
+    Restarting,
+    /// Public channels are switched off.
+    #[error("only private channels are allowed")]
+    PrivateOnly,
+    /// The connection has as many channels as it may.
+    #[error("the connection has too many channels")]
+    TooManyChannels,
+    /// The token is not good for anything.
+    #[error("the token was refused")]
+    Token(#[from] TokenError),
+    /// The payload is not one that we may guess about.
+    #[error("the payload is invalid: {0}")]
+    Payload(&'static str),
+    /// Private channels are not served yet.
+    #[error("private channels are not supported yet")]
+    Private,
+    /// Replay is for private channels.
+    #[error("replay is not allowed for public channels")]
+    Replay,
+}
+
+impl ClientFacing for JoinError {
+    fn code(&self) -> &'static str {
+        match self {
+            JoinError::TopicName => "TopicNameRequired",
+            JoinError::Restarting => "RealtimeRestarting",
+            JoinError::PrivateOnly => "PrivateOnly",
+            JoinError::TooManyChannels => "ChannelRateLimitReached",
+            JoinError::Token(error) => error.code(),
+            JoinError::Payload(_) => "InvalidJoinPayload",
+            JoinError::Private => "PrivateChannelsNotSupported",
+            JoinError::Replay => "UnableToReplayMessages",
+        }
+    }
+
+    /// The whole `reason`.
+    fn client_text(&self) -> String {
+        let text = match self {
+            JoinError::TopicName => "You must provide a topic name",
+            JoinError::Restarting => "Realtime is restarting, please standby",
+            JoinError::PrivateOnly => "This project only allows private channels",
+            JoinError::TooManyChannels => "Too many channels",
+            JoinError::Token(error) => return error.join_reason(),
+            JoinError::Payload(text) => text,
+            JoinError::Private => "Private channels are not supported yet",
+            JoinError::Replay => "Replay is not allowed for public channels",
+        };
+        format!("{}: {text}", self.code())
+    }
+}
+
+impl Fault for JoinError {
+    fn remedy(&self) -> Remedy {
+        match self {
+            JoinError::Restarting => Remedy::Retry,
+            _ => Remedy::Operator,
+        }
+    }
+}
+
+/// The token of an `access_token` event, if it is one to look at: not absent, null or an opaque key (§3.4).
+pub fn renewed_token(payload: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Payload<'a> {
+        #[serde(borrow)]
+        access_token: Option<&'a RawValue>,
+    }
+    let payload: Payload<'_> = serde_json::from_str(payload).ok()?;
+    string(payload.access_token?.get()).filter(|token| !token.starts_with("sb_"))
+}
+
+/// Whether the channel is to be private.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Privacy {
+    /// `private` is absent or false.
+    Public,
+    /// `private` is true.
+    Private,
+    /// `private` is something else.
+    Unreadable,
+}
+
+/// Which token the channel speaks with (§3.1.2).
+#[derive(Clone, PartialEq, Eq)]
+pub enum TokenChoice {
+    /// The connection's.
+    Connection,
+    /// This one.
+    Own(String),
+}
+
+/// What a join asks for.
+pub struct Join {
+    /// Whether it is to be private.
+    pub privacy: Privacy,
+    /// Whether each broadcast is to be answered.
+    pub ack: bool,
+    /// Whether presence is asked for.
+    pub presence: bool,
+    /// Whether `broadcast.replay` is given.
+    pub replay: bool,
+    /// The `postgres_changes` entries, nulls removed.
+    pub changes: Vec<Wanted>,
+    /// The token.
+    pub token: TokenChoice,
+    /// Fields that could not be read and count as absent, for the log.
+    pub unreadable: Vec<&'static str>,
+}
+
+impl Join {
+    /// Never fails; see the module's comment. A payload without `config` is one with an empty `config` (decision 5).
+    pub fn parse(payload: &str) -> Join {
+        let mut unreadable = Vec::new();
+        let payload = section(Some(payload), "payload", &mut unreadable);
+        let config = section(payload.get_some("config"), "config", &mut unreadable);
+        let broadcast = section(config.get_some("broadcast"), "broadcast", &mut unreadable);
+        let presence = section(config.get_some("presence"), "presence", &mut unreadable);
+        let mut flag = |object: &Object<'_>, name: &'static str| {
+            let value = object.get_some(name).map(boolean);
+            if value == Some(None) {
+                unreadable.push(name);
+            }
+            value.flatten().unwrap_or(false)
+        };
+        let ack = flag(&broadcast, "ack");
+        let enabled = flag(&presence, "enabled");
+        let privacy = match config.get_some("private").map(boolean) {
+            None | Some(Some(false)) => Privacy::Public,
+            Some(Some(true)) => Privacy::Private,
+            Some(None) => Privacy::Unreadable,
+        };
+        let changes = config.get_some("postgres_changes").map_or_else(|| Some(Vec::new()), Wanted::parse_all);
+        if changes.is_none() {
+            unreadable.push("postgres_changes");
+        }
+        Join {
+            privacy,
+            ack,
+            presence: enabled,
+            replay: broadcast.get_some("replay").is_some(),
+            changes: changes.unwrap_or_default(),
+            token: token(&payload),
+            unreadable,
+        }
+    }
+}
+
+fn section<'a>(json: Option<&'a str>, name: &'static str, unreadable: &mut Vec<&'static str>) -> Object<'a> {
+    json.map_or_else(
+        || Some(Object::default()),
+        |json| if json == "null" { Some(Object::default()) } else { Object::parse(json) },
+    )
+    .unwrap_or_else(|| {
+        unreadable.push(name);
+        Object::default()
+    })
+}
+
+/// A JSON boolean, or the word as a string in any letter case.
+fn boolean(json: &str) -> Option<bool> {
+    match json {
+        "true" => Some(true),
+        "false" => Some(false),
+        other => match string(other)?.to_ascii_lowercase().as_str() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        },
+    }
+}
+
+fn token(payload: &Object<'_>) -> TokenChoice {
+    let access = payload.string("access_token");
+    let user = payload.string("user_token");
+    let candidate = access.as_deref().or(user.as_deref());
+    if candidate.is_some_and(|token| token.starts_with("sb_")) {
+        return TokenChoice::Connection;
+    }
+    user.or(access).map_or(TokenChoice::Connection, TokenChoice::Own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_string_that_is_no_opaque_key_renews_a_token() {
+        assert_eq!(renewed_token(r#"{"access_token":"a"}"#).as_deref(), Some("a"));
+        assert_eq!(renewed_token(r#"{"access_token":""}"#).as_deref(), Some(""));
+        for none in
+            ["{}", "[]", "null", r#"{"access_token":null}"#, r#"{"access_token":"sb_x"}"#, r#"{"access_token":1}"#]
+        {
+            assert_eq!(renewed_token(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn absent_and_null_sections_are_defaults() {
+        for payload in [
+            "{}",
+            "null",
+            r#"{"config":{}}"#,
+            r#"{"config":{"broadcast":null,"presence":null,"postgres_changes":null}}"#,
+        ] {
+            let join = Join::parse(payload);
+            assert_eq!((join.privacy, join.ack, join.presence, join.replay), (Privacy::Public, false, false, false));
+            assert!(join.changes.is_empty() && join.unreadable.is_empty(), "{payload}");
+        }
+    }
+
+    #[test]
+    fn booleans_as_strings_are_honoured_in_any_case() {
+        let join =
+            Join::parse(r#"{"config":{"broadcast":{"ack":"True"},"presence":{"enabled":"TRUE"},"private":"False"}}"#);
+        assert_eq!((join.ack, join.presence, join.privacy), (true, true, Privacy::Public));
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_default_and_named_but_private_is_refused() {
+        let join =
+            Join::parse(r#"{"config":{"broadcast":{"ack":1},"presence":[],"private":"yes","postgres_changes":{}}}"#);
+        assert_eq!((join.ack, join.presence, join.privacy), (false, false, Privacy::Unreadable));
+        assert_eq!(join.unreadable, ["presence", "ack", "postgres_changes"]);
+        assert_eq!(Join::parse("[1]").unreadable, ["payload"]);
+        assert_eq!(Join::parse(r#"{"config":{"private":1}}"#).privacy, Privacy::Unreadable);
+    }
+
+    #[test]
+    fn the_token_is_chosen_as_the_protocol_says() {
+        let choice = |json: &str| match Join::parse(json).token {
+            TokenChoice::Connection => "connection".to_owned(),
+            TokenChoice::Own(token) => token,
+        };
+        assert_eq!(choice("{}"), "connection");
+        assert_eq!(choice(r#"{"access_token":"a"}"#), "a");
+        assert_eq!(choice(r#"{"user_token":"u"}"#), "u");
+        assert_eq!(choice(r#"{"access_token":"a","user_token":"u"}"#), "u");
+        assert_eq!(choice(r#"{"access_token":"sb_a","user_token":"u"}"#), "connection");
+        assert_eq!(choice(r#"{"user_token":"sb_u"}"#), "connection");
+        assert_eq!(choice(r#"{"access_token":null}"#), "connection");
+        assert_eq!(choice(r#"{"access_token":5,"user_token":"u"}"#), "u");
+        assert_eq!(choice(r#"{"access_token":""}"#), "");
+    }
+}

@@ -1,0 +1,32 @@
+//! With which code a connection is closed.
+//!
+//! Never 1000 or 1001, after which Python clients don't come back, and never 4000 or above, after which Swift clients don't
+//! (`protocol.md` §9.4).
+
+use bytes::Bytes;
+use tokio_tungstenite::tungstenite::Error;
+
+use super::frame;
+use crate::hub::CloseReason;
+
+/// The close frame for a reason of ours.
+pub(super) fn frame_for(reason: CloseReason) -> Bytes {
+    match reason {
+        CloseReason::Slow => frame::close(1013, "slow consumer, resume"),
+        CloseReason::Drain => frame::close(1012, "server restarting, reconnect"),
+        CloseReason::Idle => frame::close(1012, "idle, reconnect"),
+        CloseReason::Protocol => frame::close(1002, "protocol error"),
+        CloseReason::Peer => frame::encode(frame::Opcode::Close, &[]),
+    }
+}
+
+/// The close frame for what can't be read any further; `None` if the peer is gone already.
+pub(super) fn frame_for_error(error: &Error) -> Option<Bytes> {
+    match error {
+        Error::Capacity(_) => Some(frame::close(1009, "message too big")),
+        Error::Utf8(_) => Some(frame::close(1007, "text is not UTF-8")),
+        Error::Protocol(tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => None,
+        Error::Protocol(_) => Some(frame_for(CloseReason::Protocol)),
+        _ => None,
+    }
+}

@@ -1,0 +1,219 @@
+//! May this request become a WebSocket, and for whom? Checks, statuses and texts of `protocol.md` §1.4, in its order.
+//!
+//! Pure: the head of a request in, a grant or a refusal out.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use warp::http::{HeaderMap, Method, Response, StatusCode, header};
+
+use crate::claims::{Principal, TokenError, Verifier};
+use crate::error::ClientFacing as _;
+use crate::hub::Version;
+
+/// A request that may be upgraded.
+pub(super) struct Grant {
+    pub(super) version: Version,
+    pub(super) token: Arc<str>,
+    pub(super) principal: Arc<Principal>,
+    /// The value of `Sec-WebSocket-Accept`.
+    accept: String,
+}
+
+/// Why a request is not upgraded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It is no WebSocket upgrade.
+    NotAnUpgrade(&'static str),
+    /// `vsn` is none that we speak.
+    Version,
+    NoKey,
+    Token(TokenError),
+    TooManyConnections,
+}
+
+/// All checks but the number of connections, which is asked last and by the caller.
+pub(super) fn check(
+    method: &Method,
+    headers: &HeaderMap,
+    query: &str,
+    verifier: &Verifier,
+    now_unix_seconds: i64,
+) -> Result<Grant, Refusal> {
+    let accept = accept_key(method, headers)?;
+    let version = match parameter(query, "vsn") {
+        None => Version::V1,
+        Some(text) => version(&text).ok_or(Refusal::Version)?,
+    };
+    // The header wins even if it is invalid: gateways put the real token there.
+    let token = match headers.get("x-api-key") {
+        Some(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        None => parameter(query, "apikey").ok_or(Refusal::NoKey)?,
+    };
+    let principal = verifier.verify(&token, now_unix_seconds).map_err(Refusal::Token)?;
+    Ok(Grant { version, token: token.into(), principal: Arc::new(principal), accept })
+}
+
+fn accept_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> {
+    let has = |name, word: &str| {
+        let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(word))
+    };
+    if method != Method::GET {
+        return Err(Refusal::NotAnUpgrade("WebSocket needs GET"));
+    }
+    if !has(header::CONNECTION, "upgrade") || !has(header::UPGRADE, "websocket") {
+        return Err(Refusal::NotAnUpgrade("not a WebSocket upgrade"));
+    }
+    if !has(header::SEC_WEBSOCKET_VERSION, "13") {
+        return Err(Refusal::NotAnUpgrade("Sec-WebSocket-Version must be 13"));
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes());
+    match key.filter(|key| STANDARD.decode(key).is_ok_and(|nonce| nonce.len() == 16)) {
+        Some(key) => Ok(derive_accept_key(key)),
+        None => Err(Refusal::NotAnUpgrade("Sec-WebSocket-Key is missing or invalid")),
+    }
+}
+
+/// `1.0.x` and `2.0.x`.
+fn version(text: &str) -> Option<Version> {
+    let (line, patch) = text.rsplit_once('.')?;
+    if patch.is_empty() || !patch.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    match line {
+        "1.0" => Some(Version::V1),
+        "2.0" => Some(Version::V2),
+        _ => None,
+    }
+}
+
+/// The last value of a query parameter, decoded as a form field.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.rev().find(|(key, _)| decode(key) == name).map(|(_, value)| decode(value))
+}
+
+fn decode(text: &str) -> String {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [byte, tail @ ..] = rest {
+        rest = tail;
+        let hex = |byte: u8| char::from(byte).to_digit(16);
+        match (byte, tail) {
+            (b'+', _) => plain.push(b' '),
+            (b'%', [high, low, after @ ..]) if hex(*high).is_some() && hex(*low).is_some() => {
+                let value = hex(*high).unwrap_or(0) * 16 + hex(*low).unwrap_or(0);
+                plain.push(u8::try_from(value).unwrap_or(b'?'));
+                rest = after;
+            }
+            (other, _) => plain.push(*other),
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+impl Grant {
+    /// The 101; no subprotocol, no extension.
+    pub(super) fn response(&self) -> Response<String> {
+        let mut response = Response::new(String::new());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
+        if let Ok(accept) = self.accept.parse() {
+            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        }
+        response
+    }
+}
+
+impl Refusal {
+    /// The metric's label.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Refusal::NotAnUpgrade(_) => "NotAnUpgrade",
+            Refusal::Version => "UnsupportedVersion",
+            Refusal::NoKey => "MissingAPIKey",
+            Refusal::Token(error) => error.code(),
+            Refusal::TooManyConnections => "ConnectionRateLimitReached",
+        }
+    }
+
+    /// The answer.
+    pub(super) fn response(&self) -> Response<String> {
+        let (status, text) = match self {
+            Refusal::NotAnUpgrade(text) => return plain(StatusCode::BAD_REQUEST, (*text).into()),
+            Refusal::Version => return plain(StatusCode::FORBIDDEN, String::new()),
+            Refusal::NoKey => (401, "API key is missing".into()),
+            Refusal::Token(error) => error.handshake(),
+            Refusal::TooManyConnections => (429, "Too many connected users".into()),
+        };
+        let mut response = Response::new(serde_json::json!({ "error": text }).to_string());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let json = header::HeaderValue::from_static("application/json; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        response
+    }
+}
+
+/// A short text.
+pub(super) fn plain(status: StatusCode, text: String) -> Response<String> {
+    let mut response = Response::new(text);
+    *response.status_mut() = status;
+    let content = header::HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, content);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_two_lines_of_versions_are_spoken() {
+        for (text, expected) in [
+            ("1.0.0", Some(Version::V1)),
+            ("1.0.9", Some(Version::V1)),
+            ("2.0.0", Some(Version::V2)),
+            ("2.0.1", Some(Version::V2)),
+            ("2.0.", None),
+            ("2.0", None),
+            ("2.1.0", None),
+            ("3.0.0", None),
+            ("abc", None),
+            ("", None),
+            ("2.0.x", None),
+        ] {
+            assert_eq!(version(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_decoded_and_the_last_counts() {
+        assert_eq!(parameter("a=1&apikey=x%2Ey+z&b", "apikey").as_deref(), Some("x.y z"));
+        assert_eq!(parameter("apikey=1&apikey=2", "apikey").as_deref(), Some("2"));
+        assert_eq!(parameter("apikey", "apikey").as_deref(), Some(""));
+        assert_eq!(parameter("%61pikey=%zz%4", "apikey").as_deref(), Some("%zz%4"));
+        assert_eq!(parameter("", "apikey"), None);
+    }
+
+    #[test]
+    fn the_key_must_be_sixteen_bytes() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in
+            [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket"), ("sec-websocket-version", "13")]
+        {
+            headers.insert(name, value.parse().unwrap());
+        }
+        let refused = |headers: &HeaderMap| matches!(accept_key(&Method::GET, headers), Err(Refusal::NotAnUpgrade(_)));
+        assert!(refused(&headers));
+        headers.insert("sec-websocket-key", "c2hvcnQ=".parse().unwrap());
+        assert!(refused(&headers));
+        headers.insert("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==".parse().unwrap());
+        assert_eq!(accept_key(&Method::GET, &headers), Ok("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=".into()));
+        assert!(accept_key(&Method::POST, &headers).is_err());
+    }
+}

@@ -1,0 +1,320 @@
+//! The listener, the routes, and the way from a request to a WebSocket.
+//!
+//! Invariants:
+//! * Each TCP connection is one task: first HTTP, then, if upgraded, the socket; the first half's memory is freed between them.
+//! * What has not authenticated is bounded in number, bytes and time.
+//!
+//! The accept loop is ours so that the upgraded connection can be taken apart into the `TcpStream` that the outbox writes to.
+//! Rejected: `warp::serve` with `warp::ws()`, which costs 2.5 × the CPU and 26 × the memory per connection.
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tracing::{debug, info, warn};
+use warp::http::{HeaderMap, Method, Request, Response, StatusCode};
+use warp::{Filter, Rejection, Reply};
+
+use super::handshake::{self, Grant, Refusal, plain};
+use super::limits::{Admission, Admitted};
+use super::{GatewayConfig, Shared, phoenix};
+use crate::claims::Verifier;
+use crate::clock::Clock;
+use crate::error::{Fault, Remedy};
+use crate::hub::HubHandle;
+use crate::metrics::Metrics;
+use crate::task::{Connections, Drain};
+
+/// What the gateway needs from the rest of the relay.
+pub struct Deps {
+    /// Where channels subscribe.
+    pub hub: HubHandle,
+    /// Who may come in.
+    pub verifier: Arc<Verifier>,
+    /// What time it is.
+    pub clock: Clock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// When to stop.
+    pub drain: Drain,
+    /// The set that every connection's task belongs to.
+    pub connections: Connections,
+    /// Whether changes are streaming, for `/readyz`.
+    pub ready: watch::Receiver<bool>,
+    /// Shards of sockets; connections are given to them in turn.
+    pub shards: usize,
+}
+
+/// Why the gateway can't listen.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr}")]
+pub struct BindError {
+    /// The address that was asked for.
+    pub addr: SocketAddr,
+    /// The system's reason.
+    pub source: io::Error,
+}
+
+impl Fault for BindError {
+    fn remedy(&self) -> Remedy {
+        Remedy::Operator
+    }
+
+    fn advice(&self) -> String {
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => {
+                format!("another process listens on {}: stop it, or choose another port with PORT or --port", self.addr)
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!("port {} needs a privilege: choose a port above 1023 with PORT or --port", self.addr.port())
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                format!("{} is no address of this machine: set HOST, for example to 0.0.0.0", self.addr.ip())
+            }
+            _ => String::new(),
+        }
+    }
+}
+
+/// The gateway before it listens.
+pub struct Gateway {
+    config: GatewayConfig,
+    deps: Deps,
+}
+
+/// The gateway with its port reserved; clients that come before [`Bound::serve`] wait.
+pub struct Bound {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    gateway: Gateway,
+}
+
+impl Gateway {
+    /// Nothing runs yet.
+    pub fn new(config: GatewayConfig, deps: Deps) -> Gateway {
+        Gateway { config, deps }
+    }
+
+    /// Reserves the port; 0 takes a free one.
+    pub async fn bind(self, addr: SocketAddr) -> Result<Bound, BindError> {
+        let failed = |source| BindError { addr, source };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        Ok(Bound { listener, local_addr, gateway: self })
+    }
+}
+
+/// What the routes share.
+struct Doors {
+    shared: Arc<Shared>,
+    admission: Admission,
+    ready: watch::Receiver<bool>,
+}
+
+/// How a request of an upgraded connection leaves the HTTP half of the task.
+#[derive(Clone)]
+struct Handover {
+    peer: SocketAddr,
+    accepted: Arc<Mutex<Option<Accepted>>>,
+}
+
+struct Accepted {
+    upgrade: OnUpgrade,
+    grant: Grant,
+    admitted: Admitted,
+}
+
+/// How long the accept loop waits when the system has no file descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+impl Bound {
+    /// The address that clients reach.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Accepts until the drain; the connections themselves end in their own set.
+    pub async fn serve(self) {
+        let Gateway { config, deps } = self.gateway;
+        let shards = deps.shards.max(1) as u64;
+        let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
+        let admission = Admission::new(config.max_connections, deps.metrics.clone());
+        let Deps { hub, verifier, clock, metrics, drain, connections, ready, .. } = deps;
+        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, drain });
+        let doors = Arc::new(Doors { shared: shared.clone(), admission, ready });
+        let service = TowerToHyperService::new(warp::service(routes(doors)));
+        let next = AtomicU64::new(0);
+        info!(address = %self.local_addr, "listening");
+        loop {
+            let (permit, stream, peer) = tokio::select! {
+                accepted = accept(&self.listener, &pending) => accepted,
+                () = shared.drain.draining() => return,
+            };
+            let connection = next.fetch_add(1, Ordering::Relaxed);
+            // A shard number fits: it is below a usize.
+            let shard = (connection % shards) as usize;
+            let life = live(shared.clone(), service.clone(), stream, peer, permit, connection, shard);
+            connections.spawn("connection", life);
+        }
+    }
+}
+
+async fn accept(listener: &TcpListener, pending: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream, SocketAddr) {
+    loop {
+        let Ok(permit) = pending.clone().acquire_owned().await else { return std::future::pending().await };
+        match listener.accept().await {
+            Ok((stream, peer)) => return (permit, stream, peer),
+            Err(error) => {
+                warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One connection from accept to end. Each phase is boxed, so that neither keeps memory for the other.
+fn live<S>(
+    shared: Arc<Shared>,
+    service: S,
+    stream: TcpStream,
+    peer: SocketAddr,
+    permit: OwnedSemaphorePermit,
+    connection: u64,
+    shard: usize,
+) -> impl Future<Output = ()> + Send + 'static
+where
+    S: Service<Request<Incoming>, Response = warp::reply::Response, Error = std::convert::Infallible> + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let first = Box::pin(async move {
+        let handover = Handover { peer, accepted: Arc::default() };
+        speak_http(&shared, service, stream, handover.clone()).await;
+        drop(permit);
+        let accepted = handover.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Accepted { upgrade, grant, admitted } = accepted?;
+        // HTTP is over, so this is ready; it fails if the 101 could not be written.
+        let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
+        let Grant { version, token, principal, .. } = grant;
+        let visitor = phoenix::Visitor { connection, version, token, principal };
+        let (stream, leftover) = (parts.io.into_inner(), parts.read_buf);
+        Some(Box::pin(phoenix::run(shared, visitor, shard, stream, leftover, admitted)))
+    });
+    async move {
+        if let Some(second) = first.await {
+            second.await;
+        }
+    }
+}
+
+async fn speak_http<S>(shared: &Shared, service: S, stream: TcpStream, handover: Handover)
+where
+    S: Service<Request<Incoming>, Response = warp::reply::Response, Error = std::convert::Infallible> + Send + 'static,
+    S::Future: Send + 'static,
+{
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "TCP_NODELAY could not be set");
+    }
+    let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(handover.clone());
+        service.call(request)
+    });
+    let config = &shared.config;
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(config.header_timeout)
+        .max_buf_size(config.max_head_bytes.max(8192))
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut http = std::pin::pin!(http);
+    let ended = tokio::select! {
+        ended = http.as_mut() => Some(ended),
+        () = shared.drain.draining() => {
+            http.as_mut().graceful_shutdown();
+            tokio::time::timeout(config.close_timeout, http).await.ok()
+        }
+    };
+    if let Some(Err(error)) = ended {
+        debug!(%error, "an HTTP connection ended early");
+    }
+}
+
+fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
+    let text = |text: &'static str| move || plain(StatusCode::OK, text.into());
+    let json =
+        || warp::reply::with_header(r#"{"message":"Success"}"#, "content-type", "application/json; charset=utf-8");
+    let health = warp::path!("healthz").map(text("ok\n"));
+    let check = warp::path!("healthcheck").map(text("ok"));
+    let ping = warp::path!("api" / "ping").or(warp::path!("realtime" / "v1" / "api" / "ping")).unify().map(json);
+    let ready = {
+        let doors = doors.clone();
+        warp::path!("readyz").map(move || readiness(&doors))
+    };
+    let pages = warp::get().and(health.or(ready).or(check).or(ping));
+    let socket = warp::path!("realtime" / "v1" / "websocket")
+        .or(warp::path!("socket" / "websocket"))
+        .unify()
+        .or(warp::path!("websocket"))
+        .unify()
+        .and(warp::method())
+        .and(warp::header::headers_cloned())
+        .and(warp::query::raw().or(warp::any().map(String::new)).unify())
+        .and(warp::ext::optional::<OnUpgrade>())
+        .and(warp::ext::get::<Handover>())
+        .then(move |method, headers, query, upgrade, handover| {
+            let doors = doors.clone();
+            async move { shake_hands(&doors, &method, &headers, query, upgrade, &handover).await }
+        });
+    socket.or(pages)
+}
+
+fn readiness(doors: &Doors) -> Response<String> {
+    if doors.shared.drain.is_draining() {
+        plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into())
+    } else if *doors.ready.borrow() {
+        plain(StatusCode::OK, "streaming\n".into())
+    } else {
+        plain(StatusCode::SERVICE_UNAVAILABLE, "not streaming changes yet\n".into())
+    }
+}
+
+async fn shake_hands(
+    doors: &Doors,
+    method: &Method,
+    headers: &HeaderMap,
+    query: String,
+    upgrade: Option<OnUpgrade>,
+    handover: &Handover,
+) -> Response<String> {
+    let shared = &doors.shared;
+    let checked = handshake::check(method, headers, &query, &shared.verifier, shared.clock.unix_seconds());
+    let granted = checked.and_then(|grant| {
+        let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;
+        let admitted = doors.admission.admit().ok_or(Refusal::TooManyConnections)?;
+        Ok(Accepted { upgrade, grant, admitted })
+    });
+    match granted {
+        Ok(accepted) => {
+            let response = accepted.grant.response();
+            *handover.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
+            response
+        }
+        Err(refusal) => {
+            let code = refusal.code();
+            shared.metrics.refusals.get_or_create(&[("code", code)]).inc();
+            info!(target: "audit", peer = %handover.peer, reason = code, "handshake refused");
+            tokio::time::sleep(shared.config.handshake_failure_delay).await;
+            refusal.response()
+        }
+    }
+}

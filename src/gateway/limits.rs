@@ -1,0 +1,126 @@
+//! How much one client, and all of them together, may take.
+//!
+//! Connections are counted by guards that live in their tasks, so that a count can't outlive what it counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::metrics::Metrics;
+
+/// The gateway's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayConfig {
+    /// WebSocket connections at a time; more get 429.
+    pub max_connections: usize,
+    /// TCP connections that have not become a WebSocket yet; more wait to be accepted.
+    pub max_unauthenticated: usize,
+    /// Time for the head of a request, and between two requests of a connection.
+    pub header_timeout: Duration,
+    /// Bytes of a request's head, at least 8192; more get 431.
+    pub max_head_bytes: usize,
+    /// Wait before a refused handshake is answered.
+    pub handshake_failure_delay: Duration,
+    /// Wait before a refused join is answered; other topics of the connection don't wait.
+    pub join_failure_delay: Duration,
+    /// Joined channels per connection.
+    pub max_channels: usize,
+    /// Bytes of an inbound message; more close the connection with 1009.
+    pub max_message_bytes: usize,
+    /// Bytes of a join's payload, of which the entries stay in memory.
+    pub max_join_bytes: usize,
+    /// Entries of `postgres_changes` in one join.
+    pub max_entries: usize,
+    /// Bytes of a topic.
+    pub max_topic_bytes: usize,
+    /// Messages of one topic that may wait for a join to be answered.
+    pub max_pending: usize,
+    /// Bytes that may wait for a slow consumer before it is closed with 1013.
+    pub max_outbox_bytes: usize,
+    /// Without an inbound frame for this long the connection is closed with 1012; likewise one whose peer takes no bytes.
+    pub idle_timeout: Duration,
+    /// How long a closing connection may take to send what waits and to say goodbye.
+    pub close_timeout: Duration,
+    /// Time between two tries to subscribe, while the hub says it may work later.
+    pub retry: Duration,
+    /// The longest a connection sleeps before it looks at the clock again: the bound on noticing that the clock was set.
+    pub tick: Duration,
+    /// Public channels are refused.
+    pub private_only: bool,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> GatewayConfig {
+        GatewayConfig {
+            max_connections: 100_000,
+            max_unauthenticated: 1024,
+            header_timeout: Duration::from_secs(10),
+            max_head_bytes: 16 * 1024,
+            handshake_failure_delay: Duration::ZERO,
+            join_failure_delay: Duration::ZERO,
+            max_channels: 100,
+            max_message_bytes: 5_000_000,
+            max_join_bytes: 256 * 1024,
+            max_entries: 1000,
+            max_topic_bytes: 1024,
+            max_pending: 64,
+            max_outbox_bytes: 1024 * 1024,
+            idle_timeout: Duration::from_secs(60),
+            close_timeout: Duration::from_secs(5),
+            retry: Duration::from_secs(5),
+            tick: Duration::from_secs(15),
+            private_only: false,
+        }
+    }
+}
+
+/// Counts the open connections.
+#[derive(Clone)]
+pub(super) struct Admission {
+    open: Arc<AtomicUsize>,
+    max: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Admission {
+    pub(super) fn new(max: usize, metrics: Arc<Metrics>) -> Admission {
+        Admission { open: Arc::default(), max, metrics }
+    }
+
+    /// A place, if one is free.
+    pub(super) fn admit(&self) -> Option<Admitted> {
+        let take = |open: usize| (open < self.max).then_some(open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        self.metrics.connections.inc();
+        Some(Admitted { to: self.clone() })
+    }
+}
+
+/// One connection's place; free again when dropped.
+pub(in crate::gateway) struct Admitted {
+    to: Admission,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.to.open.fetch_sub(1, Ordering::Relaxed);
+        self.to.metrics.connections.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_free_again_when_its_holder_is_gone() {
+        let metrics = Arc::new(Metrics::new());
+        let admission = Admission::new(2, metrics.clone());
+        let (one, two) = (admission.admit(), admission.admit());
+        assert!(one.is_some() && two.is_some() && admission.admit().is_none());
+        assert_eq!(metrics.connections.get(), 2);
+        drop(one);
+        assert!(admission.admit().is_some());
+        assert_eq!(metrics.connections.get(), 1);
+    }
+}

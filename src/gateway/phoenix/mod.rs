@@ -1,0 +1,11 @@
+//! The Phoenix channel protocol over WebSocket, as the Supabase Realtime SDKs speak it (`protocol.md` §2–4).
+
+pub mod codec;
+mod session;
+mod socket;
+
+pub(in crate::gateway) use session::Visitor;
+pub(in crate::gateway) use socket::run;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,396 @@
+//! One connection's task: reads frames, carries out the session's effects, writes what the outbox could not.
+//!
+//! Invariants:
+//! * Nothing but the outbox writes to the socket, so that frames of different origins never mix; tungstenite only reads, and its
+//!   pongs and close echoes go into the outbox as whole frames.
+//! * The socket belongs to this task; the outbox only borrows it. When the task is done, the peer is disconnected, whoever else
+//!   still holds the outbox.
+//! * Every end of a connection makes the hub forget its channels, after whatever was asked for them.
+//!
+//! Rejected: halves in two tasks, which costs a second stack and a queue between them.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::{AbortHandle, Abortable, BoxFuture, FutureExt as _, join};
+use futures_util::stream::FuturesUnordered;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tracing::{debug, warn};
+
+use super::codec::{self, Decoded};
+use super::session::{Effect, Now, Session, Visitor};
+use crate::channel::Answer;
+use crate::gateway::limits::Admitted;
+use crate::gateway::{GatewayConfig, Shared, close};
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, SubscribeError, Transmit, Version};
+
+/// Bytes asked of the socket at a time; idle connections keep this buffer.
+const READ_BUFFER: usize = 1024;
+/// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
+const HEAVY_MESSAGE: usize = 64 * 1024;
+/// When a question to the hub counts as lost and is asked again.
+const HUB_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The half that the outbox writes to, as long as the connection's task holds it.
+struct Lent(Weak<OwnedWriteHalf>);
+
+impl Transmit for Lent {
+    fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.upgrade().ok_or(io::ErrorKind::BrokenPipe)?.try_write_vectored(parts)
+    }
+}
+
+/// What tungstenite takes for its socket.
+struct Inbound {
+    read: OwnedReadHalf,
+    outbox: Arc<Outbox>,
+    /// Bytes that tungstenite got so far.
+    taken: u64,
+}
+
+impl AsyncRead for Inbound {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.read).poll_read(cx, buf);
+        self.taken += (buf.filled().len() - before) as u64;
+        polled
+    }
+}
+
+impl AsyncWrite for Inbound {
+    /// Without a write buffer tungstenite hands over one control frame at a time.
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, frame: &[u8]) -> Poll<io::Result<usize>> {
+        let whole = Bytes::copy_from_slice(frame);
+        if frame.first().is_some_and(|first| first & 0x0F == 8) {
+            self.outbox.close(CloseReason::Peer, whole);
+        } else {
+            // Refused on a connection that is closing; then nobody waits for a pong.
+            self.outbox.send(whole);
+        }
+        Poll::Ready(Ok(frame.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What the hub said; nothing for a leave, which is not answered.
+type Operation = Abortable<BoxFuture<'static, Option<(ChannelId, Answer)>>>;
+
+struct Connection {
+    shared: Arc<Shared>,
+    number: u64,
+    version: Version,
+    shard: usize,
+    outbox: Arc<Outbox>,
+    write: Arc<OwnedWriteHalf>,
+    session: Session,
+    operations: FuturesUnordered<Operation>,
+    /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
+    asked: HashMap<ChannelId, AbortHandle>,
+    last_inbound: Instant,
+    /// Since when the peer takes no bytes.
+    blocked_since: Option<Instant>,
+    /// The least number of bytes that the messages so far have had on the wire.
+    read: u64,
+    /// A message was so large that tungstenite's buffer should go.
+    heavy: bool,
+}
+
+/// Why [`Connection::serve`] has returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// The connection is closing.
+    Over,
+    /// tungstenite holds a large buffer, and nothing in it.
+    Heavy,
+}
+
+fn reading(config: &GatewayConfig) -> WebSocketConfig {
+    let limit = Some(config.max_message_bytes);
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_message_size(limit)
+        .max_frame_size(limit)
+}
+
+/// Bytes of a message sent as one masked frame with the shortest header.
+fn least_wire_size(message: &Message) -> u64 {
+    let size = message.len();
+    let header = match size {
+        0..126 => 6,
+        126..65_536 => 8,
+        _ => 14,
+    };
+    header + size as u64
+}
+
+/// Serves an upgraded connection until it ends. `leftover`: bytes that were read behind the handshake; `place`: kept so long.
+pub(in crate::gateway) async fn run(
+    shared: Arc<Shared>,
+    visitor: Visitor,
+    shard: usize,
+    stream: TcpStream,
+    leftover: Bytes,
+    place: Admitted,
+) {
+    let (read, write) = stream.into_split();
+    let write = Arc::new(write);
+    let socket = Box::new(Lent(Arc::downgrade(&write)));
+    let slow_close = close::frame_for(CloseReason::Slow);
+    let outbox = Arc::new(Outbox::new(socket, shared.config.max_outbox_bytes, slow_close));
+    // A copy of its own size: tungstenite keeps this buffer, and hyper's has 8 KiB.
+    let first = Vec::from(leftover.as_ref());
+    drop(leftover);
+    let inbound = Inbound { read, outbox: outbox.clone(), taken: first.len() as u64 };
+    let config = Some(reading(&shared.config));
+    let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, config).await;
+    let mut connection = Connection {
+        number: visitor.connection,
+        version: visitor.version,
+        shard,
+        outbox,
+        write,
+        session: Session::new(shared.clone(), visitor),
+        operations: FuturesUnordered::new(),
+        asked: HashMap::new(),
+        last_inbound: Instant::now(),
+        blocked_since: None,
+        read: 0,
+        heavy: false,
+        shared,
+    };
+    while connection.serve(&mut socket).await == Served::Heavy {
+        let config = Some(reading(&connection.shared.config));
+        let mut inbound = socket.into_inner();
+        (inbound.taken, connection.read, connection.heavy) = (0, 0, false);
+        socket = WebSocketStream::from_raw_socket(inbound, Role::Server, config).await;
+    }
+    Box::pin(connection.finish(socket.into_inner().read)).await;
+    drop(place);
+}
+
+/// An answer that does not come is a "try again".
+async fn bounded(asking: impl Future<Output = Answer>) -> Answer {
+    let late = || SubscribeError { message: "Subscribing takes too long, trying again".into(), retry: true };
+    timeout(HUB_DEADLINE, asking).await.unwrap_or_else(|_| Err(late()))
+}
+
+impl Connection {
+    /// Until the connection is closing, for whatever reason, or the socket's buffer is to be replaced.
+    async fn serve(&mut self, socket: &mut WebSocketStream<Inbound>) -> Served {
+        let shared = self.shared.clone();
+        let mut draining = pin!(shared.drain.draining());
+        let mut sleep = pin!(sleep_until(TokioInstant::now() + self.next_wake()));
+        while self.outbox.is_open() {
+            tokio::select! {
+                message = socket.next() => {
+                    self.last_inbound = Instant::now();
+                    if let Some(Ok(message)) = &message {
+                        self.read += least_wire_size(message);
+                        self.heavy |= message.len() >= HEAVY_MESSAGE;
+                    }
+                    let data = matches!(message, Some(Ok(Message::Text(_) | Message::Binary(_))));
+                    self.received(message);
+                    // Equal only if every message was one frame of the least size and no byte of another has come: a
+                    // fragment or a longer header leaves `read` behind for good, and then the buffer just stays. Behind a
+                    // data message tungstenite also owes no pong.
+                    if self.heavy && data && self.read == socket.get_ref().taken {
+                        return Served::Heavy;
+                    }
+                }
+                () = self.outbox.attention() => self.flush(),
+                _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
+                Some(done) = self.operations.next(), if !self.operations.is_empty() => {
+                    if let Ok(Some((id, answer))) = done {
+                        self.asked.remove(&id);
+                        let effects = self.session.answered(id, answer, self.now());
+                        self.carry_out(effects);
+                    }
+                }
+                () = draining.as_mut() => self.close(CloseReason::Drain),
+                () = sleep.as_mut() => self.tick(),
+            }
+            let wake = TokioInstant::now() + self.next_wake();
+            if sleep.is_elapsed() || wake < sleep.deadline() {
+                sleep.as_mut().reset(wake);
+            }
+        }
+        Served::Over
+    }
+
+    fn now(&self) -> Now {
+        Now { unix_millis: self.shared.clock.unix_millis(), at: Instant::now() }
+    }
+
+    /// The longest sleep: until something is due, and never longer than the tick.
+    fn next_wake(&self) -> Duration {
+        let config = &self.shared.config;
+        let quiet = self.last_inbound.elapsed().min(config.idle_timeout);
+        let stuck = self.blocked_since.map_or(Duration::ZERO, |since| since.elapsed().min(config.idle_timeout));
+        let until_timeout = config.idle_timeout - quiet.max(stuck);
+        let due = self.session.next_tick(self.now()).unwrap_or(Duration::MAX);
+        // A timer that is a hair early must not spin.
+        config.tick.min(until_timeout).min(due).max(Duration::from_millis(1))
+    }
+
+    fn received(&mut self, message: Option<Result<Message, Error>>) {
+        let decoded = match &message {
+            Some(Ok(Message::Text(text))) => codec::decode_text(self.version, text),
+            Some(Ok(Message::Binary(bytes))) => codec::decode_binary(self.version, bytes),
+            // Pings are answered by tungstenite, closes echoed.
+            Some(Ok(_)) => return,
+            Some(Err(error)) => {
+                match close::frame_for_error(error) {
+                    Some(frame) => self.outbox.close(CloseReason::Protocol, frame),
+                    None => self.close(CloseReason::Peer),
+                }
+                return debug!(connection = self.number, %error, "the connection can't be read any further");
+            }
+            None => return self.close(CloseReason::Peer),
+        };
+        match decoded {
+            Decoded::Message(message) => {
+                let effects = self.session.handle(message, self.now());
+                self.carry_out(effects);
+            }
+            Decoded::Ignored => {}
+            Decoded::Malformed => {
+                self.shared.metrics.malformed_frames.inc();
+                debug!(connection = self.number, "MalformedWebSocketMessage: dropped");
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let effects = self.session.tick(self.now());
+        self.carry_out(effects);
+        let timeout = self.shared.config.idle_timeout;
+        if self.last_inbound.elapsed() >= timeout {
+            self.close(CloseReason::Idle);
+        } else if self.blocked_since.is_some_and(|since| since.elapsed() >= timeout) {
+            self.close(CloseReason::Slow);
+        }
+    }
+
+    fn close(&self, reason: CloseReason) {
+        self.outbox.close(reason, close::frame_for(reason));
+    }
+
+    fn flush(&mut self) {
+        let before = self.outbox.waiting();
+        self.blocked_since = match self.outbox.flush() {
+            Flushed::Blocked if self.outbox.waiting() < before => Some(Instant::now()),
+            Flushed::Blocked => self.blocked_since.or_else(|| Some(Instant::now())),
+            Flushed::Empty | Flushed::Finished | Flushed::Broken => None,
+        };
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>) {
+        let mut frames = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Send(frame) => frames.push(frame),
+                Effect::Subscribe { id, topic, join_ref, entries, principal, again } => {
+                    let port = Arc::new(Port {
+                        id,
+                        outbox: self.outbox.clone(),
+                        shard: self.shard,
+                        topic,
+                        version: self.version,
+                        join_ref: join_ref.as_json().into(),
+                    });
+                    let hub = self.shared.hub.clone();
+                    let asking = async move {
+                        if again {
+                            hub.leave(id).await;
+                        }
+                        bounded(hub.subscribe(port, entries, principal)).await
+                    };
+                    self.ask(id, asking);
+                }
+                Effect::Reclaim { id, principal } => {
+                    let hub = self.shared.hub.clone();
+                    let asking = async move {
+                        let answer = bounded(hub.reclaim(id, principal)).await;
+                        if answer.is_err() {
+                            // Whatever the hub may still hold is held under the principal before.
+                            hub.leave(id).await;
+                        }
+                        answer
+                    };
+                    self.ask(id, asking);
+                }
+                Effect::Leave(id) => {
+                    self.asked.remove(&id).inspect(AbortHandle::abort);
+                    let hub = self.shared.hub.clone();
+                    let leaving = async move {
+                        hub.leave(id).await;
+                        None
+                    };
+                    self.operations.push(Abortable::new(leaving.boxed(), AbortHandle::new_pair().1));
+                }
+            }
+        }
+        // Before anything asked above can be answered: the hub is only polled by the loop.
+        if !frames.is_empty() {
+            self.outbox.send_all(&frames);
+        }
+    }
+
+    fn ask(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
+        let (handle, registration) = AbortHandle::new_pair();
+        self.asked.insert(id, handle);
+        let asking = asking.map(move |answer| Some((id, answer)));
+        self.operations.push(Abortable::new(asking.boxed(), registration));
+    }
+
+    /// Sends what waits and says goodbye; makes the hub forget the channels. Both within the close timeout.
+    async fn finish(self, mut read: OwnedReadHalf) {
+        let Connection { shared, outbox, write, session, mut operations, asked, number, .. } = self;
+        asked.values().for_each(AbortHandle::abort);
+        let reason = outbox.closing();
+        if let Some(reason) = reason.filter(|reason| *reason != CloseReason::Peer) {
+            shared.metrics.closes.get_or_create(&[("reason", reason.as_str())]).inc();
+        }
+        let deadline = TokioInstant::now() + shared.config.close_timeout;
+        let goodbye = async {
+            while outbox.flush() == Flushed::Blocked && write.writable().await.is_ok() {}
+            // Half-closes the socket: the peer sees the end behind the close frame.
+            drop(write);
+            // Unread bytes would turn the close into a reset, which may overtake the close frame.
+            let mut scratch = vec![0; READ_BUFFER];
+            while read.read(&mut scratch).await.is_ok_and(|size| size > 0) {}
+        };
+        let leaving = async {
+            for id in session.end() {
+                shared.hub.leave(id).await;
+            }
+            while operations.next().await.is_some() {}
+        };
+        let (_, left) = join(timeout_at(deadline, goodbye), timeout_at(deadline, leaving)).await;
+        if left.is_err() {
+            warn!(connection = number, "the hub did not take the end of a connection in time");
+        }
+        debug!(connection = number, reason = reason.map(CloseReason::as_str), "connection ended");
+    }
+}

@@ -1,0 +1,202 @@
+//! The gateway over real TCP, with a hub that only answers.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
+use tokio_tungstenite::tungstenite::protocol::frame::{Frame, Utf8Bytes};
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use super::{Deps, Gateway, GatewayConfig, frame};
+use crate::claims::tests::{token, verifier};
+use crate::clock::Clock;
+use crate::error::{Fault as _, chain};
+use crate::hub::{ChannelId, Command, HubHandle, Port, SubscribeError};
+use crate::metrics::Metrics;
+use crate::task::{self, Connections, Drain};
+
+mod http;
+mod socket;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the hub was asked, and the answers it holds back.
+#[derive(Default)]
+struct Asked {
+    ports: Mutex<HashMap<ChannelId, Arc<Port>>>,
+    held: Mutex<Vec<oneshot::Sender<Result<(), SubscribeError>>>>,
+    hold: AtomicBool,
+    reclaims: Mutex<Vec<ChannelId>>,
+}
+
+impl Asked {
+    fn take(&self, command: Command) {
+        match command {
+            Command::Subscribe { port, reply, .. } => {
+                self.ports.lock().unwrap().insert(port.id, port);
+                if self.hold.load(Ordering::SeqCst) {
+                    self.held.lock().unwrap().push(reply);
+                } else {
+                    let _ = reply.send(Ok(()));
+                }
+            }
+            Command::Reclaim { id, reply, .. } => {
+                self.reclaims.lock().unwrap().push(id);
+                let _ = reply.send(Ok(()));
+            }
+            Command::Leave { id } => {
+                self.ports.lock().unwrap().remove(&id);
+            }
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.ports.lock().unwrap().len()
+    }
+}
+
+struct Relay {
+    addr: SocketAddr,
+    clock: Clock,
+    drain: Drain,
+    metrics: Arc<Metrics>,
+    connections: Connections,
+    ready: watch::Sender<bool>,
+    asked: Arc<Asked>,
+}
+
+fn quick() -> GatewayConfig {
+    GatewayConfig { tick: Duration::from_millis(10), close_timeout: Duration::from_secs(2), ..GatewayConfig::default() }
+}
+
+async fn relay(config: GatewayConfig) -> Relay {
+    let (commands, mut queue) = mpsc::channel(8);
+    let (ready, ready_seen) = watch::channel(false);
+    let (clock, drain, connections) = (Clock::system(), Drain::new(), Connections::default());
+    let metrics = Arc::new(Metrics::new());
+    let deps = Deps {
+        hub: HubHandle::new(commands),
+        verifier: Arc::new(verifier()),
+        clock: clock.clone(),
+        metrics: metrics.clone(),
+        drain: drain.clone(),
+        connections: connections.clone(),
+        ready: ready_seen,
+        shards: 2,
+    };
+    let asked = Arc::new(Asked::default());
+    let hub = asked.clone();
+    drop(task::spawn("hub", async move {
+        while let Some(command) = queue.recv().await {
+            hub.take(command);
+        }
+    }));
+    let bound = Gateway::new(config, deps).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let addr = bound.local_addr();
+    drop(task::spawn("gateway", bound.serve()));
+    Relay { addr, clock, drain, metrics, connections, ready, asked }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let waited = timeout(PATIENCE, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "not in time: {what}");
+}
+
+type Phone = WebSocketStream<TcpStream>;
+
+impl Relay {
+    fn token(&self, lifetime: i64) -> String {
+        token(json!({"role": "anon", "exp": self.clock.unix_seconds() + lifetime}))
+    }
+
+    async fn phone(&self) -> Phone {
+        let url = format!("ws://{}/realtime/v1/websocket?vsn=2.0.0&apikey={}", self.addr, self.token(3600));
+        let stream = TcpStream::connect(self.addr).await.unwrap();
+        client_async(url.into_client_request().unwrap(), stream).await.unwrap().0
+    }
+
+    /// Status, head and body of a hand-written request. The head's lines but the first end in `\r\n`.
+    async fn http(&self, line: &str, headers: &str) -> (u16, String, String) {
+        let mut stream = TcpStream::connect(self.addr).await.unwrap();
+        let request = format!("{line} HTTP/1.1\r\nhost: relay\r\n{headers}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        response(&mut stream).await
+    }
+
+    /// An upgrade request.
+    async fn upgrade(&self, path: &str, headers: &str) -> (u16, String, String) {
+        self.http(&format!("GET {path}"), &format!("{UPGRADE}{headers}")).await
+    }
+}
+
+const UPGRADE: &str = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+
+async fn response(stream: &mut TcpStream) -> (u16, String, String) {
+    let mut bytes = Vec::new();
+    let read = async {
+        loop {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                let head = head.to_ascii_lowercase();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+                if body.len() >= length.parse::<usize>().unwrap() {
+                    return (head[9..12].parse().unwrap(), head, body.to_owned());
+                }
+            }
+            assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0, "{text}");
+        }
+    };
+    timeout(PATIENCE, read).await.unwrap()
+}
+
+async fn next(phone: &mut Phone) -> Message {
+    timeout(PATIENCE, phone.next()).await.unwrap().unwrap().unwrap()
+}
+
+async fn next_json(phone: &mut Phone) -> Value {
+    match next(phone).await {
+        Message::Text(text) => serde_json::from_str(&text).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn send(phone: &mut Phone, message: Value) {
+    phone.send(Message::text(message.to_string())).await.unwrap();
+}
+
+/// Reads on until the connection is closed; the close code, if one came.
+async fn close_code(phone: &mut Phone) -> Option<u16> {
+    let mut code = None;
+    let read = async {
+        while let Some(message) = phone.next().await {
+            match message {
+                Ok(Message::Close(frame)) => code = frame.map(|frame| frame.code.into()),
+                Ok(_) => {}
+                Err(Error::ConnectionClosed) => break,
+                Err(error) => panic!("after {code:?}: {error}"),
+            }
+        }
+    };
+    timeout(PATIENCE, read).await.unwrap();
+    code
+}
+
+fn todos() -> Value {
+    json!({"config": {"postgres_changes": [{"event": "*", "schema": "public", "table": "todos"}]}})
+}
