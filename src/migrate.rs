@@ -40,6 +40,13 @@ pub struct Migration {
     down: &'static str,
 }
 
+impl Migration {
+    /// The SQL that makes it.
+    pub fn up_script(&self) -> &'static str {
+        self.up
+    }
+}
+
 macro_rules! migration {
     ($version:literal, $scope:ident, $file:literal, $name:literal) => {
         Migration {
@@ -293,12 +300,8 @@ async fn apply(client: &mut Client, wanted: fn(&Migration) -> bool) -> Result<Re
             Some(_) => return Err(MigrateError::Changed { version: migration.version, name: migration.name }),
             None => {}
         }
-        let failed = |source| MigrateError::Step {
-            version: migration.version,
-            name: migration.name,
-            direction: "up",
-            source,
-        };
+        let failed =
+            |source| MigrateError::Step { version: migration.version, name: migration.name, direction: "up", source };
         transaction.batch_execute(migration.up).await.map_err(failed)?;
         let version = db_version(migration);
         let sql = "insert into rowcast.migrations (version, name, checksum) values ($1, $2, $3)";
@@ -314,20 +317,13 @@ async fn apply(client: &mut Client, wanted: fn(&Migration) -> bool) -> Result<Re
     Ok(report)
 }
 
-async fn revert(
-    transaction: &Transaction<'_>,
-    migration: &Migration,
-    report: &mut Report,
-) -> Result<(), MigrateError> {
+async fn revert(transaction: &Transaction<'_>, migration: &Migration, report: &mut Report) -> Result<(), MigrateError> {
     let failed =
         |source| MigrateError::Step { version: migration.version, name: migration.name, direction: "down", source };
     transaction.batch_execute(migration.down).await.map_err(failed)?;
     if has_journal(transaction).await? {
         let version = db_version(migration);
-        transaction
-            .execute("delete from rowcast.migrations where version = $1", &[&version])
-            .await
-            .map_err(failed)?;
+        transaction.execute("delete from rowcast.migrations where version = $1", &[&version]).await.map_err(failed)?;
         let sql = "select kind || ' ' || identity || ': ' || kept_because from rowcast.installed \
                    where migration = $1 and kept_because is not null order by id";
         let kept = transaction.query(sql, &[&version]).await.map_err(failed)?;
@@ -392,8 +388,7 @@ async fn refuse_unknown(client: &Client) -> Result<(), MigrateError> {
     }
     let known: Vec<i32> = MIGRATIONS.iter().map(db_version).collect();
     let sql = "select version, name from rowcast.migrations where version <> all ($1) order by version desc limit 1";
-    let row =
-        client.query_opt(sql, &[&known]).await.map_err(PgError::query("cannot read rowcast.migrations"))?;
+    let row = client.query_opt(sql, &[&known]).await.map_err(PgError::query("cannot read rowcast.migrations"))?;
     match row {
         Some(row) => Err(MigrateError::Newer { version: row.get(0), name: row.get(1) }),
         None => Ok(()),

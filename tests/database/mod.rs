@@ -1,0 +1,5 @@
+//! The database side: migrations, examples, the private cluster.
+
+mod cluster;
+mod examples;
+mod migrations;
