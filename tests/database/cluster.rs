@@ -128,6 +128,9 @@ async fn a_server_that_outlived_its_run_is_ended_and_another_one_is_not() {
     assert!(!is_alive(orphan));
     assert_eq!(query(&cluster, "select 'new'").await, "new");
     bystander.exec("select 1").await;
+    // It was our child, so somebody has to take note of its end.
+    let orphan = Pid::from_raw(i32::try_from(orphan).expect("a pid"));
+    nix::sys::wait::waitpid(orphan, None).expect("it ended");
 }
 
 #[tokio::test]

@@ -202,7 +202,8 @@ fn free_port() -> u16 {
 /// Memory if there is a good deal of it, else the temporary folder.
 fn fast_dir() -> PathBuf {
     let memory = Path::new("/dev/shm");
-    let room = nix::sys::statvfs::statvfs(memory).map(|fs| u64::from(fs.blocks_available()) * fs.fragment_size());
+    let room =
+        nix::sys::statvfs::statvfs(memory).map(|fs| u128::from(fs.blocks_available()) * u128::from(fs.fragment_size()));
     if room.is_ok_and(|bytes| bytes > 2 << 30) { memory.to_owned() } else { std::env::temp_dir() }
 }
 
