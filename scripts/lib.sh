@@ -89,7 +89,9 @@ ensure_server() {
             "elsewhere:       set PG_BIN to the folder that holds postgres and initdb" \
             "or let this script install it: --yes"
     fi
-    bin=$(find_server) || fail "The server programs were installed but can't be found; set PG_BIN to their folder."
+    bin=$(find_server) || fail "What was installed is not PostgreSQL $oldest_major or newer." \
+        "Newer versions for Debian and Ubuntu:  https://www.postgresql.org/download/linux/" \
+        "or set PG_BIN to the folder that holds postgres and initdb"
     if [ "$bin" = "$(npm_server_bin || true)" ]; then export PG_BIN="$bin"; fi
     say "PostgreSQL   $("$bin/postgres" --version | sed 's/.*(PostgreSQL) //')  in $bin"
 }
@@ -97,12 +99,17 @@ ensure_server() {
 # Debian makes and starts a cluster of its own when the server is installed. We only want the programs, so a drop-in says
 # no while we install, and is gone afterwards.
 install_server_apt() {
-    local dropin=/etc/postgresql-common/createcluster.d/rowcast-install.conf status=0
+    local dir=/etc/postgresql-common/createcluster.d dropin status=0 made_dir=
+    dropin="$dir/rowcast-install.conf"
     apt_install postgresql-common
-    as_root mkdir -p "${dropin%/*}"
+    if [ ! -d "$dir" ]; then
+        as_root mkdir -p "$dir"
+        made_dir=yes
+    fi
     printf 'create_main_cluster = false\n' | as_root tee "$dropin" >/dev/null
     apt_install postgresql || status=$?
     as_root rm -f "$dropin"
+    if [ -n "$made_dir" ]; then as_root rmdir "$dir"; fi
     return "$status"
 }
 
@@ -123,7 +130,7 @@ install_server_npm() {
     package=${bin%/native/bin}
     say "npm install ${package##*/node_modules/}@$npm_server_version (about 15 MB)"
     mkdir -p "$npm_server_dir"
-    npm install --prefix "$npm_server_dir" --no-audit --no-fund --ignore-scripts --no-save --loglevel=error \
+    npm install --prefix "$npm_server_dir" --no-audit --no-fund --ignore-scripts --no-save --no-update-notifier --loglevel=error \
         "${package##*/node_modules/}@$npm_server_version" >&2
     (cd "$package" && node scripts/hydrate-symlinks.js)
     chmod +x "$bin"/*

@@ -98,7 +98,7 @@ impl Cluster {
         let data = home.join("data");
         let log = home.join("server.log");
         let binaries = Binaries::find(&Search { major: major_of_data(&data)?, ..options.search.clone() })?;
-        let password = secret(&state.join("password"))?;
+        let password = secret::<16>(&state.join("password"))?;
         if data.exists() {
             server::clear_leftover(&data)?;
         } else {
@@ -176,14 +176,14 @@ fn major_of_data(data: &Path) -> Result<Option<u32>, ClusterError> {
     }
 }
 
-/// The secret kept in this file; made on the first call, 256 bits as hexadecimal digits.
-pub(super) fn secret(path: &Path) -> Result<String, ServerError> {
+/// The secret kept in this file; made on the first call, so many random bytes as hexadecimal digits.
+pub(super) fn secret<const BYTES: usize>(path: &Path) -> Result<String, ServerError> {
     match fs::read_to_string(path) {
-        Ok(text) if text.len() >= 32 => return Ok(text),
+        Ok(text) if text.len() == 2 * BYTES => return Ok(text),
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(ServerError::file(path)(error)),
         _ => {}
     }
-    let bytes: [u8; 32] = rand::rng().random();
+    let bytes: [u8; BYTES] = rand::rng().random();
     let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     server::write_secret(path, &text)?;
     Ok(text)
@@ -217,9 +217,9 @@ mod tests {
     fn a_secret_is_made_once_and_readable_by_its_owner_only() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("jwt-secret");
-        let first = secret(&path).expect("made");
+        let first = secret::<32>(&path).expect("made");
         assert_eq!(first.len(), 64);
-        assert_eq!(secret(&path).expect("read"), first);
+        assert_eq!(secret::<32>(&path).expect("read"), first);
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
     }
 

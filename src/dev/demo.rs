@@ -139,6 +139,29 @@ fn event_text(record: &Value) -> &str {
     record["event_data"]["text"].as_str().unwrap_or_default()
 }
 
+/// Makes each line typed on standard input an event of alice's, until standard input ends; says so first. For a terminal:
+/// the caller looks whether there is one, and drops the future when it is time to stop.
+pub async fn insert_typed_lines(environment: &DevEnvironment) -> Result<(), DevError> {
+    let mut screen = Screen::stdout();
+    screen.line("Or type a line here and press Enter: it becomes an event of alice's.").map_err(DevError::Screen)?;
+    let (lines, mut typed) = tokio::sync::mpsc::channel::<String>(16);
+    // A read of standard input can't be given up, so it has a thread of its own, which ends with the process.
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines() {
+            let Ok(line) = line else { return };
+            if lines.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    while let Some(line) = typed.recv().await {
+        if !line.trim().is_empty() {
+            environment.insert_event(&environment.alice, line.trim()).await?;
+        }
+    }
+    Ok(())
+}
+
 fn invite<W: Write>(environment: &DevEnvironment, base_url: &str, screen: &mut Screen<W>) -> std::io::Result<()> {
     let url = format!("{}/realtime/v1", base_url.trim_end_matches('/'));
     let (alice, bob) = (&environment.alice, &environment.bob);
@@ -151,7 +174,8 @@ fn invite<W: Write>(environment: &DevEnvironment, base_url: &str, screen: &mut S
     screen.field(bob.name, &bob.token)?;
     screen.heading("Watch as alice, with the stock realtime-js client")?;
     let socket_url = url.replacen("http", "ws", 1);
-    screen.line(&format!("node scripts/phone.mjs --url {socket_url} --token {}", alice.token))?;
+    let token_file = alice.token_file.display();
+    screen.line(&format!("node scripts/phone.mjs --url {socket_url} --token-file {token_file}"))?;
     screen.heading("Insert an event of hers")?;
     let sql = format!(
         "insert into session_events (session_id, event_type, event_data) values ('{}', 'note', '{{\"text\": \"hello\"}}')",

@@ -20,7 +20,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tokio_postgres::error::SqlState;
 
-pub use demo::{DemoOutcome, demo};
+pub use demo::{DemoOutcome, demo, insert_typed_lines};
 
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
@@ -119,6 +119,8 @@ pub struct DemoUser {
     pub session_id: &'static str,
     /// Signed, for role `authenticated`, good for 24 hours.
     pub token: String,
+    /// A file that holds the token, readable by its owner only.
+    pub token_file: PathBuf,
 }
 
 /// A prepared database. Dropping it stops the private cluster; [`DevEnvironment::stop`] does it in order.
@@ -191,10 +193,12 @@ pub async fn prepare(options: DevOptions) -> Result<DevEnvironment, DevError> {
     for script in EXAMPLES {
         client.batch_execute(script).await.map_err(PgError::query("cannot create the example tables"))?;
     }
-    let jwt_secret = cluster::secret(&state.join("jwt-secret"))?;
+    let jwt_secret = cluster::secret::<32>(&state.join("jwt-secret"))?;
     let user = |name, user_id, session_id| -> Result<DemoUser, DevError> {
         let token = mint_user_token(&jwt_secret, user_id, &options.clock)?;
-        Ok(DemoUser { name, user_id, session_id, token })
+        let token_file = state.join(format!("{name}.token"));
+        server::write_secret(&token_file, &token)?;
+        Ok(DemoUser { name, user_id, session_id, token, token_file })
     };
     // Fixed ids, so that a line copied from one run works in the next.
     let alice = user("alice", "a11ce000-0000-4000-8000-000000000001", "a11ce000-0000-4000-8000-00000000c0de")?;
