@@ -1,0 +1,7 @@
+//! The database side: migrations, examples, the private cluster.
+
+mod cluster;
+mod demo;
+mod examples;
+mod harness;
+mod migrations;

@@ -1,0 +1,5 @@
+//! One integration binary: one link instead of a dozen. The nouns are in `support`.
+
+mod support;
+
+mod database;
