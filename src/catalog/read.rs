@@ -9,8 +9,8 @@ use tokio_postgres::{IsolationLevel, Row, Transaction};
 
 use super::sql;
 use super::{
-    Access, Catalog, CatalogError, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, Rules, Snapshot,
-    Table, Wanted,
+    Access, Catalog, CatalogError, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, Rules,
+    Snapshot, Table, Wanted,
 };
 use crate::change::ReplicaIdentity;
 use crate::pgtype::{TypeInfo, TypeKind, Types};
@@ -247,9 +247,7 @@ impl Reader<'_> {
             let (typtype, base, element): (String, u32, u32) = (get(row, 3)?, get(row, 4)?, get(row, 5)?);
             let delimiter: String = get(row, 6)?;
             let kind = match typtype.as_str() {
-                _ if element != 0 => {
-                    TypeKind::Array { element, delimiter: delimiter.bytes().next().unwrap_or(b',') }
-                }
+                _ if element != 0 => TypeKind::Array { element, delimiter: delimiter.bytes().next().unwrap_or(b',') },
                 "d" => TypeKind::Domain { base },
                 "e" => TypeKind::Enum,
                 "r" | "m" => TypeKind::Range,

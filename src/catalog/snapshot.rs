@@ -63,9 +63,17 @@ mod tests {
     #[test]
     fn a_snapshot_sees_what_finished_before_it_and_nothing_else() {
         let snapshot = Snapshot::parse("100:110:100,105").expect("parses");
-        for (xid, seen) in
-            [(3, true), (99, true), (100, false), (101, true), (104, true), (105, false), (109, true), (110, false), (111, false)]
-        {
+        for (xid, seen) in [
+            (3, true),
+            (99, true),
+            (100, false),
+            (101, true),
+            (104, true),
+            (105, false),
+            (109, true),
+            (110, false),
+            (111, false),
+        ] {
             assert_eq!(snapshot.sees(xid), seen, "{xid}");
         }
         assert_eq!(snapshot.to_string(), "100:110:100,105");

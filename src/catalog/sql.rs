@@ -70,7 +70,7 @@ pub(super) const ACCESS: &str = "select c.oid, r.rolname::text, \
     coalesce(pg_has_role(r.oid, c.relowner, 'USAGE'), false), \
     array(select a.attnum from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
           and has_column_privilege(r.oid, c.oid, a.attnum, 'SELECT')), \
-    array(select p.polname::text from pg_policy p where p.polrelid = c.oid and exists ( \
+    array(select p.polname::text from pg_policy p where p.polrelid = c.oid and p.polcmd in ('r', '*') and exists ( \
           select from unnest(p.polroles) as m where case when m = 0 then true else pg_has_role(r.oid, m, 'USAGE') end)) \
     from pg_class c cross join pg_roles r where c.oid = any($1::oid[]) and r.rolname = any($2::text[])";
 

@@ -40,7 +40,7 @@ $$;
 $$;
     create publication supabase_realtime;
     grant usage on schema public to public;
-    alter default privileges in schema public grant select on tables to anon, authenticated, service_role;";
+    alter default privileges for role relay in schema public grant select on tables to anon, authenticated, service_role;";
 
 struct Server {
     directory: PathBuf,
