@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::{self, MaybeDone};
 use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{IsolationLevel, SimpleQueryMessage, Statement, Transaction};
@@ -329,22 +330,17 @@ impl Session<'_> {
 
 /// Runs futures together, each polled for the first time in the given order, so that what they send is in that order.
 async fn in_order<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut running: Vec<(Option<Pin<Box<F>>>, Option<F::Output>)> =
-        futures.into_iter().map(|f| (Some(Box::pin(f)), None)).collect();
-    std::future::poll_fn(|context| {
+    let running = futures.into_iter().map(|f| Box::pin(future::maybe_done(f)));
+    let mut running: Vec<Pin<Box<MaybeDone<F>>>> = running.collect();
+    future::poll_fn(|context| {
         let mut pending = false;
-        for (future, output) in &mut running {
-            if let Some(polled) = future {
-                match polled.as_mut().poll(context) {
-                    Poll::Ready(value) => (*future, *output) = (None, Some(value)),
-                    Poll::Pending => pending = true,
-                }
-            }
+        for future in &mut running {
+            pending |= future.as_mut().poll(context).is_pending();
         }
         if pending { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
-    running.into_iter().filter_map(|(_, output)| output).collect()
+    running.iter_mut().filter_map(|done| done.as_mut().take_output()).collect()
 }
 
 fn snapshot(messages: &[SimpleQueryMessage]) -> Result<Snapshot, UndecidedReason> {

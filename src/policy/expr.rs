@@ -109,28 +109,18 @@ fn equal(value: Value<'_>, claim: Result<Option<String>, Fault>) -> Truth {
     }
 }
 
-/// AND (`neutral` true, `decisive` false) or OR (the other way round). Whether Postgres reaches an operand that raises depends
-/// on its plan: unless all of them raise, that is for Postgres to say.
+/// AND (`neutral` true, `decisive` false) or OR (the other way round). An operand that raises makes the whole raise, whatever
+/// the others say: a real SELECT usually does so while it is planned (selectivity is estimated with the claims' values), and
+/// where it would not, the row is withheld rather than guessed.
 fn connect(parts: impl Iterator<Item = Truth>, neutral: Truth, decisive: Truth) -> Truth {
-    let (mut raising, mut others, mut unsure, mut outcome) = (0, 0, false, neutral);
-    for part in parts {
-        match part {
-            Truth::Raises => raising += 1,
-            Truth::Unsure => unsure = true,
-            part => {
-                others += 1;
-                if part == decisive || (part == Truth::Null && outcome != decisive) {
-                    outcome = part;
-                }
-            }
-        }
-    }
-    match (unsure, raising, others) {
-        (true, ..) => Truth::Unsure,
-        (false, 0, _) => outcome,
-        (false, _, 0) => Truth::Raises,
-        (false, ..) => Truth::Unsure,
-    }
+    let rank = |truth: Truth| match truth {
+        Truth::Unsure => 4,
+        Truth::Raises => 3,
+        truth if truth == decisive => 2,
+        Truth::Null => 1,
+        Truth::True | Truth::False => 0,
+    };
+    parts.fold(neutral, |outcome, part| if rank(part) > rank(outcome) { part } else { outcome })
 }
 
 impl fmt::Display for Expr {

@@ -34,8 +34,13 @@ impl Form {
         };
         // OFFSET 0 keeps the planner from parsing the image once for each column.
         let row = format!("(select $1::text::{schema}.{name} as r offset 0) as i");
-        let fields = if whole { "(i.r).*".to_owned() } else { named("(i.r).") };
-        let question = format!("select ({expression}\n) from (select {fields} from {row}) as {name}");
+        let source = if whole {
+            // A row of the table's own type, so that functions over it are found.
+            format!("unnest(array[$1::text::{schema}.{name}])")
+        } else {
+            format!("(select {} from {row})", named("(i.r)."))
+        };
+        let question = format!("select ({expression}\n) from {source} as {name}");
         let key = table.primary_key.iter().map(|k| format!("t.{0} = (i.r).{0}", quote_ident(k)));
         let mut conditions: Vec<String> = key.collect();
         let lookup = (!conditions.is_empty()).then(|| {

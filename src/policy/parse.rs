@@ -156,9 +156,9 @@ impl Reader<'_> {
 
     fn call(&self, call: &sqlparser::ast::Function) -> Result<Term, NotPure> {
         let shown = call.to_string();
-        for setting in ["request.jwt.claims", "request.jwt.claim.sub", "request.jwt.claim.role"] {
-            if shown == format!("current_setting('{setting}'::TEXT, true)") {
-                return Setting::named(setting).map(Term::Setting).ok_or_else(|| NotPure(shown));
+        for setting in [Setting::Claims, Setting::Subject, Setting::Role] {
+            if shown == format!("current_setting('{}'::TEXT, true)", setting.name()) {
+                return Ok(Term::Setting(setting));
             }
         }
         let [schema, name] = &call.name.0[..] else { return not_pure("a function", call) };

@@ -26,7 +26,7 @@ pub enum TermType {
     Jsonb,
 }
 
-/// A setting that [`crate::pg::assume`] makes, or one that it leaves unset.
+/// A setting that [`crate::pg::assume`] makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setting {
     /// `request.jwt.claims`: all claims as JSON.
@@ -38,13 +38,12 @@ pub enum Setting {
 }
 
 impl Setting {
-    /// By its name in the database.
-    pub fn named(name: &str) -> Option<Setting> {
-        match name {
-            "request.jwt.claims" => Some(Setting::Claims),
-            "request.jwt.claim.sub" => Some(Setting::Subject),
-            "request.jwt.claim.role" => Some(Setting::Role),
-            _ => None,
+    /// Its name in the database.
+    pub fn name(self) -> &'static str {
+        match self {
+            Setting::Claims => "request.jwt.claims",
+            Setting::Subject => "request.jwt.claim.sub",
+            Setting::Role => "request.jwt.claim.role",
         }
     }
 }

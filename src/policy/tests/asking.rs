@@ -205,3 +205,19 @@ async fn a_pooled_connection_keeps_nothing_of_a_principal() {
     assert_eq!(state.1.as_deref().unwrap_or_default(), "");
     assert_ne!(state.2, "");
 }
+
+#[tokio::test]
+async fn a_function_over_the_row_judges_a_deleted_row_too() {
+    let (mut database, _) = prepared("body is not null").await;
+    database
+        .run(
+            "create function owns(t) returns bool language sql stable as 'select $1.user_id = auth.uid()';
+             alter policy p on t using (owns(t)); alter table t replica identity full, drop column body, add column note text",
+        )
+        .await;
+    let bound = bind(&plan(&mut database, "t", "authenticated").await);
+    let (asker, _) = asker(&database, "plain_relay");
+    let gone = delete(texts(&[Some("9"), Some(ALICE), Some("\"(,\\)\"")]), ReplicaIdentity::Full);
+    let verdicts = asker.judge(&question(&bound, gone, &[user(ALICE), user(BOB)])).await;
+    assert!(is_permit(&verdicts[0]) && verdicts[1] == DENIED, "{verdicts:?}");
+}
