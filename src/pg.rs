@@ -206,6 +206,10 @@ impl Pool {
     }
 }
 
+/// What [`assume`] executes: claims as JSON, subject, role. The role comes last: the earlier settings are made with our own rights.
+pub const ASSUME: &str = "select set_config('request.jwt.claims', $1, true), set_config('request.jwt.claim.sub', $2, true), \
+    set_config('request.jwt.claim.role', $3, true), set_config('role', $3, true)";
+
 /// Makes this transaction run as the role with the claims that PostgREST and Supabase Realtime would set
 /// (`protocol.md` §6.3, decision 8). Transaction-local, so the session keeps nothing.
 pub async fn assume(
@@ -214,10 +218,7 @@ pub async fn assume(
     subject: &str,
     claims_json: &str,
 ) -> Result<(), tokio_postgres::Error> {
-    // The role last: the earlier settings are made with our own rights.
-    let sql = "select set_config('request.jwt.claims', $1, true), set_config('request.jwt.claim.sub', $2, true), \
-               set_config('request.jwt.claim.role', $3, true), set_config('role', $3, true)";
-    transaction.query_one(sql, &[&claims_json, &subject, &role]).await.map(|_| ())
+    transaction.query_one(ASSUME, &[&claims_json, &subject, &role]).await.map(|_| ())
 }
 
 #[cfg(test)]

@@ -1,5 +1,42 @@
 //! Who may see a row: Postgres's own row-level security, decided per (change, principal).
+//!
+//! ```text
+//! catalog ──► compile ──► Plan ──bind──► Bound ──judge──► Decided(Permit | Deny | Undecided)
+//!              │ parse      (table, role)  (relation)  └─► Ask ──► Asker ──► the same three
+//! ```
+//!
+//! Invariants:
+//! * A [`Permit`] is made here only, and only after an evaluator said *true*. False, NULL, an error, missing evidence and
+//!   doubt are never a permit.
+//! * No evaluator runs on an image in which a column that the policy reads is absent ([`Bound`]).
+//! * Pure answers are exactly Postgres's or they are none: what is not known to be exact is asked ([`Judged::Ask`]).
+//! * An answer of Postgres counts only if its snapshot shows every transaction up to the change ([`Asker`]).
+//!
+//! Rejected: a rule language of our own (a second truth that drifts from the first), and asking Postgres always (a query per
+//! change and subscriber).
 
+mod ask;
+mod bodies;
+mod bound;
+mod compile;
+mod expr;
+mod form;
+mod image;
+mod owner;
+mod parse;
 mod permit;
+mod plan;
+mod term;
 
+#[cfg(test)]
+mod tests;
+
+pub use ask::{AskConfig, Asker, Question};
+pub use bound::{Bound, Judged};
+pub use compile::compile;
+pub use expr::{Equality, Expr};
+pub use form::Form;
+pub use owner::OwnerKey;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};
+pub use plan::{Engine, Plan};
+pub use term::{Fault, Setting, Term, TermType};

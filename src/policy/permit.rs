@@ -73,6 +73,8 @@ pub enum DenyReason {
     Expired,
     /// The table is not known to the catalog any more.
     UnknownTable,
+    /// A partition without row-level security of its own, under a partitioned table that has it.
+    UnprotectedPartition,
 }
 
 impl DenyReason {
@@ -88,6 +90,7 @@ impl DenyReason {
             DenyReason::MissingEvidence => "missing_evidence",
             DenyReason::Expired => "expired",
             DenyReason::UnknownTable => "unknown_table",
+            DenyReason::UnprotectedPartition => "unprotected_partition",
         }
     }
 }
@@ -101,8 +104,10 @@ pub enum UndecidedReason {
     Connection,
     /// A transaction at or before the change was still invisible to other sessions.
     NotVisibleYet,
-    /// The catalog could not be read.
+    /// The catalog could not be read, or it and the stream describe the table differently.
     Catalog,
+    /// The relay's login may not become the role that has to be asked as.
+    Role,
 }
 
 impl UndecidedReason {
@@ -113,6 +118,7 @@ impl UndecidedReason {
             UndecidedReason::Connection => "connection",
             UndecidedReason::NotVisibleYet => "not_visible_yet",
             UndecidedReason::Catalog => "catalog",
+            UndecidedReason::Role => "role",
         }
     }
 }

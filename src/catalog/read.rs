@@ -1,0 +1,285 @@
+//! Reads the catalog in one transaction.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{IsolationLevel, Row, Transaction};
+
+use super::sql;
+use super::{
+    Access, Catalog, CatalogError, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, Rules,
+    Snapshot, Table, Wanted,
+};
+use crate::change::ReplicaIdentity;
+use crate::pgtype::{TypeInfo, TypeKind, Types};
+
+/// For the whole read. Each statement has a third of it.
+const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Reads everything in `wanted` at one snapshot. Leaves the session as it was; a client whose read timed out should be
+/// dropped, since the server may still be busy with it.
+pub async fn read(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Result<Catalog, CatalogError> {
+    tokio::time::timeout(DEADLINE, read_within(client, wanted)).await.map_err(|_| CatalogError::Timeout(DEADLINE))?
+}
+
+async fn read_within(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Result<Catalog, CatalogError> {
+    let start = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start();
+    let transaction = start.await.map_err(failed("begin"))?;
+    let settings =
+        format!("set local search_path = ''; set local statement_timeout = {}", DEADLINE.as_millis() as u64 / 3);
+    transaction.batch_execute(&settings).await.map_err(failed("settings"))?;
+    let reader = Reader { transaction };
+    let session = reader.rows("session", sql::SESSION, &[]).await?;
+    let session = session.first().ok_or_else(|| CatalogError::Malformed("no session row".into()))?;
+    let text: String = get(session, 0)?;
+    let snapshot = Snapshot::parse(&text).map_err(|e| CatalogError::Malformed(e.to_string()))?;
+    let version: i32 = get(session, 1)?;
+    let encoding = get(session, 2)?;
+    let foreign_claims = get(session, 3)?;
+
+    let roles = reader.roles(&wanted.roles).await?;
+    let names: Vec<String> = roles.keys().cloned().collect();
+    let published = reader.published(&wanted.publications, version).await?;
+    let mut tables = reader.tables(published).await?;
+    let oids: Vec<u32> = tables.keys().copied().collect();
+    reader.columns(&oids, &mut tables).await?;
+    reader.policies(&oids, &mut tables).await?;
+    reader.access(&oids, &names, &mut tables).await?;
+    let functions = reader.functions(&names, &tables).await?;
+    let types = Arc::new(reader.types(&oids).await?);
+    reader.transaction.commit().await.map_err(failed("commit"))?;
+
+    let tables = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
+    Ok(Catalog::new(snapshot, Rules { tables, roles, functions, types, encoding, foreign_claims }))
+}
+
+fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
+    move |source| CatalogError::Query { what, source }
+}
+
+fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, CatalogError> {
+    row.try_get(column).map_err(|e| CatalogError::Malformed(crate::error::chain(&e)))
+}
+
+struct Reader<'a> {
+    transaction: Transaction<'a>,
+}
+
+impl Reader<'_> {
+    async fn rows(
+        &self,
+        what: &'static str,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, CatalogError> {
+        self.transaction.query(sql, parameters).await.map_err(failed(what))
+    }
+
+    async fn roles(&self, wanted: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Role>>, CatalogError> {
+        let wanted: Vec<&str> = wanted.iter().map(String::as_str).filter(|name| !name.contains('\0')).collect();
+        let rows = self.rows("roles", sql::ROLES, &[&wanted]).await?;
+        let role = |row: &Row| {
+            let name: String = get(row, 1)?;
+            let role = Role {
+                oid: get(row, 0)?,
+                name: name.clone(),
+                superuser: get(row, 2)?,
+                bypass_row_security: get(row, 3)?,
+                assumable: get(row, 4)?,
+            };
+            Ok((name, Arc::new(role)))
+        };
+        rows.iter().map(role).collect()
+    }
+
+    /// Several publications are united: a row comes if any of them sends it.
+    async fn published(&self, names: &[String], version: i32) -> Result<BTreeMap<u32, Published>, CatalogError> {
+        let sql = if version >= 150_000 { sql::PUBLISHED } else { sql::PUBLISHED_14 };
+        let mut all: BTreeMap<u32, Published> = BTreeMap::new();
+        for row in &self.rows("publications", sql, &[&names]).await? {
+            let table = all.entry(get(row, 0)?).or_default();
+            table.insert |= get::<bool>(row, 1)?;
+            table.update |= get::<bool>(row, 2)?;
+            table.delete |= get::<bool>(row, 3)?;
+            table.truncate |= get::<bool>(row, 4)?;
+            table.via_root |= get::<bool>(row, 5)?;
+            table.has_row_filter |= get::<bool>(row, 6)?;
+            if let Some(columns) = get::<Option<Vec<String>>>(row, 7)? {
+                table.columns.get_or_insert_default().extend(columns);
+            }
+        }
+        Ok(all)
+    }
+
+    async fn tables(&self, mut published: BTreeMap<u32, Published>) -> Result<BTreeMap<u32, Table>, CatalogError> {
+        let oids: Vec<u32> = published.keys().copied().collect();
+        let rows = self.rows("tables", sql::TABLES, &[&oids]).await?;
+        let table = |row: &Row| {
+            let oid: u32 = get(row, 0)?;
+            let identity = identity(get(row, 3)?)?;
+            let is_partitioned: bool = get(row, 7)?;
+            let primary_key: Vec<String> = get(row, 9)?;
+            let leaves: Vec<String> = get(row, 11)?;
+            let identity_columns = match identity {
+                ReplicaIdentity::Default => primary_key.clone(),
+                ReplicaIdentity::Index => get(row, 10)?,
+                // FULL is filled in when the columns are known.
+                ReplicaIdentity::Full | ReplicaIdentity::Nothing => Vec::new(),
+            };
+            let table = Table {
+                oid,
+                schema: get(row, 1)?,
+                name: get(row, 2)?,
+                columns: Vec::new(),
+                primary_key,
+                identity,
+                identity_columns,
+                old_image: old_image(is_partitioned, &leaves),
+                row_security: get(row, 4)?,
+                force_row_security: get(row, 5)?,
+                owner: get(row, 6)?,
+                policies: Vec::new(),
+                published: published.remove(&oid),
+                is_partitioned,
+                ancestors: get(row, 8)?,
+                access: BTreeMap::new(),
+            };
+            Ok((oid, table))
+        };
+        rows.iter().map(table).collect()
+    }
+
+    async fn columns(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<(), CatalogError> {
+        for row in &self.rows("columns", sql::COLUMNS, &[&oids]).await? {
+            let Some(table) = tables.get_mut(&get(row, 0)?) else { continue };
+            let column = Column {
+                number: get(row, 1)?,
+                name: get(row, 2)?,
+                type_oid: get(row, 3)?,
+                type_modifier: get(row, 4)?,
+                collation_deterministic: get(row, 5)?,
+                generated: get(row, 6)?,
+                has_default: get(row, 7)?,
+                not_null: get(row, 8)?,
+            };
+            if table.identity == ReplicaIdentity::Full {
+                table.identity_columns.push(column.name.clone());
+            }
+            table.columns.push(column);
+        }
+        Ok(())
+    }
+
+    async fn policies(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<(), CatalogError> {
+        for row in &self.rows("policies", sql::POLICIES, &[&oids]).await? {
+            let Some(table) = tables.get_mut(&get(row, 0)?) else { continue };
+            let name: String = get(row, 1)?;
+            let command: String = get(row, 3)?;
+            let expression: Option<String> = get(row, 6)?;
+            // pg_get_expr answers NULL for a table that is being dropped. Taken as "no USING", a restrictive policy would
+            // restrict nothing.
+            if get::<bool>(row, 5)? != expression.is_some() {
+                return Err(CatalogError::Changing(format!("policy \"{name}\" on \"{}\"", table.name)));
+            }
+            let columns: Vec<i16> = get(row, 7)?;
+            let functions: Vec<u32> = get(row, 8)?;
+            table.policies.push(PolicyRow {
+                name,
+                permissive: get(row, 2)?,
+                command: if command == "r" { PolicyCommand::Select } else { PolicyCommand::All },
+                roles: get(row, 4)?,
+                expression,
+                system_columns: columns.iter().any(|n| *n < 0),
+                columns: columns.into_iter().filter(|n| *n > 0).collect(),
+                functions: functions.into_iter().collect(),
+            });
+        }
+        Ok(())
+    }
+
+    async fn access(
+        &self,
+        oids: &[u32],
+        roles: &[String],
+        tables: &mut BTreeMap<u32, Table>,
+    ) -> Result<(), CatalogError> {
+        for row in &self.rows("privileges", sql::ACCESS, &[&oids, &roles]).await? {
+            let Some(table) = tables.get_mut(&get(row, 0)?) else { continue };
+            let access = Access {
+                schema_usage: get(row, 2)?,
+                owner: get(row, 3)?,
+                columns: get::<Vec<i16>>(row, 4)?.into_iter().collect(),
+                policies: get::<Vec<String>>(row, 5)?.into_iter().collect(),
+            };
+            table.access.insert(get(row, 1)?, access);
+        }
+        Ok(())
+    }
+
+    async fn functions(
+        &self,
+        roles: &[String],
+        tables: &BTreeMap<u32, Table>,
+    ) -> Result<BTreeMap<u32, Arc<Function>>, CatalogError> {
+        let called = tables.values().flat_map(|t| &t.policies).flat_map(|p| &p.functions).copied();
+        let called: Vec<u32> = called.collect::<BTreeSet<u32>>().into_iter().collect();
+        let rows = self.rows("functions", sql::FUNCTIONS, &[&called, &roles]).await?;
+        let function = |row: &Row| {
+            let oid = get(row, 0)?;
+            let function = Function {
+                oid,
+                schema: get(row, 1)?,
+                name: get(row, 2)?,
+                result_type: get(row, 3)?,
+                sql_body: get(row, 4)?,
+                executable_by: get::<Vec<String>>(row, 5)?.into_iter().collect(),
+            };
+            Ok((oid, Arc::new(function)))
+        };
+        rows.iter().map(function).collect()
+    }
+
+    async fn types(&self, oids: &[u32]) -> Result<Types, CatalogError> {
+        let rows = self.rows("types", sql::TYPES, &[&oids]).await?;
+        let one = |row: &Row| {
+            let (typtype, base, element): (String, u32, u32) = (get(row, 3)?, get(row, 4)?, get(row, 5)?);
+            let delimiter: String = get(row, 6)?;
+            let kind = match typtype.as_str() {
+                _ if element != 0 => TypeKind::Array { element, delimiter: delimiter.bytes().next().unwrap_or(b',') },
+                "d" => TypeKind::Domain { base },
+                "e" => TypeKind::Enum,
+                "r" | "m" => TypeKind::Range,
+                "c" => {
+                    let (names, types): (Vec<String>, Vec<u32>) = (get(row, 7)?, get(row, 8)?);
+                    TypeKind::Composite { attributes: names.into_iter().zip(types).collect() }
+                }
+                _ => TypeKind::Base,
+            };
+            Ok(TypeInfo { oid: get(row, 0)?, schema: get(row, 1)?, name: get(row, 2)?, kind })
+        };
+        rows.iter().map(one).collect()
+    }
+}
+
+fn identity(letter: String) -> Result<ReplicaIdentity, CatalogError> {
+    match letter.as_str() {
+        "d" => Ok(ReplicaIdentity::Default),
+        "f" => Ok(ReplicaIdentity::Full),
+        "i" => Ok(ReplicaIdentity::Index),
+        "n" => Ok(ReplicaIdentity::Nothing),
+        _ => Err(CatalogError::Malformed(format!("replica identity `{letter}`"))),
+    }
+}
+
+/// A root's Relation message speaks of the root, but old rows are logged by the leaves.
+fn old_image(is_partitioned: bool, leaves: &[String]) -> OldImage {
+    if !is_partitioned || leaves.iter().all(|l| l == "f") {
+        OldImage::AsSent
+    } else if leaves.iter().all(|l| l == "f" || l == "d") {
+        OldImage::PrimaryKey
+    } else {
+        OldImage::Nothing
+    }
+}

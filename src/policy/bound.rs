@@ -1,0 +1,296 @@
+//! A plan over one relation of the stream: evidence, masks and the verdict in memory.
+//!
+//! No evaluator runs unless every column that the policy reads is really there. "There" is decided here and nowhere else: an
+//! unchanged TOAST value is taken from a complete old row or it is absent; a key-only old row has its key columns and nothing
+//! else; of a partitioned root's old row, what all partitions log.
+
+use std::sync::Arc;
+
+use super::expr::{Expr, Truth};
+use super::image::record;
+use super::permit::{ColumnMask, DenyReason, Permit, UndecidedReason, Verdict};
+use super::plan::{Engine, Plan};
+use crate::catalog::{OldImage, Table};
+use crate::change::{Change, OldRow, Relation, ReplicaIdentity, Tuple, Value};
+use crate::claims::Principal;
+
+/// A plan bound to a relation.
+#[derive(Debug, Clone)]
+pub struct Bound {
+    plan: Arc<Plan>,
+    relation: Arc<Relation>,
+    /// For each column of the catalog's table, its index here; `None` if it is not sent or has another type.
+    indexes: Vec<Option<usize>>,
+    /// The columns that the engine reads.
+    reads: Vec<Read>,
+    /// The columns that a question to Postgres reads.
+    form_reads: Vec<Read>,
+    readable: ColumnMask,
+    /// The columns that say which row it is.
+    key: ColumnMask,
+    all: ColumnMask,
+    key_readable: bool,
+    /// The relation and the catalog disagree about a column that the policy reads: one of them is older.
+    stale: bool,
+    key_column_index: Option<usize>,
+}
+
+/// A column that must be present.
+#[derive(Debug, Clone)]
+struct Read {
+    name: String,
+    index: Option<usize>,
+}
+
+/// The answer of [`Bound::judge`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judged {
+    /// There is one.
+    Decided(Verdict),
+    /// Postgres must be asked.
+    Ask,
+}
+
+/// An image of a row, with what is known of its cells.
+#[derive(Clone, Copy)]
+pub(super) struct Image<'a> {
+    tuple: &'a Tuple,
+    /// A complete old row that has the values which were not sent again.
+    fill: Option<&'a Tuple>,
+    real: &'a ColumnMask,
+}
+
+impl<'a> Image<'a> {
+    /// The value of a column of the relation; [`Value::Unchanged`] if it is absent.
+    fn get(&self, column: usize) -> Value<'a> {
+        if !self.real.contains(column) {
+            return Value::Unchanged;
+        }
+        match (self.tuple.get(column), self.fill) {
+            (Value::Unchanged, Some(fill)) => fill.get(column),
+            (value, _) => value,
+        }
+    }
+}
+
+fn deny(reason: DenyReason) -> Judged {
+    Judged::Decided(Verdict::Deny(reason))
+}
+
+impl Bound {
+    pub(super) fn new(plan: Arc<Plan>, relation: Arc<Relation>) -> Bound {
+        let all = ColumnMask::all(relation.columns.len());
+        let mut bound = Bound {
+            indexes: Vec::new(),
+            reads: Vec::new(),
+            form_reads: Vec::new(),
+            readable: ColumnMask::none(),
+            key: ColumnMask::none(),
+            all,
+            key_readable: false,
+            stale: false,
+            key_column_index: None,
+            plan,
+            relation,
+        };
+        if let Some(table) = bound.plan.table.clone() {
+            bound.resolve(&table);
+        }
+        bound
+    }
+
+    fn resolve(&mut self, table: &Table) {
+        let relation = &self.relation;
+        self.indexes = table
+            .columns
+            .iter()
+            .map(|column| relation.column(&column.name).filter(|i| relation.columns[*i].type_oid == column.type_oid))
+            .collect();
+        let columns = |names: &mut dyn Iterator<Item = &String>| -> ColumnMask {
+            names.filter_map(|name| relation.column(name)).collect()
+        };
+        self.readable = columns(&mut self.plan.readable.iter());
+        let from_primary_key = relation.identity == ReplicaIdentity::Full || table.old_image == OldImage::PrimaryKey;
+        self.key = match table.old_image {
+            OldImage::Nothing => ColumnMask::none(),
+            _ if from_primary_key => columns(&mut table.primary_key.iter()),
+            _ => (0..relation.columns.len()).filter(|i| relation.columns[*i].key).collect(),
+        };
+        self.key_readable = table.primary_key.iter().all(|name| self.plan.readable.contains(name));
+        let read = |name: &str| {
+            let place = table.columns.iter().position(|c| c.name == name);
+            Read { name: name.to_owned(), index: place.and_then(|place| self.indexes[place]) }
+        };
+        let form_reads = self.plan.form.iter().flat_map(|form| &form.reads);
+        let form_reads: Vec<Read> = form_reads.map(|name| read(name)).collect();
+        self.reads = match &self.plan.engine {
+            Engine::Pure(expr) => expr.columns().into_iter().map(read).collect(),
+            _ => form_reads.clone(),
+        };
+        self.form_reads = form_reads;
+        self.stale = self
+            .reads
+            .iter()
+            .any(|read| read.index.is_none() && table.column(&read.name).is_none_or(|column| table.is_sent(column)));
+        self.key_column_index = self.plan.owner_key().and_then(|key| self.read_index(&key.column));
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// The relation.
+    pub fn relation(&self) -> &Arc<Relation> {
+        &self.relation
+    }
+
+    /// Index of the owner key's column in this relation.
+    pub fn key_column_index(&self) -> Option<usize> {
+        self.key_column_index
+    }
+
+    /// Judges an INSERT or UPDATE by its new row, a DELETE by its old row.
+    pub fn judge(&self, change: &Change, principal: &Principal, now_unix_seconds: i64) -> Judged {
+        if principal.is_expired(now_unix_seconds) {
+            return deny(DenyReason::Expired);
+        }
+        // Another role's plan says nothing about him. The caller groups by role; this is the second lock.
+        if *principal.role != *self.plan.role {
+            return deny(DenyReason::UnknownRole);
+        }
+        if let Engine::Deny(reason) = self.plan.engine {
+            return deny(reason);
+        }
+        if !matches!(change, Change::Delete { .. }) && !self.key_readable {
+            return deny(DenyReason::NoGrant);
+        }
+        match &self.plan.engine {
+            Engine::Deny(reason) => deny(*reason),
+            Engine::Everything => self.permit(change, true),
+            Engine::Ask { .. } => match self.evidence(change) {
+                Ok(()) => Judged::Ask,
+                Err(verdict) => Judged::Decided(verdict),
+            },
+            Engine::Pure(expr) => match self.evidence(change) {
+                Ok(()) => self.judge_pure(expr, change, principal),
+                Err(verdict) => Judged::Decided(verdict),
+            },
+        }
+    }
+
+    fn judge_pure(&self, expr: &Expr, change: &Change, principal: &Principal) -> Judged {
+        let truth = |image: Image<'_>| {
+            let column = |name: &str| self.read_index(name).map_or(Value::Unchanged, |index| image.get(index));
+            expr.truth(&column, principal)
+        };
+        match truth(self.judged(change)) {
+            Truth::True => {
+                let old_passes = self.old_to_widen(change).is_some_and(|old| truth(old) == Truth::True);
+                self.permit(change, old_passes)
+            }
+            Truth::False | Truth::Null => deny(DenyReason::Policy),
+            Truth::Raises => deny(DenyReason::PolicyError),
+            // Postgres is asked about all columns of the policies, also those which folding removed here.
+            Truth::Unsure => match has_all(&self.form_reads, self.judged(change)) {
+                true => Judged::Ask,
+                false => deny(DenyReason::MissingEvidence),
+            },
+        }
+    }
+
+    /// The verdict for a row that passed; `old_passes` if the old row of an UPDATE passed too.
+    pub(super) fn permit(&self, change: &Change, old_passes: bool) -> Judged {
+        let permit = match change {
+            Change::Insert { .. } => Permit::grant(self.readable.clone(), ColumnMask::none()),
+            Change::Update { old, .. } => {
+                let shown = match old {
+                    Some(old) if old_passes => self.real(old),
+                    _ => &self.key,
+                };
+                Permit::grant(self.readable.clone(), shown.intersection(&self.readable))
+            }
+            Change::Delete { old } => {
+                let shown = self.real(old).intersection(&self.readable);
+                if shown == ColumnMask::none() {
+                    return deny(DenyReason::NoGrant);
+                }
+                Permit::grant(ColumnMask::none(), shown)
+            }
+        };
+        Judged::Decided(Verdict::Permit(permit))
+    }
+
+    /// The image that decides.
+    pub(super) fn judged<'a>(&'a self, change: &'a Change) -> Image<'a> {
+        match change {
+            Change::Insert { new } => Image { tuple: new, fill: None, real: &self.all },
+            Change::Update { new, old } => {
+                let complete = old.as_ref().filter(|old| self.is_complete(old));
+                Image { tuple: new, fill: complete.map(OldRow::tuple), real: &self.all }
+            }
+            Change::Delete { old } => Image { tuple: old.tuple(), fill: None, real: self.real(old) },
+        }
+    }
+
+    /// The complete old row of an UPDATE: if it passes as well, it may be shown.
+    pub(super) fn old_to_widen<'a>(&'a self, change: &'a Change) -> Option<Image<'a>> {
+        match change {
+            Change::Update { old: Some(old), .. } if self.is_complete(old) => {
+                let image = Image { tuple: old.tuple(), fill: None, real: &self.all };
+                has_all(&self.reads, image).then_some(image)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether every column that a question to Postgres reads is present.
+    pub(super) fn can_be_asked(&self, change: &Change) -> bool {
+        !self.stale && has_all(&self.form_reads, self.judged(change))
+    }
+
+    /// The image as a composite literal, in the catalog's order of columns.
+    pub(super) fn literal(&self, image: Image<'_>) -> Option<String> {
+        record(self.indexes.iter().map(|index| index.map_or(Value::Null, |i| image.get(i))))
+    }
+
+    /// Whether the key of the row is in the image, so that it can be looked up.
+    pub(super) fn has_key(&self, image: Image<'_>) -> bool {
+        let table = self.plan.table.as_ref();
+        let present =
+            |name: &String| self.relation.column(name).is_some_and(|index| image.get(index) != Value::Unchanged);
+        table.is_some_and(|t| t.primary_key.iter().all(present))
+    }
+
+    fn is_complete(&self, old: &OldRow) -> bool {
+        matches!(old, OldRow::Full(_)) && *self.real(old) == self.all
+    }
+
+    /// The columns of an old row that are values.
+    fn real(&self, old: &OldRow) -> &ColumnMask {
+        let as_sent = self.plan.table.as_ref().is_some_and(|t| t.old_image == OldImage::AsSent);
+        match old {
+            OldRow::Full(_) if as_sent => &self.all,
+            OldRow::Full(_) | OldRow::KeyOnly(_) => &self.key,
+        }
+    }
+
+    fn evidence(&self, change: &Change) -> Result<(), Verdict> {
+        if self.stale {
+            return Err(Verdict::Undecided(UndecidedReason::Catalog));
+        }
+        match has_all(&self.reads, self.judged(change)) {
+            true => Ok(()),
+            false => Err(Verdict::Deny(DenyReason::MissingEvidence)),
+        }
+    }
+
+    /// Index of a column that the engine reads.
+    fn read_index(&self, name: &str) -> Option<usize> {
+        self.reads.iter().find(|read| read.name == name)?.index
+    }
+}
+
+fn has_all(reads: &[Read], image: Image<'_>) -> bool {
+    reads.iter().all(|read| read.index.is_some_and(|index| image.get(index) != Value::Unchanged))
+}

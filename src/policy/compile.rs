@@ -1,0 +1,143 @@
+//! From the catalog to a [`Plan`], in the order in which Postgres itself decides (`check_enable_rls`, `get_row_security_policies`).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::expr::Expr;
+use super::form::Form;
+use super::owner::OwnerKey;
+use super::parse::{self, Context, NotPure};
+use super::permit::DenyReason;
+use super::plan::{Engine, Plan};
+use crate::catalog::{Access, Catalog, PolicyRow, Role, Table};
+
+/// Compiles the rules of a table for a role. Never fails: what can't be judged is asked or denied, with the reason.
+pub fn compile(catalog: &Catalog, table_oid: u32, role: &str) -> Plan {
+    let table = catalog.table(table_oid).cloned();
+    let mut plan = Plan {
+        table_oid,
+        table: table.clone(),
+        role: role.to_owned(),
+        engine: Engine::Deny(DenyReason::UnknownTable),
+        readable: BTreeSet::new(),
+        form: None,
+        owner_key: None,
+    };
+    let Some(table) = table else { return plan };
+    let rights = match rights(catalog, &table, role) {
+        Ok(rights) => rights,
+        Err(reason) => {
+            plan.engine = Engine::Deny(reason);
+            return plan;
+        }
+    };
+    let (role, access) = rights;
+    plan.readable =
+        table.columns.iter().filter(|c| access.columns.contains(&c.number)).map(|c| c.name.clone()).collect();
+    if is_above(role, access, &table) {
+        plan.engine = Engine::Everything;
+    } else if !table.row_security {
+        let protected = |oid: &u32| catalog.table(*oid).is_none_or(|t| is_protected(t, role));
+        // A partition with its own name in the publication would show what its root hides.
+        plan.engine = match table.ancestors.iter().any(protected) {
+            true => Engine::Deny(DenyReason::UnprotectedPartition),
+            false => Engine::Everything,
+        };
+    } else {
+        judge_by_policies(catalog, &table, access, &mut plan);
+    }
+    plan
+}
+
+fn rights<'a>(catalog: &'a Catalog, table: &'a Arc<Table>, role: &str) -> Result<(&'a Role, &'a Access), DenyReason> {
+    let role = catalog.role(role).ok_or(DenyReason::UnknownRole)?;
+    if role.superuser {
+        return Err(DenyReason::SuperuserRole);
+    }
+    let access = table.access.get(&role.name).ok_or(DenyReason::UnknownRole)?;
+    if !access.schema_usage || access.columns.is_empty() {
+        return Err(DenyReason::NoGrant);
+    }
+    Ok((role, access))
+}
+
+/// Row-level security, if there is any, does not apply to the role.
+fn is_above(role: &Role, access: &Access, table: &Table) -> bool {
+    role.bypass_row_security || (access.owner && !table.force_row_security)
+}
+
+fn is_protected(table: &Table, role: &Role) -> bool {
+    let above = table.access.get(&role.name).is_some_and(|access| is_above(role, access, table));
+    table.row_security && !above
+}
+
+fn judge_by_policies(catalog: &Catalog, table: &Arc<Table>, access: &Access, plan: &mut Plan) {
+    // A policy without USING neither permits nor restricts.
+    let applying = table.policies.iter().filter(|p| access.policies.contains(&p.name));
+    let applying: Vec<(&PolicyRow, &str)> = applying.filter_map(|p| Some((p, p.expression.as_deref()?))).collect();
+    let (permissive, restrictive): (Vec<_>, Vec<_>) = applying.iter().partition(|(p, _)| p.permissive);
+    if permissive.is_empty() {
+        plan.engine = Engine::Deny(DenyReason::NoPolicy);
+        return;
+    }
+    let form = form(table, &permissive, &restrictive);
+    let context = Context { catalog, table, role: &plan.role };
+    plan.engine = match pure(&context, &permissive, &restrictive) {
+        Ok(expr) => Engine::Pure(expr),
+        Err(NotPure(reason)) => Engine::Ask { sql: form.question.clone(), reason },
+    };
+    if let Engine::Pure(expr) = &plan.engine {
+        plan.owner_key = expr.necessary().map(OwnerKey::new);
+    }
+    plan.form = Some(form);
+}
+
+type Policies<'a> = [(&'a PolicyRow, &'a str)];
+
+fn pure(context: &Context<'_>, permissive: &Policies<'_>, restrictive: &Policies<'_>) -> Result<Expr, NotPure> {
+    if !context.catalog.is_utf8() {
+        return Err(NotPure("the database's encoding is not UTF8".into()));
+    }
+    let parse = |(policy, text): &(&PolicyRow, &str)| {
+        parse::policy(context, policy, text)
+            .map_err(|NotPure(why)| NotPure(format!("policy \"{}\": {why}", policy.name)))
+    };
+    let mut any = Vec::new();
+    let mut doubt = None;
+    for policy in permissive {
+        match parse(policy) {
+            // Whatever the others say, Postgres folds `true OR …` before it runs anything.
+            Ok(Expr::Constant(true)) => {
+                (any, doubt) = (vec![Expr::Constant(true)], None);
+                break;
+            }
+            Ok(expr) => any.push(expr),
+            Err(why) => doubt = doubt.or(Some(why)),
+        }
+    }
+    if let Some(why) = doubt {
+        return Err(why);
+    }
+    let mut all = vec![Expr::any(any)];
+    for policy in restrictive {
+        all.push(parse(policy)?);
+    }
+    Ok(Expr::all(all))
+}
+
+/// What is asked: `(p1 or p2) and r1 and r2`, over the columns that the policies depend on.
+fn form(table: &Table, permissive: &Policies<'_>, restrictive: &Policies<'_>) -> Form {
+    let joined = |policies: &Policies<'_>, word: &str| {
+        policies.iter().map(|(_, text)| format!("({text}\n)")).collect::<Vec<_>>().join(word)
+    };
+    let mut expression = format!("({})", joined(permissive, " or "));
+    if !restrictive.is_empty() {
+        expression = format!("{expression} and {}", joined(restrictive, " and "));
+    }
+    let policies = || permissive.iter().chain(restrictive);
+    // The dependencies of a policy name its columns, but not a whole-row reference, which is printed as `name.*`.
+    let whole = policies().any(|(_, text)| text.contains(".*"));
+    let reads = |number: i16| whole || policies().any(|(p, _)| p.columns.contains(&number));
+    let reads = table.columns.iter().filter(|c| reads(c.number)).map(|c| c.name.clone()).collect();
+    Form::new(table, &expression, reads, whole)
+}

@@ -1,0 +1,7 @@
+//! `policy` against a real Postgres: what `SET ROLE` and a SELECT say is right.
+
+mod asking;
+mod compiling;
+mod judging;
+mod oracle;
+mod support;
