@@ -71,6 +71,11 @@ pub(super) fn array_of(oid: u32) -> Option<(u32, u8)> {
     Some((*element, if *element == 603 { b';' } else { b',' }))
 }
 
+/// The array type over a built-in type.
+pub fn array_over(oid: u32) -> Option<u32> {
+    BUILTIN.iter().find(|(own, ..)| *own == oid).map(|(_, _, _, array)| *array)
+}
+
 /// How the type is built, from the catalog if it is there, otherwise from what is built in.
 pub(super) fn kind_of(types: &Types, oid: u32) -> TypeKind {
     match types.get(oid) {

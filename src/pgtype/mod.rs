@@ -16,7 +16,7 @@ pub(crate) mod cluster;
 #[cfg(test)]
 mod against_postgres;
 
-pub use builtin::{interchangeable, oid, type_name};
+pub use builtin::{array_over, interchangeable, oid, type_name};
 pub use equality::{Equality, canonical, equality};
 pub use json::{JsonKind, json_kind, write_json};
 pub use order::{Order, compare, order};
