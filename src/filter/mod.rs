@@ -1,1 +1,26 @@
-//! (under construction)
+//! The subscription filter language (`protocol.md` §5.2–5.5): `id=gte.10,name=in.(a,"b,c"),deleted_at=is.null`.
+//!
+//! ```text
+//! text ── parse ──► Condition ── Validator (Postgres casts the literals) ──► Predicate ── bind(relation) ──► BoundPredicate
+//! ```
+//!
+//! Invariants:
+//! * A predicate says what Postgres would say, or it is not made: a condition that can't be judged exactly in memory (order of
+//!   text, patterns, types whose equality isn't their text's) is refused with the reason, never ignored.
+//! * A NULL answer doesn't match, negated or not. A column that was not sent doesn't match anything, `is.null` included.
+//! * A predicate narrows what a user gets; it is no permission. `policy` judges the row in any case.
+//!
+//! Rejected: parsing literals ourselves. Postgres casts them, so that its errors are its own and the text that rows are compared
+//! with is the text that rows come with.
+
+mod error;
+mod grammar;
+mod inspect;
+mod literals;
+mod predicate;
+mod validate;
+
+pub use error::{FilterError, SubscribeParameters};
+pub use grammar::{Condition, MAX_CONDITIONS, MAX_FILTER_BYTES, Operator, parse};
+pub use predicate::{BoundPredicate, Predicate};
+pub use validate::{ColumnSpec, MAX_IN_VALUES, Validator, check_select};

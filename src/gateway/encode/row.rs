@@ -1,0 +1,262 @@
+//! The `data` object of a change (`protocol.md` §4.3): what the permit shows of it, and nothing else.
+//!
+//! What a relation's rows have in common is written once ([`RowShape`]); a row then is copies of prepared keys and of its own
+//! text, in one pass.
+//!
+//! Invariants:
+//! * A column that was not sent is left out, never written as null. An unchanged TOAST value is taken from a full old row.
+//! * Of a key-only old row, and of an old row made up from the new one, only identity columns are written.
+
+use crate::change::{Change, OldRow, Relation, RowChange, Timestamp, Tuple, Value};
+use crate::pgtype::{JsonKind, Types, json_kind, type_name, write_json, write_json_string};
+use crate::policy::{ColumnMask, Permit};
+
+/// Above this a record is cut to its short columns; Supabase's `poll_max_record_bytes`.
+pub const DEFAULT_MAX_RECORD_BYTES: usize = 1_048_576;
+/// What a cut record keeps: values whose JSON is at most this long.
+const SHORT_VALUE_BYTES: usize = 64;
+/// No text of this size becomes short JSON, so a cut record doesn't format it to find out.
+const SURELY_LONG_BYTES: usize = 64 * SHORT_VALUE_BYTES;
+
+struct Column {
+    /// `"name":`
+    key: Box<[u8]>,
+    /// `{"name":"…","type":"…"}`
+    description: Box<[u8]>,
+    kind: JsonKind,
+    identity: bool,
+}
+
+/// What all rows of a relation have in common, prepared once per (relation, types).
+pub struct RowShape {
+    /// `{"schema":"…","table":"…","type":"`
+    head: Box<[u8]>,
+    columns: Box<[Column]>,
+    /// All descriptions with their commas.
+    descriptions: Box<[u8]>,
+    /// What a row takes beside its values, for the size limit and for reserving.
+    overhead: usize,
+    max_record_bytes: usize,
+}
+
+impl RowShape {
+    /// Prepares a relation as of these types.
+    pub fn new(relation: &Relation, types: &Types) -> RowShape {
+        let mut head = br#"{"schema":"#.to_vec();
+        write_json_string(relation.schema.as_bytes(), &mut head);
+        head.extend_from_slice(br#","table":"#);
+        write_json_string(relation.table.as_bytes(), &mut head);
+        head.extend_from_slice(br#","type":""#);
+        let columns: Box<[Column]> = relation
+            .columns
+            .iter()
+            .map(|column| {
+                let mut name = Vec::new();
+                write_json_string(column.name.as_bytes(), &mut name);
+                let mut description = [br#"{"name":"#, &name[..], br#","type":"#].concat();
+                write_json_string(type_name(types, column.type_oid).as_bytes(), &mut description);
+                description.push(b'}');
+                name.push(b':');
+                Column {
+                    key: name.into_boxed_slice(),
+                    description: description.into_boxed_slice(),
+                    kind: json_kind(types, column.type_oid),
+                    identity: column.key,
+                }
+            })
+            .collect();
+        let descriptions =
+            columns.iter().map(|c| &c.description[..]).collect::<Vec<_>>().join(&b',').into_boxed_slice();
+        let overhead = head.len() + descriptions.len() + columns.iter().map(|c| c.key.len() + 3).sum::<usize>();
+        RowShape {
+            head: head.into_boxed_slice(),
+            columns,
+            descriptions,
+            overhead,
+            max_record_bytes: DEFAULT_MAX_RECORD_BYTES,
+        }
+    }
+
+    /// With another size limit, in bytes.
+    pub fn max_record_bytes(mut self, bytes: usize) -> RowShape {
+        self.max_record_bytes = bytes;
+        self
+    }
+
+    /// About the length of the change's JSON if everything were shown. The limit looks at this and not at what a permit
+    /// shows: otherwise the cut would tell one user about the size of columns that only others may read.
+    fn estimate(&self, change: &Change) -> usize {
+        let values = |tuple: &Tuple| -> usize {
+            let size = |value| if let Value::Text(text) = value { text.len() } else { 4 };
+            tuple.values().map(size).sum()
+        };
+        let both = match change {
+            Change::Insert { new } => values(new),
+            Change::Update { new, old } => values(new) + old.as_ref().map_or(0, |old| values(old.tuple())),
+            Change::Delete { old } => values(old.tuple()),
+        };
+        self.overhead + both
+    }
+
+    fn write_columns(&self, shown: &ColumnMask, out: &mut Vec<u8>) {
+        if (0..self.columns.len()).all(|i| shown.contains(i)) {
+            out.extend_from_slice(&self.descriptions);
+            return;
+        }
+        let visible = self.columns.iter().enumerate().filter(|(i, _)| shown.contains(*i));
+        for (nth, (_, column)) in visible.enumerate() {
+            if nth > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(&column.description);
+        }
+    }
+
+    /// `{"key":value,…}` of the columns for which there is a value.
+    fn write_record<'a>(&self, cut: bool, value: impl Fn(usize, &Column) -> Value<'a>, out: &mut Vec<u8>) {
+        out.push(b'{');
+        let mut first = true;
+        for (index, column) in self.columns.iter().enumerate() {
+            let value = value(index, column);
+            if matches!(value, Value::Unchanged) || (cut && !is_short(value, &column.kind)) {
+                continue;
+            }
+            if !first {
+                out.push(b',');
+            }
+            first = false;
+            out.extend_from_slice(&column.key);
+            match value {
+                Value::Text(text) => write_json(&column.kind, text, out),
+                Value::Null | Value::Unchanged => out.extend_from_slice(b"null"),
+            }
+        }
+        out.push(b'}');
+    }
+}
+
+/// Whether a cut record keeps the value. NULL goes too: its length is unknown to the engine that clients know.
+fn is_short(value: Value<'_>, kind: &JsonKind) -> bool {
+    let Value::Text(text) = value else { return false };
+    if text.len() > SURELY_LONG_BYTES {
+        return false;
+    }
+    let mut json = Vec::new();
+    write_json(kind, text, &mut json);
+    json.len() <= SHORT_VALUE_BYTES
+}
+
+/// Appends the `data` object of the change as far as the permit shows it.
+pub fn write_data(shape: &RowShape, change: &RowChange, commit_time: Timestamp, permit: &Permit, out: &mut Vec<u8>) {
+    write_shown(shape, &change.change, commit_time, permit.new_columns(), permit.old_columns(), out);
+}
+
+fn write_shown(
+    shape: &RowShape,
+    change: &Change,
+    commit_time: Timestamp,
+    shown_new: &ColumnMask,
+    shown_old: &ColumnMask,
+    out: &mut Vec<u8>,
+) {
+    let (name, shown) = match change {
+        Change::Insert { .. } => ("INSERT", shown_new),
+        Change::Update { .. } => ("UPDATE", shown_new),
+        Change::Delete { .. } => ("DELETE", shown_old),
+    };
+    let size = shape.estimate(change);
+    let cut = size > shape.max_record_bytes;
+    // Some text grows when it is escaped; most doesn't.
+    out.reserve(128 + if cut { shape.overhead } else { size + size / 8 });
+    out.extend_from_slice(&shape.head);
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(br#"","commit_timestamp":""#);
+    write_timestamp(commit_time, out);
+    out.extend_from_slice(br#"","columns":["#);
+    shape.write_columns(shown, out);
+    out.push(b']');
+    match change {
+        Change::Insert { new } => write_new(shape, cut, new, None, shown_new, out),
+        Change::Update { new, old } => {
+            write_new(shape, cut, new, old.as_ref(), shown_new, out);
+            // No old row means that the identity has not changed, so the new row has it.
+            let (tuple, identity_only) = match old {
+                Some(OldRow::Full(tuple)) => (tuple, false),
+                Some(OldRow::KeyOnly(tuple)) => (tuple, true),
+                None => (new, true),
+            };
+            write_old(shape, cut, tuple, identity_only, shown_old, out);
+        }
+        Change::Delete { old } => {
+            write_old(shape, cut, old.tuple(), matches!(old, OldRow::KeyOnly(_)), shown_old, out);
+        }
+    }
+    let errors: &[u8] = if cut { br#","errors":["Error 413: Payload Too Large"]}"# } else { br#","errors":null}"# };
+    out.extend_from_slice(errors);
+}
+
+fn write_new(shape: &RowShape, cut: bool, new: &Tuple, old: Option<&OldRow>, shown: &ColumnMask, out: &mut Vec<u8>) {
+    let fill = match old {
+        Some(OldRow::Full(old)) => Some(old),
+        _ => None,
+    };
+    out.extend_from_slice(br#","record":"#);
+    let value = |index, _: &Column| match (shown.contains(index), new.get(index)) {
+        (false, _) => Value::Unchanged,
+        (true, Value::Unchanged) => fill.map_or(Value::Unchanged, |old| old.get(index)),
+        (true, value) => value,
+    };
+    shape.write_record(cut, value, out);
+}
+
+fn write_old(shape: &RowShape, cut: bool, tuple: &Tuple, identity_only: bool, shown: &ColumnMask, out: &mut Vec<u8>) {
+    out.extend_from_slice(br#","old_record":"#);
+    let value = |index, column: &Column| {
+        let real = shown.contains(index) && (column.identity || !identity_only);
+        if real { tuple.get(index) } else { Value::Unchanged }
+    };
+    shape.write_record(cut, value, out);
+}
+
+/// `YYYY-MM-DDTHH:MM:SS.mmmZ`, cut to milliseconds.
+fn write_timestamp(time: Timestamp, out: &mut Vec<u8>) {
+    let millis = time.unix_micros().div_euclid(1000);
+    let (days, of_day) = (millis.div_euclid(86_400_000), millis.rem_euclid(86_400_000));
+    let (year, month, day) = civil_from_days(days);
+    // A commit outside these years is a clock gone mad; the form stays what clients parse.
+    digits(year.clamp(0, 9999), 4, out);
+    for (before, value, width) in [
+        (b'-', month, 2),
+        (b'-', day, 2),
+        (b'T', of_day / 3_600_000, 2),
+        (b':', of_day / 60_000 % 60, 2),
+        (b':', of_day / 1000 % 60, 2),
+        (b'.', of_day % 1000, 3),
+    ] {
+        out.push(before);
+        digits(value, width, out);
+    }
+    out.push(b'Z');
+}
+
+fn digits(value: i64, width: u32, out: &mut Vec<u8>) {
+    for place in (0..width).rev() {
+        out.push(b'0' + (value / 10i64.pow(place) % 10) as u8);
+    }
+}
+
+/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant's algorithm).
+fn civil_from_days(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+#[path = "row_tests.rs"]
+mod tests;
