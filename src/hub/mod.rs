@@ -1,7 +1,7 @@
 //! To whom: who has subscribed to what, and which change goes to whom.
 //!
-//! [`Hub`] is one task that pulls transactions from the log, finds the subscriptions that a row may concern ([`index`]), has
-//! `policy` judge them, waits for Postgres where it must ([`lane`]), and hands what is permitted to the shards as [`Batch`]es.
+//! [`Hub`] is one task that pulls transactions from the log, finds the subscriptions that a row may concern (`index`), has
+//! `policy` judge them, waits for Postgres where it must (`lane`), and hands what is permitted to the shards as [`Batch`]es.
 //! It does not encode, touches no socket, and is never pushed at.
 
 mod command;
