@@ -14,6 +14,8 @@ mod registry;
 mod resolve;
 mod rules;
 mod run;
+#[cfg(test)]
+mod tests;
 
 pub use command::{Action, ChannelId, Command, Entry, HubHandle, Name, Port, SubscribeError, Version};
 pub use event::{Batch, Event, Fanout, Ids, Member, Notice, Outgoing};
