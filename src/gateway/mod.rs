@@ -6,7 +6,7 @@ mod close;
 mod handshake;
 mod http;
 mod limits;
-mod shard;
+pub mod shard;
 pub mod phoenix;
 
 #[cfg(test)]
@@ -14,7 +14,6 @@ mod tests;
 
 pub use http::{BindError, Bound, Deps, Gateway};
 pub use limits::GatewayConfig;
-pub use shard::Shard;
 
 use std::sync::Arc;
 
