@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use settings::{Logging, LogFormat, Settings, default_data_dir};
+pub use settings::{LogFormat, Logging, Settings, default_data_dir};
 
 use crate::claims::VerifierConfig;
 use crate::error::{Fault, Remedy};

@@ -28,7 +28,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().map_err(|_| "is not a duration".to_owned())?;
-    let seconds = |scale: u64| number.checked_mul(scale).map(Duration::from_secs).ok_or_else(|| "is too long".to_owned());
+    let seconds =
+        |scale: u64| number.checked_mul(scale).map(Duration::from_secs).ok_or_else(|| "is too long".to_owned());
     match text[digits..].trim() {
         "" | "s" => seconds(1),
         "ms" => Ok(Duration::from_millis(number)),

@@ -257,15 +257,23 @@ impl<'a> Reading<'a> {
             self.mistake("publication", "names no publication", "Set it to one or more names, with commas.");
         }
         let secret = self.secret();
-        let opaque_keys = self.read("api_keys", "Write it like `sb_publishable_x=anon,sb_secret_y=service_role`.", api_keys);
+        let opaque_keys =
+            self.read("api_keys", "Write it like `sb_publishable_x=anon,sb_secret_y=service_role`.", api_keys);
         if self.settings.get("jwks_url").is_some() {
-            self.mistake("jwks_url", "is not supported yet", "Remove it and set JWT_SECRET to the secret that signs the tokens.");
+            self.mistake(
+                "jwks_url",
+                "is not supported yet",
+                "Remove it and set JWT_SECRET to the secret that signs the tokens.",
+            );
         }
         self.read("deletes", "Remove it or set it to judged.", |text| match text {
             "judged" => Ok(()),
-            other => Err(format!("is {other:?}; only `judged` is supported: who gets a DELETE is decided by the old row")),
+            other => {
+                Err(format!("is {other:?}; only `judged` is supported: who gets a DELETE is decided by the old row"))
+            }
         });
-        let address = self.read("host", "Set it to an address of this machine, such as 0.0.0.0 or 127.0.0.1.", parse::host);
+        let address =
+            self.read("host", "Set it to an address of this machine, such as 0.0.0.0 or 127.0.0.1.", parse::host);
         let port = self.read("port", "Set it to a number from 0 to 65535.", number);
         let admin = self.read("admin_addr", "Write it like 127.0.0.1:4001, or off.", parse::admin);
         let migrate = self.read("migrate", "Set it to true or false.", parse::switch);
@@ -332,7 +340,11 @@ fn api_keys(text: &str) -> Result<BTreeMap<String, String>, String> {
         let pair = part.split_once('=').map(|(key, role)| (key.trim(), role.trim()));
         match pair.filter(|(key, role)| !key.is_empty() && !role.is_empty()) {
             Some((key, role)) => keys.insert(key.to_owned(), role.to_owned()),
-            None => return Err(format!("has an entry that is not key=role, the {}.", place + 1).trim_end_matches('.').into()),
+            None => {
+                return Err(format!("has an entry that is not key=role, the {}.", place + 1)
+                    .trim_end_matches('.')
+                    .into());
+            }
         };
     }
     Ok(keys)

@@ -226,7 +226,9 @@ impl<O: Origin> Core<O> {
             let advice = error.advice();
             match error.remedy() {
                 Remedy::Retry => tracing::warn!(error = text, advice, "changes are not streaming; trying again"),
-                Remedy::Operator => tracing::error!(error = text, advice, "changes are not streaming until this is mended"),
+                Remedy::Operator => {
+                    tracing::error!(error = text, advice, "changes are not streaming until this is mended")
+                }
                 Remedy::Bug => tracing::error!(error = text, advice, "changes are not streaming; this is a bug"),
             }
             self.last_error.clone_from(&text);
@@ -253,7 +255,9 @@ impl<O: Origin> Core<O> {
         self.ready.send_replace(false);
         match self.pen.sync_all().await {
             Ok(durable) => source.confirm(durable),
-            Err(error) => tracing::warn!(error = chain(&error), "the log's end could not be made durable; it will be read again"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the log's end could not be made durable; it will be read again")
+            }
         }
         source.close(self.config.close_deadline).await;
         Ok(())
