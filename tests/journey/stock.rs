@@ -70,7 +70,7 @@ async fn a_channel_can_be_left_and_opened_again() {
     let scene = Scene::start().await;
     for stock in [Stock::JavaScript, Stock::Python] {
         let mut phone = scene.relay.sdk(stock, &token::user(ALICE)).await;
-        let other = watching(&[]);
+        let other = json!([{ "event": "*", "schema": "public", "table": "session_events" }]);
         phone.subscribe("other", &other).await;
         for round in ["first", "second"] {
             phone.subscribe("room", &watching(&["notifications"])).await;
