@@ -68,7 +68,9 @@ async fn an_insert_has_exactly_the_keys_and_values_that_clients_expect() {
             },
         });
         assert_eq!(without_timestamp(&change), expected);
+        // Taken by this phone, so that it is behind the next one when that comes.
         scene.exec("delete from session_events").await;
+        assert_eq!(phone.next_change().await.kind(), "DELETE");
     }
 }
 

@@ -111,18 +111,27 @@ async fn a_fresh_token_in_time_keeps_the_channel() {
 async fn stock_clients_tell_their_application_that_the_token_has_expired() {
     let scene = Scene::start().await;
     let entries = watching(&["notifications"]);
-    let mut js = scene.relay.sdk(Stock::JavaScript, &token::short(ALICE, 4)).await;
-    let mut py = scene.relay.sdk(Stock::Python, &token::short(ALICE, 4)).await;
-    js.subscribe("room", &entries).await;
-    py.subscribe("room", &entries).await;
-    assert_expired(&js.system("room").await, "room");
-    assert_eq!(js.status("room").await.0, "CLOSED");
-    let (status, error) = py.status("room").await;
-    assert_eq!(status, "CHANNEL_ERROR");
-    assert_expired(&serde_json::from_str(&error).expect("JSON"), "room");
-    assert_eq!(py.status("room").await.0, "CLOSED");
-    js.exit().await;
-    py.exit().await;
+    for stock in [Stock::JavaScript, Stock::Python] {
+        let mut phone = scene.relay.sdk(stock, &token::user(ALICE)).await;
+        phone.subscribe("room", &entries).await;
+        phone.set_auth(&token::short(ALICE, 3)).await;
+        phone.subscribed("room").await;
+        if stock == Stock::JavaScript {
+            assert_expired(&phone.system("room").await, "room");
+        } else {
+            let (status, error) = phone.status("room").await;
+            assert_eq!(status, "CHANNEL_ERROR");
+            assert_expired(&serde_json::from_str(&error).expect("JSON"), "room");
+        }
+        assert_eq!(phone.status("room").await.0, "CLOSED", "{stock:?}");
+        // With a fresh token the application can open the channel again.
+        phone.set_auth(&token::user(ALICE)).await;
+        phone.subscribe("room", &entries).await;
+        scene.exec(&notify(ALICE, "n")).await;
+        scene.mark("end").await;
+        assert_eq!(summary(&phone.changes_before("end").await, "kind"), ["INSERT n"], "{stock:?}");
+        phone.exit().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -42,7 +42,8 @@ pub(crate) struct Frame {
 
 /// A connection.
 pub(crate) struct Phone {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    /// Gone once the connection has ended.
+    socket: Option<WebSocketStream<MaybeTlsStream<TcpStream>>>,
     version: Version,
     token: String,
     next_ref: u64,
@@ -50,8 +51,8 @@ pub(crate) struct Phone {
     joins: HashMap<String, String>,
     /// Read, and not asked for yet.
     inbox: VecDeque<Frame>,
-    /// How it ended, once it has: the close code, if there was one.
-    ended: Option<Option<u16>>,
+    /// Of the close frame, if there was one.
+    code: Option<u16>,
 }
 
 impl Phone {
@@ -70,7 +71,7 @@ impl Phone {
             let connected = connecting.await.unwrap_or_else(|_| panic!("at {at}: no connection within {PATIENCE:?}"));
             let (socket, _) = connected.unwrap_or_else(|error| panic!("at {at}: no connection: {error}"));
             let (joins, inbox) = (HashMap::new(), VecDeque::new());
-            Phone { socket, version, token, next_ref: 1, joins, inbox, ended: None }
+            Phone { socket: Some(socket), version, token, next_ref: 1, joins, inbox, code: None }
         }
     }
 
@@ -273,7 +274,7 @@ impl Phone {
             loop {
                 match timeout_at(deadline, self.read()).await {
                     Ok(Some(frame)) => self.inbox.push_back(frame),
-                    Ok(None) => return self.ended.flatten(),
+                    Ok(None) => return self.code,
                     Err(_) => panic!("at {at}: still connected after {PATIENCE:?}"),
                 }
             }
@@ -295,7 +296,8 @@ impl Phone {
                                    "join_ref": join_ref }),
             Version::V2 => json!([join_ref, reference, topic, event, payload]),
         };
-        self.socket.send(Message::text(frame.to_string())).await.expect("the connection takes it");
+        let socket = self.socket.as_mut().expect("a connection");
+        socket.send(Message::text(frame.to_string())).await.expect("the connection takes it");
     }
 
     /// The first frame that fits, of those received or still to come.
@@ -308,7 +310,7 @@ impl Phone {
             match timeout_at(deadline, self.read()).await {
                 Ok(Some(frame)) if fits(&frame) => return frame,
                 Ok(Some(frame)) => self.inbox.push_back(frame),
-                Ok(None) => panic!("at {at}: the connection ended ({:?}) before {what}: {:#?}", self.ended, self.inbox),
+                Ok(None) => panic!("at {at}: the connection ended ({:?}) before {what}: {:#?}", self.code, self.inbox),
                 Err(_) => panic!("at {at}: no {what} within {PATIENCE:?}, only {:#?}", self.inbox),
             }
         }
@@ -316,15 +318,14 @@ impl Phone {
 
     /// The next frame; `None` if the connection has ended. Dropping the future loses nothing.
     async fn read(&mut self) -> Option<Frame> {
-        while self.ended.is_none() {
-            match self.socket.next().await {
+        while let Some(socket) = &mut self.socket {
+            match socket.next().await {
                 Some(Ok(Message::Text(text))) => return Some(self.parse(&text)),
-                Some(Ok(Message::Close(frame))) => self.ended = Some(frame.map(|frame| frame.code.into())),
+                // The next call answers it, and then sees the end.
+                Some(Ok(Message::Close(frame))) => self.code = frame.map(|frame| frame.code.into()),
                 Some(Ok(Message::Binary(_))) => panic!("a binary frame, which nobody asked for"),
                 Some(Ok(_)) => {}
-                Some(Err(Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed)) | None => {
-                    self.ended = Some(None);
-                }
+                Some(Err(Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed)) | None => self.socket = None,
                 Some(Err(error)) => panic!("the connection broke: {error}"),
             }
         }
