@@ -4,3 +4,4 @@ mod support;
 
 mod database;
 mod journey;
+mod startup;

@@ -7,7 +7,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::args::ServeArgs;
 use super::{Environment, Failure, start_logging};
 use crate::app::{App, Running};
-use crate::error::Fault as _;
 
 /// SIGTERM and SIGINT.
 pub(super) struct Signals {
@@ -65,8 +64,7 @@ pub(super) async fn serve(args: &ServeArgs, environment: &Environment) -> Result
             Ok(())
         }
         Err(error) => {
-            // What can still be told and confirmed, is.
-            tracing::error!(error = crate::error::chain(&error), advice = error.advice(), "stopping");
+            // What can still be told and confirmed, is. The error itself is printed at the end, once.
             drain(running, &mut signals).await;
             Err(error.into())
         }
