@@ -84,7 +84,7 @@ async fn a_delete_without_the_column_that_the_policy_reads_is_denied_and_counted
     scene.mark("end").await;
     let changes = alice.changes_before("end").await;
     assert_eq!(summary(&changes, "id"), ["INSERT 1", "UPDATE 2"]);
-    assert_eq!(changes[1].old(), &json!({ "id": 1 }));
+    assert_eq!(changes[1].old_record(), &json!({ "id": 1 }));
     assert!(denied().await > before);
 }
 
@@ -100,5 +100,5 @@ async fn without_row_level_security_a_delete_carries_the_identity() {
     scene.exec("delete from open").await;
     assert_eq!(anybody.next_change().await.new(), &json!({ "id": 1, "note": "n" }));
     let change = anybody.next_change().await;
-    assert_eq!((change.kind(), change.old(), change.data.get("record")), ("DELETE", &json!({ "id": 1 }), None));
+    assert_eq!((change.kind(), change.old_record(), change.data.get("record")), ("DELETE", &json!({ "id": 1 }), None));
 }

@@ -150,9 +150,9 @@ async fn of_an_old_row_that_was_not_his_the_new_owner_sees_the_key_only() {
     scene.exec(&format!("insert into by_row values ('{ALICE}', 1, 'secret of alice')")).await;
     scene.exec(&format!("update by_row set user_id = '{BOB}', note = ''")).await;
     let change = phone.next_change().await;
-    assert_eq!((change.kind(), change.old()), ("UPDATE", &json!({ "id": 1 })));
+    assert_eq!((change.kind(), change.old_record()), ("UPDATE", &json!({ "id": 1 })));
     let change = phone.next_change().await;
-    assert_eq!((change.kind(), change.old()), ("UPDATE", &json!({ "id": 1, "user_id": ALICE })));
+    assert_eq!((change.kind(), change.old_record()), ("UPDATE", &json!({ "id": 1, "user_id": ALICE })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -48,7 +48,7 @@ async fn each_role_is_shown_its_own_columns_of_one_change_whoever_comes_first() 
                 let expected = |present: bool| if present { columns.to_vec() } else { Vec::new() };
                 assert_eq!(change.kind(), kind, "{role}");
                 assert_eq!(keys(change.new()), expected(new), "{role} {kind}");
-                assert_eq!(keys(change.old()), expected(old), "{role} {kind}");
+                assert_eq!(keys(change.old_record()), expected(old), "{role} {kind}");
                 let columns = change.data["columns"].as_array().expect("columns");
                 let mut named: Vec<String> =
                     columns.iter().map(|column| column["name"].as_str().expect("a name").to_owned()).collect();

@@ -24,12 +24,12 @@ impl Change {
     }
 
     /// `record`; null if there is none.
-    pub(crate) fn new(&self) -> &Value {
+    pub(crate) fn record(&self) -> &Value {
         &self.data["record"]
     }
 
     /// `old_record`; null if there is none.
-    pub(crate) fn old(&self) -> &Value {
+    pub(crate) fn old_record(&self) -> &Value {
         &self.data["old_record"]
     }
 
@@ -42,7 +42,7 @@ impl Change {
 /// `kind column` of each, for comparing whole sequences: `["INSERT a", "DELETE b"]`.
 pub(crate) fn summary(changes: &[Change], column: &str) -> Vec<String> {
     let text = |change: &Change| {
-        let row = if change.kind() == "DELETE" { change.old() } else { change.new() };
+        let row = if change.kind() == "DELETE" { change.old_record() } else { change.new() };
         let value = &row[column];
         format!("{} {}", change.kind(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     };

@@ -114,6 +114,7 @@ impl RelayProcess {
         let mut command = Command::new(env!("CARGO_BIN_EXE_rowcast"));
         command
             .arg("serve")
+            .env_clear()
             .env("DATABASE_URL", &self.database_url)
             .env("HOST", self.addr.ip().to_string())
             .env("PORT", self.addr.port().to_string())
@@ -125,7 +126,7 @@ impl RelayProcess {
             .stderr(log);
         self.child = Some(command.spawn().expect("the program starts"));
         let deadline = Instant::now() + PATIENCE;
-        while !get(self.addr, "/readyz").await.is_some_and(|(status, _)| status == 200) {
+        while get(self.addr, "/readyz").await.is_none_or(|(status, _)| status != 200) {
             let ended = self.child.as_mut().expect("it was started").try_wait().expect("a status");
             assert!(ended.is_none(), "it ended with {ended:?}:\n{}", self.log());
             assert!(Instant::now() < deadline, "not ready within {PATIENCE:?}:\n{}", self.log());
