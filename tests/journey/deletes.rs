@@ -98,7 +98,7 @@ async fn without_row_level_security_a_delete_carries_the_identity() {
     anybody.subscribe("room", &watching(&["open"])).await;
     scene.exec("insert into open values (1, 'n')").await;
     scene.exec("delete from open").await;
-    assert_eq!(anybody.next_change().await.new(), &json!({ "id": 1, "note": "n" }));
+    assert_eq!(anybody.next_change().await.record(), &json!({ "id": 1, "note": "n" }));
     let change = anybody.next_change().await;
     assert_eq!((change.kind(), change.old_record(), change.data.get("record")), ("DELETE", &json!({ "id": 1 }), None));
 }

@@ -171,7 +171,7 @@ async fn a_column_added_while_subscribed_is_in_the_next_record() {
         let mut names: Vec<&str> = columns.iter().map(|c| c["name"].as_str().expect("a name")).collect();
         shapes.push(names.join(" "));
         names.sort_unstable();
-        let record = change.new().as_object().expect("a record");
+        let record = change.record().as_object().expect("a record");
         assert_eq!(record.keys().collect::<Vec<_>>(), names);
     }
     assert_eq!(

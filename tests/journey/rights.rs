@@ -47,7 +47,7 @@ async fn each_role_is_shown_its_own_columns_of_one_change_whoever_comes_first() 
                 let change = phone.next_change().await;
                 let expected = |present: bool| if present { columns.to_vec() } else { Vec::new() };
                 assert_eq!(change.kind(), kind, "{role}");
-                assert_eq!(keys(change.new()), expected(new), "{role} {kind}");
+                assert_eq!(keys(change.record()), expected(new), "{role} {kind}");
                 assert_eq!(keys(change.old_record()), expected(old), "{role} {kind}");
                 let columns = change.data["columns"].as_array().expect("columns");
                 let mut named: Vec<String> =
@@ -98,7 +98,7 @@ async fn twenty_users_of_one_role_get_each_his_own() {
     for (user, phone) in users.iter().zip(&mut phones) {
         let changes = phone.changes_before("end").await;
         assert_eq!(changes.len(), 2, "{user}");
-        assert_eq!((&changes[0].new()["kind"], &changes[1].new()["event_type"]), (&json!(user), &json!(user)));
+        assert_eq!((&changes[0].record()["kind"], &changes[1].record()["event_type"]), (&json!(user), &json!(user)));
     }
 }
 
@@ -129,7 +129,7 @@ async fn a_table_without_row_level_security_goes_to_all_who_may_select_from_it()
     let mut bob = subscribed(&scene, &token::user(BOB), &watching(&["open"])).await;
     scene.exec("insert into open values (1, 'n')").await;
     for phone in [&mut alice, &mut bob] {
-        assert_eq!(phone.next_change().await.new(), &json!({ "id": 1, "note": "n" }));
+        assert_eq!(phone.next_change().await.record(), &json!({ "id": 1, "note": "n" }));
     }
 }
 

@@ -27,8 +27,8 @@ async fn applications_are_given_the_row_as_it_is() {
                     "created_at": "2026-01-02T03:04:05.678+00:00" })
         };
         assert_eq!(changes.iter().map(|change| change.kind()).collect::<Vec<_>>(), ["INSERT", "UPDATE", "DELETE"]);
-        assert_eq!((changes[0].new(), changes[0].data.get("old_record")), (&row("ä \"b\""), None), "{stock:?}");
-        assert_eq!((changes[1].new(), changes[1].old_record()), (&row("b"), &row("ä \"b\"")), "{stock:?}");
+        assert_eq!((changes[0].record(), changes[0].data.get("old_record")), (&row("ä \"b\""), None), "{stock:?}");
+        assert_eq!((changes[1].record(), changes[1].old_record()), (&row("b"), &row("ä \"b\"")), "{stock:?}");
         assert_eq!((changes[2].data.get("record"), changes[2].old_record()), (None, &row("b")), "{stock:?}");
         for change in &changes {
             assert_eq!((&change.data["schema"], &change.data["errors"]), (&json!("public"), &json!(null)));

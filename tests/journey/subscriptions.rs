@@ -62,7 +62,7 @@ async fn wildcards_stand_for_the_publication() {
     let expected =
         [("notifications", vec![0, 1, 2, 3, 5]), ("Odd.Name, x", vec![1, 4, 5]), ("notifications", vec![0, 1, 2, 3])];
     assert_eq!(matched, expected);
-    assert_eq!((&changes[1].data["schema"], changes[1].new()), (&json!("audit"), &json!({ "Id": 1 })));
+    assert_eq!((&changes[1].data["schema"], changes[1].record()), (&json!("audit"), &json!({ "Id": 1 })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,7 +83,7 @@ async fn a_table_published_later_reaches_who_subscribed_to_all() {
         scene.mark(&n.to_string()).await;
         let before = phone.changes_before(&n.to_string()).await;
         if !before.is_empty() {
-            assert_eq!(before[0].new(), &json!({ "n": n }));
+            assert_eq!(before[0].record(), &json!({ "n": n }));
             break;
         }
         assert!(tokio::time::Instant::now() < deadline, "never");
@@ -201,7 +201,7 @@ async fn channels_of_one_connection_get_their_own_frames_until_they_leave() {
     phone.subscribe("one", &watching(&["notifications"])).await;
     scene.exec(&notify(ALICE, "back")).await;
     let change = phone.next_change().await;
-    assert_eq!((&*change.topic, &change.new()["kind"]), ("one", &json!("back")));
+    assert_eq!((&*change.topic, &change.record()["kind"]), ("one", &json!("back")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

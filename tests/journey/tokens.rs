@@ -58,7 +58,7 @@ async fn a_token_of_another_role_brings_that_roles_columns() {
         phone.subscribed("room").await;
         scene.exec(&notify(ALICE, "n")).await;
         let change = phone.next_change().await;
-        assert_eq!(change.new().as_object().expect("a record").len(), columns);
+        assert_eq!(change.record().as_object().expect("a record").len(), columns);
     }
 }
 
@@ -72,7 +72,7 @@ async fn a_channel_whose_token_runs_out_is_told_closed_and_sent_nothing_more() {
         phone.subscribe("short", &watching(&["notifications"])).await;
         scene.exec(&notify(ALICE, "in time")).await;
         for _ in 0..2 {
-            assert_eq!(phone.next_change().await.new()["kind"], "in time");
+            assert_eq!(phone.next_change().await.record()["kind"], "in time");
         }
         assert_expired(&phone.system("short").await, "short");
         phone.channel_closed("short").await;
@@ -104,7 +104,7 @@ async fn a_fresh_token_in_time_keeps_the_channel() {
     phone.channel_closed("control too").await;
     scene.exec(&notify(ALICE, "n")).await;
     let change = phone.next_change().await;
-    assert_eq!((&*change.topic, &change.new()["kind"]), ("room", &json!("n")));
+    assert_eq!((&*change.topic, &change.record()["kind"]), ("room", &json!("n")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -180,6 +180,6 @@ async fn the_same_token_and_those_that_are_none_change_nothing() {
     }
     phone.heartbeat().await;
     scene.exec(&notify(ALICE, "n")).await;
-    assert_eq!(phone.next_change().await.new()["kind"], "n");
+    assert_eq!(phone.next_change().await.record()["kind"], "n");
     assert!(phone.frames_of("room").is_empty());
 }

@@ -109,7 +109,7 @@ async fn an_event_that_postgres_still_hides_reaches_its_owner_once_and_in_its_pl
     assert_eq!(summary(&alice.changes_before("end").await, "event_type"), ["INSERT hidden", "INSERT later"]);
     bob.expect_nothing_before("end").await;
     scene.exec(&event(ALICES_SESSION, "next")).await;
-    assert_eq!(alice.next_change().await.new()["event_type"], "next");
+    assert_eq!(alice.next_change().await.record()["event_type"], "next");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -46,7 +46,7 @@ async fn a_join_that_also_asks_for_broadcast_and_presence_is_accepted() {
     assert_eq!(reply["status"], "ok", "{reply}");
     phone.subscribed("room").await;
     scene.exec(&notify(ALICE, "n")).await;
-    assert_eq!(phone.next_change().await.new()["kind"], "n");
+    assert_eq!(phone.next_change().await.record()["kind"], "n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

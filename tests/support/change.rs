@@ -35,14 +35,14 @@ impl Change {
 
     /// Whether this is the row of `marks` with this note.
     pub(crate) fn is_mark(&self, note: &str) -> bool {
-        self.table() == "marks" && self.new()["note"] == note
+        self.table() == "marks" && self.record()["note"] == note
     }
 }
 
 /// `kind column` of each, for comparing whole sequences: `["INSERT a", "DELETE b"]`.
 pub(crate) fn summary(changes: &[Change], column: &str) -> Vec<String> {
     let text = |change: &Change| {
-        let row = if change.kind() == "DELETE" { change.old_record() } else { change.new() };
+        let row = if change.kind() == "DELETE" { change.old_record() } else { change.record() };
         let value = &row[column];
         format!("{} {}", change.kind(), value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     };
