@@ -1,8 +1,16 @@
 //! Commit order, transactions as a whole, and what is never sent.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
 use super::{ALICES_SESSION, Scene, event, notify, watching};
-use crate::support::summary;
+use crate::support::phone::PATIENCE;
+use crate::support::relay::pause;
 use crate::support::token::{self, ALICE};
+use crate::support::{Change, TestPg, summary};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn changes_of_one_transaction_arrive_in_order_and_say_the_same_time() {
@@ -98,4 +106,91 @@ async fn a_large_transaction_arrives_whole_and_in_order() {
     let received = summary(&phone.changes_before("asked").await, "event_type");
     let expected: Vec<String> = (1..=rows).map(|n| format!("INSERT {n}")).collect();
     assert!(received == expected, "{} rows", received.len());
+}
+
+/// Writes numbered rows, one a transaction, in turn to a table judged in memory and to one that Postgres is asked about.
+struct Writer {
+    /// The number of the last one begun.
+    begun: Arc<AtomicU32>,
+    stop: Arc<AtomicBool>,
+    writing: JoinHandle<u32>,
+}
+
+impl Writer {
+    async fn start(pg: &TestPg) -> Writer {
+        let client = pg.client().await;
+        let (begun, stop) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(false)));
+        let (number, stopping) = (begun.clone(), stop.clone());
+        let writing = rowcast::task::spawn("writer", async move {
+            while !stopping.load(Ordering::SeqCst) {
+                let n = number.fetch_add(1, Ordering::SeqCst) + 1;
+                let text = n.to_string();
+                let sql = if n.is_multiple_of(2) { notify(ALICE, &text) } else { event(ALICES_SESSION, &text) };
+                client.batch_execute(&sql).await.expect("written");
+            }
+            number.load(Ordering::SeqCst)
+        });
+        Writer { begun, stop, writing }
+    }
+
+    fn begun(&self) -> u32 {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Waits until more rows have been written than now.
+    async fn goes_on(&self) {
+        let wanted = self.begun() + 50;
+        let deadline = Instant::now() + PATIENCE;
+        while self.begun() < wanted {
+            assert!(Instant::now() < deadline, "the writer stands still");
+            pause().await;
+        }
+    }
+
+    async fn stop(self) -> u32 {
+        self.stop.store(true, Ordering::SeqCst);
+        self.writing.await.expect("it does not panic")
+    }
+}
+
+fn numbers(changes: &[Change]) -> Vec<u32> {
+    let number = |change: &Change| {
+        let column = if change.table() == "notifications" { "kind" } else { "event_type" };
+        change.record()[column].as_str().and_then(|text| text.parse().ok()).expect("a number")
+    };
+    changes.iter().map(number).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_subscribes_or_takes_a_new_token_amid_writes_misses_nothing_and_gets_nothing_twice() {
+    let scene = Scene::start().await;
+    let writer = Writer::start(&scene.pg).await;
+    let entries = watching(&["notifications", "session_events"]);
+    let mut phones = Vec::new();
+    for _ in 0..5 {
+        let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+        phone.subscribe("room", &entries).await;
+        phones.push((writer.begun(), phone));
+        writer.goes_on().await;
+    }
+    for round in 0..3 {
+        for (_, phone) in &mut phones {
+            // Another token of the same user.
+            phone.push_token("room", &token::short(ALICE, 1000 + round)).await;
+            phone.subscribed("room").await;
+        }
+        writer.goes_on().await;
+    }
+    let last = writer.stop().await;
+    scene.mark("end").await;
+    for (begun, phone) in &mut phones {
+        let received = numbers(&phone.changes_before("end").await);
+        let first = *received.first().expect("rows");
+        assert!(
+            first <= *begun + 1,
+            "the first is {first}, although {begun} was not yet committed when changes flowed"
+        );
+        let expected: Vec<u32> = (first..=last).collect();
+        assert!(received == expected, "{} rows of {}: {received:?}", received.len(), expected.len());
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ALICES_SESSION, Scene, notify, watching};
+use super::{ALICES_SESSION, BOBS_SESSION, Scene, notify, watching};
 use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Change, Phone, Version};
 
@@ -142,7 +142,7 @@ async fn the_old_row_is_shown_as_far_as_the_identity_has_it() {
 async fn of_an_old_row_that_was_not_his_the_new_owner_sees_the_key_only() {
     let scene = Scene::with(IDENTITIES).await;
     let mut phone = scene.relay.phone(&token::user(BOB)).await;
-    phone.subscribe("room", &watching(&["notifications", "by_row"])).await;
+    phone.subscribe("room", &watching(&["notifications", "by_row", "session_events"])).await;
     scene
         .exec(&format!("insert into notifications (user_id, kind, body) values ('{ALICE}', 'k', 'secret of alice')"))
         .await;
@@ -153,6 +153,19 @@ async fn of_an_old_row_that_was_not_his_the_new_owner_sees_the_key_only() {
     assert_eq!((change.kind(), change.old_record()), ("UPDATE", &json!({ "id": 1 })));
     let change = phone.next_change().await;
     assert_eq!((change.kind(), change.old_record()), ("UPDATE", &json!({ "id": 1, "user_id": ALICE })));
+    // The same where Postgres has to be asked about both rows.
+    let id = "00000000-0000-4000-8000-000000000001";
+    scene
+        .exec(&format!(
+            "insert into session_events (id, session_id, event_type) values ('{id}', '{ALICES_SESSION}', 'secret')"
+        ))
+        .await;
+    scene.exec(&format!("update session_events set session_id = '{BOBS_SESSION}', event_type = 'given'")).await;
+    scene.exec("update session_events set event_type = 'own'").await;
+    let change = phone.next_change().await;
+    assert_eq!((change.kind(), change.old_record()), ("UPDATE", &json!({ "id": id })));
+    let change = phone.next_change().await;
+    assert_eq!((&change.record()["event_type"], &change.old_record()["event_type"]), (&json!("own"), &json!("given")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -156,3 +156,19 @@ async fn who_may_not_select_receives_nothing_and_so_does_an_unknown_role() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_may_not_read_the_key_receives_no_rows() {
+    let blind = "create role blind nologin; grant usage on schema public to blind;
+        grant select (user_id, kind) on public.notifications to blind; grant select on public.marks to blind;
+        create policy blind on public.notifications for select to blind using (user_id = auth.uid());";
+    let scene = Scene::with(blind).await;
+    let mut phone = scene.relay.phone(&token::user_as("blind", ALICE)).await;
+    let reply = phone.join("room", &watching(&["notifications"])).await;
+    assert_eq!(reply["status"], "ok");
+    phone.subscribed("room").await;
+    scene.exec(&notify(ALICE, "n")).await;
+    scene.exec("update notifications set kind = 'm'").await;
+    scene.mark("end").await;
+    phone.expect_nothing_before("end").await;
+}

@@ -1,11 +1,12 @@
 //! Tokens on a living channel: a new one changes whose rows arrive, one that runs out ends the channel.
 
+use rowcast::clock::Clock;
 use serde_json::{Value, json};
 
 use super::client::{Client, EVERY_KIND};
-use super::{ALICES_SESSION, BOBS_SESSION, Scene, event, notify, watching};
+use super::{ALICES_SESSION, BOBS_SESSION, Scene, database, event, mark, notify, watching};
 use crate::support::token::{self, ALICE, BOB};
-use crate::support::{Phone, Stock, Version, summary};
+use crate::support::{Phone, Relay, Stock, Version, summary};
 
 fn assert_expired(system: &Value, topic: &str) {
     let message = system["message"].as_str().expect("a text");
@@ -90,6 +91,31 @@ async fn a_channel_whose_token_runs_out_is_told_closed_and_sent_nothing_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_is_held_against_the_clock_and_not_against_a_timer() {
+    let pg = database("").await;
+    let clock = Clock::system();
+    let relay = Relay::with(&pg, clock.clone(), |_| {}).await;
+    let mut phone = relay.phone(&token::short(ALICE, 600)).await;
+    let mut witness = relay.phone(&token::user(ALICE)).await;
+    for phone in [&mut phone, &mut witness] {
+        phone.subscribe("room", &watching(&["notifications", "session_events"])).await;
+    }
+    pg.exec(&notify(ALICE, "in time")).await;
+    assert_eq!(phone.next_change().await.record()["kind"], "in time");
+    assert_eq!(witness.next_change().await.record()["kind"], "in time");
+    // The channel's timer knows nothing of this and is minutes away.
+    clock.advance(601_000);
+    pg.exec(&notify(ALICE, "too late")).await;
+    pg.exec(&event(ALICES_SESSION, "too late")).await;
+    mark(&pg, "end").await;
+    assert_eq!(witness.changes_before("end").await.len(), 2);
+    // Rows in memory, a row of which Postgres would have to be asked, and the mark.
+    assert!(relay.metric("rowcast_denials_total", "reason=\"expired\"").await >= 3.0);
+    phone.heartbeat().await;
+    assert_eq!(phone.changes_so_far(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fresh_token_in_time_keeps_the_channel() {
     let scene = Scene::start().await;
     let mut phone = scene.relay.phone(&token::user(ALICE)).await;
@@ -154,7 +180,7 @@ async fn a_bad_token_closes_the_channel_and_an_expired_one_cannot_join() {
     let forged = rowcast::dev::mint_token(
         "another secret, also of more than thirty-two bytes",
         [("role".to_owned(), json!("authenticated")), ("sub".to_owned(), json!(BOB))].into_iter().collect(),
-        &rowcast::clock::Clock::system(),
+        &Clock::system(),
         std::time::Duration::from_secs(60),
     );
     phone.push_token("room", &forged.expect("signed")).await;

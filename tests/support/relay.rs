@@ -4,12 +4,15 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::panic::Location;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rowcast::app::{App, Running};
+use rowcast::clock::Clock;
 use rowcast::config::Config;
+use rowcast::log::RealFiles;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -32,13 +35,24 @@ impl Relay {
     /// On ports of the system's choice; returns when changes are streaming.
     #[track_caller]
     pub(crate) fn start(pg: &TestPg) -> impl Future<Output = Relay> + use<> {
+        Relay::with(pg, Clock::system(), |_| {})
+    }
+
+    /// With a clock that the test moves (timers don't follow it), and settings that it changes.
+    #[track_caller]
+    pub(crate) fn with<F: FnOnce(&mut Config)>(
+        pg: &TestPg,
+        clock: Clock,
+        change: F,
+    ) -> impl Future<Output = Relay> + use<F> {
         let at = Location::caller();
         let data = tempfile::tempdir().expect("a folder");
-        let config = Config::new(&pg.url(), SECRET, data.path());
+        let mut config = Config::new(&pg.url(), SECRET, data.path()).unwrap_or_else(|error| failed(at, &error));
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        change(&mut config);
         async move {
-            let mut config = config.unwrap_or_else(|error| failed(at, &error));
-            config.admin = Some(([127, 0, 0, 1], 0).into());
-            let app = App::build(config).await.unwrap_or_else(|error| failed(at, &error));
+            let app =
+                App::build_on(config, Arc::new(RealFiles), clock).await.unwrap_or_else(|error| failed(at, &error));
             let mut running = app.spawn();
             let (addr, admin) = (running.local_addr, running.admin_addr.expect("an admin address"));
             running.ready(PATIENCE).await.unwrap_or_else(|error| failed(at, &error));
