@@ -3,6 +3,8 @@
 //! Each probe is a row of the table in question and then a mark. Whether the row has come when the mark has is the answer of
 //! that moment.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -149,4 +151,42 @@ async fn rights_are_read_again_by_a_relay_that_starts_later() {
     phone.subscribe("room", &watching(&["probes"])).await;
     let mut probe = Probe { scene: Scene { relay, pg }, phone, marks: 1000 };
     assert!(probe.arrives().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_states_of_the_rules_are_never_mixed() {
+    // Some functions of Postgres see the newest catalog and not that of the transaction's snapshot, so one reading can have
+    // the policies of before a commit and the grants of after it.
+    // In each state something stands between the user and the rows: now the grant is missing, now the policy says no.
+    let locked = "revoke select on probes from authenticated; alter table probes enable row level security; \
+                  create policy open on probes for select to authenticated using (true);";
+    let mut probe = Probe::new(locked, &token::user(ALICE)).await;
+    assert!(!probe.arrives().await);
+    let (scene, phone) = (&probe.scene, &mut probe.phone);
+    let writer = scene.pg.client().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = stop.clone();
+    let writing = rowcast::task::spawn("writer", async move {
+        while !stopping.load(Ordering::SeqCst) {
+            writer.batch_execute("insert into probes (user_id) values (null)").await.expect("written");
+        }
+    });
+    for _ in 0..400 {
+        scene
+            .exec(
+                "begin; drop policy open on probes; create policy never on probes for select to authenticated using (false); \
+                 grant select on probes to authenticated; commit",
+            )
+            .await;
+        scene
+            .exec(
+                "begin; revoke select on probes from authenticated; drop policy never on probes; \
+                 create policy open on probes for select to authenticated using (true); commit",
+            )
+            .await;
+    }
+    stop.store(true, Ordering::SeqCst);
+    writing.await.expect("it does not panic");
+    scene.mark("end").await;
+    phone.expect_nothing_before("end").await;
 }
