@@ -105,9 +105,10 @@ impl Feed {
                 self.state = if token { State::Asking { token: false } } else { State::Active };
                 (Some(Notice::Subscribed), token.then_some(Request::Reclaim))
             }
-            Err(_) if token => {
+            Err(error) if token => {
+                // The new token may do better; that nothing came meanwhile must be told all the same.
                 self.state = State::Asking { token: false };
-                (None, Some(Request::Subscribe { again: true }))
+                (Some(Notice::Refused(error.message)), Some(Request::Subscribe { again: true }))
             }
             Err(error) => {
                 self.state = if error.retry { State::Waiting(now + jittered(self.retry)) } else { State::Refused };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,6 +61,7 @@ impl Bench {
         let deps = HubDeps {
             log: opened.log,
             pool: database.pool("relay"),
+            catalog_pool: database.pool("relay"),
             clock: Clock::system(),
             metrics: metrics.clone(),
             drain: drain.clone(),
@@ -143,7 +144,8 @@ fn port() -> Arc<Port> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let outbox = Arc::new(Outbox::new(Box::new(Hole), 1 << 20, Bytes::new()));
     let id = ChannelId(NEXT.fetch_add(1, Ordering::Relaxed));
-    Arc::new(Port { id, outbox, shard: 0, topic: "realtime:t".into(), version: Version::V2, join_ref: "null".into() })
+    let (topic, join_ref, closed) = ("realtime:t".into(), "null".into(), AtomicBool::new(false));
+    Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, closed })
 }
 
 fn principal(role: &str, sub: &str) -> Arc<Principal> {

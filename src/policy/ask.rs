@@ -358,6 +358,14 @@ fn answer_of(error: &tokio_postgres::Error) -> Answer {
         return Answer::Undecided(UndecidedReason::Connection);
     };
     let code = state.code();
+    let database = error.as_db_error();
+    // DDL came between the catalog reading and the question: the row's type has other fields now, or a name in our own
+    // statement is gone. What a function of the policy raises has a context.
+    let changed =
+        matches!(code, "42703" | "42P01" | "42704" | "42804") && database.is_some_and(|db| db.where_().is_none());
+    if changed || database.is_some_and(|db| db.routine() == Some("record_in")) {
+        return Answer::Undecided(UndecidedReason::Catalog);
+    }
     match (&code[..2], code) {
         (_, "57014" | "55P03" | "40P01") => Answer::Undecided(UndecidedReason::Timeout),
         (_, "25006") => Answer::Raised,
