@@ -2,7 +2,7 @@
 //! server that the tests of this process share.
 //!
 //! A test that makes slots, changes settings or crashes the server needs its own: creating a logical slot waits for every
-//! transaction of the server. All others share one, which is an order of magnitude quicker. The data directory is made
+//! transaction of the server. All others share one, which is quicker. The data directory is made
 //! once per process and copied for each server, into memory where there is enough of it.
 //!
 //! Nothing outlives the process, not even a killed one: a shell waits for its end and clears what it left. Destructors alone
@@ -185,20 +185,23 @@ fn fast_dir() -> PathBuf {
     if room.is_ok_and(|bytes| bytes > 1 << 30) { memory.to_owned() } else { std::env::temp_dir() }
 }
 
-/// `$1` is how the folders' paths begin. The process id in a file may be somebody else's by now, so its command line must
-/// name the folder. A folder can survive the first round if initdb or a server was just starting in it.
+/// `$1` is how the folders' paths begin. A process id may be somebody else's by now, so its command line must name the
+/// folder; and a starting server's file may be empty still, so it is read again. A folder outlives a round if initdb or a
+/// server was about to write into it.
 const KEEPER: &str = r#"
+    stop() {
+        { read -r server <"$1/data/postmaster.pid"; } 2>/dev/null || return
+        { tr '\0' ' ' <"/proc/$server/cmdline" || ps -ww -o args= -p "$server"; } 2>/dev/null |
+            grep -qF "$1/data" && kill -QUIT "$server"
+    }
     cat >/dev/null
     for round in 1 2 3; do
-        for home in "$1"*; do
-            { read -r server <"$home/data/postmaster.pid"; } 2>/dev/null || continue
-            { tr '\0' ' ' <"/proc/$server/cmdline" || ps -ww -o args= -p "$server"; } 2>/dev/null |
-                grep -qF "$home/data" && kill -QUIT "$server"
-        done
+        for home in "$1"*; do stop "$home"; done
         for home in "$1"*; do
             tries=0
             while [ -e "$home/data/postmaster.pid" ] && [ "$tries" -lt 100 ]; do
                 sleep 0.05
+                stop "$home"
                 tries=$((tries + 1))
             done
             rm -rf "$home"
