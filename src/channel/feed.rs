@@ -174,7 +174,8 @@ mod tests {
         assert_eq!(feed.principal_changed(), None);
         assert_eq!(feed.answered(Ok(()), now), (Some(Notice::Subscribed), Some(Request::Reclaim)));
         assert_eq!(feed.principal_changed(), None);
-        assert_eq!(feed.answered(error("role", false), now), (None, Some(Request::Subscribe { again: true })));
+        let told = Some(Notice::Refused("role".into()));
+        assert_eq!(feed.answered(error("role", false), now), (told, Some(Request::Subscribe { again: true })));
         assert_eq!(feed.answered(Ok(()), now), (Some(Notice::Subscribed), None));
         assert_eq!(feed.principal_changed(), Some(Request::Reclaim));
     }
