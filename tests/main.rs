@@ -2,4 +2,7 @@
 
 mod support;
 
+mod architecture;
+mod crash;
 mod database;
+mod load;
