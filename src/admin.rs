@@ -1,1 +1,148 @@
-//! (under construction)
+//! The operator's own small listener: metrics, health, and a dump of the state.
+//!
+//! Invariants: on the loopback interface unless told otherwise, since nothing here asks who is there; it shows positions and
+//! counts, never rows, tokens or claims. It goes on until the drain is over, so that the drain can be watched.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde_json::json;
+use tokio::net::TcpListener;
+use warp::http::StatusCode;
+use warp::{Filter, Rejection, Reply};
+
+use crate::error::{Fault, Remedy};
+use crate::ingest::{IngestHandle, IngestState};
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::task::{Connections, Drain};
+
+/// Why the admin port can't be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on the admin address {addr}")]
+pub struct AdminError {
+    /// The address that was asked for.
+    pub addr: SocketAddr,
+    /// The system's reason.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Fault for AdminError {
+    fn remedy(&self) -> Remedy {
+        Remedy::Operator
+    }
+
+    fn advice(&self) -> String {
+        match self.source.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "Another process listens on {}: stop it, or set ROWCAST_ADMIN_ADDR to another address, or to off.",
+                self.addr
+            ),
+            _ => "Set ROWCAST_ADMIN_ADDR to an address of this machine, such as 127.0.0.1:4001, or to off.".into(),
+        }
+    }
+}
+
+/// What is shown.
+#[derive(Clone)]
+pub struct AdminDeps {
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The log.
+    pub log: Log,
+    /// What ingest is doing.
+    pub ingest: IngestHandle,
+    /// The open connections.
+    pub connections: Connections,
+    /// Whether the relay is stopping.
+    pub drain: Drain,
+    /// Our slot.
+    pub slot: Arc<str>,
+}
+
+/// The reserved admin port.
+pub struct Admin {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+}
+
+impl Admin {
+    /// Reserves the port; 0 takes a free one.
+    pub async fn bind(addr: SocketAddr) -> Result<Admin, AdminError> {
+        let failed = |source| AdminError { addr, source };
+        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        if !local_addr.ip().is_loopback() {
+            tracing::warn!(address = %local_addr, "the admin address can be reached from other machines, and asks nobody who they are");
+        }
+        Ok(Admin { listener, local_addr })
+    }
+
+    /// The address that operators reach.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until `stop`.
+    pub async fn serve(self, deps: AdminDeps, stop: Drain) {
+        let stopping = async move { stop.draining().await };
+        warp::serve(routes(deps)).incoming(self.listener).graceful(stopping).run().await;
+    }
+}
+
+fn routes(deps: AdminDeps) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
+    let (shown, ready) = (deps.clone(), deps.clone());
+    let metrics = warp::path!("metrics").map(move || {
+        let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        warp::reply::with_header(deps.metrics.render(), "content-type", kind).into_response()
+    });
+    let health = warp::path!("healthz").map(|| "ok\n".into_response());
+    let readiness = warp::path!("readyz").map(move || {
+        let (status, text) = if ready.drain.is_draining() {
+            (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned())
+        } else if *ready.ingest.ready.borrow() {
+            (StatusCode::OK, "streaming\n".to_owned())
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", *ready.ingest.state.borrow()))
+        };
+        warp::reply::with_status(text, status).into_response()
+    });
+    let state = warp::path!("state").map(move || warp::reply::json(&dump(&shown)).into_response());
+    warp::get().and(metrics.or(health).unify().or(readiness).unify().or(state).unify())
+}
+
+fn dump(deps: &AdminDeps) -> serde_json::Value {
+    let (name, reason) = match &*deps.ingest.state.borrow() {
+        IngestState::Starting => ("starting", None),
+        IngestState::Streaming => ("streaming", None),
+        IngestState::Buffering(reason) => ("buffering", Some(reason.clone())),
+        IngestState::Waiting(reason) => ("waiting", Some(reason.clone())),
+    };
+    let epoch = deps.log.epoch().map(|epoch| {
+        json!({
+            "system_identifier": epoch.system_identifier.to_string(),
+            "incarnation": format!("{:032x}", epoch.incarnation),
+        })
+    });
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "draining": deps.drain.is_draining(),
+        "slot": &*deps.slot,
+        "ingest": { "state": name, "reason": reason, "ready": *deps.ingest.ready.borrow() },
+        "log": {
+            "epoch": epoch,
+            "floor": deps.log.floor().to_string(),
+            "end": deps.log.end().to_string(),
+            "durable": deps.log.durable().to_string(),
+            "bytes": deps.log.bytes(),
+        },
+        "connections": {
+            "tcp": deps.connections.len(),
+            "websocket": deps.metrics.connections.get(),
+            "channels": deps.metrics.channels.get(),
+            "subscriptions": deps.metrics.subscriptions.get(),
+        },
+    })
+}

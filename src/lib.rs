@@ -1,4 +1,31 @@
 //! Rowcast: a row inserted with plain SQL reaches the phones of the users who own it, and nobody else's.
+//!
+//! ```text
+//!  INSERT/UPDATE/DELETE                                                    phone, browser, worker
+//!         │ COMMIT                                                                 ▲
+//!         ▼                                                                        │ one encoded frame, shared
+//!   Postgres WAL ──► wal ──► ingest ──► log ◄── pulls ── hub ─────► outbox ──► gateway
+//!    (pgoutput)     whole    append     durable          policy,     bounded    phoenix v1/v2
+//!                   trans-   then       record of        match,      queue
+//!                   actions  confirm    the past         permit
+//! ```
+//!
+//! The modules stand here in the order of that journey. **A module imports only modules above it**; the integration test
+//! `architecture` checks it.
+//!
+//! A row's way through the code:
+//!
+//! 1. [`wal`] reads the replication slot and assembles whole committed transactions ([`change::Transaction`]). A position is
+//!    the commit's end LSN and an ordinal counted before any filter, so it is the same after a crash.
+//! 2. [`ingest`] appends them to the [`log`], makes them durable in groups, and only then confirms them to Postgres.
+//! 3. [`hub`], one task, pulls them from the log, finds whom a row may concern, and asks [`policy`].
+//! 4. [`policy`] decides as Postgres would: in memory where it can do exactly that, by asking Postgres otherwise. Its answer is
+//!    Permit, Deny or Undecided, and only a Permit makes a [`policy::Permitted`], which is what leaves the hub.
+//! 5. The [`gateway`]'s shards encode a permitted row once for all who may see the same of it, and write it into the
+//!    connections' bounded outboxes.
+//!
+//! Seven promises, each with tests that fail without it: order; no loss between the commit and the log; no leak; rights no
+//! older than the commit; a slow phone harms nobody; the disk is safe; silence is explained.
 
 // Ground.
 pub mod error;

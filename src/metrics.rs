@@ -62,6 +62,8 @@ metrics! {
     stream_errors: Labelled = "stream_errors";
     /// LSN up to which the log is durable and the slot confirmed
     confirmed_lsn: Gauge = "confirmed_lsn";
+    /// Histories begun in the log by reason; every one after the first is a gap for clients that come back
+    epochs: Labelled = "epochs";
     /// Bytes in the log's segments
     log_bytes: Gauge = "log_size" in Bytes;
     /// Times an append to the log failed (disk full and the like)

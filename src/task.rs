@@ -59,6 +59,7 @@ impl Drain {
 #[derive(Debug, Clone, Default)]
 pub struct Connections {
     tracker: TaskTracker,
+    killed: CancellationToken,
 }
 
 impl Connections {
@@ -67,7 +68,19 @@ impl Connections {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        drop(spawn(name, self.tracker.track_future(future)));
+        let killed = self.killed.clone();
+        drop(spawn(
+            name,
+            self.tracker.track_future(async move {
+                // Killed or ended by itself, it is over.
+                let _ = killed.run_until_cancelled(future).await;
+            }),
+        ));
+    }
+
+    /// Drops every task of the set where it stands, as the end of the process would.
+    pub fn kill(&self) {
+        self.killed.cancel();
     }
 
     /// How many run now.

@@ -197,7 +197,8 @@ impl Transaction {
     }
 
     /// Its items in order. May be called any number of times; a spilled body is read from disk each time.
-    pub fn iter(&self) -> Items<'_> {
+    /// The iterator owns what it needs, so it may outlive the borrow and be advanced a slice at a time.
+    pub fn iter(&self) -> Items {
         let source = match &self.body {
             Body::Memory(bytes) => Source::Memory(bytes.clone()),
             Body::Spilled(body) => match body.open() {
@@ -205,15 +206,15 @@ impl Transaction {
                 Err(error) => Source::Failed(Some(error)),
             },
         };
-        Items { transaction: self, source, ordinal: 0 }
+        Items { relations: self.relations.clone(), end_lsn: self.end_lsn, source, ordinal: 0 }
     }
 }
 
-impl<'a> IntoIterator for &'a Transaction {
+impl IntoIterator for &Transaction {
     type Item = Result<Item, TransactionError>;
-    type IntoIter = Items<'a>;
+    type IntoIter = Items;
 
-    fn into_iter(self) -> Items<'a> {
+    fn into_iter(self) -> Items {
         self.iter()
     }
 }
@@ -225,13 +226,14 @@ enum Source {
 }
 
 /// Iterator over a transaction's items; ends after the first error.
-pub struct Items<'a> {
-    transaction: &'a Transaction,
+pub struct Items {
+    relations: Vec<Arc<Relation>>,
+    end_lsn: Lsn,
     source: Source,
     ordinal: u32,
 }
 
-impl Items<'_> {
+impl Items {
     /// The next record without its length, or `None` at the end.
     fn record(&mut self) -> Result<Option<Bytes>, TransactionError> {
         match &mut self.source {
@@ -268,12 +270,12 @@ impl Items<'_> {
     }
 
     fn relation(&self, index: u32) -> Result<Arc<Relation>, TransactionError> {
-        let known = self.transaction.relations.get(index as usize);
+        let known = self.relations.get(index as usize);
         known.cloned().ok_or(TransactionError::Record("a row refers to an unknown relation"))
     }
 
     fn decode(&mut self, record: &Bytes) -> Result<Item, TransactionError> {
-        let position = Position { lsn: self.transaction.end_lsn, ordinal: self.ordinal };
+        let position = Position { lsn: self.end_lsn, ordinal: self.ordinal };
         self.ordinal += 1;
         let mut fields = Fields { record, at: 0 };
         match fields.u8()? {
@@ -302,7 +304,7 @@ impl Items<'_> {
     }
 }
 
-impl Iterator for Items<'_> {
+impl Iterator for Items {
     type Item = Result<Item, TransactionError>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -6,6 +6,7 @@ mod close;
 mod handshake;
 mod http;
 mod limits;
+pub mod shard;
 pub mod phoenix;
 
 #[cfg(test)]

@@ -1,7 +1,93 @@
 //! To whom: who has subscribed to what, and which change goes to whom.
+//!
+//! [`Hub`] is one task that pulls transactions from the log, finds the subscriptions that a row may concern (`index`), has
+//! `policy` judge them, waits for Postgres where it must (`lane`), and hands what is permitted to the shards as [`Batch`]es.
+//! It does not encode, touches no socket, and is never pushed at.
 
 mod command;
+mod event;
+mod index;
+mod lane;
+mod matching;
 mod outbox;
+mod registry;
+mod resolve;
+mod rules;
+mod run;
+#[cfg(test)]
+mod tests;
 
 pub use command::{Action, ChannelId, Command, Entry, HubHandle, Name, Port, SubscribeError, Version};
+pub use event::{Batch, Event, Fanout, Ids, Member, Notice, Outgoing};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
+pub use run::Hub;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::clock::Clock;
+use crate::error::{Fault, Remedy};
+use crate::log::Log;
+use crate::metrics::Metrics;
+use crate::pg::Pool;
+use crate::policy::AskConfig;
+use crate::task::Drain;
+
+/// The hub's settings.
+#[derive(Debug, Clone)]
+pub struct HubConfig {
+    /// The client publications: what is in none of them is matched to nobody.
+    pub publications: Vec<String>,
+    /// The catalog is read at least this often. 1 s.
+    pub catalog_interval: Duration,
+    /// No row is judged by a reading that began longer ago than this. 2 s.
+    pub max_rules_age: Duration,
+    /// Bounds of questions to Postgres.
+    pub ask: AskConfig,
+}
+
+impl Default for HubConfig {
+    fn default() -> HubConfig {
+        HubConfig {
+            publications: vec!["supabase_realtime".into()],
+            catalog_interval: Duration::from_secs(1),
+            max_rules_age: Duration::from_secs(2),
+            ask: AskConfig::default(),
+        }
+    }
+}
+
+/// What the hub works with.
+pub struct HubDeps {
+    /// Where the changes come from.
+    pub log: Log,
+    /// For the catalog, filters and questions.
+    pub pool: Pool,
+    /// For the expiry of tokens.
+    pub clock: Clock,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// When to stop.
+    pub drain: Drain,
+    /// Where deliveries go; a port's `shard` picks one.
+    pub shards: Vec<mpsc::Sender<Batch>>,
+}
+
+/// Why the hub can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// There is nobody to deliver to.
+    #[error("the hub was given no shards")]
+    NoShards,
+    /// It was started before.
+    #[error("the hub was started twice")]
+    Twice,
+}
+
+impl Fault for HubError {
+    fn remedy(&self) -> Remedy {
+        Remedy::Bug
+    }
+}

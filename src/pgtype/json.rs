@@ -159,8 +159,19 @@ fn write_verbatim(text: &[u8], out: &mut Vec<u8>) {
 
 /// `2026-11-20 10:15:30.5+00` becomes `2026-11-20T10:15:30.5+00:00`; infinity stays, and so does ` BC` at the end.
 fn write_timestamp(text: &[u8], zoned: bool, out: &mut Vec<u8>) {
-    let space = text.iter().position(|b| *b == b' ');
-    let (Some(space), true) = (space, is_plain(text)) else { return write_json_string(text, out) };
+    if !is_plain(text) {
+        return write_json_string(text, out);
+    }
+    // Nearly always: four digits of year, AD, in UTC.
+    if text.len() > 13 && text[10] == b' ' && !text.ends_with(b"C") && (!zoned || text.ends_with(b"+00")) {
+        out.push(b'"');
+        out.extend_from_slice(&text[..10]);
+        out.push(b'T');
+        out.extend_from_slice(&text[11..]);
+        out.extend_from_slice(if zoned { b":00\"" } else { b"\"" });
+        return;
+    }
+    let Some(space) = text.iter().position(|b| *b == b' ') else { return write_json_string(text, out) };
     let (date, time) = (&text[..space], &text[space + 1..]);
     out.push(b'"');
     out.extend_from_slice(date);

@@ -28,14 +28,16 @@ fn needs_escape(byte: u8) -> bool {
 
 /// ASCII without anything to escape: may be copied as it is.
 pub(super) fn is_plain(text: &[u8]) -> bool {
-    let chunks = text.chunks_exact(8);
-    let tail = chunks.remainder();
-    let mut seen = 0;
-    for chunk in chunks {
+    let dirty = |chunk: &[u8]| {
         let word = word(chunk);
-        seen |= escapes(word) | (word & HIGH);
-    }
-    seen == 0 && tail.iter().all(|b| *b < 0x80 && !needs_escape(*b))
+        (escapes(word) | word) & HIGH
+    };
+    let Some(last) = text.len().checked_sub(8) else {
+        return text.iter().all(|b| *b < 0x80 && !needs_escape(*b));
+    };
+    // The last word overlaps the one before it, which spares a loop over single bytes.
+    let whole = text.chunks_exact(8).fold(0, |seen, chunk| seen | dirty(chunk));
+    whole | dirty(&text[last..]) == 0
 }
 
 /// Index of the first byte at or after `from` that must be escaped.

@@ -146,6 +146,11 @@ impl Permit {
         &self.old
     }
 
+    /// A permit for no more than these columns of either row. Narrowing needs no judge.
+    pub fn narrowed(&self, keep: &ColumnMask) -> Permit {
+        Permit { new: self.new.intersection(keep), old: self.old.intersection(keep) }
+    }
+
     /// Lets this through the door.
     pub fn admit<T>(&self, value: T) -> Permitted<T> {
         Permitted { permit: self.clone(), value }

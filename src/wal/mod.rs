@@ -46,7 +46,7 @@ pub use backoff::Backoff;
 pub use error::{Blocker, SlotFault, WalError};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use pgoutput::Malformed;
-pub use slot::{SLOT_DEADLINE, SlotState, prepare};
+pub use slot::{SLOT_DEADLINE, SlotState, check, prepare};
 pub use stream::{Received, Stream};
 
 use std::path::PathBuf;

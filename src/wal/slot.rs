@@ -70,6 +70,12 @@ async fn ask<T>(
     Ok(answer.map_err(PgError::query(what))?)
 }
 
+/// Looks whether the server and our role are fit for a stream: version, `wal_level`, replication right. Changes nothing.
+pub async fn check(client: &Client, config: &WalConfig) -> Result<(), WalError> {
+    config.validate()?;
+    check_server(client, config).await.map(drop)
+}
+
 /// Version, role and level; gives the database's name.
 async fn check_server(client: &Client, config: &WalConfig) -> Result<String, WalError> {
     let what = "cannot look at the server";

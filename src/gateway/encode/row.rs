@@ -19,7 +19,7 @@ const SHORT_VALUE_BYTES: usize = 64;
 const SURELY_LONG_BYTES: usize = 64 * SHORT_VALUE_BYTES;
 
 struct Column {
-    /// `"name":`
+    /// `,"name":`
     key: Box<[u8]>,
     /// `{"name":"…","type":"…"}`
     description: Box<[u8]>,
@@ -56,9 +56,9 @@ impl RowShape {
                 let mut description = [br#"{"name":"#, &name[..], br#","type":"#].concat();
                 write_json_string(type_name(types, column.type_oid).as_bytes(), &mut description);
                 description.push(b'}');
-                name.push(b':');
+                let key = [b",", &name[..], b":"].concat();
                 Column {
-                    key: name.into_boxed_slice(),
+                    key: key.into_boxed_slice(),
                     description: description.into_boxed_slice(),
                     kind: json_kind(types, column.type_oid),
                     identity: column.key,
@@ -121,11 +121,8 @@ impl RowShape {
             if matches!(value, Value::Unchanged) || (cut && !is_short(value, &column.kind)) {
                 continue;
             }
-            if !first {
-                out.push(b',');
-            }
+            out.extend_from_slice(&column.key[usize::from(first)..]);
             first = false;
-            out.extend_from_slice(&column.key);
             match value {
                 Value::Text(text) => write_json(&column.kind, text, out),
                 Value::Null | Value::Unchanged => out.extend_from_slice(b"null"),
@@ -224,37 +221,37 @@ fn write_timestamp(time: Timestamp, out: &mut Vec<u8>) {
     let (days, of_day) = (millis.div_euclid(86_400_000), millis.rem_euclid(86_400_000));
     let (year, month, day) = civil_from_days(days);
     // A commit outside these years is a clock gone mad; the form stays what clients parse.
-    digits(year.clamp(0, 9999), 4, out);
-    for (before, value, width) in [
-        (b'-', month, 2),
-        (b'-', day, 2),
-        (b'T', of_day / 3_600_000, 2),
-        (b':', of_day / 60_000 % 60, 2),
-        (b':', of_day / 1000 % 60, 2),
-        (b'.', of_day % 1000, 3),
-    ] {
-        out.push(before);
-        digits(value, width, out);
-    }
-    out.push(b'Z');
-}
-
-fn digits(value: i64, width: u32, out: &mut Vec<u8>) {
-    for place in (0..width).rev() {
-        out.push(b'0' + (value / 10i64.pow(place) % 10) as u8);
-    }
+    let year = year.clamp(0, 9999) as u32;
+    // Each is below its unit, so it fits.
+    let of_day = of_day as u32;
+    let (seconds, millis) = (of_day / 1000, of_day % 1000);
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    let mut pair = |at: usize, value: u32| {
+        text[at] += (value / 10) as u8;
+        text[at + 1] += (value % 10) as u8;
+    };
+    pair(0, year / 100);
+    pair(2, year % 100);
+    pair(5, month);
+    pair(8, day);
+    pair(11, seconds / 3600);
+    pair(14, seconds / 60 % 60);
+    pair(17, seconds % 60);
+    pair(20, millis / 10);
+    text[22] += (millis % 10) as u8;
+    out.extend_from_slice(&text);
 }
 
 /// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant's algorithm).
-fn civil_from_days(days: i64) -> (i64, i64, i64) {
+fn civil_from_days(days: i64) -> (i64, u32, u32) {
     let days = days + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097) as u32);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
     let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
+    (era * 400 + i64::from(year_of_era) + i64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

@@ -1,0 +1,203 @@
+//! The relay put together: the only place that knows everyone.
+//!
+//! ```text
+//!  build   folder, log and both ports are ours; nothing runs
+//!  spawn   gateway, admin, shards run at once; then database → hub → ingest
+//!  drain   gateway (1012 to everyone) → hub → shards → ingest (last fsync, last confirmation) → admin
+//! ```
+//!
+//! Invariants: a service that ends before the drain ends the process, and says which it was; connections may end when they
+//! like. No runtime is made here and nothing global is touched, so a test can run as many relays as it likes in one process.
+
+mod database;
+mod error;
+mod running;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+pub use error::AppError;
+pub use running::{Drained, Running};
+
+use crate::admin::{Admin, AdminDeps};
+use crate::claims::Verifier;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::gateway::shard::Shard;
+use crate::gateway::{self, Gateway};
+use crate::hub::{Hub, HubDeps};
+use crate::ingest::{Ingest, IngestHandle};
+use crate::log::{self, Files, Log, RealFiles};
+use crate::metrics::Metrics;
+use crate::pg::Pool;
+use crate::task::{Connections, Drain};
+use running::{Service, service};
+
+/// When each part is to stop.
+#[derive(Clone, Default)]
+struct Drains {
+    gateway: Drain,
+    hub: Drain,
+    ingest: Drain,
+    admin: Drain,
+}
+
+/// A relay that holds its ports and its folder, and does nothing yet. Dropping it gives them back.
+pub struct App {
+    config: Config,
+    gateway: gateway::Bound,
+    admin: Option<Admin>,
+    hub: Hub,
+    shards: Vec<Shard>,
+    ingest: Ingest,
+    handle: IngestHandle,
+    log: Log,
+    metrics: Arc<Metrics>,
+    connections: Connections,
+    pool: Pool,
+    drains: Drains,
+}
+
+impl App {
+    /// On the machine's own disk and clock.
+    pub async fn build(config: Config) -> Result<App, AppError> {
+        App::build_on(config, Arc::new(RealFiles), Clock::system()).await
+    }
+
+    /// With the log on other files, and another clock.
+    pub async fn build_on(mut config: Config, files: Arc<dyn Files>, clock: Clock) -> Result<App, AppError> {
+        config.ingest.wal.publications = config.stream_publications();
+        config.hub.publications.clone_from(&config.publications);
+        // The ports first: a relay that runs already is the usual reason for failing here, and says so best.
+        let admin = match config.admin {
+            Some(addr) => Some(Admin::bind(addr).await?),
+            None => None,
+        };
+        let metrics = Arc::new(Metrics::new());
+        let drains = Drains::default();
+        let opened = open_log(&config, files, clock.clone(), metrics.clone()).await?;
+        let log = opened.log;
+        let pool = config.pg.pool()?;
+        let (ingest, handle) = Ingest::new(
+            config.ingest.clone(),
+            log.clone(),
+            opened.writer,
+            config.pg.clone(),
+            metrics.clone(),
+            drains.ingest.clone(),
+        );
+        let count = config.shards.max(1);
+        let (shards, to_shards) = (0..count).map(|_| Shard::new(metrics.clone(), clock.clone())).unzip();
+        let deps = HubDeps {
+            log: log.clone(),
+            pool: pool.clone(),
+            clock: clock.clone(),
+            metrics: metrics.clone(),
+            drain: drains.hub.clone(),
+            shards: to_shards,
+        };
+        let (hub, commands) = Hub::new(config.hub.clone(), deps);
+        let connections = Connections::default();
+        let deps = gateway::Deps {
+            hub: commands,
+            verifier: Arc::new(Verifier::new(config.verifier.clone())),
+            clock,
+            metrics: metrics.clone(),
+            drain: drains.gateway.clone(),
+            connections: connections.clone(),
+            ready: handle.ready.clone(),
+            shards: count,
+        };
+        let address = SocketAddr::new(config.host, config.port);
+        let gateway = Gateway::new(config.gateway.clone(), deps).bind(address).await?;
+        Ok(App { config, gateway, admin, hub, shards, ingest, handle, log, metrics, connections, pool, drains })
+    }
+
+    /// Starts everything. Must be called in a tokio runtime.
+    pub fn spawn(self) -> Running {
+        let App { config, gateway, admin, hub, shards, ingest, handle, log, metrics, connections, pool, drains } = self;
+        let local_addr = gateway.local_addr();
+        let admin_addr = admin.as_ref().map(Admin::local_addr);
+        let mut services = Vec::new();
+        if let Some(admin) = admin {
+            let deps = AdminDeps {
+                metrics: metrics.clone(),
+                log: log.clone(),
+                ingest: handle.clone(),
+                connections: connections.clone(),
+                drain: drains.gateway.clone(),
+                slot: config.ingest.wal.slot.as_str().into(),
+            };
+            let stop = drains.admin.clone();
+            services.push(service("admin", async move {
+                admin.serve(deps, stop).await;
+                Ok(())
+            }));
+        }
+        services.push(service("gateway", async move {
+            gateway.serve().await;
+            Ok(())
+        }));
+        for shard in shards {
+            services.push(service("shard", async move {
+                shard.run().await;
+                Ok(())
+            }));
+        }
+        services.extend(stream(&config, hub, ingest, &drains));
+        Running {
+            local_addr,
+            admin_addr,
+            drain_timeout: config.drain_timeout,
+            ingest: handle,
+            log,
+            metrics,
+            connections,
+            pool,
+            drains,
+            services,
+        }
+    }
+}
+
+/// The services that wait for the database: the hub, which looks into it, and ingest, which must not run before the hub has
+/// its place in the log.
+fn stream(config: &Config, hub: Hub, ingest: Ingest, drains: &Drains) -> [Service; 2] {
+    let (prepared, hub_may_start) = oneshot::channel::<()>();
+    let hub_drain = drains.hub.clone();
+    let hub = service("hub", async move {
+        tokio::select! {
+            () = hub_drain.draining() => return Ok(()),
+            // Dropped: ingest has the error.
+            started = hub_may_start => if started.is_err() { hub_drain.draining().await; return Ok(()) },
+        }
+        Ok(Box::pin(hub.run()).await?)
+    });
+    let (config, drain) = (config.clone(), drains.ingest.clone());
+    let ingest = service("ingest", async move {
+        let Some(left) = database::prepare(&config, &drain).await? else { return Ok(()) };
+        let _ = prepared.send(());
+        Ok(Box::pin(ingest.run(left)).await?)
+    });
+    [hub, ingest]
+}
+
+async fn open_log(
+    config: &Config,
+    files: Arc<dyn Files>,
+    clock: Clock,
+    metrics: Arc<Metrics>,
+) -> Result<log::Opened, AppError> {
+    let (dir, log_config) = (config.data_dir.clone(), config.log.clone());
+    let opening = tokio::task::spawn_blocking(move || {
+        files.create_dir(&dir).map_err(|source| AppError::DataDir { path: dir, source })?;
+        Ok(log::open(log_config, files, clock, metrics)?)
+    });
+    match opening.await {
+        Ok(opened) => opened,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(_) => Err(AppError::Ended("opening of the log")),
+    }
+}

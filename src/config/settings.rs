@@ -1,0 +1,351 @@
+//! The settings as texts, by name, from every source; then checked all together.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::{Format as _, Serialized, Toml};
+use figment::value::{Num, Value};
+
+use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
+use crate::pg::PgConfig;
+
+/// A setting's names: in a file (and, with dashes, as a flag), and in the environment.
+const NAMES: &[(&str, &str)] = &[
+    ("database_url", "DATABASE_URL"),
+    ("host", "HOST"),
+    ("port", "PORT"),
+    ("jwt_secret", "JWT_SECRET"),
+    ("jwks_url", "JWKS_URL"),
+    ("api_keys", "ROWCAST_API_KEYS"),
+    ("data_dir", "ROWCAST_DATA_DIR"),
+    ("slot", "ROWCAST_SLOT"),
+    ("publication", "ROWCAST_PUBLICATION"),
+    ("migrate", "ROWCAST_MIGRATE"),
+    ("startup_timeout", "ROWCAST_STARTUP_TIMEOUT"),
+    ("deletes", "ROWCAST_DELETES"),
+    ("log_retain_bytes", "ROWCAST_LOG_RETAIN_BYTES"),
+    ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
+    ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
+    ("max_connections", "ROWCAST_MAX_CONNECTIONS"),
+    ("admin_addr", "ROWCAST_ADMIN_ADDR"),
+    ("log", "ROWCAST_LOG"),
+    ("log_format", "ROWCAST_LOG_FORMAT"),
+];
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For a person.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the process prints on standard error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logging {
+    /// A `tracing` filter, such as `info,rowcast::wal=debug`.
+    pub filter: String,
+    /// How.
+    pub format: LogFormat,
+}
+
+/// Texts by name; empty ones count as absent, as in a shell's `PORT=`.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Settings {
+    values: BTreeMap<String, String>,
+    unknown: Vec<String>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.values.keys()).finish()
+    }
+}
+
+/// Where the relay keeps what it keeps, unless told otherwise; the arguments are `XDG_STATE_HOME` and `HOME`.
+pub fn default_data_dir(xdg_state_home: Option<&Path>, home: Option<&Path>) -> PathBuf {
+    if nix::unistd::Uid::effective().is_root() {
+        return PathBuf::from("/var/lib/rowcast");
+    }
+    match (xdg_state_home.filter(|path| path.is_absolute()), home) {
+        (Some(state), _) => state.join("rowcast"),
+        (None, Some(home)) => home.join(".local/state/rowcast"),
+        (None, None) => PathBuf::from("rowcast-data"),
+    }
+}
+
+impl Settings {
+    /// Merges file, environment and flags, the later over the earlier. `flags` are by the names in a file.
+    pub fn load(
+        file: Option<&Path>,
+        environment: &BTreeMap<String, String>,
+        flags: &BTreeMap<String, String>,
+    ) -> Result<Settings, ConfigError> {
+        let mut figment = Figment::new();
+        if let Some(path) = file {
+            let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+            let text = std::fs::read_to_string(path).map_err(unreadable)?;
+            figment = figment.merge(Toml::string(&text));
+        }
+        let known = |(name, variable): &(&str, &str)| {
+            let value = environment.get(*variable).filter(|value| !value.is_empty())?;
+            Some(((*name).to_owned(), value.clone()))
+        };
+        let from_environment: BTreeMap<String, String> = NAMES.iter().filter_map(known).collect();
+        figment = figment.merge(Serialized::defaults(from_environment)).merge(Serialized::defaults(flags));
+        let merged: BTreeMap<String, Value> = figment.extract().map_err(|error| ConfigError::Syntax {
+            path: file.unwrap_or(Path::new("")).to_owned(),
+            // The message has line and column; the text of the line, which may hold a secret, follows on further lines.
+            reason: error.kind.to_string().lines().next().unwrap_or_default().to_owned(),
+        })?;
+        let mut settings = Settings::default();
+        for (name, value) in merged {
+            match scalar(&value).filter(|_| NAMES.iter().any(|(known, _)| *known == name)) {
+                Some(text) if text.is_empty() => {}
+                Some(text) => settings.set(&name, &text),
+                None => settings.unknown.push(name),
+            }
+        }
+        Ok(settings)
+    }
+
+    /// Sets one by its name in a file; the strongest source.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.values.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Sets one unless it is set.
+    pub fn set_default(&mut self, name: &str, value: &str) {
+        self.values.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+    }
+
+    /// Keeps only these.
+    pub fn retain(&mut self, names: &[&str]) {
+        self.values.retain(|name, _| names.contains(&name.as_str()));
+        self.unknown.clear();
+    }
+
+    /// The text of one.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(String::as_str)
+    }
+
+    /// The database alone, for commands that need nothing else.
+    pub fn database(&self) -> Result<PgConfig, ConfigError> {
+        let mut reading = Reading::new(self);
+        let pg = reading.database();
+        match pg {
+            Some(pg) if reading.mistakes.is_empty() => Ok(pg),
+            _ => Err(ConfigError::Mistakes(reading.mistakes)),
+        }
+    }
+
+    /// The publications that are set, or the default.
+    pub fn publications(&self) -> Vec<String> {
+        parse::list(self.get("publication").unwrap_or("supabase_realtime"))
+    }
+
+    /// How to log; a filter that can't be used is a mistake.
+    pub fn logging(&self) -> Result<Logging, ConfigError> {
+        let mut reading = Reading::new(self);
+        let logging = reading.logging();
+        if reading.mistakes.is_empty() { Ok(logging) } else { Err(ConfigError::Mistakes(reading.mistakes)) }
+    }
+
+    /// All of it checked; every mistake at once. `data_dir` is for when none is set.
+    pub fn config(&self, data_dir: &Path) -> Result<Config, ConfigError> {
+        let mut reading = Reading::new(self);
+        let config = reading.config(data_dir);
+        // What else is wrong is worth knowing together with it.
+        let _ = reading.logging();
+        for name in &self.unknown {
+            reading.mistakes.push(Mistake {
+                setting: name.clone(),
+                problem: "in the configuration file is not a setting, or not a single value".into(),
+                remedy: "Correct its name or remove it.".into(),
+            });
+        }
+        match config {
+            Some(config) if reading.mistakes.is_empty() => Ok(config),
+            _ => Err(ConfigError::Mistakes(reading.mistakes)),
+        }
+    }
+}
+
+/// A file may write numbers, switches and lists as such.
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(_, text) => Some(text.clone()),
+        Value::Bool(_, switch) => Some(switch.to_string()),
+        Value::Num(_, number) => number_text(*number),
+        Value::Array(_, parts) => parts.iter().map(scalar).collect::<Option<Vec<_>>>().map(|parts| parts.join(",")),
+        _ => None,
+    }
+}
+
+fn number_text(number: Num) -> Option<String> {
+    number.to_i128().map(|n| n.to_string()).or_else(|| number.to_u128().map(|n| n.to_string()))
+}
+
+/// Collects the mistakes while reading.
+struct Reading<'a> {
+    settings: &'a Settings,
+    mistakes: Vec<Mistake>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(settings: &'a Settings) -> Reading<'a> {
+        Reading { settings, mistakes: Vec::new() }
+    }
+
+    fn mistake(&mut self, name: &str, problem: impl Into<String>, remedy: impl Into<String>) {
+        let setting = NAMES.iter().find(|(known, _)| *known == name).map_or(name, |(_, variable)| variable).to_owned();
+        self.mistakes.push(Mistake { setting, problem: problem.into(), remedy: remedy.into() });
+    }
+
+    /// The value, if it is set and good.
+    fn read<T>(&mut self, name: &str, remedy: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        match parse(self.settings.get(name)?) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.mistake(name, problem, remedy);
+                None
+            }
+        }
+    }
+
+    fn database(&mut self) -> Option<PgConfig> {
+        let remedy = "Set it to postgres://user:password@host:5432/database.";
+        let Some(url) = self.settings.get("database_url") else {
+            self.mistake("database_url", "is not set", remedy);
+            return None;
+        };
+        match PgConfig::from_url(url) {
+            Ok(pg) => Some(pg),
+            Err(error) => {
+                let text = error.to_string();
+                // The error names the setting itself.
+                let problem = text.trim_start_matches("DATABASE_URL").trim_start_matches(':').trim_start().to_owned();
+                self.mistake("database_url", problem, remedy);
+                None
+            }
+        }
+    }
+
+    fn logging(&mut self) -> Logging {
+        let filter = self.read("log", "Write it like `info` or `warn,rowcast::ingest=debug`.", |text| {
+            let parsed = tracing_subscriber::EnvFilter::builder().parse(text);
+            parsed.map(|_| text.to_owned()).map_err(|error| format!("is not a log filter: {error}"))
+        });
+        let format = self.read("log_format", "Set it to text or json.", |text| match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            other => Err(format!("is {other:?}")),
+        });
+        Logging { filter: filter.unwrap_or_else(|| "info".into()), format: format.unwrap_or(LogFormat::Text) }
+    }
+
+    fn config(&mut self, data_dir: &Path) -> Option<Config> {
+        let pg = self.database();
+        let data_dir = self.settings.get("data_dir").map_or_else(|| data_dir.to_owned(), PathBuf::from);
+        let slot = self.settings.get("slot").unwrap_or("rowcast");
+        let publications = self.settings.publications();
+        if publications.is_empty() {
+            self.mistake("publication", "names no publication", "Set it to one or more names, with commas.");
+        }
+        let secret = self.secret();
+        let opaque_keys =
+            self.read("api_keys", "Write it like `sb_publishable_x=anon,sb_secret_y=service_role`.", api_keys);
+        if self.settings.get("jwks_url").is_some() {
+            self.mistake(
+                "jwks_url",
+                "is not supported yet",
+                "Remove it and set JWT_SECRET to the secret that signs the tokens.",
+            );
+        }
+        self.read("deletes", "Remove it or set it to judged.", |text| match text {
+            "judged" => Ok(()),
+            other => {
+                Err(format!("is {other:?}; only `judged` is supported: who gets a DELETE is decided by the old row"))
+            }
+        });
+        let address =
+            self.read("host", "Set it to an address of this machine, such as 0.0.0.0 or 127.0.0.1.", parse::host);
+        let port = self.read("port", "Set it to a number from 0 to 65535.", number);
+        let admin = self.read("admin_addr", "Write it like 127.0.0.1:4001, or off.", parse::admin);
+        let migrate = self.read("migrate", "Set it to true or false.", parse::switch);
+        let startup = self.read("startup_timeout", "Write it like 20s.", parse::duration);
+        let retain_bytes = self.read("log_retain_bytes", "Write it like 4GiB.", parse::bytes);
+        let retain_age = self.read("log_retain_age", "Write it like 24h.", parse::duration);
+        let outbox = self.read("outbox_bytes", "Write it like 1MiB.", |text| {
+            usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())
+        });
+        let most = self.read("max_connections", "Set it to a number above 0.", |text| {
+            number(text).and_then(|n: usize| if n == 0 { Err("is 0".into()) } else { Ok(n) })
+        });
+        // Made with some database even if ours can't be used, so that the slot's name is looked at too.
+        let stand_in = || PgConfig::from_url("postgres://nobody@localhost/nothing").ok();
+        let usable = pg.is_some();
+        let mut config = Config::assemble(pg.or_else(stand_in)?, &data_dir, slot, publications);
+        if !config.publications.is_empty()
+            && let Err(error) = config.ingest.wal.validate()
+        {
+            let name = if error.to_string().contains("slot name") { "slot" } else { "publication" };
+            self.mistake(name, format!("can't be used: {error}"), "Correct it.");
+        }
+        config.verifier.jwt_secret = secret;
+        config.verifier.opaque_keys = opaque_keys.unwrap_or_default();
+        config.host = address.unwrap_or(config.host);
+        config.port = port.unwrap_or(config.port);
+        config.admin = admin.unwrap_or(config.admin);
+        config.migrate = migrate.unwrap_or(config.migrate);
+        config.startup_timeout = startup.unwrap_or(config.startup_timeout);
+        config.log.retain_bytes = retain_bytes.unwrap_or(config.log.retain_bytes);
+        config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
+        config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);
+        config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
+        usable.then_some(config)
+    }
+
+    fn secret(&mut self) -> Option<Vec<u8>> {
+        let remedy = "Set it to the secret that signs your users' tokens, at least 32 bytes; \
+                      `openssl rand -hex 32` makes a new one.";
+        match self.settings.get("jwt_secret") {
+            None if self.settings.get("jwks_url").is_none() => {
+                self.mistake("jwt_secret", "is not set", remedy);
+                None
+            }
+            None => None,
+            Some(secret) if secret.len() < SHORTEST_SECRET => {
+                let problem = format!("has {} bytes; {SHORTEST_SECRET} are the least that is safe", secret.len());
+                self.mistake("jwt_secret", problem, remedy);
+                None
+            }
+            Some(secret) => Some(secret.as_bytes().to_vec()),
+        }
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.trim().parse().map_err(|_| format!("is {text:?}"))
+}
+
+/// The problem names no key: they are secrets.
+fn api_keys(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let mut keys = BTreeMap::new();
+    for (place, part) in parse::list(text).iter().enumerate() {
+        let pair = part.split_once('=').map(|(key, role)| (key.trim(), role.trim()));
+        match pair.filter(|(key, role)| !key.is_empty() && !role.is_empty()) {
+            Some((key, role)) => keys.insert(key.to_owned(), role.to_owned()),
+            None => {
+                return Err(format!("has an entry that is not key=role, the {}.", place + 1)
+                    .trim_end_matches('.')
+                    .into());
+            }
+        };
+    }
+    Ok(keys)
+}

@@ -1,0 +1,129 @@
+//! What leaves the hub: one row change for many members, encoded once.
+//!
+//! The hub does not encode. An [`Event`] carries a write-once cache of encodings, keyed by everything that changes the bytes;
+//! the first writer fills an entry, the rest share it. Two permits that show different columns never share an entry.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::{Port, Version};
+use crate::change::{RowChange, Timestamp};
+use crate::pgtype::Types;
+use crate::policy::{Permit, Permitted};
+
+/// The ids of a channel's entries that match, ascending.
+pub type Ids = SmallVec<[i32; 2]>;
+
+/// Everything that decides the bytes of a frame, but for the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct FrameKey {
+    permit: Permit,
+    version: Version,
+    topic: Arc<str>,
+    ids: Ids,
+}
+
+/// One row change on its way out.
+#[derive(Debug)]
+pub struct Event {
+    /// The change.
+    pub row: Arc<RowChange>,
+    /// When its transaction committed.
+    pub commit_time: Timestamp,
+    /// The types as of the catalog it was judged with.
+    pub types: Arc<Types>,
+    encodings: Mutex<Encodings>,
+}
+
+#[derive(Debug, Default)]
+struct Encodings {
+    data: Vec<(Permit, Bytes)>,
+    frames: Vec<(FrameKey, Bytes)>,
+}
+
+/// More different frames of one event than this are not kept: every member has a topic of its own, and sharing is over.
+const FRAMES_KEPT: usize = 32;
+
+impl Event {
+    /// Nothing is encoded yet.
+    pub fn new(row: Arc<RowChange>, commit_time: Timestamp, types: Arc<Types>) -> Event {
+        Event { row, commit_time, types, encodings: Mutex::default() }
+    }
+
+    /// The `data` object for this permit; `encode` runs if nobody has made it yet.
+    pub fn data(&self, permit: &Permit, encode: impl FnOnce() -> Bytes) -> Bytes {
+        let mut encodings = self.encodings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, data)) = encodings.data.iter().find(|(known, _)| known == permit) {
+            return data.clone();
+        }
+        let data = encode();
+        encodings.data.push((permit.clone(), data.clone()));
+        data
+    }
+
+    /// The frame for a member; `encode` runs if nobody has made it yet.
+    pub fn frame(&self, permit: &Permit, member: &Member, encode: impl FnOnce() -> Bytes) -> Bytes {
+        let port = &member.port;
+        let same = |key: &FrameKey| {
+            key.version == port.version && key.ids == member.ids && key.topic == port.topic && key.permit == *permit
+        };
+        if let Some((_, frame)) = self.lock().frames.iter().find(|(key, _)| same(key)) {
+            return frame.clone();
+        }
+        let frame = encode();
+        let mut encodings = self.lock();
+        if encodings.frames.len() < FRAMES_KEPT {
+            let (topic, ids) = (port.topic.clone(), member.ids.clone());
+            let key = FrameKey { permit: permit.clone(), version: port.version, topic, ids };
+            encodings.frames.push((key, frame.clone()));
+        }
+        frame
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Encodings> {
+        self.encodings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A channel that gets an event, under these ids.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// The channel.
+    pub port: Arc<Port>,
+    /// Its matching entries.
+    pub ids: Ids,
+}
+
+/// One event for the members of one shard who may see the same columns of it.
+#[derive(Debug, Clone)]
+pub struct Fanout {
+    /// The event with what may be shown.
+    pub event: Permitted<Arc<Event>>,
+    /// Who gets it.
+    pub members: Vec<Member>,
+}
+
+/// A `system` message for one channel, in order with its changes.
+#[derive(Debug, Clone)]
+pub struct Notice {
+    /// The channel.
+    pub port: Arc<Port>,
+    /// `status` is `ok`, not `error`.
+    pub ok: bool,
+    /// Safe for the client.
+    pub message: Arc<str>,
+}
+
+/// One thing for a shard to write.
+#[derive(Debug, Clone)]
+pub enum Outgoing {
+    /// A change.
+    Change(Fanout),
+    /// A `system` message.
+    Notice(Notice),
+}
+
+/// What the hub hands to one shard at a time, in order.
+pub type Batch = Vec<Outgoing>;

@@ -1,0 +1,251 @@
+//! One row: who is concerned, who may see it, who gets it.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::event::{Event, Fanout, Ids, Member, Notice, Outgoing};
+use super::index::Candidate;
+use super::lane::{Asked, LaneRow, Permits, Ready, Waiting};
+use super::registry::Registry;
+use crate::catalog::Published;
+use crate::change::{Change, RowChange, Timestamp};
+use crate::claims::Principal;
+use crate::metrics::Metrics;
+use crate::pgtype::Types;
+use crate::policy::{Bound, ColumnMask, Judged, Permit, Verdict};
+
+/// A matching entry of a channel.
+struct Hit {
+    slot: u32,
+    entry_id: i32,
+    keep: Option<ColumnMask>,
+    principal: Arc<Principal>,
+    bound: Arc<Bound>,
+}
+
+/// What a client is told when a change could not be decided for it.
+pub(super) const UNDECIDED: &str = "Gap: a change could not be checked against the database in time and was not sent; \
+     reload what you show (reason: undecided)";
+
+/// Whether the client publications send this kind of change.
+pub(super) fn is_published(published: &Published, change: &Change) -> bool {
+    match change {
+        Change::Insert { .. } => published.insert,
+        Change::Update { .. } => published.update,
+        Change::Delete { .. } => published.delete,
+    }
+}
+
+/// What [`Matcher::judge`] found.
+pub(super) struct Judgement {
+    pub(super) permits: Permits,
+    pub(super) asked: SmallVec<[Asked; 1]>,
+    /// Channels for which there will be no answer.
+    pub(super) undecided: Vec<Arc<super::Port>>,
+}
+
+/// Reused from row to row.
+#[derive(Default)]
+pub(super) struct Matcher {
+    hits: Vec<Hit>,
+}
+
+impl Matcher {
+    /// Finds and judges the candidates of a row whose table's index fits its relation.
+    pub(super) fn judge(
+        &mut self,
+        registry: &mut Registry,
+        row: &RowChange,
+        now_unix_seconds: i64,
+        metrics: &Metrics,
+    ) -> Judgement {
+        self.hits.clear();
+        if let Some(table) = registry.table(row.relation.oid) {
+            let hits = &mut self.hits;
+            table.candidates(&row.change, row.position, &mut |candidate: Candidate<'_>| {
+                hits.push(Hit {
+                    slot: candidate.key.slot,
+                    entry_id: candidate.entry_id,
+                    keep: candidate.keep.cloned(),
+                    principal: candidate.principal.clone(),
+                    bound: candidate.bound.clone(),
+                });
+            });
+        }
+        self.hits.sort_unstable_by_key(|hit| (hit.slot, hit.entry_id));
+        let mut judgement = Judgement { permits: Permits::new(), asked: SmallVec::new(), undecided: Vec::new() };
+        let mut counts = Counts::default();
+        for hits in self.hits.chunk_by(|a, b| a.slot == b.slot) {
+            let Some(channel) = registry.at(hits[0].slot) else { continue };
+            let judged = hits[0].bound.judge(&row.change, &hits[0].principal, now_unix_seconds);
+            for (keep, ids) in by_selection(hits) {
+                match &judged {
+                    Judged::Decided(Verdict::Permit(permit)) => {
+                        counts.permit += 1;
+                        let ready = Ready { port: channel.port.clone(), ids };
+                        add(&mut judgement.permits, narrowed(permit, keep), ready);
+                    }
+                    Judged::Decided(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
+                    Judged::Decided(Verdict::Undecided(_)) => {
+                        counts.undecided += 1;
+                        judgement.undecided.push(channel.port.clone());
+                    }
+                    Judged::Ask => {
+                        let (channel, keep) = (channel.port.id, keep.cloned());
+                        judgement.ask(&hits[0].bound, &hits[0].principal, Waiting { channel, ids, keep, principal: 0 });
+                    }
+                }
+            }
+        }
+        counts.report(metrics);
+        judgement
+    }
+}
+
+impl Judgement {
+    /// Principals with equal claims share a question, and so an answer.
+    fn ask(&mut self, bound: &Arc<Bound>, principal: &Arc<Principal>, mut waiting: Waiting) {
+        let at = self.asked.iter().position(|a| Arc::ptr_eq(&a.bound, bound));
+        let at = at.unwrap_or_else(|| {
+            let (principals, waiting) = (Vec::new(), Vec::new());
+            self.asked.push(Asked { bound: bound.clone(), principals, waiting, verdicts: None });
+            self.asked.len() - 1
+        });
+        let asked = &mut self.asked[at];
+        let known = asked.principals.iter().position(|p| p.sharing_key == principal.sharing_key);
+        waiting.principal = known.unwrap_or_else(|| {
+            asked.principals.push(principal.clone());
+            asked.principals.len() - 1
+        });
+        asked.waiting.push(waiting);
+    }
+}
+
+/// The matching entries of one channel, by what they select: each selection is a frame of its own.
+fn by_selection(hits: &[Hit]) -> SmallVec<[(Option<&ColumnMask>, Ids); 1]> {
+    let mut groups: SmallVec<[(Option<&ColumnMask>, Ids); 1]> = SmallVec::new();
+    for hit in hits {
+        let at = groups.iter().position(|(keep, _)| *keep == hit.keep.as_ref());
+        let at = at.unwrap_or_else(|| {
+            groups.push((hit.keep.as_ref(), Ids::new()));
+            groups.len() - 1
+        });
+        if groups[at].1.last() != Some(&hit.entry_id) {
+            groups[at].1.push(hit.entry_id);
+        }
+    }
+    groups
+}
+
+fn narrowed(permit: &Permit, keep: Option<&ColumnMask>) -> Permit {
+    keep.map_or_else(|| permit.clone(), |keep| permit.narrowed(keep))
+}
+
+fn add(permits: &mut Permits, permit: Permit, ready: Ready) {
+    match permits.iter_mut().find(|(known, _)| *known == permit) {
+        Some((_, members)) => members.push(ready),
+        None => permits.push((permit, vec![ready])),
+    }
+}
+
+/// Adds the answers that came for a row to what was known at once; returns the channels that were not decided.
+pub(super) fn settle(row: &mut LaneRow, registry: &Registry, now: i64, metrics: &Metrics) -> Vec<Arc<super::Port>> {
+    let mut undecided = Vec::new();
+    let mut counts = Counts::default();
+    for asked in std::mem::take(&mut row.asked) {
+        let verdicts = asked.verdicts.unwrap_or_default();
+        for waiting in asked.waiting {
+            // Gone meanwhile, or somebody else by now: the answer is about nobody.
+            let Some(channel) = registry.get(waiting.channel) else { continue };
+            let principal = &asked.principals[waiting.principal];
+            if channel.principal.sharing_key != principal.sharing_key {
+                continue;
+            }
+            if channel.principal.is_expired(now) {
+                counts.deny(metrics, crate::policy::DenyReason::Expired.as_str());
+                continue;
+            }
+            match verdicts.get(waiting.principal) {
+                Some(Verdict::Permit(permit)) => {
+                    counts.permit += 1;
+                    let ready = Ready { port: channel.port.clone(), ids: waiting.ids };
+                    add(&mut row.permits, narrowed(permit, waiting.keep.as_ref()), ready);
+                }
+                Some(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
+                Some(Verdict::Undecided(reason)) => {
+                    counts.undecided += 1;
+                    tracing::warn!(
+                        table = row.event.row.relation.table, position = %row.event.row.position, reason = reason.as_str(),
+                        "a change could not be judged in time; the subscriber is told of a gap"
+                    );
+                    undecided.push(channel.port.clone());
+                }
+                None => undecided.push(channel.port.clone()),
+            }
+        }
+    }
+    counts.report(metrics);
+    undecided
+}
+
+/// Turns what is decided into work for the shards.
+pub(super) fn emit(
+    out: &mut [Vec<Outgoing>],
+    event: &Arc<Event>,
+    permits: Permits,
+    undecided: &[Arc<super::Port>],
+) -> u64 {
+    let mut deliveries = 0;
+    for (permit, ready) in permits {
+        let mut by_shard: SmallVec<[Vec<Member>; 8]> = (0..out.len()).map(|_| Vec::new()).collect();
+        deliveries += ready.len() as u64;
+        for Ready { port, ids } in ready {
+            let shard = port.shard % out.len();
+            by_shard[shard].push(Member { port, ids });
+        }
+        for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
+            if !members.is_empty() {
+                out.push(Outgoing::Change(Fanout { event: permit.admit(event.clone()), members }));
+            }
+        }
+    }
+    for port in undecided {
+        notify(out, port, false, UNDECIDED);
+    }
+    deliveries
+}
+
+/// Queues a `system` message for a channel, in order with its changes.
+pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: bool, message: &str) {
+    let shard = port.shard % out.len();
+    out[shard].push(Outgoing::Notice(Notice { port: port.clone(), ok, message: message.into() }));
+}
+
+/// An event of a row, not encoded yet.
+pub(super) fn event(row: RowChange, commit_time: Timestamp, types: &Arc<Types>) -> Arc<Event> {
+    Arc::new(Event::new(Arc::new(row), commit_time, types.clone()))
+}
+
+/// Verdicts of one row, reported together.
+#[derive(Default)]
+struct Counts {
+    permit: u64,
+    deny: u64,
+    undecided: u64,
+}
+
+impl Counts {
+    fn deny(&mut self, metrics: &Metrics, reason: &'static str) {
+        self.deny += 1;
+        metrics.denials.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    fn report(&self, metrics: &Metrics) {
+        for (kind, count) in [("permit", self.permit), ("deny", self.deny), ("undecided", self.undecided)] {
+            if count > 0 {
+                metrics.verdicts.get_or_create(&[("kind", kind)]).inc_by(count);
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! From what a client asked for to subscriptions on tables, checked against the catalog.
+//!
+//! All entries of a channel or none (`protocol.md` §5.4). Runs beside the hub, not in it, because a filter's literals are cast by
+//! Postgres; the result is put into force by the hub between two changes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::rules::{Rules, RulesHandle};
+use super::{Action, Entry, Name, SubscribeError};
+use crate::catalog::{Catalog, Table};
+use crate::claims::Principal;
+use crate::filter::{self, ColumnSpec, Condition, Predicate, SubscribeParameters, Validator};
+use crate::pgtype::type_name;
+
+/// One entry on one table.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) table_oid: u32,
+    pub(super) entry_id: i32,
+    pub(super) action: Action,
+    pub(super) predicate: Predicate,
+    /// The columns asked for and the key; `None` for all.
+    pub(super) select: Option<Arc<BTreeSet<String>>>,
+}
+
+/// A reading of the catalog must know the channel's role within this.
+const ROLE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Resolves all entries for a principal, against a catalog that knows his role.
+pub(super) async fn resolve(
+    mut rules: RulesHandle,
+    validator: Arc<Validator>,
+    entries: &[Entry],
+    principal: &Principal,
+) -> Result<(Vec<Target>, Rules), SubscribeError> {
+    let Some(rules) = rules.with_role(&principal.role, ROLE_DEADLINE).await else {
+        let message = "Unable to subscribe to changes: the database can't be read at the moment".into();
+        return Err(SubscribeError { message, retry: true });
+    };
+    let mut targets = Vec::with_capacity(entries.len());
+    for entry in entries {
+        resolve_entry(&rules.catalog, &validator, entry, principal, &mut targets).await?;
+    }
+    Ok((targets, rules))
+}
+
+/// Whether the entry names this table.
+pub(super) fn names(entry: &Entry, schema: &str, table: &str) -> bool {
+    let is = |name: &Name, text: &str| match name {
+        Name::Any => true,
+        Name::Is(wanted) => **wanted == *text,
+    };
+    is(&entry.schema, schema) && is(&entry.table, table)
+}
+
+async fn resolve_entry(
+    catalog: &Catalog,
+    validator: &Validator,
+    entry: &Entry,
+    principal: &Principal,
+    targets: &mut Vec<Target>,
+) -> Result<(), SubscribeError> {
+    let refused = |message: String| SubscribeError { message, retry: false };
+    let conditions = match &entry.filter {
+        Some(text) => filter::parse(text).map_err(|error| refused(error.client_detail()))?,
+        None => Vec::new(),
+    };
+    let parameters = SubscribeParameters {
+        event: action_text(entry.action),
+        schema: name_text(&entry.schema),
+        table: name_text(&entry.table),
+        conditions: &conditions,
+        select: entry.select.as_deref().filter(|s| !s.is_empty()),
+    };
+    let tables: Vec<&Arc<Table>> = match (&entry.schema, &entry.table) {
+        (Name::Is(schema), Name::Is(table)) => catalog.find(schema, table).into_iter().collect(),
+        _ => catalog.tables().filter(|t| names(entry, &t.schema, &t.name)).collect(),
+    };
+    if tables.is_empty() {
+        return Err(refused(parameters.not_enabled()));
+    }
+    if catalog.role(&principal.role).is_none() {
+        let detail = format!("ERROR 42704 (undefined_object) role \"{}\" does not exist", principal.role);
+        return Err(refused(parameters.exception(&detail)));
+    }
+    for table in tables {
+        let target = on_table(catalog, validator, entry, &conditions, table, &principal.role).await;
+        targets.push(
+            target
+                .map_err(|error| SubscribeError { message: parameters.message(&error), retry: error.is_retryable() })?,
+        );
+    }
+    Ok(())
+}
+
+async fn on_table(
+    catalog: &Catalog,
+    validator: &Validator,
+    entry: &Entry,
+    conditions: &[Condition],
+    table: &Table,
+    role: &str,
+) -> Result<Target, filter::FilterError> {
+    let selected = entry.select.as_deref().filter(|s| !s.is_empty());
+    let mut predicate = Predicate::everything();
+    if !conditions.is_empty() || selected.is_some() {
+        let types = catalog.types();
+        let access = table.access.get(role);
+        let columns: Vec<ColumnSpec<'_>> = table
+            .columns
+            .iter()
+            .map(|column| ColumnSpec {
+                name: &column.name,
+                type_oid: column.type_oid,
+                type_name: type_name(types, column.type_oid),
+                collation_deterministic: column.collation_deterministic,
+                readable: access.is_some_and(|a| a.columns.contains(&column.number)),
+            })
+            .collect();
+        if !conditions.is_empty() {
+            predicate = validator.validate(conditions, &columns, types).await?;
+        }
+        if let Some(names) = selected {
+            filter::check_select(names.iter().map(String::as_str), &columns)?;
+        }
+    }
+    let select = selected.map(|names| Arc::new(names.iter().chain(&table.primary_key).cloned().collect()));
+    Ok(Target { table_oid: table.oid, entry_id: entry.id, action: entry.action, predicate, select })
+}
+
+fn action_text(action: Action) -> &'static str {
+    match action {
+        Action::All => "*",
+        Action::Insert => "INSERT",
+        Action::Update => "UPDATE",
+        Action::Delete => "DELETE",
+    }
+}
+
+fn name_text(name: &Name) -> &str {
+    match name {
+        Name::Any => "*",
+        Name::Is(name) => name,
+    }
+}

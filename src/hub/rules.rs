@@ -1,0 +1,172 @@
+//! The catalog as the hub uses it: read again at least once an interval, and whenever somebody asks.
+//!
+//! Invariants:
+//! * Rules older than [`Rules::is_fresh`] allows judge nobody: the hub waits for the next read. An unreadable catalog is
+//!   therefore "undecided", and what came meanwhile waits in the log.
+//! * Age counts from the *start* of a read: what committed before it is in it.
+//!
+//! Rejected: event triggers alone as the signal. They need a superuser, and roles, memberships and disabled triggers give none.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::catalog::{self, Catalog, Snapshot, Wanted};
+use crate::error::chain;
+use crate::metrics::Metrics;
+use crate::pg::Pool;
+use crate::task::Drain;
+
+/// One reading.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    /// The same `Arc` as long as the rules are the same.
+    pub(super) catalog: Arc<Catalog>,
+    /// What this reading could see; newer than the catalog's own if the rules have not changed since.
+    pub(super) snapshot: Snapshot,
+    /// The token roles it was read for, those that don't exist included.
+    pub(super) roles: Arc<BTreeSet<String>>,
+    /// When the read began.
+    pub(super) read_at: Instant,
+}
+
+impl Rules {
+    pub(super) fn is_fresh(&self, max_age: Duration) -> bool {
+        self.read_at.elapsed() <= max_age
+    }
+}
+
+/// What the hub and its helpers hold of the reader.
+#[derive(Clone)]
+pub(super) struct RulesHandle {
+    latest: watch::Receiver<Option<Rules>>,
+    shared: Arc<Requests>,
+}
+
+struct Requests {
+    roles: Mutex<BTreeSet<String>>,
+    wake: Notify,
+}
+
+impl RulesHandle {
+    /// The latest reading, if there is one.
+    pub(super) fn latest(&self) -> Option<Rules> {
+        self.latest.borrow().clone()
+    }
+
+    /// Resolves at the next reading.
+    pub(super) async fn changed(&mut self) {
+        if self.latest.changed().await.is_err() {
+            // The reader ends at the drain only; who waits here is about to end too.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Asks for a reading that begins after this call.
+    pub(super) fn request(&self) {
+        self.shared.wake.notify_one();
+    }
+
+    /// A reading that knows this role, within the deadline.
+    pub(super) async fn with_role(&mut self, role: &str, deadline: Duration) -> Option<Rules> {
+        self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner).insert(role.to_owned());
+        let knows = |rules: &Option<Rules>| rules.as_ref().is_some_and(|r| r.roles.contains(role));
+        if !knows(&self.latest.borrow()) {
+            self.request();
+        }
+        let waiting = self.latest.wait_for(knows);
+        tokio::time::timeout(deadline, waiting).await.ok()?.ok()?.clone()
+    }
+}
+
+/// Reads until the drain.
+pub(super) struct RulesReader {
+    pool: Pool,
+    publications: Vec<String>,
+    interval: Duration,
+    metrics: Arc<Metrics>,
+    drain: Drain,
+    publish: watch::Sender<Option<Rules>>,
+    shared: Arc<Requests>,
+}
+
+/// Roles that tokens name can be invented by whoever signs tokens, not by strangers; still, the list must end somewhere.
+const MAX_ROLES: usize = 1000;
+
+impl RulesReader {
+    pub(super) fn new(
+        pool: Pool,
+        publications: Vec<String>,
+        interval: Duration,
+        metrics: Arc<Metrics>,
+        drain: Drain,
+    ) -> (RulesReader, RulesHandle) {
+        let (publish, latest) = watch::channel(None);
+        let roles: BTreeSet<String> = ["anon", "authenticated", "service_role"].map(String::from).into();
+        let shared = Arc::new(Requests { roles: Mutex::new(roles), wake: Notify::new() });
+        let reader = RulesReader { pool, publications, interval, metrics, drain, publish, shared: shared.clone() };
+        (reader, RulesHandle { latest, shared })
+    }
+
+    pub(super) async fn run(self) {
+        let mut failing = false;
+        loop {
+            let read_at = Instant::now();
+            let roles = self.roles();
+            match self.read(&roles).await {
+                Ok(catalog) => {
+                    if failing {
+                        tracing::info!("the catalog is readable again");
+                    }
+                    failing = false;
+                    self.publish(catalog, roles, read_at);
+                }
+                Err(error) => {
+                    self.count("failed");
+                    if !failing {
+                        tracing::warn!(error, "the catalog can't be read; changes wait in the log until it can");
+                    }
+                    failing = true;
+                }
+            }
+            let pause = tokio::time::sleep_until(read_at + self.interval);
+            tokio::select! {
+                biased;
+                () = self.drain.draining() => return,
+                () = self.shared.wake.notified() => {}
+                () = pause => {}
+            }
+        }
+    }
+
+    fn roles(&self) -> Arc<BTreeSet<String>> {
+        let mut roles = self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        while roles.len() > MAX_ROLES {
+            roles.pop_last();
+        }
+        Arc::new(roles.clone())
+    }
+
+    async fn read(&self, roles: &BTreeSet<String>) -> Result<Catalog, String> {
+        let wanted = Wanted { publications: self.publications.clone(), roles: roles.clone() };
+        let mut connection = self.pool.get().await.map_err(|e| chain(&e))?;
+        catalog::read(&mut connection, &wanted).await.map_err(|e| chain(&e))
+    }
+
+    /// Keeps the catalog's `Arc` while the rules are the same, so that what was made from it need not be compared again.
+    fn publish(&self, catalog: Catalog, roles: Arc<BTreeSet<String>>, read_at: Instant) {
+        let snapshot = catalog.snapshot.clone();
+        let known = self.publish.borrow().as_ref().map(|rules| rules.catalog.clone());
+        let same = known.filter(|known| known.same_rules(&catalog));
+        self.count(if same.is_some() { "same" } else { "changed" });
+        let catalog = same.unwrap_or_else(|| Arc::new(catalog));
+        self.publish.send_replace(Some(Rules { catalog, snapshot, roles, read_at }));
+    }
+
+    fn count(&self, result: &'static str) {
+        self.metrics.catalog_reads.get_or_create(&[("result", result)]).inc();
+    }
+}

@@ -1,0 +1,332 @@
+//! Ingest: the next transaction is appended to the log; when it is durable there, it is confirmed to Postgres.
+//!
+//! ```text
+//!  Origin ── look, decide, connect ──► Source ── next ──► Pen ── append ──► log ──► readers
+//!                                        ▲                 └── fsync ──┐
+//!                                        └──────── confirm ◄───────────┘
+//! ```
+//!
+//! Invariants:
+//! * Nothing is confirmed that is not durable in the log.
+//! * It knows no subscriber and waits for none. The stream is read at once or closed, never left unread.
+//! * What the log holds of one epoch has no hole: the slot's position is looked at again once the slot is ours, and whatever
+//!   does not fit begins another epoch, loudly.
+//! * While the disk is full, at most `buffer_bytes` wait in memory; then the stream is closed and Postgres keeps the rest.
+//!
+//! Rejected: a queue between the stream and the log, a place more where transactions can be lost or grow; the log itself is
+//! the queue.
+
+mod error;
+mod follow;
+mod origin;
+mod pen;
+mod start;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+pub use error::IngestError;
+
+use crate::change::Transaction;
+use crate::error::{Fault as _, Remedy, chain};
+use crate::log::{Epoch, Log, LogError, LogWriter};
+use crate::metrics::Metrics;
+use crate::pg::PgConfig;
+use crate::task::Drain;
+use crate::wal::{Backoff, WalConfig, WalError};
+use origin::{Origin, Postgres, Source as _};
+use pen::Pen;
+use start::{Found, Start, Why, decide};
+
+/// What ingest needs to know.
+#[derive(Debug, Clone)]
+pub struct IngestConfig {
+    /// The stream.
+    pub wal: WalConfig,
+    /// After so long without anything from the stream, a message of our own is sent through it. 10 s.
+    pub heartbeat_interval: Duration,
+    /// How often the log's limits are enforced. 60 s.
+    pub retain_interval: Duration,
+    /// Bytes of transactions held in memory while the disk is full. 64 MiB.
+    pub buffer_bytes: usize,
+    /// Between two tries to write to a disk that refused. 1 s.
+    pub retry_interval: Duration,
+    /// Positions without a transaction are noted in the log at most this often. 1 s.
+    pub advance_interval: Duration,
+    /// Between two attempts once a person must do something. 5 s.
+    pub operator_interval: Duration,
+    /// For saying goodbye to the server at the drain. 3 s.
+    pub close_deadline: Duration,
+}
+
+impl IngestConfig {
+    /// The defaults named at the fields.
+    pub fn new(wal: WalConfig) -> IngestConfig {
+        IngestConfig {
+            wal,
+            heartbeat_interval: Duration::from_secs(10),
+            retain_interval: Duration::from_secs(60),
+            buffer_bytes: 64 << 20,
+            retry_interval: Duration::from_secs(1),
+            advance_interval: Duration::from_secs(1),
+            operator_interval: Duration::from_secs(5),
+            close_deadline: Duration::from_secs(3),
+        }
+    }
+}
+
+/// What ingest is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IngestState {
+    /// Not streaming yet.
+    Starting,
+    /// Changes are streaming.
+    Streaming,
+    /// Changes come in, but the log can't take them; the reason.
+    Buffering(String),
+    /// Not streaming; the reason.
+    Waiting(String),
+}
+
+impl fmt::Display for IngestState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            IngestState::Starting => f.write_str("starting"),
+            IngestState::Streaming => f.write_str("streaming"),
+            IngestState::Buffering(reason) => write!(f, "buffering: {reason}"),
+            IngestState::Waiting(reason) => write!(f, "waiting: {reason}"),
+        }
+    }
+}
+
+/// What others may see of it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct IngestHandle {
+    /// What it is doing.
+    pub state: watch::Receiver<IngestState>,
+    /// Whether changes are streaming.
+    pub ready: watch::Receiver<bool>,
+}
+
+/// Reads the stream into the log; see [`Ingest::run`].
+pub struct Ingest {
+    core: Core<Postgres>,
+}
+
+impl Ingest {
+    /// Nothing runs yet. `pg` is for queries beside the stream.
+    pub fn new(
+        config: IngestConfig,
+        log: Log,
+        writer: LogWriter,
+        pg: PgConfig,
+        metrics: Arc<Metrics>,
+        drain: Drain,
+    ) -> (Ingest, IngestHandle) {
+        let origin = Postgres::new(pg, config.wal.clone(), metrics.clone());
+        let (core, handle) = Core::new(config, log, writer, origin, metrics, drain);
+        (Ingest { core }, handle)
+    }
+
+    /// Reads until the drain, which ends in a last confirmation. Until changes have streamed once, an error that a person
+    /// must mend is returned at once, any other after `startup`; afterwards none is: it goes on trying.
+    pub async fn run(self, startup: Duration) -> Result<(), IngestError> {
+        self.core.run(startup).await
+    }
+}
+
+/// [`Ingest`] over any origin.
+struct Core<O> {
+    config: IngestConfig,
+    origin: O,
+    pen: Pen,
+    metrics: Arc<Metrics>,
+    drain: Drain,
+    state: watch::Sender<IngestState>,
+    ready: watch::Sender<bool>,
+    backoff: Backoff,
+    /// Changes have streamed once.
+    was_up: bool,
+    /// What the log could not take when the stream was closed for it: the sign that there is room again. It directly
+    /// follows the log's end, so it must be forgotten if the log goes back.
+    stuck: Option<Arc<Transaction>>,
+    last_error: String,
+}
+
+impl<O: Origin> Core<O> {
+    fn new(
+        config: IngestConfig,
+        log: Log,
+        writer: LogWriter,
+        origin: O,
+        metrics: Arc<Metrics>,
+        drain: Drain,
+    ) -> (Core<O>, IngestHandle) {
+        let (state, state_seen) = watch::channel(IngestState::Starting);
+        let (ready, ready_seen) = watch::channel(false);
+        let core = Core {
+            config,
+            origin,
+            pen: Pen::new(log, writer),
+            metrics,
+            drain,
+            state,
+            ready,
+            backoff: Backoff::new(),
+            was_up: false,
+            stuck: None,
+            last_error: String::new(),
+        };
+        (core, IngestHandle { state: state_seen, ready: ready_seen })
+    }
+
+    async fn run(mut self, startup: Duration) -> Result<(), IngestError> {
+        let deadline = Instant::now() + startup;
+        loop {
+            let error = match self.attempt().await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            self.ready.send_replace(false);
+            if !self.was_up && error.remedy() != Remedy::Retry {
+                return Err(error);
+            }
+            let pause = self.pause(&error);
+            if !self.was_up && Instant::now() + pause >= deadline {
+                return Err(IngestError::Startup { after: startup, source: Box::new(error) });
+            }
+            self.tell(&error);
+            tokio::select! {
+                () = self.drain.draining() => return Ok(()),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    fn pause(&mut self, error: &IngestError) -> Duration {
+        if self.stuck.is_some() {
+            return self.config.retry_interval;
+        }
+        match error.remedy() {
+            Remedy::Retry => self.backoff.next(),
+            Remedy::Operator | Remedy::Bug => self.config.operator_interval,
+        }
+    }
+
+    /// Logs an error once until another one comes, or it has worked in between.
+    fn tell(&mut self, error: &IngestError) {
+        let text = chain(error);
+        if text != self.last_error {
+            let advice = error.advice();
+            match error.remedy() {
+                Remedy::Retry => tracing::warn!(error = text, advice, "changes are not streaming; trying again"),
+                Remedy::Operator => {
+                    tracing::error!(error = text, advice, "changes are not streaming until this is mended")
+                }
+                Remedy::Bug => tracing::error!(error = text, advice, "changes are not streaming; this is a bug"),
+            }
+            self.last_error.clone_from(&text);
+        }
+        self.state.send_replace(IngestState::Waiting(text));
+    }
+
+    /// One stream, from finding its start to its end. `Ok` is the drain.
+    async fn attempt(&mut self) -> Result<(), IngestError> {
+        let drain = self.drain.clone();
+        let opened = tokio::select! {
+            biased;
+            () = drain.draining() => None,
+            opened = self.open() => Some(opened?),
+        };
+        let Some(mut source) = opened else { return Ok(()) };
+        tracing::info!(start = %self.pen.log.end(), "streaming changes");
+        self.was_up = true;
+        self.last_error.clear();
+        self.state.send_replace(IngestState::Streaming);
+        self.ready.send_replace(true);
+        self.follow(&mut source).await?;
+        // The drain: what was read becomes durable and is confirmed, so that the next start reads nothing twice.
+        self.ready.send_replace(false);
+        match self.pen.sync_all().await {
+            Ok(durable) => source.confirm(durable),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "the log's end could not be made durable; it will be read again")
+            }
+        }
+        source.close(self.config.close_deadline).await;
+        Ok(())
+    }
+
+    /// Gets the log in order and a stream that fits it.
+    async fn open(&mut self) -> Result<O::Source, IngestError> {
+        let (end, went_back) = self.pen.settle().await?;
+        if went_back {
+            self.stuck = None;
+        }
+        if let Some(stuck) = self.stuck.clone() {
+            self.pen.append(&stuck).await.inspect_err(|error| self.forget_stuck(error))?;
+            self.stuck = None;
+            self.pen.sync_all().await?;
+        }
+        let end = end.max(self.pen.log.durable());
+        let found = self.origin.look().await?;
+        let start = decide(self.pen.log.epoch(), end, &found);
+        let at = match start {
+            Start::Continue(at) | Start::Begin(at, _) => at,
+        };
+        match self.origin.connect(at).await {
+            Ok((source, identity)) => self.take_over(source, identity, start).await,
+            Err(IngestError::Wal(WalError::Ahead { .. })) if start == Start::Continue(at) => {
+                let at = found.slot.confirmed_flush;
+                let (source, identity) = self.origin.connect(at).await?;
+                self.take_over(source, identity, Start::Begin(at, Why::ServerBehind)).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn forget_stuck(&mut self, error: &LogError) {
+        if !(error.is_full() || matches!(error, LogError::Io { .. })) {
+            self.stuck = None;
+        }
+    }
+
+    /// The slot is ours now, so nobody else can move it. Whoever held it before may have, between our look and now: the
+    /// server would then have skipped what lies between without a word.
+    async fn take_over(&mut self, source: O::Source, identity: u64, start: Start) -> Result<O::Source, IngestError> {
+        let found = self.origin.look().await?;
+        if found.system_identifier != identity {
+            return Err(IngestError::TwoServers { queries: found.system_identifier, stream: identity });
+        }
+        match start {
+            Start::Continue(at) if decide(self.pen.log.epoch(), at, &found) == start => {}
+            Start::Begin(at, why) if found.slot.confirmed_flush <= at => self.begin(at, why, &found).await?,
+            Start::Continue(_) | Start::Begin(..) => return Err(IngestError::Moved),
+        }
+        Ok(source)
+    }
+
+    /// Another history. The database learns of it first: if it can't, the old log is still there.
+    async fn begin(&mut self, at: crate::change::Lsn, why: Why, found: &Found) -> Result<(), IngestError> {
+        let epoch = Epoch { system_identifier: found.system_identifier, incarnation: rand::random() };
+        self.origin.record(epoch).await?;
+        self.pen.blocking(move |writer| writer.begin_epoch(epoch, at)).await?;
+        self.metrics.epochs.get_or_create(&[("reason", why.label())]).inc();
+        if why == Why::NewSlot {
+            tracing::info!(position = %at, reason = why.text(), "a new history begins");
+        } else {
+            tracing::error!(
+                position = %at,
+                reason = why.text(),
+                "a new history begins: what the old one held can't be replayed, and clients that come back are told of a gap"
+            );
+        }
+        Ok(())
+    }
+}
