@@ -41,9 +41,9 @@ fn dice() -> StdRng {
     StdRng::seed_from_u64(seed)
 }
 
-/// Everything in the log that touches table `steps`, in the log's order, its positions checked.
-async fn logged(log: &Log) -> Vec<Committed> {
-    let mut reader = log.reader(log.floor());
+/// Everything in the log after `from` that touches table `steps`, in the log's order, its positions checked.
+async fn logged(log: &Log, from: Lsn) -> Vec<Committed> {
+    let mut reader = log.reader(from);
     let (mut found, mut last) = (Vec::new(), None);
     while let Some(read) = reader.try_next().await.expect("a readable log") {
         let transaction = match read {

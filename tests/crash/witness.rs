@@ -25,12 +25,14 @@ impl Witness {
         Witness { client, committed: Vec::new() }
     }
 
-    /// All transactions with rows of table `steps` so far.
+    /// All transactions with rows of table `steps` up to now.
     pub(super) async fn committed(&mut self) -> &[Committed] {
+        // Without an end, it would run after the writers.
+        let now: String = self.client.query_one("select pg_current_wal_lsn()::text", &[]).await.expect("a row").get(0);
         loop {
-            let sql = "select data from pg_logical_slot_get_binary_changes($1, null, $2, \
+            let sql = "select data from pg_logical_slot_get_binary_changes($1, $2::text::pg_lsn, $3, \
                        'proto_version', '1', 'publication_names', 'supabase_realtime')";
-            let rows = self.client.query(sql, &[&SLOT, &BATCH]).await.expect("changes");
+            let rows = self.client.query(sql, &[&SLOT, &now, &BATCH]).await.expect("changes");
             if rows.is_empty() {
                 return &self.committed;
             }
