@@ -42,6 +42,11 @@ pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
+        // Our own texts quote the server already; the driver's would do it again, as "db error: ERROR: …".
+        let server = cause.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error());
+        if server.is_some_and(|server| text.contains(server.message())) {
+            break;
+        }
         let next = cause.to_string();
         // Libraries that print their source in their own text would say it twice.
         if !text.ends_with(&next) {

@@ -6,3 +6,4 @@ mod architecture;
 mod crash;
 mod database;
 mod load;
+mod startup;

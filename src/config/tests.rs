@@ -1,1 +1,110 @@
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
 
+use super::*;
+
+const SECRET: &str = "a secret of at least thirty-two bytes";
+const URL: &str = "postgres://u:hunter2@h/d";
+
+fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn load(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let mut written = tempfile::NamedTempFile::new().expect("a file");
+    written.write_all(file.as_bytes()).expect("written");
+    Settings::load(Some(written.path()), &map(environment), &map(flags))?.config(Path::new("/default"))
+}
+
+fn mistakes(result: Result<Config, ConfigError>) -> Vec<(String, String)> {
+    match result.expect_err("refused") {
+        ConfigError::Mistakes(all) => all.into_iter().map(|m| (m.setting, m.problem)).collect(),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn flags_win_over_the_environment_and_that_over_the_file_and_that_over_defaults() {
+    let file = format!(
+        "database_url = '{URL}'\nport = 1\nslot = 'file'\nhost = '::1'\npublication = ['a', 'b']\nmigrate = true"
+    );
+    let environment = [("PORT", "2"), ("ROWCAST_SLOT", "environment"), ("JWT_SECRET", SECRET), ("HOST", "")];
+    let config = load(&file, &environment, &[("port", "3")]).expect("good");
+    assert_eq!((config.port, config.ingest.wal.slot.as_str()), (3, "environment"));
+    assert_eq!(config.host.to_string(), "::1", "an empty variable is none");
+    assert_eq!(config.publications, ["a", "b"]);
+    assert_eq!(config.stream_publications(), ["a", "b", FACTS_PUBLICATION]);
+    assert!(config.migrate);
+    assert_eq!(config.data_dir, Path::new("/default"));
+    assert_eq!(config.log.dir, Path::new("/default/log"));
+    assert_eq!(config.admin.map(|a| a.to_string()).as_deref(), Some("127.0.0.1:4001"));
+}
+
+#[test]
+fn every_mistake_is_reported_by_the_name_of_its_setting() {
+    let environment = [
+        ("DATABASE_URL", "postgres://h"),
+        ("JWT_SECRET", "short"),
+        ("JWKS_URL", "https://x"),
+        ("PORT", "x"),
+        ("HOST", "example.com"),
+        ("ROWCAST_SLOT", "Upper"),
+        ("ROWCAST_ADMIN_ADDR", "there"),
+        ("ROWCAST_DELETES", "all"),
+        ("ROWCAST_MIGRATE", "perhaps"),
+        ("ROWCAST_STARTUP_TIMEOUT", "soon"),
+        ("ROWCAST_LOG_RETAIN_BYTES", "much"),
+        ("ROWCAST_LOG_RETAIN_AGE", "long"),
+        ("ROWCAST_OUTBOX_BYTES", "-1"),
+        ("ROWCAST_MAX_CONNECTIONS", "0"),
+        ("ROWCAST_API_KEYS", "sb_secret_only"),
+        ("ROWCAST_LOG", "a=b=c"),
+        ("ROWCAST_LOG_FORMAT", "xml"),
+    ];
+    let found = mistakes(load("portt = 1\n[table]\nx = 1", &environment, &[]));
+    for (name, _) in environment {
+        assert!(found.iter().any(|(setting, _)| setting == name), "{name} in {found:?}");
+    }
+    for name in ["portt", "table"] {
+        assert!(found.iter().any(|(setting, _)| setting == name), "{name} in {found:?}");
+    }
+    assert_eq!(found.len(), environment.len() + 2, "{found:?}");
+    assert!(!format!("{found:?}").contains("sb_secret_only"), "a key was printed");
+}
+
+#[test]
+fn what_has_no_default_is_asked_for() {
+    let found = mistakes(load("", &[], &[]));
+    let names: Vec<&str> = found.iter().map(|(setting, _)| setting.as_str()).collect();
+    assert_eq!(names, ["DATABASE_URL", "JWT_SECRET"]);
+}
+
+#[test]
+fn nothing_prints_a_secret() {
+    let environment = [("DATABASE_URL", URL), ("JWT_SECRET", SECRET), ("ROWCAST_API_KEYS", "sb_secret_x=service_role")];
+    let config = load("", &environment, &[]).expect("good");
+    let settings = Settings::load(None, &map(&environment), &BTreeMap::new()).expect("good");
+    let text = format!("{config:?} {settings:?}");
+    for secret in ["hunter2", "thirty-two", "sb_secret_x"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+    assert_eq!(config.verifier.opaque_keys["sb_secret_x"], "service_role");
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_refused_without_its_text() {
+    let error = load("jwt_secret = \"hunter2", &[], &[]).expect_err("refused");
+    assert!(matches!(error, ConfigError::Syntax { .. }), "{error}");
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+    let missing = Settings::load(Some(Path::new("/no/such/file")), &BTreeMap::new(), &BTreeMap::new());
+    assert!(matches!(missing, Err(ConfigError::Unreadable { .. })));
+}
+
+#[test]
+fn a_configuration_for_a_test_needs_three_things() {
+    let config = Config::new(URL, SECRET, "/data").expect("good");
+    assert_eq!((config.port, config.admin, config.host.is_loopback()), (0, None, true));
+    assert_eq!(config.ingest.wal.spill_dir, Path::new("/data/spill"));
+    assert!(Config::new("nonsense", "short", "/data").is_err());
+}

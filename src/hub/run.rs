@@ -227,6 +227,8 @@ impl Hub {
                 self.work = Some(Work { transaction, items, gate });
             }
             Ok(Read::Idle(_)) => {}
+            // The log's very first epoch: whoever subscribed before it is told, but there is nothing to alarm a person.
+            Ok(Read::Gap { from: from @ Lsn::ZERO, resumed }) => self.gap(from, resumed),
             Ok(Read::Gap { from, resumed }) => {
                 tracing::error!(%from, %resumed, "changes are missing from the log; all subscribers are told of a gap");
                 self.gap(from, resumed);

@@ -1,0 +1,232 @@
+//! What may be written on the command line.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// PostgreSQL changes to the phones of the users who own the rows, in the Supabase Realtime protocol.
+#[derive(Debug, Parser)]
+#[command(name = "rowcast", version, propagate_version = true, max_term_width = 110)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the relay
+    Serve(Box<ServeArgs>),
+    /// Try everything on this machine: a private PostgreSQL, example tables, two phones
+    Dev(DevArgs),
+    /// What Rowcast installs in your database
+    Migrate {
+        #[command(subcommand)]
+        action: MigrateAction,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum MigrateAction {
+    /// Make what is missing: schema rowcast, roles, auth helpers, the publication
+    Up(DatabaseArgs),
+    /// Remove what Rowcast made, and nothing else
+    Down {
+        /// Keep the steps up to this one
+        #[arg(long, value_name = "VERSION")]
+        to: Option<u32>,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// List the steps and whether they were made; exits with 1 if something that the relay needs is missing
+    Status(DatabaseArgs),
+}
+
+#[derive(Args)]
+pub(super) struct DatabaseArgs {
+    /// postgres://user:password@host:5432/database [env: DATABASE_URL]
+    #[arg(long, value_name = "URL")]
+    pub(super) database_url: Option<String>,
+    /// Publications that must be there, with commas; for `status` [env: ROWCAST_PUBLICATION] [default: supabase_realtime]
+    #[arg(long, value_name = "NAMES")]
+    pub(super) publication: Option<String>,
+    /// A TOML file with settings [env: ROWCAST_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for DatabaseArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DatabaseArgs")
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Stops the relay and its private database at Ctrl-C; the data stays in the state folder.")]
+pub(super) struct DevArgs {
+    /// Port for clients [env: PORT] [default: 4000]
+    #[arg(long)]
+    pub(super) port: Option<String>,
+    /// Address for clients [env: HOST] [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) host: Option<String>,
+    /// Port of the private PostgreSQL [default: the one used last time, or a free one]
+    #[arg(long, value_name = "PORT")]
+    pub(super) postgres_port: Option<u16>,
+    /// Where database, secrets and log are kept [default: /var/lib/rowcast-dev for root, else
+    /// $XDG_STATE_HOME/rowcast/dev, else ~/.local/state/rowcast/dev]
+    #[arg(long, value_name = "DIR")]
+    pub(super) state_dir: Option<PathBuf>,
+    /// End after the demonstration; the exit code says whether it held
+    #[arg(long)]
+    pub(super) once: bool,
+    /// Metrics and state: address and port, or off [env: ROWCAST_ADMIN_ADDR] [default: off]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) admin_addr: Option<String>,
+    /// What is logged [env: ROWCAST_LOG] [default: warn]
+    #[arg(long, value_name = "FILTER")]
+    pub(super) log: Option<String>,
+}
+
+impl DevArgs {
+    pub(super) fn flags(&self) -> BTreeMap<String, String> {
+        named([("port", &self.port), ("host", &self.host), ("admin_addr", &self.admin_addr), ("log", &self.log)])
+    }
+}
+
+/// Secrets are better given by environment or file: everybody on the machine can read a command line.
+#[derive(Args)]
+#[command(
+    after_help = "Each setting can also be given in the environment or, by the flag's name with underscores, in a TOML file.\n\
+                  Flags win over the environment, which wins over the file. Only DATABASE_URL and JWT_SECRET have no default.\n\n\
+                  Exit codes: 0 stopped as asked, 1 somebody must act, 2 wrong usage, 70 a bug.\n\
+                  SIGTERM or Ctrl-C drains within 10 s; a second one stops at once."
+)]
+pub(super) struct ServeArgs {
+    /// A TOML file with settings [env: ROWCAST_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+
+    /// postgres://user:password@host:5432/database [env: DATABASE_URL]
+    #[arg(long, value_name = "URL", help_heading = "Database")]
+    database_url: Option<String>,
+    /// Publications that clients may subscribe to, with commas [env: ROWCAST_PUBLICATION] [default: supabase_realtime]
+    #[arg(long, value_name = "NAMES", help_heading = "Database")]
+    publication: Option<String>,
+    /// Replication slot; made if absent [env: ROWCAST_SLOT] [default: rowcast]
+    #[arg(long, value_name = "NAME", help_heading = "Database")]
+    slot: Option<String>,
+    /// Make roles, auth helpers and the publication too, as `rowcast migrate up` does [env: ROWCAST_MIGRATE]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Database")]
+    migrate: Option<String>,
+    /// How long to wait at the start for a database that can't be reached [env: ROWCAST_STARTUP_TIMEOUT] [default: 20s]
+    #[arg(long, value_name = "TIME", help_heading = "Database")]
+    startup_timeout: Option<String>,
+
+    /// Secret of the users' tokens (HS256, HS384, HS512), at least 32 bytes [env: JWT_SECRET]
+    #[arg(long, value_name = "SECRET", help_heading = "Who may see what")]
+    jwt_secret: Option<String>,
+    /// Opaque API keys and their roles: key=role,key=role [env: ROWCAST_API_KEYS]
+    #[arg(long, value_name = "PAIRS", help_heading = "Who may see what")]
+    api_keys: Option<String>,
+    /// How the right to see a DELETE is decided; only `judged`: by the old row [env: ROWCAST_DELETES] [default: judged]
+    #[arg(long, value_name = "MODE", help_heading = "Who may see what")]
+    deletes: Option<String>,
+
+    /// Port for clients [env: PORT] [default: 4000]
+    #[arg(long, help_heading = "Clients")]
+    port: Option<String>,
+    /// Address for clients [env: HOST] [default: 0.0.0.0]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Clients")]
+    host: Option<String>,
+    /// WebSocket connections at a time [env: ROWCAST_MAX_CONNECTIONS] [default: 100000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_connections: Option<String>,
+    /// What may wait for one slow client before it is closed with 1013 [env: ROWCAST_OUTBOX_BYTES] [default: 1MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
+    outbox_bytes: Option<String>,
+
+    /// Where the log is kept; one relay per folder [env: ROWCAST_DATA_DIR] [default: /var/lib/rowcast for root, else
+    /// $XDG_STATE_HOME/rowcast, else ~/.local/state/rowcast]
+    #[arg(long, value_name = "DIR", help_heading = "Log of changes")]
+    data_dir: Option<String>,
+    /// Largest size of the log; clients that come back can replay what is in it [env: ROWCAST_LOG_RETAIN_BYTES] [default: 4GiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log of changes")]
+    log_retain_bytes: Option<String>,
+    /// Largest age of what is in the log [env: ROWCAST_LOG_RETAIN_AGE] [default: 24h]
+    #[arg(long, value_name = "TIME", help_heading = "Log of changes")]
+    log_retain_age: Option<String>,
+
+    /// Metrics and state: address and port, or off; asks nobody who they are [env: ROWCAST_ADMIN_ADDR]
+    /// [default: 127.0.0.1:4001]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Operation")]
+    admin_addr: Option<String>,
+    /// What is logged, such as info or warn,rowcast::ingest=debug [env: ROWCAST_LOG] [default: info]
+    #[arg(long, value_name = "FILTER", help_heading = "Operation")]
+    log: Option<String>,
+    /// text or json [env: ROWCAST_LOG_FORMAT] [default: text]
+    #[arg(long, value_name = "FORMAT", help_heading = "Operation")]
+    log_format: Option<String>,
+}
+
+impl std::fmt::Debug for ServeArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ServeArgs")
+    }
+}
+
+impl ServeArgs {
+    /// What was given, by the names of a settings file.
+    pub(super) fn flags(&self) -> BTreeMap<String, String> {
+        named([
+            ("database_url", &self.database_url),
+            ("publication", &self.publication),
+            ("slot", &self.slot),
+            ("migrate", &self.migrate),
+            ("startup_timeout", &self.startup_timeout),
+            ("jwt_secret", &self.jwt_secret),
+            ("api_keys", &self.api_keys),
+            ("deletes", &self.deletes),
+            ("port", &self.port),
+            ("host", &self.host),
+            ("max_connections", &self.max_connections),
+            ("outbox_bytes", &self.outbox_bytes),
+            ("data_dir", &self.data_dir),
+            ("log_retain_bytes", &self.log_retain_bytes),
+            ("log_retain_age", &self.log_retain_age),
+            ("admin_addr", &self.admin_addr),
+            ("log", &self.log),
+            ("log_format", &self.log_format),
+        ])
+    }
+}
+
+impl DatabaseArgs {
+    pub(super) fn flags(&self) -> BTreeMap<String, String> {
+        named([("database_url", &self.database_url), ("publication", &self.publication)])
+    }
+}
+
+fn named<const N: usize>(pairs: [(&str, &Option<String>); N]) -> BTreeMap<String, String> {
+    let given = pairs.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+    given.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_its_help_names_every_required_setting() {
+        Cli::command().debug_assert();
+        let mut command = Cli::command();
+        let serve = command.find_subcommand_mut("serve").expect("serve");
+        let help = serve.render_long_help().to_string();
+        for text in ["DATABASE_URL", "JWT_SECRET", "Log of changes:", "Exit codes"] {
+            assert!(help.contains(text), "{text}\n{help}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The built binary, from its start to its exit: each mistake is one clear message on standard error and an exit code.
+
+mod app;
+mod life;
+mod mistakes;
+mod process;
