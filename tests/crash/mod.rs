@@ -4,6 +4,7 @@
 //! The truth comes from a second replication slot, read by SQL and decoded here, not by the code under test.
 
 mod killed;
+mod slow;
 mod unsynced;
 mod witness;
 mod writers;

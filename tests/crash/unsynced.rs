@@ -20,6 +20,7 @@ use rowcast::task::Drain;
 use rowcast::wal::WalConfig;
 use tokio::task::JoinHandle;
 
+use super::slow::SlowFiles;
 use super::witness::Witness;
 use super::writers::Writers;
 use super::{assert_same, create_table, dice, logged};
@@ -125,7 +126,7 @@ impl Machine {
     fn boot(&self) -> Booted {
         // Small segments, so that crashes hit their seams as well.
         let config = LogConfig { segment_bytes: 1 << 20, tail_bytes: 1 << 20, ..LogConfig::new(&self.dir) };
-        let files = Arc::new(self.files.clone());
+        let files = Arc::new(SlowFiles(Arc::new(self.files.clone())));
         let opened =
             rowcast::log::open(config, files, Clock::system(), Arc::new(Metrics::new())).expect("the log opens");
         let publications = ["supabase_realtime", "rowcast_facts"].map(str::to_owned).to_vec();
