@@ -82,7 +82,7 @@ async fn write(client: &Client, users: &[String]) -> (BTreeMap<i64, Written>, Du
 /// Everybody's last row, in later transactions: who got it had his chance to get whatever came before.
 async fn write_last(client: &Client, users: &[String]) {
     for some in users.chunks(100) {
-        let sql = "insert into public.notifications (user_id, kind, body) select user_id::uuid, 'last', $2 from unnest($1) user_id";
+        let sql = "insert into public.notifications (user_id, kind, body) select user_id::uuid, 'last', $2 from unnest($1::text[]) user_id";
         client.execute(sql, &[&some, &phones::unix_micros().to_string()]).await.expect("rows");
     }
 }
