@@ -2,5 +2,8 @@
 
 mod support;
 
+mod architecture;
+mod crash;
 mod database;
+mod load;
 mod startup;
