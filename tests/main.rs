@@ -2,6 +2,9 @@
 
 mod support;
 
+mod architecture;
+mod crash;
 mod database;
+mod load;
 mod journey;
 mod startup;

@@ -260,39 +260,3 @@ async fn a_new_token_reaches_the_hub() {
     assert_eq!(next_json(&mut phone).await[4]["message"], "Subscribed to PostgreSQL");
     assert_eq!(relay.asked.reclaims.lock().unwrap().len(), 1);
 }
-
-/// `cargo test -- --ignored --nocapture idle_connection`, alone in its process.
-#[tokio::test]
-#[ignore = "measures the whole process"]
-async fn an_idle_connection_costs_at_most_eight_kilobytes() {
-    use std::io::{Read as _, Write as _};
-    const COUNT: usize = 4000;
-    let resident = || {
-        let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-        text.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-    };
-    let relay = relay(GatewayConfig::default()).await;
-    let (addr, key) = (relay.addr, relay.token(3600));
-    let open = move |count: usize| {
-        let connect = move |_| {
-            let mut stream = std::net::TcpStream::connect(addr).unwrap();
-            let request = format!("GET /websocket?vsn=2.0.0&apikey={key} HTTP/1.1\r\nhost: x\r\n{UPGRADE}\r\n");
-            stream.write_all(request.as_bytes()).unwrap();
-            let mut head = [0; 129];
-            stream.read_exact(&mut head).unwrap();
-            stream
-        };
-        (0..count).map(connect).collect::<Vec<_>>()
-    };
-    let first = tokio::task::spawn_blocking({
-        let open = open.clone();
-        move || open(200)
-    });
-    let _first = first.await.unwrap();
-    let before = resident();
-    let _phones = tokio::task::spawn_blocking(move || open(COUNT)).await.unwrap();
-    until("all are open", || relay.metrics.connections.get() == 4200).await;
-    let each = (resident() - before) / COUNT;
-    println!("{each} bytes per idle connection");
-    assert!(each <= 8192, "{each}");
-}
