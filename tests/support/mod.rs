@@ -10,7 +10,7 @@ pub(crate) mod token;
 
 pub(crate) use change::{Change, summary};
 pub(crate) use pg::TestPg;
-pub(crate) use relay_process::RelayHome;
 pub(crate) use phone::{Phone, Version};
 pub(crate) use relay::{Relay, RelayProcess};
+pub(crate) use relay_process::RelayHome;
 pub(crate) use sdk::Stock;
