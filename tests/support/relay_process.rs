@@ -6,11 +6,11 @@ use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rand::Rng as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -172,10 +172,13 @@ pub(crate) fn programs() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_rowcast")).parent().expect("a folder")
 }
 
-/// Below the range that the system hands to outgoing connections, so that a restart finds its port free.
+/// Below the range that the system hands to outgoing connections and beside that of the servers, so that a restart finds its
+/// port free; none twice in this process.
 fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 6000).expect("small");
     loop {
-        let port = rand::rng().random_range(10_000..16_000);
+        let port = 10_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 6000;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
