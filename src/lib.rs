@@ -57,3 +57,6 @@ pub mod migrate;
 pub mod app;
 pub mod dev;
 pub mod cli;
+// For the tests of all of them.
+#[cfg(test)]
+mod testing;

@@ -6,4 +6,5 @@ mod architecture;
 mod crash;
 mod database;
 mod load;
+mod journey;
 mod startup;

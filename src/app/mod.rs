@@ -31,7 +31,7 @@ use crate::hub::{Hub, HubDeps};
 use crate::ingest::{Ingest, IngestHandle};
 use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
-use crate::pg::Pool;
+use crate::pg::{PgConfig, Pool};
 use crate::task::{Connections, Drain};
 use running::{Service, service};
 
@@ -80,6 +80,7 @@ impl App {
         let opened = open_log(&config, files, clock.clone(), metrics.clone()).await?;
         let log = opened.log;
         let pool = config.pg.pool()?;
+        let catalog_config = PgConfig { pool_size: 1, ..config.pg.clone() };
         let (ingest, handle) = Ingest::new(
             config.ingest.clone(),
             log.clone(),
@@ -93,6 +94,7 @@ impl App {
         let deps = HubDeps {
             log: log.clone(),
             pool: pool.clone(),
+            catalog_pool: catalog_config.pool()?,
             clock: clock.clone(),
             metrics: metrics.clone(),
             drain: drains.hub.clone(),

@@ -16,8 +16,6 @@ mod sql;
 mod table;
 
 #[cfg(test)]
-pub(crate) mod test_pg;
-#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -44,8 +44,9 @@ pub(super) const TABLES: &str = "with wanted as ( \
           cross join lateral unnest(i.indkey::int2[]) with ordinality as k(attnum, place) \
           join pg_attribute att on att.attrelid = c.oid and att.attnum = k.attnum \
           where i.indrelid = c.oid and i.indisreplident and k.place <= i.indnkeyatts order by k.place), \
-    array(select distinct leaf.relreplident::text from pg_partition_tree(c.oid) as t join pg_class leaf on leaf.oid = t.relid \
-          where t.isleaf and c.relkind = 'p') \
+    array(with recursive tree(oid) as (select c.oid where c.relkind = 'p' union \
+            select i.inhrelid from tree join pg_inherits i on i.inhparent = tree.oid where not i.inhdetachpending) \
+          select distinct leaf.relreplident::text from tree join pg_class leaf on leaf.oid = tree.oid where leaf.relkind <> 'p') \
     from wanted join pg_class c on c.oid = wanted.oid join pg_namespace n on n.oid = c.relnamespace";
 
 /// Columns of the tables `$1`.

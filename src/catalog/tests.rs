@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::test_pg::TestDatabase;
 use super::*;
 use crate::change::ReplicaIdentity;
 use crate::pgtype::TypeKind;
+use crate::testing::TestDatabase;
 
 fn wanted(roles: &[&str]) -> Wanted {
     let publications = vec!["supabase_realtime".to_owned(), "missing".to_owned()];

@@ -105,9 +105,10 @@ impl Feed {
                 self.state = if token { State::Asking { token: false } } else { State::Active };
                 (Some(Notice::Subscribed), token.then_some(Request::Reclaim))
             }
-            Err(_) if token => {
+            Err(error) if token => {
+                // The new token may do better; that nothing came meanwhile must be told all the same.
                 self.state = State::Asking { token: false };
-                (None, Some(Request::Subscribe { again: true }))
+                (Some(Notice::Refused(error.message)), Some(Request::Subscribe { again: true }))
             }
             Err(error) => {
                 self.state = if error.retry { State::Waiting(now + jittered(self.retry)) } else { State::Refused };
@@ -173,7 +174,8 @@ mod tests {
         assert_eq!(feed.principal_changed(), None);
         assert_eq!(feed.answered(Ok(()), now), (Some(Notice::Subscribed), Some(Request::Reclaim)));
         assert_eq!(feed.principal_changed(), None);
-        assert_eq!(feed.answered(error("role", false), now), (None, Some(Request::Subscribe { again: true })));
+        let told = Some(Notice::Refused("role".into()));
+        assert_eq!(feed.answered(error("role", false), now), (told, Some(Request::Subscribe { again: true })));
         assert_eq!(feed.answered(Ok(()), now), (Some(Notice::Subscribed), None));
         assert_eq!(feed.principal_changed(), Some(Request::Reclaim));
     }

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
 use super::literals::{Literals, Values};
@@ -46,9 +47,14 @@ pub fn check_select<'a>(
     }
 }
 
+/// Connections that all validations together may use.
+const AT_ONCE: usize = 3;
+
 /// Makes predicates of conditions.
 pub struct Validator {
     pool: Pool,
+    /// A storm of joins must not take all connections of the pool, nor wait for one until it times out.
+    turns: Semaphore,
     literals: Literals,
 }
 
@@ -88,7 +94,7 @@ fn moves_with_the_clock(base: u32, literal: &str) -> bool {
 impl Validator {
     /// Asks through this pool.
     pub fn new(pool: Pool) -> Validator {
-        Validator { pool, literals: Literals::default() }
+        Validator { pool, turns: Semaphore::new(AT_ONCE), literals: Literals::default() }
     }
 
     /// Checks the conditions against one table, whose columns are given as the subscriber's role sees them. Asks the database
@@ -113,6 +119,12 @@ impl Validator {
         };
         let timeout = |_| FilterError::Unavailable(PgError::Timeout(DEADLINE));
         tokio::time::timeout(DEADLINE, checked).await.map_err(timeout)?
+    }
+
+    async fn connection(&self) -> Result<(SemaphorePermit<'_>, deadpool_postgres::Object), FilterError> {
+        // Never closed; waiting is bounded by the deadline of the whole validation.
+        let turn = self.turns.acquire().await.map_err(|_| FilterError::Unavailable(PgError::Timeout(DEADLINE)))?;
+        Ok((turn, self.pool.get().await?))
     }
 
     /// The test, and whether it says the opposite of the condition's operator.
@@ -200,7 +212,7 @@ impl Validator {
         if let Some(known) = self.literals.get(type_oid, list, literal) {
             return Ok(known);
         }
-        let client = self.pool.get().await?;
+        let (_turn, client) = self.connection().await?;
         let (oid, sql) = if list {
             (array_oid(&client, type_oid).await?, "select format('%s', e), e is null from unnest($1) e")
         } else {
@@ -228,7 +240,7 @@ impl Validator {
             Operator::Match => "~",
             _ => "~*",
         };
-        let client = self.pool.get().await?;
+        let (_turn, client) = self.connection().await?;
         // Preparing resolves the operator; nothing is run.
         let sql = format!("select coalesce($1 {sign} $2, true)");
         let operand = parameter_type(base);

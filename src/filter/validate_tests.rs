@@ -6,7 +6,7 @@ use super::*;
 use crate::change::{Change, Relation, RelationColumn, ReplicaIdentity, Tuple, Value};
 use crate::filter::parse;
 use crate::pgtype::TypeInfo;
-use crate::pgtype::cluster::Cluster;
+use crate::testing::TestDatabase;
 
 const SETUP: &str = "create type mood as enum ('sad', 'happy');
     create domain price as numeric check (value < 1000000);
@@ -48,7 +48,6 @@ const FILTERS: &[&str] = &[
 ];
 
 struct Fixture {
-    _cluster: Cluster,
     client: Client,
     validator: Validator,
     types: Types,
@@ -58,18 +57,17 @@ struct Fixture {
 
 impl Fixture {
     async fn new() -> Fixture {
-        let cluster = Cluster::start();
-        let client = cluster.config().connect().await.unwrap();
-        client.batch_execute(SETUP).await.unwrap();
+        let database = TestDatabase::new().await;
+        database.run(SETUP).await;
         for row in ROWS {
-            client.batch_execute(&format!("insert into t values ({row})")).await.unwrap();
+            database.run(&format!("insert into t values ({row})")).await;
         }
         let sql =
             "select a.attname::text, a.atttypid, format_type(a.atttypid, -1), coalesce(c.collisdeterministic, true)
                    from pg_attribute a left join pg_collation c on c.oid = a.attcollation
                    where a.attrelid = 't'::regclass and a.attnum > 0 order by a.attnum";
         let (mut columns, mut names) = (Vec::new(), HashMap::new());
-        for row in client.query(sql, &[]).await.unwrap() {
+        for row in database.client.query(sql, &[]).await.unwrap() {
             names.insert(row.get(0), (row.get(2), row.get(3)));
             columns.push(RelationColumn { name: row.get(0), type_oid: row.get(1), type_modifier: -1, key: false });
         }
@@ -83,8 +81,8 @@ impl Fixture {
         ];
         let identity = ReplicaIdentity::Nothing;
         let relation = Relation { oid: 1, schema: "public".into(), table: "t".into(), identity, columns };
-        let validator = Validator::new(cluster.config().pool().unwrap());
-        Fixture { _cluster: cluster, client, validator, types: types.into_iter().collect(), relation, names }
+        let validator = Validator::new(database.pool("relay"));
+        Fixture { client: database.client, validator, types: types.into_iter().collect(), relation, names }
     }
 
     fn columns(&self) -> Vec<ColumnSpec<'_>> {

@@ -59,11 +59,10 @@ impl Shard {
         }
         // By connection; stable, so that each connection's frames stay in order.
         self.frames.sort_by_key(|(port, _)| Arc::as_ptr(&port.outbox) as usize);
-        let mut together: Vec<Bytes> = Vec::new();
         for frames in self.frames.chunk_by(|(a, _), (b, _)| Arc::ptr_eq(&a.outbox, &b.outbox)) {
-            together.clear();
-            together.extend(frames.iter().map(|(_, frame)| frame.clone()));
-            frames[0].0.outbox.send_all(&together);
+            // Asked under the outbox's lock: nothing of an instance that has ended follows the frames that say so.
+            let open = frames.iter().filter(|(port, _)| !port.is_closed());
+            frames[0].0.outbox.send_all(open.map(|(_, frame)| frame));
         }
         self.frames.clear();
     }
@@ -81,7 +80,7 @@ impl Shard {
             Bytes::copy_from_slice(buffer)
         });
         let mut last: Option<(usize, Bytes)> = None;
-        for (i, member) in fanout.members.iter().enumerate() {
+        for (i, member) in fanout.members.iter().enumerate().filter(|(_, member)| !member.port.is_closed()) {
             // Members of one topic usually follow each other: the shared cache is asked once for them all.
             let same = last.as_ref().filter(|(known, _)| {
                 let known = &fanout.members[*known];

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -37,6 +38,21 @@ pub struct Port {
     pub version: Version,
     /// The channel's join_ref as JSON text: a quoted string, or `null`.
     pub join_ref: Arc<str>,
+    /// Set by the connection before it says anything about the channel's end, or about another instance on its topic:
+    /// nothing that was permitted to this instance may be written after that.
+    pub closed: AtomicBool,
+}
+
+impl Port {
+    /// From now on nothing more is written for this instance.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Whether the instance has ended.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
 }
 
 impl fmt::Debug for Port {

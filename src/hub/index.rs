@@ -119,6 +119,13 @@ impl TableIndex {
         }
     }
 
+    /// See [`super::registry::Registry::rebase`].
+    pub(super) fn rebase(&mut self, from: Position) {
+        for sub in self.subs.values_mut() {
+            sub.from = sub.from.min(from);
+        }
+    }
+
     /// The rules changed: plans that differ are put into force. Keeps everything else.
     pub(super) fn apply_rules(&mut self, catalog: &Catalog) {
         let Some(binding) = &self.binding else { return };

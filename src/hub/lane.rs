@@ -57,7 +57,7 @@ pub(super) struct LaneRow {
 const MAX_ROWS: usize = 4096;
 /// Most bytes of rows in the lane, by their size in the stream.
 const MAX_BYTES: usize = 32 << 20;
-/// Questions on their way at once: less than the pool has connections, so that the catalog can still be read.
+/// Questions on their way at once: less than the pool has connections, so that filters can still be checked.
 const MAX_ASKING: usize = 4;
 
 /// See the module's comment.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ahash::AHashMap;
 use smallvec::SmallVec;
 
 use super::event::{Event, Fanout, Ids, Member, Notice, Outgoing};
@@ -43,7 +44,12 @@ pub(super) struct Judgement {
     pub(super) asked: SmallVec<[Asked; 1]>,
     /// Channels for which there will be no answer.
     pub(super) undecided: Vec<Arc<super::Port>>,
+    /// Where each principal stands in `asked`, by plan and claims.
+    principals: AHashMap<(usize, Arc<str>), (usize, usize)>,
 }
+
+/// Most principals of one question: its deadline is for all of them.
+const MAX_PRINCIPALS: usize = 256;
 
 /// Reused from row to row.
 #[derive(Default)]
@@ -74,7 +80,12 @@ impl Matcher {
             });
         }
         self.hits.sort_unstable_by_key(|hit| (hit.slot, hit.entry_id));
-        let mut judgement = Judgement { permits: Permits::new(), asked: SmallVec::new(), undecided: Vec::new() };
+        let mut judgement = Judgement {
+            permits: Permits::new(),
+            asked: SmallVec::new(),
+            undecided: Vec::new(),
+            principals: AHashMap::new(),
+        };
         let mut counts = Counts::default();
         for hits in self.hits.chunk_by(|a, b| a.slot == b.slot) {
             let Some(channel) = registry.at(hits[0].slot) else { continue };
@@ -106,18 +117,23 @@ impl Matcher {
 impl Judgement {
     /// Principals with equal claims share a question, and so an answer.
     fn ask(&mut self, bound: &Arc<Bound>, principal: &Arc<Principal>, mut waiting: Waiting) {
-        let at = self.asked.iter().position(|a| Arc::ptr_eq(&a.bound, bound));
-        let at = at.unwrap_or_else(|| {
+        let known = (Arc::as_ptr(bound) as usize, principal.sharing_key.clone());
+        if let Some((at, index)) = self.principals.get(&known) {
+            waiting.principal = *index;
+            self.asked[*at].waiting.push(waiting);
+            return;
+        }
+        // The last question about this plan, unless it is full.
+        let has_room = |a: &Asked| Arc::ptr_eq(&a.bound, bound) && a.principals.len() < MAX_PRINCIPALS;
+        let at = self.asked.iter().rposition(has_room).unwrap_or_else(|| {
             let (principals, waiting) = (Vec::new(), Vec::new());
             self.asked.push(Asked { bound: bound.clone(), principals, waiting, verdicts: None });
             self.asked.len() - 1
         });
         let asked = &mut self.asked[at];
-        let known = asked.principals.iter().position(|p| p.sharing_key == principal.sharing_key);
-        waiting.principal = known.unwrap_or_else(|| {
-            asked.principals.push(principal.clone());
-            asked.principals.len() - 1
-        });
+        waiting.principal = asked.principals.len();
+        self.principals.insert(known, (at, waiting.principal));
+        asked.principals.push(principal.clone());
         asked.waiting.push(waiting);
     }
 }
@@ -156,10 +172,13 @@ pub(super) fn settle(row: &mut LaneRow, registry: &Registry, now: i64, metrics: 
     for asked in std::mem::take(&mut row.asked) {
         let verdicts = asked.verdicts.unwrap_or_default();
         for waiting in asked.waiting {
-            // Gone meanwhile, or somebody else by now: the answer is about nobody.
+            // Gone meanwhile: the answer is about nobody.
             let Some(channel) = registry.get(waiting.channel) else { continue };
             let principal = &asked.principals[waiting.principal];
             if channel.principal.sharing_key != principal.sharing_key {
+                // Somebody else by now, who may have been owed the row as well.
+                counts.undecided += 1;
+                undecided.push(channel.port.clone());
                 continue;
             }
             if channel.principal.is_expired(now) {

@@ -5,12 +5,14 @@
 //! It does not encode, touches no socket, and is never pushed at.
 
 mod command;
+mod control;
 mod event;
 mod index;
 mod lane;
 mod matching;
 mod outbox;
 mod registry;
+mod reshaped;
 mod resolve;
 mod rules;
 mod run;
@@ -63,8 +65,10 @@ impl Default for HubConfig {
 pub struct HubDeps {
     /// Where the changes come from.
     pub log: Log,
-    /// For the catalog, filters and questions.
+    /// For filters and questions.
     pub pool: Pool,
+    /// For the catalog alone: however busy the other is, the rules stay fresh.
+    pub catalog_pool: Pool,
     /// For the expiry of tokens.
     pub clock: Clock,
     /// What is counted.

@@ -15,6 +15,7 @@ use std::io::{self, IoSlice};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 /// The socket as far as the outbox needs it: a write that never waits.
@@ -111,19 +112,21 @@ impl Outbox {
         self.send_all(std::slice::from_ref(&frame))
     }
 
-    /// Queues several complete frames and writes them together.
-    pub fn send_all(&self, frames: &[Bytes]) -> bool {
+    /// Queues several complete frames and writes them together. The iterator runs while the outbox is held, so what it leaves
+    /// out is decided at the instant at which the rest takes its place in the order.
+    pub fn send_all<'a>(&self, frames: impl IntoIterator<Item = &'a Bytes>) -> bool {
         let mut state = self.lock();
         if state.phase != Phase::Open {
             return false;
         }
+        let frames: SmallVec<[Bytes; 8]> = frames.into_iter().cloned().collect();
         let size: usize = frames.iter().map(Bytes::len).sum();
         // A single answer larger than the bound must still fit into an empty outbox.
         if state.waiting > 0 && state.waiting + size > self.limit {
             self.shed(&mut state);
             return false;
         }
-        state.queue.extend(frames.iter().cloned());
+        state.queue.extend(frames);
         state.waiting += size;
         self.write_if_free(&mut state);
         true

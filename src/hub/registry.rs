@@ -18,7 +18,7 @@ pub(super) struct Channel {
     pub(super) entries: Arc<Vec<Entry>>,
     targets: Vec<Target>,
     /// Rows at or before this are not for it.
-    from: Position,
+    pub(super) from: Position,
 }
 
 /// All channels. Slots are reused, [`ChannelId`]s are not.
@@ -50,6 +50,16 @@ impl Registry {
         self.by_id.insert(port.id, slot);
         self.slots[slot as usize] = Some(Channel { port, principal, entries, targets: Vec::new(), from });
         self.point(slot, targets, catalog);
+    }
+
+    /// The stream goes on from an earlier position, in another history: nobody may wait until it has passed the old one.
+    pub(super) fn rebase(&mut self, from: Position) {
+        for channel in self.slots.iter_mut().flatten() {
+            channel.from = channel.from.min(from);
+        }
+        for table in self.tables.values_mut() {
+            table.rebase(from);
+        }
     }
 
     /// Gives a channel new targets, after the rules changed.

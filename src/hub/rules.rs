@@ -72,7 +72,13 @@ impl RulesHandle {
 
     /// A reading that knows this role, within the deadline.
     pub(super) async fn with_role(&mut self, role: &str, deadline: Duration) -> Option<Rules> {
-        self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner).insert(role.to_owned());
+        {
+            let mut roles = self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner);
+            if roles.len() >= MAX_ROLES && !roles.contains(role) {
+                return None;
+            }
+            roles.insert(role.to_owned());
+        }
         let knows = |rules: &Option<Rules>| rules.as_ref().is_some_and(|r| r.roles.contains(role));
         if !knows(&self.latest.borrow()) {
             self.request();
@@ -93,7 +99,8 @@ pub(super) struct RulesReader {
     shared: Arc<Requests>,
 }
 
-/// Roles that tokens name can be invented by whoever signs tokens, not by strangers; still, the list must end somewhere.
+/// Roles that tokens name can be invented by whoever signs tokens, not by strangers; still, the list must end somewhere. Those
+/// that came first stay: nobody loses his role to a newcomer.
 const MAX_ROLES: usize = 1000;
 
 impl RulesReader {
@@ -118,6 +125,9 @@ impl RulesReader {
             let roles = self.roles();
             match self.read(&roles).await {
                 Ok(catalog) => {
+                    if read_at.elapsed() > self.interval {
+                        tracing::warn!(took = ?read_at.elapsed(), "reading the catalog is slow; changes wait for it");
+                    }
                     if failing {
                         tracing::info!("the catalog is readable again");
                     }
@@ -143,11 +153,7 @@ impl RulesReader {
     }
 
     fn roles(&self) -> Arc<BTreeSet<String>> {
-        let mut roles = self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner);
-        while roles.len() > MAX_ROLES {
-            roles.pop_last();
-        }
-        Arc::new(roles.clone())
+        Arc::new(self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     async fn read(&self, roles: &BTreeSet<String>) -> Result<Catalog, String> {

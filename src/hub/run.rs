@@ -17,23 +17,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::control::Resolved;
 use super::event::Outgoing;
 use super::lane::{Lane, LaneRow};
 use super::matching::{self, Matcher, UNDECIDED};
 use super::registry::Registry;
-use super::resolve::{self, Target};
+use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
-use super::{Batch, ChannelId, Command, Entry, HubConfig, HubDeps, HubError, HubHandle, Name, Port, SubscribeError};
-use crate::catalog::Catalog;
+use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle};
 use crate::change::{Item, Items, Lsn, Position, Relation, RowChange, Transaction};
-use crate::claims::Principal;
 use crate::error::chain;
 use crate::filter::Validator;
-use crate::log::{Read, Reader};
+use crate::log::{LogError, Read, Reader};
 use crate::policy::Asker;
 
 /// Rows handled before commands are looked at again.
@@ -45,66 +44,58 @@ const COMMANDS: usize = 1024;
 /// Between two readings that are waited for.
 const POKE: Duration = Duration::from_millis(25);
 const SWEEP: Duration = Duration::from_secs(10);
-
-type Reply = oneshot::Sender<Result<(), SubscribeError>>;
+/// A log that can't be read is tried again for ten seconds.
+const READ_PAUSE: Duration = Duration::from_millis(100);
+const MAX_FAILED_READS: u32 = 100;
+/// Members that may be queued before the shards get them.
+const MAX_QUEUED: usize = 65_536;
 
 /// The transaction at hand.
-struct Work {
+pub(super) struct Work {
     transaction: Arc<Transaction>,
     items: Items,
+    /// When it was taken from the log: rules read since then are no older than its commit, however old they are by now.
+    received: Instant,
     /// It brings a relation that was not seen yet: rules must be read after this, under a snapshot that sees it.
     gate: Option<Instant>,
 }
 
-/// Somebody's entries, being resolved beside the hub.
-struct Resolving {
-    /// Ends of waiting ones are ignored if the channel has left or asked again meanwhile.
-    ticket: u64,
-    id: ChannelId,
-    why: Why,
-    result: Result<(Vec<Target>, Rules), SubscribeError>,
-}
-
-enum Why {
-    Subscribe {
-        port: Arc<Port>,
-        entries: Arc<Vec<Entry>>,
-        principal: Arc<Principal>,
-        reply: Reply,
-    },
-    /// The rules changed under an active channel.
-    Again,
-}
-
 /// See the module's comment.
 pub struct Hub {
-    config: HubConfig,
-    deps: HubDeps,
-    commands: mpsc::Receiver<Command>,
-    rules_reader: Option<RulesReader>,
-    rules: RulesHandle,
+    pub(super) config: HubConfig,
+    pub(super) deps: HubDeps,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) rules_reader: Option<RulesReader>,
+    pub(super) rules: RulesHandle,
     /// In force.
-    current: Option<Rules>,
-    validator: Arc<Validator>,
-    registry: Registry,
-    matcher: Matcher,
-    lane: Lane,
-    reader: Reader,
-    work: Option<Work>,
+    pub(super) current: Option<Rules>,
+    pub(super) validator: Arc<Validator>,
+    pub(super) registry: Registry,
+    pub(super) matcher: Matcher,
+    pub(super) lane: Lane,
+    pub(super) reader: Reader,
+    pub(super) work: Option<Work>,
     /// The shape of each table as last seen in the stream.
-    relations: AHashMap<u32, Arc<Relation>>,
+    pub(super) relations: AHashMap<u32, Arc<Relation>>,
     /// Transactions that the latest snapshot did not see yet, oldest first.
-    xids: VecDeque<u32>,
+    pub(super) xids: VecDeque<u32>,
     /// The same, as questions share them.
-    shared_xids: Option<Arc<[u32]>>,
-    resolving: JoinSet<Resolving>,
+    pub(super) shared_xids: Option<Arc<[u32]>>,
+    pub(super) resolving: JoinSet<Resolved>,
     /// The latest resolution of each channel that is under way.
-    tickets: AHashMap<ChannelId, u64>,
-    next_ticket: u64,
+    pub(super) tickets: AHashMap<ChannelId, u64>,
+    /// Channels whose ticket is a client's wish, not ours.
+    pub(super) subscribing: AHashSet<ChannelId>,
+    pub(super) next_ticket: u64,
     /// Active channels whose targets are being resolved again: no row is judged meanwhile.
-    revalidating: AHashSet<ChannelId>,
-    out: Vec<Vec<Outgoing>>,
-    poke_at: Option<Instant>,
+    pub(super) revalidating: AHashSet<ChannelId>,
+    pub(super) out: Vec<Vec<Outgoing>>,
+    pub(super) poke_at: Option<Instant>,
+    /// The log could not be read; again at this time.
+    pub(super) read_at: Option<Instant>,
+    pub(super) failed_reads: u32,
+    /// Members in `out`.
+    pub(super) queued: usize,
 }
 
 impl Hub {
@@ -112,7 +103,7 @@ impl Hub {
     pub fn new(config: HubConfig, deps: HubDeps) -> (Hub, HubHandle) {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (rules_reader, rules) = RulesReader::new(
-            deps.pool.clone(),
+            deps.catalog_pool.clone(),
             config.publications.clone(),
             config.catalog_interval,
             deps.metrics.clone(),
@@ -135,10 +126,14 @@ impl Hub {
             shared_xids: None,
             resolving: JoinSet::new(),
             tickets: AHashMap::new(),
+            subscribing: AHashSet::new(),
             next_ticket: 0,
             revalidating: AHashSet::new(),
             out: deps.shards.iter().map(|_| Vec::new()).collect(),
             poke_at: None,
+            read_at: None,
+            failed_reads: 0,
+            queued: 0,
             config,
             deps,
         };
@@ -157,8 +152,8 @@ impl Hub {
         loop {
             self.turn().await;
             self.flush().await;
-            let (runnable, reads) = (self.is_runnable(), self.work.is_none() && self.lane.has_room());
-            let poke_at = self.poke_at;
+            let (runnable, reads) = (self.is_runnable(), self.may_read());
+            let (poke_at, read_at) = (self.poke_at, self.read_at);
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
             tokio::select! {
                 biased;
@@ -170,16 +165,17 @@ impl Hub {
                     Some(command) => self.on_command(command),
                     None => break,
                 },
+                _ = sweep.tick() => {
+                    self.registry.sweep();
+                    self.count();
+                }
                 () = std::future::ready(()), if runnable => {}
                 () = sleep_until(poke_at), if poke_at.is_some() => {
                     self.poke_at = None;
                     self.rules.request();
                 }
+                () = sleep_until(read_at), if read_at.is_some() => self.read_at = None,
                 read = self.reader.next(), if reads => self.on_read(read),
-                _ = sweep.tick() => {
-                    self.registry.sweep();
-                    self.count();
-                }
             }
         }
         self.flush().await;
@@ -187,7 +183,7 @@ impl Hub {
         Ok(())
     }
 
-    fn position(&self) -> Position {
+    pub(super) fn position(&self) -> Position {
         let lsn = self.work.as_ref().map_or(self.reader.position(), |work| work.transaction.end_lsn);
         Position { lsn, ordinal: u32::MAX }
     }
@@ -198,7 +194,7 @@ impl Hub {
     async fn turn(&mut self) {
         for _ in 0..TURN {
             if self.work.is_none() {
-                if !self.lane.has_room() {
+                if !self.may_read() {
                     return;
                 }
                 match self.reader.try_next().await {
@@ -207,13 +203,20 @@ impl Hub {
                     Err(error) => self.on_read(Err(error)),
                 }
             }
-            if !self.is_runnable() || !self.slice() {
+            if !self.is_runnable() || !self.slice() || self.queued > MAX_QUEUED {
                 return;
             }
         }
     }
 
-    fn on_read(&mut self, read: Result<Read, crate::log::LogError>) {
+    fn may_read(&self) -> bool {
+        self.work.is_none() && self.lane.has_room() && self.read_at.is_none()
+    }
+
+    fn on_read(&mut self, read: Result<Read, LogError>) {
+        if read.is_ok() {
+            self.failed_reads = 0;
+        }
         match read {
             Ok(Read::Transaction(transaction)) => {
                 self.xids.push_back(transaction.xid);
@@ -224,7 +227,7 @@ impl Hub {
                     Instant::now()
                 });
                 let items = transaction.iter();
-                self.work = Some(Work { transaction, items, gate });
+                self.work = Some(Work { transaction, items, received: Instant::now(), gate });
             }
             Ok(Read::Idle(_)) => {}
             // The log's very first epoch: whoever subscribed before it is told, but there is nothing to alarm a person.
@@ -232,6 +235,11 @@ impl Hub {
             Ok(Read::Gap { from, resumed }) => {
                 tracing::error!(%from, %resumed, "changes are missing from the log; all subscribers are told of a gap");
                 self.gap(from, resumed);
+            }
+            // No file descriptor left, and the like: it may pass, and asking again reads again.
+            Err(LogError::Io { .. }) if self.failed_reads < MAX_FAILED_READS => {
+                self.failed_reads += 1;
+                self.read_at = Some(Instant::now() + READ_PAUSE);
             }
             Err(error) => {
                 let (from, resumed) = (self.reader.position(), self.deps.log.end());
@@ -243,6 +251,13 @@ impl Hub {
     }
 
     fn gap(&mut self, from: Lsn, resumed: Lsn) {
+        if resumed < from {
+            // Another history, whose positions and transaction ids begin lower.
+            self.xids.clear();
+            self.shared_xids = None;
+            self.relations.clear();
+            self.registry.rebase(Position { lsn: resumed, ordinal: u32::MAX });
+        }
         let message =
             format!("Gap: changes between {from} and {resumed} are lost to this stream; reload what you show");
         for channel in self.registry.channels() {
@@ -256,7 +271,8 @@ impl Hub {
         if !self.lane.has_room() || !self.revalidating.is_empty() {
             return false;
         }
-        let Some(rules) = self.current.as_ref().filter(|r| r.is_fresh(self.config.max_rules_age)) else {
+        let (received, max_age) = (work.received, self.config.max_rules_age);
+        let Some(rules) = self.current.as_ref().filter(|r| r.is_fresh(max_age) || r.read_at >= received) else {
             self.poke_at.get_or_insert_with(|| Instant::now() + POKE);
             return false;
         };
@@ -283,7 +299,7 @@ impl Hub {
     /// Judges up to [`SLICE`] rows; says whether the transaction is finished.
     fn slice(&mut self) -> bool {
         for _ in 0..SLICE {
-            if !self.lane.has_room() {
+            if !self.lane.has_room() || self.queued > MAX_QUEUED {
                 return false;
             }
             let Some(work) = &mut self.work else { return true };
@@ -321,12 +337,13 @@ impl Hub {
         if judgement.permits.is_empty() && judgement.asked.is_empty() && judgement.undecided.is_empty() {
             return;
         }
-        let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize;
+        let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
         metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
         let event = matching::event(row, work.transaction.commit_time, rules.catalog.types());
         if judgement.asked.is_empty() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.deliveries.inc_by(sent);
+            self.queued += sent as usize;
             return;
         }
         for port in &judgement.undecided {
@@ -361,10 +378,12 @@ impl Hub {
             self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
             let sent = matching::emit(&mut self.out, &row.event, row.permits, &undecided);
             self.deps.metrics.deliveries.inc_by(sent);
+            self.queued += sent as usize;
         }
     }
 
     async fn flush(&mut self) {
+        self.queued = 0;
         for (out, shard) in self.out.iter_mut().zip(&self.deps.shards) {
             if !out.is_empty() {
                 let batch: Batch = std::mem::take(out);
@@ -373,173 +392,6 @@ impl Hub {
             }
         }
     }
-
-    // --- Rules.
-
-    fn on_rules(&mut self) {
-        let Some(rules) = self.rules.latest() else { return };
-        let before = self.current.replace(rules.clone());
-        let catalog = &rules.catalog;
-        self.xids.retain(|xid| !rules.snapshot.sees(*xid));
-        self.shared_xids = None;
-        let Some(before) = before else { return };
-        if Arc::ptr_eq(&before.catalog, catalog) {
-            return;
-        }
-        let reshaped = reshaped(&before.catalog, catalog);
-        if !reshaped.is_empty() {
-            let concerned = |entry: &Entry| match (&entry.schema, &entry.table) {
-                (Name::Is(schema), Name::Is(table)) => reshaped.contains(&(schema.to_string(), table.to_string())),
-                _ => true,
-            };
-            let channels = self.registry.channels().filter(|c| c.entries.iter().any(concerned));
-            let again: Vec<_> = channels.map(|c| (c.port.id, c.entries.clone(), c.principal.clone())).collect();
-            for (id, entries, principal) in again {
-                self.revalidate(id, entries, principal, Duration::ZERO);
-            }
-        }
-        self.registry.apply_rules(catalog);
-    }
-
-    fn revalidate(&mut self, id: ChannelId, entries: Arc<Vec<Entry>>, principal: Arc<Principal>, pause: Duration) {
-        self.revalidating.insert(id);
-        let ticket = self.ticket(id);
-        let (rules, validator) = (self.rules.clone(), self.validator.clone());
-        self.resolving.spawn(async move {
-            tokio::time::sleep(pause).await;
-            let result = resolve::resolve(rules, validator, &entries, &principal).await;
-            Resolving { ticket, id, why: Why::Again, result }
-        });
-    }
-
-    fn ticket(&mut self, id: ChannelId) -> u64 {
-        self.next_ticket += 1;
-        self.tickets.insert(id, self.next_ticket);
-        self.next_ticket
-    }
-
-    // --- Commands.
-
-    fn on_command(&mut self, command: Command) {
-        match command {
-            Command::Subscribe { port, entries, principal, reply } => {
-                self.subscribe(port, Arc::new(entries), principal, reply);
-            }
-            Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
-                Some(channel) => {
-                    let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(port, entries, principal, reply);
-                }
-                None => {
-                    let message = "The channel has no active subscription".into();
-                    let _ = reply.send(Err(SubscribeError { message, retry: false }));
-                }
-            },
-            Command::Leave { id } => {
-                self.forget(id);
-                self.count();
-            }
-        }
-    }
-
-    fn forget(&mut self, id: ChannelId) {
-        self.tickets.remove(&id);
-        self.revalidating.remove(&id);
-        self.registry.remove(id);
-    }
-
-    fn subscribe(&mut self, port: Arc<Port>, entries: Arc<Vec<Entry>>, principal: Arc<Principal>, reply: Reply) {
-        let id = port.id;
-        let ticket = self.ticket(id);
-        // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
-        let (rules, validator) = (self.rules.clone(), self.validator.clone());
-        self.resolving.spawn(async move {
-            let result = resolve::resolve(rules, validator, &entries, &principal).await;
-            Resolving { ticket, id, why: Why::Subscribe { port, entries, principal, reply }, result }
-        });
-    }
-
-    fn on_resolved(&mut self, done: Result<Resolving, tokio::task::JoinError>) {
-        let done = match done {
-            Ok(done) => done,
-            Err(error) => std::panic::resume_unwind(error.try_into_panic().unwrap_or_else(|_| Box::new("cancelled"))),
-        };
-        if self.tickets.get(&done.id) != Some(&done.ticket) {
-            return;
-        }
-        // The reading that it was resolved against may not have reached us yet.
-        self.on_rules();
-        let Some(current) = self.current.clone() else { return };
-        let stale = matches!(&done.result, Ok((_, rules)) if !Arc::ptr_eq(&rules.catalog, &current.catalog));
-        match done.why {
-            Why::Subscribe { port, entries, principal, reply } if stale => {
-                self.subscribe(port, entries, principal, reply);
-            }
-            Why::Subscribe { port, entries, principal, reply } => {
-                self.tickets.remove(&done.id);
-                self.revalidating.remove(&done.id);
-                let result = done.result.map(|(targets, _)| {
-                    let from = self.position();
-                    self.registry.activate(port, principal, entries, targets, from, &current.catalog);
-                });
-                if result.as_ref().is_err_and(|e| !e.retry) {
-                    self.registry.remove(done.id);
-                }
-                self.count();
-                if reply.send(result).is_err() {
-                    // Who asked is gone, and would not know that it must leave.
-                    self.registry.remove(done.id);
-                }
-            }
-            Why::Again => self.on_revalidated(done.id, done.result, stale, &current.catalog),
-        }
-    }
-
-    fn on_revalidated(
-        &mut self,
-        id: ChannelId,
-        result: Result<(Vec<Target>, Rules), SubscribeError>,
-        stale: bool,
-        catalog: &Catalog,
-    ) {
-        let Some(channel) = self.registry.get(id) else { return self.forget(id) };
-        let (port, entries, principal) = (channel.port.clone(), channel.entries.clone(), channel.principal.clone());
-        match result {
-            Ok(_) if stale => self.revalidate(id, entries, principal, Duration::ZERO),
-            Err(error) if error.retry => self.revalidate(id, entries, principal, Duration::from_secs(1)),
-            Ok((targets, _)) => {
-                self.registry.retarget(id, targets, catalog);
-                self.settled(id);
-                matching::notify(&mut self.out, &port, true, "Subscribed to PostgreSQL");
-            }
-            Err(error) => {
-                self.forget(id);
-                matching::notify(&mut self.out, &port, false, &error.message);
-            }
-        }
-        self.count();
-    }
-
-    fn settled(&mut self, id: ChannelId) {
-        self.tickets.remove(&id);
-        self.revalidating.remove(&id);
-    }
-
-    fn count(&self) {
-        self.deps.metrics.subscriptions.set(self.registry.subscriptions() as i64);
-    }
-}
-
-/// Names of the published tables that came, went, or changed their columns or key.
-fn reshaped(before: &Catalog, after: &Catalog) -> AHashSet<(String, String)> {
-    let same = |a: &crate::catalog::Table, b: &crate::catalog::Table| {
-        (a.oid, &a.columns, &a.primary_key) == (b.oid, &b.columns, &b.primary_key)
-    };
-    let differs = |one: &Catalog, other: &Catalog| {
-        let gone = one.tables().filter(|t| !other.find(&t.schema, &t.name).is_some_and(|o| same(t, o)));
-        gone.map(|t| (t.schema.clone(), t.name.clone())).collect::<Vec<_>>()
-    };
-    differs(before, after).into_iter().chain(differs(after, before)).collect()
 }
 
 async fn sleep_until(at: Option<Instant>) {

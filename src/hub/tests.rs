@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,10 +11,10 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::catalog::test_pg::TestDatabase;
 use crate::change::{Lsn, Relation, RelationColumn, ReplicaIdentity, Timestamp, TransactionBuilder, Tuple, Value};
 use crate::claims::Principal;
 use crate::log::{self, Epoch, LogConfig, LogWriter, RealFiles};
+use crate::testing::TestDatabase;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -61,6 +61,7 @@ impl Bench {
         let deps = HubDeps {
             log: opened.log,
             pool: database.pool("relay"),
+            catalog_pool: database.pool("relay"),
             clock: Clock::system(),
             metrics: metrics.clone(),
             drain: drain.clone(),
@@ -143,7 +144,8 @@ fn port() -> Arc<Port> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let outbox = Arc::new(Outbox::new(Box::new(Hole), 1 << 20, Bytes::new()));
     let id = ChannelId(NEXT.fetch_add(1, Ordering::Relaxed));
-    Arc::new(Port { id, outbox, shard: 0, topic: "realtime:t".into(), version: Version::V2, join_ref: "null".into() })
+    let (topic, join_ref, closed) = ("realtime:t".into(), "null".into(), AtomicBool::new(false));
+    Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, closed })
 }
 
 fn principal(role: &str, sub: &str) -> Arc<Principal> {
@@ -319,6 +321,117 @@ async fn a_table_added_later_reaches_wildcards_and_a_dropped_one_is_told() {
         let received = bench.until(&all, &marker).await;
         told |= received.get(&one.id).is_some_and(|r| r.notices.iter().any(|n| n.contains("Please check Realtime")));
         if told {
+            break;
+        }
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_token_in_the_middle_of_a_transaction_skips_none_of_its_rows() {
+    let mut bench = Bench::new(OWNED).await;
+    let alice = port();
+    bench.subscribe(&alice, vec![entry(1, "owned", None)], ALICE).await;
+    let relation = bench.relation("owned").await;
+    let ids: Vec<String> = (0..1000).map(|i| format!("r{i:04}")).collect();
+    let rows: Vec<Vec<&str>> = ids.iter().map(|id| vec![id.as_str(), ALICE, "x"]).collect();
+    // The relation is new, so the transaction waits for a reading of the catalog while the token changes.
+    bench.insert(&relation, &rows);
+    bench.hub.reclaim(alice.id, principal("authenticated", ALICE)).await.expect("reclaimed");
+    bench.insert(&relation, &[vec!["end", ALICE, "x"]]);
+    let received = bench.until(&alice, "end").await;
+    let got: Vec<&str> = received[&alice.id].rows.iter().map(|(row, _)| row.as_str()).collect();
+    assert_eq!(got[..1000], ids);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_waits_for_postgres_while_the_user_changes_is_told_as_a_gap() {
+    let mut bench = Bench::new(ASKED).await;
+    let alice = port();
+    bench.subscribe(&alice, vec![entry(1, "asked", None)], ALICE).await;
+    let relation = bench.relation("asked").await;
+    bench.insert(&relation, &[vec!["0", ALICE, "q"]]);
+    bench.until(&alice, "0").await;
+    // Each of these takes Postgres 0.2 s, so some of them still wait when the token changes.
+    let rows: Vec<String> = (1..=12).map(|i| i.to_string()).collect();
+    bench.insert(&relation, &rows.iter().map(|id| vec![id.as_str(), ALICE, "slow"]).collect::<Vec<_>>());
+    bench.hub.reclaim(alice.id, principal("authenticated", BOB)).await.expect("reclaimed");
+    bench.insert(&relation, &[vec!["end", BOB, "q"]]);
+    let received = bench.until(&alice, "end").await;
+    let of_alice = received[&alice.id].rows.len() - 1;
+    assert!(of_alice + received[&alice.id].notices.len() >= 12, "{received:?}");
+    assert!(received[&alice.id].notices.iter().all(|n| n.starts_with("Gap:")));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_history_that_begins_lower_is_told_and_goes_on_at_once() {
+    let mut bench = Bench::new(OWNED).await;
+    let alice = port();
+    bench.subscribe(&alice, vec![entry(1, "owned", None)], ALICE).await;
+    let relation = bench.relation("owned").await;
+    bench.lsn = 1_000_000;
+    bench.insert(&relation, &[vec!["old", ALICE, "x"]]);
+    bench.until(&alice, "old").await;
+    bench.writer.begin_epoch(Epoch { system_identifier: 2, incarnation: 2 }, Lsn(500)).unwrap();
+    bench.lsn = 500;
+    bench.insert(&relation, &[vec!["new", ALICE, "x"]]);
+    let received = bench.until(&alice, "new").await;
+    assert!(received[&alice.id].notices.iter().any(|n| n.starts_with("Gap:")), "{received:?}");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_leaves_the_publication_and_comes_back_is_delivered_again() {
+    let other = "create table other (id text primary key); alter publication supabase_realtime add table other;";
+    let mut bench = Bench::new(&format!("{OWNED}{other}")).await;
+    let (alice, watcher) = (port(), port());
+    bench.subscribe(&alice, vec![entry(1, "owned", Some("kind=eq.x"))], ALICE).await;
+    bench.subscribe(&watcher, vec![entry(2, "other", None)], ALICE).await;
+    let (owned, other) = (bench.relation("owned").await, bench.relation("other").await);
+    let mut marks = 0;
+    for (sql, expected) in [("drop", "Please check Realtime"), ("add", "Subscribed to PostgreSQL")] {
+        bench.database.run(&format!("alter publication supabase_realtime {sql} table owned")).await;
+        let started = tokio::time::Instant::now();
+        loop {
+            assert!(started.elapsed() < DEADLINE, "{expected} was not told");
+            marks += 1;
+            let marker = format!("m{marks}");
+            bench.insert(&other, &[vec![&marker]]);
+            let received = bench.until(&watcher, &marker).await;
+            if received.get(&alice.id).is_some_and(|r| r.notices.iter().any(|n| n.contains(expected))) {
+                break;
+            }
+        }
+    }
+    bench.insert(&owned, &[vec!["back", ALICE, "x"]]);
+    bench.until(&alice, "back").await;
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_filter_on_a_column_that_is_no_longer_granted_ends_with_the_reason() {
+    let other = "create table other (id text primary key); alter publication supabase_realtime add table other;";
+    let mut bench = Bench::new(&format!("{OWNED}{other}")).await;
+    let (alice, watcher) = (port(), port());
+    bench.subscribe(&alice, vec![entry(1, "owned", Some("kind=eq.x"))], ALICE).await;
+    bench.subscribe(&watcher, vec![entry(2, "other", None)], ALICE).await;
+    let other = bench.relation("other").await;
+    bench
+        .database
+        .run("revoke select on owned from authenticated; grant select (id, user_id) on owned to authenticated")
+        .await;
+    let started = tokio::time::Instant::now();
+    for mark in 0.. {
+        assert!(started.elapsed() < DEADLINE, "the filter stayed in force");
+        let marker = format!("m{mark}");
+        bench.insert(&other, &[vec![&marker]]);
+        let received = bench.until(&watcher, &marker).await;
+        if received
+            .get(&alice.id)
+            .is_some_and(|r| r.notices.iter().any(|n| n.contains("invalid column for filter kind")))
+        {
             break;
         }
     }

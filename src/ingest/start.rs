@@ -37,6 +37,8 @@ pub(super) struct Found {
 pub(super) enum Why {
     /// The slot was made just now, or nobody has used it.
     NewSlot,
+    /// The log has a history, but its slot was gone and had to be made anew: what was committed between is in neither.
+    SlotLost,
     /// The slot was used before, and our log is empty.
     LogLost,
     /// The log is of another cluster.
@@ -54,6 +56,7 @@ impl Why {
     pub(super) fn label(self) -> &'static str {
         match self {
             Why::NewSlot => "new_slot",
+            Why::SlotLost => "slot_lost",
             Why::LogLost => "log_lost",
             Why::OtherCluster => "other_cluster",
             Why::OtherHistory => "other_history",
@@ -66,6 +69,7 @@ impl Why {
     pub(super) fn text(self) -> &'static str {
         match self {
             Why::NewSlot => "the replication slot is new",
+            Why::SlotLost => "the replication slot was gone and was made anew",
             Why::LogLost => "the slot was used before, but the log folder is empty",
             Why::OtherCluster => "the log folder belongs to another database cluster",
             Why::OtherHistory => "the log folder and the slot do not belong together",
@@ -95,7 +99,7 @@ pub(super) fn decide(epoch: Option<Epoch>, end: Lsn, found: &Found) -> Start {
         return begin(Why::OtherCluster);
     }
     if found.slot.created {
-        return begin(Why::NewSlot);
+        return begin(Why::SlotLost);
     }
     if recorded != Some(&Lineage::of(epoch)) {
         return begin(Why::OtherHistory);
@@ -134,7 +138,7 @@ mod tests {
             (Some(EPOCH), 20, found(false, 10, ours()), Start::Continue(Lsn(20))),
             (Some(EPOCH), 10, found(false, 10, ours()), Start::Continue(Lsn(10))),
             (Some(EPOCH), 9, found(false, 10, ours()), begin(10, Why::LogBehind)),
-            (Some(EPOCH), 20, found(true, 30, ours()), begin(30, Why::NewSlot)),
+            (Some(EPOCH), 20, found(true, 30, ours()), begin(30, Why::SlotLost)),
             (Some(EPOCH), 20, found(false, 10, other.clone()), begin(10, Why::OtherHistory)),
             (Some(EPOCH), 20, found(false, 10, None), begin(10, Why::OtherHistory)),
             (Some(EPOCH), 20, found(false, 10, restored.clone()), begin(10, Why::OtherHistory)),

@@ -8,8 +8,8 @@ use proptest::test_runner::TestRunner;
 use serde_json::value::RawValue;
 use tokio_postgres::Client;
 
-use super::cluster::Cluster;
 use super::*;
+use crate::testing::TestDatabase;
 
 const SETUP: &str = "create type mood as enum ('sad', 'it''s \"ok\"', 'happy');
     create domain price as numeric check (value > -1000000);
@@ -203,8 +203,7 @@ fn decimal(number: &str) -> String {
 
 #[tokio::test]
 async fn what_we_write_and_claim_is_what_postgres_says() {
-    let cluster = Cluster::start();
-    let client = cluster.config().connect().await.unwrap();
+    let client = TestDatabase::new().await.client;
     client.batch_execute(SETUP).await.unwrap();
     let columns = columns(&client).await;
     let types = types_of(&client).await;
@@ -249,8 +248,7 @@ async fn pairs(client: &Client, types: &Types, column: &Column, index: usize) {
 
 #[tokio::test]
 async fn hstore_is_an_object_as_its_cast_to_json_has_it() {
-    let cluster = Cluster::start();
-    let client = cluster.config().connect().await.unwrap();
+    let client = TestDatabase::new().await.client;
     let available = client.query("select 1 from pg_available_extensions where name = 'hstore'", &[]).await.unwrap();
     if available.is_empty() {
         return;

@@ -12,8 +12,6 @@ mod order;
 mod string;
 mod types;
 #[cfg(test)]
-pub(crate) mod cluster;
-#[cfg(test)]
 mod against_postgres;
 
 pub use builtin::{array_over, interchangeable, oid, type_name};

@@ -90,6 +90,8 @@ enum Answer {
     Raised,
     /// The statement could not be run as it stands, which tells nothing about a real SELECT.
     Unusable,
+    /// The same, because a name in our own statement is not there.
+    Missing,
     Undecided(UndecidedReason),
 }
 
@@ -135,7 +137,7 @@ impl Asker {
                     Judged::Ask => Verdict::Deny(DenyReason::PolicyError),
                 },
                 Answer::No => Verdict::Deny(DenyReason::Policy),
-                Answer::Raised | Answer::Unusable => Verdict::Deny(DenyReason::PolicyError),
+                Answer::Raised | Answer::Unusable | Answer::Missing => Verdict::Deny(DenyReason::PolicyError),
                 Answer::Undecided(reason) => Verdict::Undecided(reason),
             }
         };
@@ -234,7 +236,8 @@ impl Session<'_> {
             Ok(statement) => self.execute(&assume, &statement, images, &everyone).await?,
             Err(answer) => vec![answer; principals.len()],
         };
-        let again: Vec<usize> = everyone.into_iter().filter(|i| answers[*i] == Answer::Unusable).collect();
+        let unusable = |i: &usize| matches!(answers[*i], Answer::Unusable | Answer::Missing);
+        let again: Vec<usize> = everyone.into_iter().filter(unusable).collect();
         let lookup = form.lookup.as_ref().filter(|_| images.can_look_up && !again.is_empty());
         if let Some(lookup) = lookup {
             let looked_up = match self.prepare(lookup).await? {
@@ -246,7 +249,11 @@ impl Session<'_> {
                 Err(answer) => vec![answer; again.len()],
             };
             for (i, answer) in again.into_iter().zip(looked_up) {
-                answers[i] = answer;
+                answers[i] = match answer {
+                    // The table itself has changed since the catalog was read.
+                    Answer::Missing => Answer::Undecided(UndecidedReason::Catalog),
+                    answer => answer,
+                };
             }
         }
         Ok(answers)
@@ -358,6 +365,15 @@ fn answer_of(error: &tokio_postgres::Error) -> Answer {
         return Answer::Undecided(UndecidedReason::Connection);
     };
     let code = state.code();
+    let database = error.as_db_error();
+    // DDL came between the catalog reading and the question: the row's type has other fields now.
+    if database.is_some_and(|db| db.routine() == Some("record_in")) {
+        return Answer::Undecided(UndecidedReason::Catalog);
+    }
+    // What a function of the policy raises has a context.
+    if matches!(code, "42703" | "42P01" | "42704" | "42804") && database.is_some_and(|db| db.where_().is_none()) {
+        return Answer::Missing;
+    }
     match (&code[..2], code) {
         (_, "57014" | "55P03" | "40P01") => Answer::Undecided(UndecidedReason::Timeout),
         (_, "25006") => Answer::Raised,

@@ -9,13 +9,27 @@ use std::time::Duration;
 
 use crate::change::{Change, Item, Lsn, OldRow, Transaction, Tuple, Value};
 use crate::metrics::Metrics;
+use crate::testing::{PATIENCE, TestServer};
 
-use super::live_cluster::{Cluster, PATIENCE};
 use super::*;
 
+/// A configuration with a slot `s1`, quick enough for tests.
+fn wal_config(server: &TestServer, publications: &[&str]) -> WalConfig {
+    let publications = publications.iter().map(|p| (*p).into()).collect();
+    let mut config = WalConfig::new(server.pg(""), "s1", publications, server.home().join("spill"));
+    config.status_interval = Duration::from_millis(100);
+    config
+}
+
+/// A session in a second database, `other`.
+async fn other_database(server: &TestServer) -> tokio_postgres::Client {
+    server.sql("create database other").await;
+    server.pg("dbname=other").connect().await.expect("connected")
+}
+
 /// Makes the slot and starts the stream.
-async fn stream(cluster: &Cluster, config: &WalConfig) -> Stream {
-    prepare(&cluster.client().await, config).await.expect("prepared");
+async fn stream(server: &TestServer, config: &WalConfig) -> Stream {
+    prepare(&server.client().await, config).await.expect("prepared");
     connect(config, Lsn::ZERO).await.expect("connected")
 }
 

@@ -38,8 +38,6 @@ mod sqlstate;
 mod stream;
 
 #[cfg(test)]
-mod live_cluster;
-#[cfg(test)]
 mod live_tests;
 
 pub use backoff::Backoff;

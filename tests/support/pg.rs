@@ -190,7 +190,7 @@ fn launch(binaries: Binaries, source: &Path, chosen: &TestPgOptions) -> TestPg {
 }
 
 /// Below the range that the system hands to outgoing connections, so that a restart finds its port free.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     loop {
         let port = rand::rng().random_range(16_000..30_000);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -106,6 +107,8 @@ struct Connection {
     operations: FuturesUnordered<Operation>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
+    /// What the hub was given for each channel that is joined.
+    ports: HashMap<ChannelId, Arc<Port>>,
     last_inbound: Instant,
     /// Since when the peer takes no bytes.
     blocked_since: Option<Instant>,
@@ -173,6 +176,7 @@ pub(in crate::gateway) async fn run(
         session: Session::new(shared.clone(), visitor),
         operations: FuturesUnordered::new(),
         asked: HashMap::new(),
+        ports: HashMap::new(),
         last_inbound: Instant::now(),
         blocked_since: None,
         read: 0,
@@ -318,7 +322,11 @@ impl Connection {
                         topic,
                         version: self.version,
                         join_ref: join_ref.as_json().into(),
+                        closed: AtomicBool::new(false),
                     });
+                    if let Some(before) = self.ports.insert(id, port.clone()) {
+                        before.close();
+                    }
                     let hub = self.shared.hub.clone();
                     let asking = async move {
                         if again {
@@ -341,6 +349,9 @@ impl Connection {
                     self.ask(id, asking);
                 }
                 Effect::Leave(id) => {
+                    if let Some(port) = self.ports.remove(&id) {
+                        port.close();
+                    }
                     self.asked.remove(&id).inspect(AbortHandle::abort);
                     let hub = self.shared.hub.clone();
                     let leaving = async move {
@@ -353,6 +364,7 @@ impl Connection {
         }
         // Before anything asked above can be answered: the hub is only polled by the loop.
         if !frames.is_empty() {
+            // A port that ended above was closed before this: what was permitted to it can't follow these frames.
             self.outbox.send_all(&frames);
         }
     }

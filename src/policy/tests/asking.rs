@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::support::*;
-use crate::catalog::test_pg::TestDatabase;
 use crate::change::{Change, OldRow, ReplicaIdentity};
 use crate::policy::{AskConfig, Asker, Bound, DenyReason, Engine, UndecidedReason, Verdict};
+use crate::testing::TestDatabase;
 
 async fn prepared(policy: &str) -> (TestDatabase, Bound) {
     let mut database = TestDatabase::new().await;

@@ -1,8 +1,8 @@
 //! Which plan comes of which rules.
 
 use super::support::*;
-use crate::catalog::test_pg::TestDatabase;
 use crate::policy::{DenyReason, Engine, Expr, compile};
+use crate::testing::TestDatabase;
 
 #[tokio::test]
 async fn roles_that_stand_above_the_policies_get_everything_and_superusers_nothing() {

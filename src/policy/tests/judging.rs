@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::support::*;
-use crate::catalog::test_pg::TestDatabase;
 use crate::change::{Change, OldRow, ReplicaIdentity, Tuple, Value};
 use crate::policy::{ColumnMask, DenyReason, Judged, UndecidedReason, Verdict};
+use crate::testing::TestDatabase;
 
 const TABLE: &str = "create table t (id int primary key, user_id uuid, body text, secret text);
     revoke all on t from authenticated; grant select (id, user_id, body) on t to authenticated;

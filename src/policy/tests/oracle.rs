@@ -5,9 +5,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::support::*;
-use crate::catalog::test_pg::TestDatabase;
 use crate::claims::Principal;
 use crate::policy::{DenyReason, Engine, Judged, Verdict};
+use crate::testing::TestDatabase;
 
 const TABLE: &str = "create domain owner_id as uuid;
     create table t (id int primary key, gone int, user_id uuid, u2 text, v varchar, v20 varchar(20), i2 int2, i4 int4, i8 int8,

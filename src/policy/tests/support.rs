@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde_json::{Map, Value as Json};
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::catalog::test_pg::TestDatabase;
 use crate::catalog::{Catalog, Table, Wanted, read};
 use crate::change::{Change, OldRow, Position, Relation, RelationColumn, ReplicaIdentity, RowChange, Tuple, Value};
 use crate::claims::Principal;
 use crate::metrics::Metrics;
 use crate::policy::{AskConfig, Asker, Bound, Judged, Plan, Question, Verdict, compile};
+use crate::testing::TestDatabase;
 
 pub(super) const ALICE: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
 pub(super) const BOB: &str = "b0eebc99-9c0b-4ef8-bb6d-6bb9bd380a22";

@@ -1,0 +1,206 @@
+//! What changes the hub's state between two rows: rules, commands, and entries that were resolved beside it.
+//!
+//! Each resolution has a ticket; only the latest of a channel counts, and a channel that left has none. While an active channel
+//! is resolved again because a table changed, no row is judged at all: a filter bound to yesterday's columns must not decide.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinError;
+
+use super::matching::{self, UNDECIDED};
+use super::reshaped::reshaped;
+use super::resolve::{self, Target};
+use super::rules::Rules;
+use super::run::Hub;
+use super::{ChannelId, Command, Entry, Port, SubscribeError};
+use crate::catalog::Catalog;
+use crate::claims::Principal;
+
+type Reply = oneshot::Sender<Result<(), SubscribeError>>;
+type Resolution = Result<(Vec<Target>, Rules), SubscribeError>;
+
+/// Somebody's entries, resolved.
+pub(super) struct Resolved {
+    ticket: u64,
+    id: ChannelId,
+    why: Why,
+    result: Resolution,
+}
+
+enum Why {
+    Subscribe {
+        port: Arc<Port>,
+        entries: Arc<Vec<Entry>>,
+        principal: Arc<Principal>,
+        reply: Reply,
+    },
+    /// The rules changed under an active channel.
+    Again,
+}
+
+impl Hub {
+    pub(super) fn on_rules(&mut self) {
+        let Some(rules) = self.rules.latest() else { return };
+        let before = self.current.replace(rules.clone());
+        let catalog = &rules.catalog;
+        self.xids.retain(|xid| !rules.snapshot.sees(*xid));
+        self.shared_xids = None;
+        let Some(before) = before else { return };
+        if Arc::ptr_eq(&before.catalog, catalog) {
+            return;
+        }
+        let reshaped = reshaped(&before.catalog, catalog);
+        if !reshaped.is_empty() {
+            let concerned = |entry: &Entry, role: &str| reshaped.iter().any(|table| table.concerns(entry, role));
+            let channels = self.registry.channels();
+            let channels = channels.filter(|c| c.entries.iter().any(|entry| concerned(entry, &c.principal.role)));
+            let again: Vec<_> = channels.map(|c| (c.port.id, c.entries.clone(), c.principal.clone())).collect();
+            for (id, entries, principal) in again {
+                if self.subscribing.contains(&id) {
+                    // What is under way is resolved again anyway if it is older than these rules.
+                    self.revalidating.insert(id);
+                } else {
+                    self.revalidate(id, entries, principal, Duration::ZERO);
+                }
+            }
+        }
+        self.registry.apply_rules(catalog);
+    }
+
+    fn revalidate(&mut self, id: ChannelId, entries: Arc<Vec<Entry>>, principal: Arc<Principal>, pause: Duration) {
+        self.revalidating.insert(id);
+        let ticket = self.ticket(id);
+        let (rules, validator) = (self.rules.clone(), self.validator.clone());
+        self.resolving.spawn(async move {
+            tokio::time::sleep(pause).await;
+            let result = resolve::resolve(rules, validator, &entries, &principal).await;
+            Resolved { ticket, id, why: Why::Again, result }
+        });
+    }
+
+    fn ticket(&mut self, id: ChannelId) -> u64 {
+        self.next_ticket += 1;
+        self.tickets.insert(id, self.next_ticket);
+        self.next_ticket
+    }
+
+    // --- Commands.
+
+    pub(super) fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Subscribe { port, entries, principal, reply } => {
+                self.subscribe(port, Arc::new(entries), principal, reply);
+            }
+            Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
+                Some(channel) => {
+                    let (port, entries) = (channel.port.clone(), channel.entries.clone());
+                    self.subscribe(port, entries, principal, reply);
+                }
+                None => {
+                    let message = "The channel has no active subscription".into();
+                    let _ = reply.send(Err(SubscribeError { message, retry: false }));
+                }
+            },
+            Command::Leave { id } => {
+                self.forget(id);
+                self.count();
+            }
+        }
+    }
+
+    fn forget(&mut self, id: ChannelId) {
+        self.subscribing.remove(&id);
+        self.tickets.remove(&id);
+        self.revalidating.remove(&id);
+        self.registry.remove(id);
+    }
+
+    fn subscribe(&mut self, port: Arc<Port>, entries: Arc<Vec<Entry>>, principal: Arc<Principal>, reply: Reply) {
+        let id = port.id;
+        let ticket = self.ticket(id);
+        self.subscribing.insert(id);
+        // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
+        let (rules, validator) = (self.rules.clone(), self.validator.clone());
+        self.resolving.spawn(async move {
+            let result = resolve::resolve(rules, validator, &entries, &principal).await;
+            Resolved { ticket, id, why: Why::Subscribe { port, entries, principal, reply }, result }
+        });
+    }
+
+    pub(super) fn on_resolved(&mut self, done: Result<Resolved, JoinError>) {
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => std::panic::resume_unwind(error.try_into_panic().unwrap_or_else(|_| Box::new("cancelled"))),
+        };
+        if self.tickets.get(&done.id) != Some(&done.ticket) {
+            return;
+        }
+        // The reading that it was resolved against may not have reached us yet.
+        self.on_rules();
+        let Some(current) = self.current.clone() else { return };
+        let stale = matches!(&done.result, Ok((_, rules)) if !Arc::ptr_eq(&rules.catalog, &current.catalog));
+        match done.why {
+            Why::Subscribe { port, entries, principal, reply } if stale => {
+                self.subscribe(port, entries, principal, reply);
+            }
+            Why::Subscribe { port, entries, principal, reply } => {
+                self.settled(done.id);
+                self.subscribing.remove(&done.id);
+                let result = done.result.map(|(targets, _)| {
+                    // An active channel that has a new token owes nothing of its past: rows that wait are still for it.
+                    let active = self.registry.get(done.id).map(|channel| channel.from);
+                    let from = active.unwrap_or_else(|| self.position());
+                    self.registry.activate(port, principal, entries, targets, from, &current.catalog);
+                });
+                if result.as_ref().is_err_and(|e| !e.retry) {
+                    self.registry.remove(done.id);
+                }
+                self.count();
+                if reply.send(result).is_err() {
+                    // Who asked is gone, and would not know that it must leave.
+                    self.registry.remove(done.id);
+                }
+            }
+            Why::Again => self.on_revalidated(done.id, done.result, stale, &current.catalog),
+        }
+    }
+
+    fn on_revalidated(&mut self, id: ChannelId, result: Resolution, stale: bool, catalog: &Catalog) {
+        let Some(channel) = self.registry.get(id) else { return self.forget(id) };
+        let (port, entries, principal) = (channel.port.clone(), channel.entries.clone(), channel.principal.clone());
+        match result {
+            Ok(_) if stale => self.revalidate(id, entries, principal, Duration::ZERO),
+            Err(error) if error.retry => {
+                // Others don't wait for what may take long: until it is settled this channel gets nothing, and is told so.
+                self.registry.retarget(id, Vec::new(), catalog);
+                matching::notify(&mut self.out, &port, false, UNDECIDED);
+                self.deps.metrics.undecided_gaps.inc();
+                self.revalidate(id, entries, principal, Duration::from_secs(1));
+                self.revalidating.remove(&id);
+            }
+            Ok((targets, _)) => {
+                self.registry.retarget(id, targets, catalog);
+                self.settled(id);
+                matching::notify(&mut self.out, &port, true, "Subscribed to PostgreSQL");
+            }
+            Err(error) => {
+                // Kept without targets: should the table come back, the channel is asked again.
+                self.registry.retarget(id, Vec::new(), catalog);
+                self.settled(id);
+                matching::notify(&mut self.out, &port, false, &error.message);
+            }
+        }
+        self.count();
+    }
+
+    fn settled(&mut self, id: ChannelId) {
+        self.tickets.remove(&id);
+        self.revalidating.remove(&id);
+    }
+
+    pub(super) fn count(&self) {
+        self.deps.metrics.subscriptions.set(self.registry.subscriptions() as i64);
+    }
+}

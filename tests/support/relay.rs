@@ -1,0 +1,226 @@
+//! `Relay`: the real `App` inside the test's process. `RelayProcess`: the built program, where a signal or a kill is meant.
+
+use std::fs::{self, File};
+use std::net::SocketAddr;
+use std::panic::Location;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rowcast::app::{App, Running};
+use rowcast::clock::Clock;
+use rowcast::config::Config;
+use rowcast::log::RealFiles;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::phone::{PATIENCE, Phone, Version};
+use super::sdk::{SdkPhone, Stock};
+use super::token::SECRET;
+use super::{TestPg, pg};
+
+/// A running relay in this process. Dropping it ends it without a goodbye.
+pub(crate) struct Relay {
+    running: Running,
+    addr: SocketAddr,
+    admin: SocketAddr,
+    _data: TempDir,
+}
+
+impl Relay {
+    /// On ports of the system's choice; returns when changes are streaming.
+    #[track_caller]
+    pub(crate) fn start(pg: &TestPg) -> impl Future<Output = Relay> + use<> {
+        Relay::with(pg, Clock::system(), |_| {})
+    }
+
+    /// With a clock that the test moves (timers don't follow it), and settings that it changes.
+    #[track_caller]
+    pub(crate) fn with<F: FnOnce(&mut Config)>(
+        pg: &TestPg,
+        clock: Clock,
+        change: F,
+    ) -> impl Future<Output = Relay> + use<F> {
+        let at = Location::caller();
+        let data = tempfile::tempdir().expect("a folder");
+        let mut config = Config::new(&pg.url(), SECRET, data.path()).unwrap_or_else(|error| failed(at, &error));
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        change(&mut config);
+        async move {
+            let app =
+                App::build_on(config, Arc::new(RealFiles), clock).await.unwrap_or_else(|error| failed(at, &error));
+            let mut running = app.spawn();
+            let (addr, admin) = (running.local_addr, running.admin_addr.expect("an admin address"));
+            running.ready(PATIENCE).await.unwrap_or_else(|error| failed(at, &error));
+            Relay { running, addr, admin, _data: data }
+        }
+    }
+
+    /// What an application is configured with.
+    pub(crate) fn base(&self) -> String {
+        base(self.addr)
+    }
+
+    /// Where the relay listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// A connected raw client.
+    #[track_caller]
+    pub(crate) fn phone(&self, token: &str) -> impl Future<Output = Phone> + use<> {
+        Phone::connect(&self.base(), token, Version::V2)
+    }
+
+    /// A connected stock client.
+    #[track_caller]
+    pub(crate) fn sdk(&self, stock: Stock, token: &str) -> impl Future<Output = SdkPhone> + use<> {
+        SdkPhone::connect(stock, &self.base(), token)
+    }
+
+    /// The sum of all samples of a metric whose labels contain this text, such as `reason="policy"`; zero if there are none.
+    pub(crate) async fn metric(&self, name: &str, labels: &str) -> f64 {
+        let (status, text) = get(self.admin, "/metrics").await.expect("the admin address answers");
+        assert_eq!(status, 200);
+        let value = |line: &str| {
+            let (sample, value) = line.rsplit_once(' ')?;
+            let (found, with) = sample.split_once('{').unwrap_or((sample, ""));
+            (found == name && with.contains(labels)).then(|| value.parse::<f64>().expect("a number"))
+        };
+        text.lines().filter_map(value).sum()
+    }
+
+    /// Says goodbye to all and ends, in order.
+    pub(crate) async fn drain(self) {
+        let drained = self.running.drain().await;
+        assert!(drained.is_clean(), "{drained:?}");
+    }
+}
+
+/// The built program in a process of its own, on a port that it keeps over restarts. Dropping it kills it.
+pub(crate) struct RelayProcess {
+    database_url: String,
+    addr: SocketAddr,
+    home: TempDir,
+    child: Option<Child>,
+    runs: u32,
+}
+
+impl RelayProcess {
+    /// Returns when changes are streaming.
+    pub(crate) async fn start(pg: &TestPg) -> RelayProcess {
+        let home = tempfile::tempdir().expect("a folder");
+        let addr = ([127, 0, 0, 1], pg::free_port()).into();
+        let mut relay = RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0 };
+        relay.start_again().await;
+        relay
+    }
+
+    /// After `stop` or `kill`: the same port, the same data.
+    pub(crate) async fn start_again(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        self.runs += 1;
+        let log = File::create(self.home.path().join(format!("{}.log", self.runs))).expect("a file for the log");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rowcast"));
+        command
+            .arg("serve")
+            .env_clear()
+            .env("DATABASE_URL", &self.database_url)
+            .env("HOST", self.addr.ip().to_string())
+            .env("PORT", self.addr.port().to_string())
+            .env("JWT_SECRET", SECRET)
+            .env("ROWCAST_DATA_DIR", self.home.path().join("data"))
+            .env("ROWCAST_ADMIN_ADDR", "127.0.0.1:0")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log);
+        self.child = Some(command.spawn().expect("the program starts"));
+        let deadline = Instant::now() + PATIENCE;
+        while get(self.addr, "/readyz").await.is_none_or(|(status, _)| status != 200) {
+            let ended = self.child.as_mut().expect("it was started").try_wait().expect("a status");
+            assert!(ended.is_none(), "it ended with {ended:?}:\n{}", self.log());
+            assert!(Instant::now() < deadline, "not ready within {PATIENCE:?}:\n{}", self.log());
+            pause().await;
+        }
+    }
+
+    /// SIGTERM, and the end of it.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM).await
+    }
+
+    /// SIGKILL.
+    pub(crate) async fn kill(&mut self) {
+        self.signal(Signal::SIGKILL).await;
+    }
+
+    async fn signal(&mut self, signal: Signal) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        let id = i32::try_from(child.id()).expect("a process id");
+        kill(Pid::from_raw(id), signal).expect("it takes signals");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("a status") {
+                return status;
+            }
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("it is still there {PATIENCE:?} after {signal}:\n{}", self.log());
+            }
+            pause().await;
+        }
+    }
+
+    /// What an application is configured with.
+    pub(crate) fn base(&self) -> String {
+        base(self.addr)
+    }
+
+    /// What all runs have logged.
+    pub(crate) fn log(&self) -> String {
+        let run = |number| fs::read_to_string(self.home.path().join(format!("{number}.log"))).unwrap_or_default();
+        (1..=self.runs).map(run).collect()
+    }
+}
+
+impl Drop for RelayProcess {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn failed(at: &Location<'_>, error: &dyn std::error::Error) -> ! {
+    panic!("at {at}: {}", rowcast::error::chain(error))
+}
+
+fn base(addr: SocketAddr) -> String {
+    format!("ws://{addr}/realtime/v1")
+}
+
+/// Between two looks at a condition that nothing announces.
+pub(crate) async fn pause() {
+    tokio::time::sleep(Duration::from_millis(5)).await;
+}
+
+/// Status and body; `None` if nobody answers.
+pub(crate) async fn get(addr: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let request = async {
+        let mut stream = TcpStream::connect(addr).await.ok()?;
+        let text = format!("GET {path} HTTP/1.1\r\nhost: relay\r\nconnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some((status, body.to_owned()))
+    };
+    tokio::time::timeout(PATIENCE, request).await.ok()?
+}

@@ -1,0 +1,243 @@
+//! `SdkPhone`: the stock JavaScript and Python clients, each in a process of its own that is told what to do over its standard
+//! streams (`tests/sdk/js/driver.mjs` describes the language). Nothing of the protocol is known here.
+
+use std::collections::VecDeque;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::panic::Location;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use super::Change;
+use super::phone::PATIENCE;
+
+/// Which client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stock {
+    /// `@supabase/realtime-js`.
+    JavaScript,
+    /// `realtime` of PyPI.
+    Python,
+}
+
+impl Stock {
+    fn command(self) -> Command {
+        let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
+        match self {
+            Stock::JavaScript => {
+                let installed = sdk.join("node_modules/@supabase/realtime-js");
+                assert!(installed.exists(), "the JavaScript client is not installed: run scripts/test");
+                let mut command = Command::new("node");
+                command.arg(sdk.join("js/driver.mjs"));
+                command
+            }
+            Stock::Python => {
+                let venv = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("../sdk-venv/bin/python");
+                let python = std::env::var_os("ROWCAST_TEST_PYTHON").map_or_else(venv, PathBuf::from);
+                assert!(python.exists(), "the Python client is not installed: run scripts/test");
+                let mut command = Command::new(python);
+                command.arg("-B").arg(sdk.join("py/driver.py"));
+                command
+            }
+        }
+    }
+}
+
+/// A stock client with one connection.
+pub(crate) struct SdkPhone {
+    stock: Stock,
+    child: Child,
+    input: ChildStdin,
+    output: mpsc::Receiver<Value>,
+    /// Received, and not asked for yet.
+    inbox: VecDeque<Value>,
+}
+
+impl SdkPhone {
+    /// Starts the client and lets it connect. `base` is such as `ws://127.0.0.1:4000/realtime/v1`.
+    #[track_caller]
+    pub(crate) fn connect(stock: Stock, base: &str, token: &str) -> impl Future<Output = SdkPhone> + use<> {
+        let at = Location::caller();
+        let command = json!({ "do": "connect", "url": base, "token": token });
+        async move {
+            let mut phone = SdkPhone::start(stock);
+            phone.wait("the client's start", at, |event| event["event"] == "ready").await;
+            phone.tell(&command);
+            phone
+        }
+    }
+
+    fn start(stock: Stock) -> SdkPhone {
+        let mut command = stock.command();
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
+        let mut child = spawned.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+        let input = child.stdin.take().expect("piped");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let (sender, output) = mpsc::channel(1000);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let event =
+                    serde_json::from_str(&line).unwrap_or_else(|_| json!({ "event": "error", "message": line }));
+                if sender.blocking_send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        SdkPhone { stock, child, input, output, inbox: VecDeque::new() }
+    }
+
+    /// Opens a channel and waits until changes flow.
+    #[track_caller]
+    pub(crate) fn subscribe<'a>(&'a mut self, topic: &'a str, entries: &'a Value) -> impl Future<Output = ()> + 'a {
+        let at = Location::caller();
+        async move {
+            self.ask_to_subscribe(topic, entries);
+            assert_eq!(self.status_at(topic, at).await.0, "SUBSCRIBED", "at {at}");
+            self.subscribed_at(topic, at).await;
+        }
+    }
+
+    /// Opens a channel and waits for nothing.
+    pub(crate) fn ask_to_subscribe(&mut self, topic: &str, entries: &Value) {
+        self.tell(&json!({ "do": "subscribe", "topic": topic, "entries": entries }));
+    }
+
+    /// The next status that the application is told of: its name, and the error's text.
+    #[track_caller]
+    pub(crate) fn status<'a>(&'a mut self, topic: &'a str) -> impl Future<Output = (String, String)> + 'a {
+        self.status_at(topic, Location::caller())
+    }
+
+    async fn status_at(&mut self, topic: &str, at: &Location<'_>) -> (String, String) {
+        let event = self.wait("a status", at, |event| event["event"] == "status" && event["topic"] == topic).await;
+        let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+        (text("status"), text("error"))
+    }
+
+    /// Waits for `Subscribed to PostgreSQL`.
+    #[track_caller]
+    pub(crate) fn subscribed<'a>(&'a mut self, topic: &'a str) -> impl Future<Output = ()> + 'a {
+        self.subscribed_at(topic, Location::caller())
+    }
+
+    async fn subscribed_at(&mut self, topic: &str, at: &Location<'_>) {
+        let system = self.system_at(topic, at).await;
+        assert_eq!(
+            (&system["status"], &system["message"]),
+            (&json!("ok"), &json!("Subscribed to PostgreSQL")),
+            "at {at}"
+        );
+    }
+
+    /// The payload of the next `system` frame that the application is shown. (The Python client hides those of status "error".)
+    #[track_caller]
+    pub(crate) fn system<'a>(&'a mut self, topic: &'a str) -> impl Future<Output = Value> + 'a {
+        self.system_at(topic, Location::caller())
+    }
+
+    async fn system_at(&mut self, topic: &str, at: &Location<'_>) -> Value {
+        let wanted = |event: &Value| event["event"] == "system" && event["topic"] == topic;
+        self.wait("a system frame", at, wanted).await["payload"].take()
+    }
+
+    /// Gives the client another token.
+    #[track_caller]
+    pub(crate) fn set_auth<'a>(&'a mut self, token: &'a str) -> impl Future<Output = ()> + 'a {
+        let at = Location::caller();
+        async move {
+            self.tell(&json!({ "do": "setAuth", "token": token }));
+            self.wait("setAuth", at, |event| event["did"] == "setAuth").await;
+        }
+    }
+
+    /// Closes a channel.
+    #[track_caller]
+    pub(crate) fn unsubscribe<'a>(&'a mut self, topic: &'a str) -> impl Future<Output = ()> + 'a {
+        let at = Location::caller();
+        async move {
+            self.tell(&json!({ "do": "unsubscribe", "topic": topic }));
+            self.wait("unsubscribe", at, |event| event["did"] == "unsubscribe").await;
+            assert_eq!(self.status_at(topic, at).await.0, "CLOSED", "at {at}");
+        }
+    }
+
+    async fn next_change(&mut self, at: &Location<'_>) -> Change {
+        let mut event = self.wait("a change", at, |event| event["event"] == "change").await;
+        let topic = event["topic"].as_str().expect("a topic").to_owned();
+        Change { topic, ids: vec![event["entry"].as_i64().expect("an index")], data: event["change"].take() }
+    }
+
+    /// Everything received before the mark, which is taken too. The subscription has an entry for table `marks`.
+    #[track_caller]
+    pub(crate) fn changes_before<'a>(&'a mut self, mark: &'a str) -> impl Future<Output = Vec<Change>> + 'a {
+        let at = Location::caller();
+        async move {
+            let mut changes = Vec::new();
+            loop {
+                let change = self.next_change(at).await;
+                if change.is_mark(mark) {
+                    return changes;
+                }
+                changes.push(change);
+            }
+        }
+    }
+
+    /// Ends the client as an application would, and checks that it had nothing to complain about.
+    #[track_caller]
+    pub(crate) fn exit(mut self) -> impl Future<Output = ()> {
+        let at = Location::caller();
+        async move {
+            self.tell(&json!({ "do": "exit" }));
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                match timeout_at(deadline, self.output.recv()).await {
+                    Ok(Some(event)) => self.check(&event, at),
+                    Ok(None) => break,
+                    Err(_) => panic!("at {at}: {:?} is still there after {PATIENCE:?}", self.stock),
+                }
+            }
+            let status = self.child.wait().expect("it has ended");
+            assert!(status.success(), "at {at}: {:?} ended with {status}", self.stock);
+        }
+    }
+
+    fn tell(&mut self, command: &Value) {
+        writeln!(self.input, "{command}").expect("the client listens");
+    }
+
+    fn check(&self, event: &Value, at: &Location<'_>) {
+        assert!(event["event"] != "error", "at {at}: {:?} complains: {}", self.stock, event["message"]);
+    }
+
+    /// The first event that fits, of those received or still to come.
+    async fn wait(&mut self, what: &str, at: &Location<'_>, fits: impl Fn(&Value) -> bool) -> Value {
+        if let Some(place) = self.inbox.iter().position(&fits) {
+            return self.inbox.remove(place).expect("it is there");
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match timeout_at(deadline, self.output.recv()).await {
+                Ok(Some(event)) => {
+                    self.check(&event, at);
+                    if fits(&event) {
+                        return event;
+                    }
+                    self.inbox.push_back(event);
+                }
+                Ok(None) => panic!("at {at}: {:?} ended before {what}: {:#?}", self.stock, self.inbox),
+                Err(_) => panic!("at {at}: no {what} within {PATIENCE:?}, only {:#?}", self.inbox),
+            }
+        }
+    }
+}
+
+impl Drop for SdkPhone {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
