@@ -169,6 +169,9 @@ fn the_rules_see_through_every_way_to_write_an_import() {
     assert_eq!(deeper.imports().collect::<Vec<_>>(), [(2, "catalog".to_owned())]);
     let found: Vec<_> = file.mentions(&["crate::hub", "Backoff", "Back", "wal::Backoff"]).collect();
     assert_eq!(found, [(3, "crate::hub"), (6, "Backoff"), (6, "wal::Backoff")]);
+    let tests = "#[cfg(test)]\nmod tests;\n#[cfg(test)]\n#[path = \"x_tests.rs\"]\nmod more;\nmod plain;\n";
+    let paths = |path| SourceFile::parse(path, tests).test_modules;
+    assert_eq!(paths("src/a/x.rs"), [Path::new("src/a/x/tests"), Path::new("src/a/x_tests")]);
+    assert_eq!(paths("src/a/mod.rs"), [Path::new("src/a/tests"), Path::new("src/a/x_tests")]);
     assert_eq!(words("a::b c").collect::<Vec<_>>(), [(0, "a"), (3, "b"), (5, "c")]);
-    assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs").exists());
 }

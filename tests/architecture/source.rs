@@ -19,6 +19,8 @@ pub(super) struct SourceFile {
     test: bool,
     /// First and last line of modules in braces, and whether they are tests.
     inner: Vec<(usize, usize, bool)>,
+    /// Paths, without extension, of modules in other files that this one declares for tests only.
+    pub(super) test_modules: Vec<PathBuf>,
 }
 
 /// All of `src/`.
@@ -29,7 +31,7 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) fn read() -> Tree {
         let mut files = rust_files(&["src"]);
-        let test_only: Vec<PathBuf> = files.iter().flat_map(SourceFile::test_modules).collect();
+        let test_only: Vec<PathBuf> = files.iter().flat_map(|file| file.test_modules.clone()).collect();
         for file in &mut files {
             let path = Path::new(&file.path).with_extension("");
             file.test = test_only.iter().any(|module| path.starts_with(module));
@@ -51,7 +53,9 @@ impl SourceFile {
         let depth = inside.len() - usize::from(inside.last() == Some(&"mod"));
         let module = inside.first().copied().unwrap_or_default().to_owned();
         let inner = braced_modules(&code);
-        SourceFile { path: path.to_owned(), module, lines: text.lines().count(), code, depth, test: false, inner }
+        let test_modules = test_modules(path, &code, text);
+        let lines = text.lines().count();
+        SourceFile { path: path.to_owned(), module, lines, code, depth, test: false, inner, test_modules }
     }
 
     pub(super) fn is_root(&self) -> bool {
@@ -111,24 +115,28 @@ impl SourceFile {
         found.sort_unstable();
         found.into_iter()
     }
+}
 
-    /// Paths, without extension, of modules in other files that this one declares for tests only.
-    fn test_modules(&self) -> Vec<PathBuf> {
-        let path = Path::new(&self.path);
-        let folder = match path.file_name().and_then(|name| name.to_str()) {
-            Some("mod.rs" | "lib.rs" | "main.rs") => path.parent().expect("a folder").to_owned(),
-            _ => path.with_extension(""),
-        };
-        let mut found = Vec::new();
-        let mut marked = false;
-        for line in self.code.lines().map(str::trim) {
-            if let Some(name) = module_name(line).and_then(|rest| rest.strip_suffix(';')) {
-                found.extend(marked.then(|| folder.join(name)));
-            }
-            marked = line.starts_with("#[cfg(test)]") || (marked && line.starts_with('#'));
+fn test_modules(path: &str, code: &str, text: &str) -> Vec<PathBuf> {
+    let path = Path::new(path);
+    let beside = path.parent().expect("a folder");
+    let folder = match path.file_name().and_then(|name| name.to_str()) {
+        Some("mod.rs" | "lib.rs" | "main.rs") => beside.to_owned(),
+        _ => path.with_extension(""),
+    };
+    let (mut found, mut marked, mut elsewhere) = (Vec::new(), false, None);
+    // What stands in the literal of `#[path]` is only in the text.
+    for (line, text) in code.lines().map(str::trim).zip(text.lines().map(str::trim)) {
+        if let Some(name) = module_name(line).and_then(|rest| rest.strip_suffix(';')) {
+            let module = elsewhere.take().unwrap_or_else(|| folder.join(name));
+            found.extend(marked.then_some(module));
         }
-        found
+        if let Some(file) = text.strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix(".rs\"]")) {
+            elsewhere = Some(beside.join(file));
+        }
+        marked = line.starts_with("#[cfg(test)]") || (marked && line.starts_with('#'));
     }
+    found
 }
 
 /// Every Rust file below these folders of the repository.

@@ -13,8 +13,7 @@ use rowcast::metrics::Metrics;
 use super::witness::Witness;
 use super::writers::Writers;
 use super::{assert_same, create_table, dice, logged};
-use crate::support::relay_process::tail;
-use crate::support::{RelayHome, TestPg};
+use crate::support::{RelayProcess, TestPg};
 
 /// While it sets itself up in a database that doesn't know it.
 const FIRST_KILLS: u32 = 3;
@@ -29,32 +28,33 @@ async fn the_log_holds_exactly_the_committed_rows_after_20_kills() {
     let pg = TestPg::start().await;
     create_table(&pg).await;
     let mut witness = Witness::start(&pg).await;
-    let home = RelayHome::new(&pg);
+    let mut relay = RelayProcess::new(&pg);
     for _ in 0..FIRST_KILLS {
-        kill_starting(&home, &mut dice).await;
+        kill_starting(&mut relay, &mut dice).await;
     }
     // Rows count from the moment at which the relay's slot is there.
-    drop(home.start_ready().await);
+    relay.start_again().await;
+    relay.kill().await;
     let writers = Writers::start(&pg, &mut dice).await;
     let mut starting = 0;
     for _ in 0..KILLS {
         if dice.random_bool(0.3) {
-            kill_starting(&home, &mut dice).await;
+            kill_starting(&mut relay, &mut dice).await;
             starting += 1;
         } else {
-            let mut relay = home.start_ready().await;
+            relay.start_again().await;
             tokio::time::sleep(RUN.mul_f64(dice.random())).await;
-            relay.kill_running(&home.output());
+            relay.kill().await;
         }
     }
-    let relay = home.start_ready().await;
+    relay.start_again().await;
     let rows = writers.stop().await;
     let end = current_lsn(&pg).await;
-    caught_up(&pg, &home, end).await;
-    let status = relay.stop(Duration::from_secs(20)).await;
-    assert_eq!(status.and_then(|status| status.code()), Some(0), "{}", tail(&home.output()));
+    caught_up(&pg, &relay, end).await;
+    let status = relay.stop().await;
+    assert!(status.success(), "{status}\n{}", relay.log());
 
-    let config = LogConfig::new(home.data_dir().join("log"));
+    let config = LogConfig::new(relay.data_dir().join("log"));
     let metrics = Arc::new(Metrics::new());
     let opened = rowcast::log::open(config, Arc::new(RealFiles), Clock::system(), metrics).expect("the log opens");
     assert!(opened.log.end() >= end, "the log ends at {}, before {end}", opened.log.end());
@@ -70,10 +70,10 @@ async fn the_log_holds_exactly_the_committed_rows_after_20_kills() {
 }
 
 /// Starts a relay and kills it at some moment of its start.
-async fn kill_starting(home: &RelayHome, dice: &mut StdRng) {
-    let mut relay = home.start();
+async fn kill_starting(relay: &mut RelayProcess, dice: &mut StdRng) {
+    relay.spawn();
     tokio::time::sleep(START.mul_f64(dice.random())).await;
-    relay.kill_running(&home.output());
+    relay.kill().await;
 }
 
 async fn current_lsn(pg: &TestPg) -> Lsn {
@@ -83,7 +83,7 @@ async fn current_lsn(pg: &TestPg) -> Lsn {
 }
 
 /// Waits until the relay has confirmed all up to there.
-async fn caught_up(pg: &TestPg, home: &RelayHome, end: Lsn) {
+async fn caught_up(pg: &TestPg, relay: &RelayProcess, end: Lsn) {
     let client = pg.client().await;
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -92,7 +92,7 @@ async fn caught_up(pg: &TestPg, home: &RelayHome, end: Lsn) {
         if confirmed.parse::<Lsn>().expect("an LSN") >= end {
             return;
         }
-        assert!(Instant::now() < deadline, "confirmed {confirmed}, not {end}\n{}", tail(&home.output()));
+        assert!(Instant::now() < deadline, "confirmed {confirmed}, not {end}\n{}", relay.log());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -11,6 +11,7 @@
 //! `ROWCAST_LOAD_SECONDS` (30) is how long rows are written.
 
 mod phones;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -18,9 +19,9 @@ use std::time::{Duration, Instant};
 use phones::{Phones, Summary};
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
+use usage::{cpu_time, resident_bytes};
 
-use crate::support::relay_process::RelayProcess;
-use crate::support::{RelayHome, TestPg};
+use crate::support::{RelayProcess, TestPg};
 
 const NOTIFICATIONS: &str = include_str!("../../sql/examples/notifications.sql");
 const OWNERS: usize = 1000;
@@ -39,22 +40,21 @@ async fn thousand_subscribers_each_get_exactly_their_rows() {
     phones::raise_file_limit();
     let pg = TestPg::start().await;
     pg.exec(NOTIFICATIONS).await;
-    let home = RelayHome::new(&pg);
-    let relay = home.start_ready().await;
-    let empty = relay.resident_bytes();
+    let relay = RelayProcess::start(&pg).await;
+    let empty = resident_bytes(relay.pid());
     let users: Vec<String> = (0..OWNERS + BYSTANDERS).map(|n| format!("00000000-0000-4000-8000-{n:012x}")).collect();
-    let mut phones = Phones::start(&home.address(), "notifications", &users);
+    let mut phones = Phones::start(&relay.addr().to_string(), "notifications", &users);
     let seconds = phones.ready().await;
-    let each = relay.resident_bytes().saturating_sub(empty) / users.len() as u64;
+    let each = resident_bytes(relay.pid()).saturating_sub(empty) / users.len() as u64;
     println!("{} phones subscribed in {seconds:.2} s; {each} bytes of relay memory each", users.len());
 
     let client = pg.client().await;
-    let before = relay.cpu_time();
+    let before = cpu_time(relay.pid());
     let (written, took) = write(&client, &users).await;
     write_last(&client, &users).await;
     let summary = phones.summary().await;
     check(&users, &written, &summary);
-    report(&written, &summary, took, relay.cpu_time().saturating_sub(before), &relay);
+    report(&written, &summary, took, cpu_time(relay.pid()).saturating_sub(before), relay.pid());
 }
 
 /// Rows for the owners in turn, each in a transaction of its own, at a steady rate. By id.
@@ -104,7 +104,7 @@ fn check(users: &[String], written: &BTreeMap<i64, Written>, summary: &Summary) 
     assert!(expected[..OWNERS].iter().all(|ids| !ids.is_empty()) || written.len() < OWNERS, "every owner had rows");
 }
 
-fn report(written: &BTreeMap<i64, Written>, summary: &Summary, took: Duration, cpu: Duration, relay: &RelayProcess) {
+fn report(written: &BTreeMap<i64, Written>, summary: &Summary, took: Duration, cpu: Duration, pid: u32) {
     let arrivals = summary.phones.iter().flat_map(|phone| &phone.rows);
     let known: Vec<_> = arrivals.filter_map(|(id, at)| Some((written.get(id)?, *at))).collect();
     let rate = written.len() as f64 / took.as_secs_f64();
@@ -113,7 +113,7 @@ fn report(written: &BTreeMap<i64, Written>, summary: &Summary, took: Duration, c
     println!("commit returned -> client: {}", percentiles(known.iter().map(|(row, at)| at - row.committed)));
     println!("insert sent -> client:     {}", percentiles(known.iter().map(|(row, at)| at - row.sent)));
     let share = cpu.as_secs_f64() / took.as_secs_f64() * 100.0;
-    println!("relay: {share:.1} % of one core, {} MiB", relay.resident_bytes() >> 20);
+    println!("relay: {share:.1} % of one core, {} MiB", resident_bytes(pid) >> 20);
 }
 
 fn cores() -> usize {

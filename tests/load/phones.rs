@@ -1,6 +1,7 @@
 //! The process with the phones in it.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use crate::support::relay_process::{JWT_SECRET, programs};
+use crate::support::token::SECRET;
 
 /// To subscribe all of them, and again from the last row to the summary.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,13 +53,14 @@ struct Ready {
 impl Phones {
     /// One phone per user; returns before they are connected.
     pub(super) fn start(address: &str, table: &str, users: &[String]) -> Phones {
-        let program = programs().join("examples/phones");
+        let programs = Path::new(env!("CARGO_BIN_EXE_rowcast")).parent().expect("a folder");
+        let program = programs.join("examples/phones");
         let release = if cfg!(debug_assertions) { "" } else { "--release " };
         assert!(program.exists(), "{} is missing: cargo build {release}--example phones", program.display());
         let spawned = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut process = spawned.expect("the phones' process");
         let order = json!({
-            "address": address, "secret": JWT_SECRET, "table": table, "users": users, "deadline_seconds": DEADLINE_SECONDS,
+            "address": address, "secret": SECRET, "table": table, "users": users, "deadline_seconds": DEADLINE_SECONDS,
         });
         let mut input = process.stdin.take().expect("a pipe");
         writeln!(input, "{order}").expect("an order");

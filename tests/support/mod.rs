@@ -2,7 +2,6 @@
 
 pub(crate) mod change;
 pub(crate) mod pg;
-pub(crate) mod relay_process;
 pub(crate) mod phone;
 pub(crate) mod relay;
 pub(crate) mod sdk;
@@ -12,5 +11,4 @@ pub(crate) use change::{Change, summary};
 pub(crate) use pg::TestPg;
 pub(crate) use phone::{Phone, Version};
 pub(crate) use relay::{Relay, RelayProcess};
-pub(crate) use relay_process::RelayHome;
 pub(crate) use sdk::Stock;

@@ -2,7 +2,9 @@
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::panic::Location;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,15 +115,32 @@ pub(crate) struct RelayProcess {
 impl RelayProcess {
     /// Returns when changes are streaming.
     pub(crate) async fn start(pg: &TestPg) -> RelayProcess {
-        let home = tempfile::tempdir().expect("a folder");
-        let addr = ([127, 0, 0, 1], pg::free_port()).into();
-        let mut relay = RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0 };
+        let mut relay = RelayProcess::new(pg);
         relay.start_again().await;
         relay
     }
 
+    /// Not started yet.
+    pub(crate) fn new(pg: &TestPg) -> RelayProcess {
+        let home = tempfile::tempdir().expect("a folder");
+        let addr = ([127, 0, 0, 1], pg::free_port()).into();
+        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0 }
+    }
+
     /// After `stop` or `kill`: the same port, the same data.
     pub(crate) async fn start_again(&mut self) {
+        self.spawn();
+        let deadline = Instant::now() + PATIENCE;
+        while get(self.addr, "/readyz").await.is_none_or(|(status, _)| status != 200) {
+            let ended = self.child.as_mut().expect("it was started").try_wait().expect("a status");
+            assert!(ended.is_none(), "it ended with {ended:?}:\n{}", self.log());
+            assert!(Instant::now() < deadline, "not ready within {PATIENCE:?}:\n{}", self.log());
+            pause().await;
+        }
+    }
+
+    /// Like `start_again`, but returns at once.
+    pub(crate) fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs");
         self.runs += 1;
         let log = File::create(self.home.path().join(format!("{}.log", self.runs))).expect("a file for the log");
@@ -133,19 +152,12 @@ impl RelayProcess {
             .env("HOST", self.addr.ip().to_string())
             .env("PORT", self.addr.port().to_string())
             .env("JWT_SECRET", SECRET)
-            .env("ROWCAST_DATA_DIR", self.home.path().join("data"))
+            .env("ROWCAST_DATA_DIR", self.data_dir())
             .env("ROWCAST_ADMIN_ADDR", "127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
         self.child = Some(command.spawn().expect("the program starts"));
-        let deadline = Instant::now() + PATIENCE;
-        while get(self.addr, "/readyz").await.is_none_or(|(status, _)| status != 200) {
-            let ended = self.child.as_mut().expect("it was started").try_wait().expect("a status");
-            assert!(ended.is_none(), "it ended with {ended:?}:\n{}", self.log());
-            assert!(Instant::now() < deadline, "not ready within {PATIENCE:?}:\n{}", self.log());
-            pause().await;
-        }
     }
 
     /// SIGTERM, and the end of it.
@@ -153,9 +165,10 @@ impl RelayProcess {
         self.signal(Signal::SIGTERM).await
     }
 
-    /// SIGKILL.
+    /// SIGKILL. It must have been running until then.
     pub(crate) async fn kill(&mut self) {
-        self.signal(Signal::SIGKILL).await;
+        let status = self.signal(Signal::SIGKILL).await;
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "it had ended by itself:\n{}", self.log());
     }
 
     async fn signal(&mut self, signal: Signal) -> ExitStatus {
@@ -179,6 +192,21 @@ impl RelayProcess {
     /// What an application is configured with.
     pub(crate) fn base(&self) -> String {
         base(self.addr)
+    }
+
+    /// Where the program listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// `ROWCAST_DATA_DIR`.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    /// Of the running process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
     }
 
     /// What all runs have logged.
