@@ -64,10 +64,6 @@ impl SourceFile {
 
     /// Whether the line (from 1) is compiled for tests only.
     pub(super) fn is_test_line(&self, line: usize) -> bool {
-        // Named so where `#[path]` puts a module's tests beside it.
-        if self.path.ends_with("_tests.rs") {
-            return true;
-        }
         self.test || self.inner.iter().any(|(first, last, test)| *test && (*first..=*last).contains(&line))
     }
 
