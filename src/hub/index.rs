@@ -154,9 +154,16 @@ impl TableIndex {
         self.binding = Some(binding);
     }
 
-    /// Calls `found` for each subscription whose action and filter match. Call [`TableIndex::fit`] before.
-    pub(super) fn candidates<'a>(&'a self, change: &Change, at: Position, found: &mut dyn FnMut(Candidate<'a>)) {
-        let Some(binding) = &self.binding else { return };
+    /// Calls `found` for each subscription whose action and filter match. Call [`TableIndex::fit`] before. Says whether some
+    /// could not be looked for because the row came without its owner column: they are denied for want of evidence.
+    pub(super) fn candidates<'a>(
+        &'a self,
+        change: &Change,
+        at: Position,
+        found: &mut dyn FnMut(Candidate<'a>),
+    ) -> bool {
+        let Some(binding) = &self.binding else { return false };
+        let mut unseen = false;
         for group in binding.groups.values() {
             let mut consider = |key: &SubKey| {
                 let Some(sub) = self.subs.get(key) else { return };
@@ -167,11 +174,13 @@ impl TableIndex {
                 }
             };
             group.rest.iter().for_each(&mut consider);
-            if let Some(column) = group.bound.key_column_index()
-                && let Some(value) = judged_value(change, column)
-                && let Some(subs) = group.by_owner.get(value)
-            {
-                subs.iter().for_each(&mut consider);
+            if let Some(column) = group.bound.key_column_index().filter(|_| !group.by_owner.is_empty()) {
+                unseen |= is_absent(change, column, &binding.relation);
+                if let Some(value) = judged_value(change, column)
+                    && let Some(subs) = group.by_owner.get(value)
+                {
+                    subs.iter().for_each(&mut consider);
+                }
             }
             for (column, equality, by_value) in &group.by_value {
                 if let Some(value) = judged_value(change, *column)
@@ -182,6 +191,7 @@ impl TableIndex {
                 }
             }
         }
+        unseen
     }
 }
 
@@ -214,6 +224,19 @@ fn judged_value(change: &Change, column: usize) -> Option<&[u8]> {
     match tuple.get(column) {
         Value::Text(text) => Some(text),
         Value::Null | Value::Unchanged => None,
+    }
+}
+
+/// Whether the image by which the row is judged came without this column.
+fn is_absent(change: &Change, column: usize, relation: &Relation) -> bool {
+    match change {
+        Change::Insert { new } => new.get(column) == Value::Unchanged,
+        Change::Update { new, old } => {
+            new.get(column) == Value::Unchanged
+                && !matches!(old, Some(OldRow::Full(old)) if old.get(column) != Value::Unchanged)
+        }
+        Change::Delete { old: OldRow::Full(old) } => old.get(column) == Value::Unchanged,
+        Change::Delete { old: OldRow::KeyOnly(_) } => !relation.columns[column].key,
     }
 }
 

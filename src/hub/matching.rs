@@ -14,7 +14,7 @@ use crate::change::{Change, RowChange, Timestamp};
 use crate::claims::Principal;
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
-use crate::policy::{Bound, ColumnMask, Judged, Permit, Verdict};
+use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, Verdict};
 
 /// A matching entry of a channel.
 struct Hit {
@@ -67,9 +67,10 @@ impl Matcher {
         metrics: &Metrics,
     ) -> Judgement {
         self.hits.clear();
+        let mut counts = Counts::default();
         if let Some(table) = registry.table(row.relation.oid) {
             let hits = &mut self.hits;
-            table.candidates(&row.change, row.position, &mut |candidate: Candidate<'_>| {
+            let unseen = table.candidates(&row.change, row.position, &mut |candidate: Candidate<'_>| {
                 hits.push(Hit {
                     slot: candidate.key.slot,
                     entry_id: candidate.entry_id,
@@ -78,6 +79,9 @@ impl Matcher {
                     bound: candidate.bound.clone(),
                 });
             });
+            if unseen {
+                counts.deny(metrics, DenyReason::MissingEvidence.as_str());
+            }
         }
         self.hits.sort_unstable_by_key(|hit| (hit.slot, hit.entry_id));
         let mut judgement = Judgement {
@@ -86,7 +90,6 @@ impl Matcher {
             undecided: Vec::new(),
             principals: AHashMap::new(),
         };
-        let mut counts = Counts::default();
         for hits in self.hits.chunk_by(|a, b| a.slot == b.slot) {
             let Some(channel) = registry.at(hits[0].slot) else { continue };
             let judged = hits[0].bound.judge(&row.change, &hits[0].principal, now_unix_seconds);
@@ -182,7 +185,7 @@ pub(super) fn settle(row: &mut LaneRow, registry: &Registry, now: i64, metrics: 
                 continue;
             }
             if channel.principal.is_expired(now) {
-                counts.deny(metrics, crate::policy::DenyReason::Expired.as_str());
+                counts.deny(metrics, DenyReason::Expired.as_str());
                 continue;
             }
             match verdicts.get(waiting.principal) {
