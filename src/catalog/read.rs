@@ -1,4 +1,11 @@
-//! Reads the catalog in one transaction.
+//! Reads the catalog in one transaction, and makes sure that it was one state.
+//!
+//! A snapshot is not enough. Rows of the catalog tables are read at it, but `has_column_privilege`, `pg_has_role`,
+//! `pg_get_expr` and `pg_publication_tables` answer by the newest committed catalog: of a transaction that replaces an open
+//! policy by a closed one and adds a grant, a reading could see the old policy and the new grant, a state in which rows leak
+//! and which never was. So all rows that matter are fingerprinted at the snapshot and once more afterwards in a newer one;
+//! if the two differ, the reading is thrown away. Rejected: locking the tables against DDL, which would make us a part of the
+//! user's migrations.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,12 +31,35 @@ pub async fn read(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resul
     tokio::time::timeout(DEADLINE, read_within(client, wanted)).await.map_err(|_| CatalogError::Timeout(DEADLINE))?
 }
 
+/// Readings that may be thrown away before giving up.
+const ATTEMPTS: usize = 10;
+
 async fn read_within(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Result<Catalog, CatalogError> {
+    for _ in 0..ATTEMPTS {
+        let (catalog, before) = read_once(client, wanted).await?;
+        let reader = Reader { transaction: begin(client).await? };
+        let after = reader.fingerprint(&catalog.rules).await?;
+        reader.transaction.commit().await.map_err(failed("commit"))?;
+        if before == after {
+            return Ok(catalog);
+        }
+        tracing::debug!("the catalog changed while it was read; reading again");
+    }
+    Err(CatalogError::Changing(format!("{ATTEMPTS} times in a row")))
+}
+
+async fn begin(client: &mut tokio_postgres::Client) -> Result<Transaction<'_>, CatalogError> {
     let start = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start();
     let transaction = start.await.map_err(failed("begin"))?;
     let settings =
         format!("set local search_path = ''; set local statement_timeout = {}", DEADLINE.as_millis() as u64 / 3);
     transaction.batch_execute(&settings).await.map_err(failed("settings"))?;
+    Ok(transaction)
+}
+
+/// One reading, and its fingerprint at its snapshot.
+async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Result<(Catalog, String), CatalogError> {
+    let transaction = begin(client).await?;
     let reader = Reader { transaction };
     let session = reader.rows("session", sql::SESSION, &[]).await?;
     let session = session.first().ok_or_else(|| CatalogError::Malformed("no session row".into()))?;
@@ -49,10 +79,11 @@ async fn read_within(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Re
     reader.access(&oids, &names, &mut tables).await?;
     let functions = reader.functions(&names, &tables).await?;
     let types = Arc::new(reader.types(&oids).await?);
-    reader.transaction.commit().await.map_err(failed("commit"))?;
-
     let tables = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
-    Ok(Catalog::new(snapshot, Rules { tables, roles, functions, types, encoding, foreign_claims }))
+    let rules = Rules { tables, roles, functions, types, encoding, foreign_claims };
+    let fingerprint = reader.fingerprint(&rules).await?;
+    reader.transaction.commit().await.map_err(failed("commit"))?;
+    Ok((Catalog::new(snapshot, rules), fingerprint))
 }
 
 fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
@@ -75,6 +106,20 @@ impl Reader<'_> {
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, CatalogError> {
         self.transaction.query(sql, parameters).await.map_err(failed(what))
+    }
+
+    async fn fingerprint(&self, rules: &Rules) -> Result<String, CatalogError> {
+        let tables: Vec<u32> = rules.tables.keys().copied().collect();
+        let policies = rules.tables.values().flat_map(|table| &table.policies);
+        let functions: Vec<u32> = policies.flat_map(|policy| policy.functions.iter().copied()).collect();
+        let rows = self.rows("fingerprint", sql::FINGERPRINT, &[&tables, &functions]).await?;
+        let mut text: String = rows.first().map_or(Ok(String::new()), |row| get(row, 0))?;
+        let version = self.rows("version", "select current_setting('server_version_num')::int4", &[]).await?;
+        if version.first().map_or(Ok(0), |row| get::<i32>(row, 0))? >= 150_000 {
+            let rows = self.rows("fingerprint", sql::FINGERPRINT_15, &[]).await?;
+            text.push_str(&rows.first().map_or(Ok(None), |row| get::<Option<String>>(row, 0))?.unwrap_or_default());
+        }
+        Ok(text)
     }
 
     async fn roles(&self, wanted: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Role>>, CatalogError> {

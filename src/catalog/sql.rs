@@ -6,6 +6,29 @@ pub(super) const SESSION: &str = "select pg_current_snapshot()::text, current_se
     coalesce(nullif(current_setting('request.jwt.claim', true), ''), \
              nullif(current_setting('request.jwt.claim.email', true), '')) is not null";
 
+/// One text that differs if anything that a reading looks at differs: the tables `$1` with their columns, keys, policies and
+/// places in trees, the functions `$2`, and all publications, schemas, roles, memberships and names of tables. Looks at rows
+/// only, no function of which the server answers by its newest catalog, so it is true to the snapshot that it runs in.
+pub(super) const FINGERPRINT: &str = "select concat_ws(' ', \
+    (select md5(string_agg(concat(oid, ':', xmin), ',' order by oid)) from pg_class where oid = any($1::oid[])), \
+    (select md5(string_agg(oid::text, ',' order by oid)) from pg_class where relkind in ('r', 'p') and relpersistence = 'p'), \
+    (select md5(string_agg(concat(attrelid, '.', attnum, ':', xmin), ',' order by attrelid, attnum)) from pg_attribute \
+       where attrelid = any($1::oid[]) and attnum > 0), \
+    (select md5(string_agg(concat(indexrelid, ':', xmin), ',' order by indexrelid)) from pg_index \
+       where indrelid = any($1::oid[])), \
+    (select md5(string_agg(concat(oid, ':', xmin), ',' order by oid)) from pg_policy where polrelid = any($1::oid[])), \
+    (select md5(string_agg(concat(inhrelid, '.', inhparent, ':', xmin), ',' order by inhrelid, inhparent)) from pg_inherits), \
+    (select md5(string_agg(concat(oid, ':', xmin), ',' order by oid)) from pg_proc where oid = any($2::oid[])), \
+    (select md5(string_agg(concat(oid, ':', xmin), ',' order by oid)) from pg_publication), \
+    (select md5(string_agg(concat(oid, ':', xmin), ',' order by oid)) from pg_publication_rel), \
+    (select md5(string_agg(concat(oid, ':', xmin), ',' order by oid)) from pg_namespace), \
+    (select md5(string_agg(concat_ws('.', oid, rolname, rolsuper, rolbypassrls, rolinherit), ',' order by oid)) from pg_roles), \
+    (select md5(string_agg(concat(roleid, '.', member, ':', xmin), ',' order by roleid, member)) from pg_auth_members))";
+
+/// What Postgres 15 adds to it.
+pub(super) const FINGERPRINT_15: &str =
+    "select md5(string_agg(concat(oid, ':', xmin), ',' order by oid)) from pg_publication_namespace";
+
 /// Roles among `$1`, and whether we may become them (`MEMBER` before 16, which has a right of its own for it).
 pub(super) const ROLES: &str = "select oid, rolname::text, rolsuper, rolbypassrls, \
     case when current_setting('server_version_num')::int4 >= 160000 \

@@ -66,7 +66,7 @@ impl Default for GatewayConfig {
             max_pending: 64,
             max_outbox_bytes: 1024 * 1024,
             idle_timeout: Duration::from_secs(60),
-            close_timeout: Duration::from_secs(5),
+            close_timeout: Duration::from_secs(3),
             retry: Duration::from_secs(5),
             tick: Duration::from_secs(15),
             private_only: false,
