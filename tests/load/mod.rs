@@ -111,6 +111,10 @@ fn report(written: &BTreeMap<i64, Written>, summary: &Summary, took: Duration, c
     let profile = if cfg!(debug_assertions) { "dev (not for figures)" } else { "release" };
     println!("profile {profile}, {} cores, {} rows at {rate:.0}/s", cores(), written.len());
     println!("commit returned -> client: {}", percentiles(known.iter().map(|(row, at)| at - row.committed)));
+    // The first rows of a table cost more: its catalog is read and its plan is made.
+    let slowest = known.iter().max_by_key(|(row, at)| at - row.committed);
+    let later = known.iter().filter(|(row, _)| slowest.is_some_and(|(most, _)| row.sent > most.sent)).count();
+    println!("the slowest was number {} of {}", known.len() - later, known.len());
     println!("insert sent -> client:     {}", percentiles(known.iter().map(|(row, at)| at - row.sent)));
     let share = cpu.as_secs_f64() / took.as_secs_f64() * 100.0;
     println!("relay: {share:.1} % of one core, {} MiB", resident_bytes(pid) >> 20);
