@@ -5,7 +5,7 @@
 //! place to assert them: the time from commit to client, memory and CPU time of the relay. To see them:
 //!
 //! ```text
-//! cargo test --release --test main load -- --nocapture      # after: cargo build --release --example phones
+//! cargo test --release --test main load:: -- --nocapture      # after: cargo build --release --example phones
 //! ```
 //!
 //! `ROWCAST_LOAD_SECONDS` (30) is how long rows are written.
