@@ -73,6 +73,7 @@ async fn show(args: &DevArgs, prepared: &DevEnvironment, running: &mut Running) 
     if args.once {
         return Ok(());
     }
+    dev::what_next(prepared, &base_url)?;
     let typing = async {
         if std::io::stdin().is_terminal() {
             dev::insert_typed_lines(prepared).await?;

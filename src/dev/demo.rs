@@ -39,13 +39,14 @@ pub struct DemoOutcome {
     pub delays: Vec<Duration>,
 }
 
-/// Runs the demonstration against a relay at `base_url`, such as `http://127.0.0.1:4000`, and prints what happens and what
-/// to try next.
+/// Runs the demonstration against a relay at `base_url`, such as `http://127.0.0.1:4000`, and prints what happens.
 pub async fn demo(environment: &DevEnvironment, base_url: &str) -> Result<DemoOutcome, DevError> {
-    let mut screen = Screen::stdout();
-    let outcome = show(environment, base_url, &mut screen).await?;
-    invite(environment, base_url, &mut screen).map_err(DevError::Screen)?;
-    Ok(outcome)
+    show(environment, base_url, &mut Screen::stdout()).await
+}
+
+/// Prints what to try next, for a relay that keeps running.
+pub fn what_next(environment: &DevEnvironment, base_url: &str) -> Result<(), DevError> {
+    invite(environment, base_url, &mut Screen::stdout()).map_err(DevError::Screen)
 }
 
 /// One insert, in a transaction of its own; returns the moment at which COMMIT was sent.

@@ -20,7 +20,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use tokio_postgres::error::SqlState;
 
-pub use demo::{DemoOutcome, demo, insert_typed_lines};
+pub use demo::{DemoOutcome, demo, insert_typed_lines, what_next};
 
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};

@@ -76,3 +76,23 @@ async fn migrate_brings_a_bare_database_to_what_serve_needs_and_back() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert_eq!(migrate("status").await.code, Some(1));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demonstration_of_a_newcomer_holds_with_the_real_relay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Run by root, the private server is another user and must get to its folder.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path(), open).expect("permissions");
+    let state = folder.path().join("state");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut rowcast = Rowcast::new(&["dev", "--once", "--state-dir", state.to_str().expect("text")])
+        .env("PATH", &path)
+        .env("PORT", "0");
+    if let Ok(bin) = std::env::var("PG_BIN") {
+        rowcast = rowcast.env("PG_BIN", &bin);
+    }
+    let ended = rowcast.output().await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("alice has it after"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("bob's phone received none of alice's"), "{}", ended.stdout);
+}
