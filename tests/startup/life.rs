@@ -84,12 +84,12 @@ async fn the_demonstration_of_a_newcomer_holds_with_the_real_relay() {
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(folder.path(), open).expect("permissions");
     let state = folder.path().join("state");
-    let path = std::env::var("PATH").unwrap_or_default();
-    let mut rowcast = Rowcast::new(&["dev", "--once", "--state-dir", state.to_str().expect("text")])
-        .env("PATH", &path)
-        .env("PORT", "0");
-    if let Ok(bin) = std::env::var("PG_BIN") {
-        rowcast = rowcast.env("PG_BIN", &bin);
+    let mut rowcast = Rowcast::new(&["dev", "--once", "--state-dir", state.to_str().expect("text")]).env("PORT", "0");
+    // Where the server programs are found.
+    for name in ["PATH", "PG_BIN"] {
+        if let Some(value) = std::env::var_os(name) {
+            rowcast = rowcast.env(name, value.to_str().expect("text"));
+        }
     }
     let ended = rowcast.output().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
