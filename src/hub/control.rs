@@ -134,11 +134,11 @@ impl Hub {
             Ok(done) => done,
             Err(error) => std::panic::resume_unwind(error.try_into_panic().unwrap_or_else(|_| Box::new("cancelled"))),
         };
+        // The reading that it was resolved against may not have reached us yet; or a newer one has, which asks again.
+        self.on_rules();
         if self.tickets.get(&done.id) != Some(&done.ticket) {
             return;
         }
-        // The reading that it was resolved against may not have reached us yet.
-        self.on_rules();
         let Some(current) = self.current.clone() else { return };
         let stale = matches!(&done.result, Ok((_, rules)) if !Arc::ptr_eq(&rules.catalog, &current.catalog));
         match done.why {
@@ -175,8 +175,11 @@ impl Hub {
             Err(error) if error.retry => {
                 // Others don't wait for what may take long: until it is settled this channel gets nothing, and is told so.
                 self.registry.retarget(id, Vec::new(), catalog);
-                matching::notify(&mut self.out, &port, false, UNDECIDED);
-                self.deps.metrics.undecided_gaps.inc();
+                if self.revalidating.contains(&id) {
+                    // Once, not at every try: some clients join again at each error.
+                    matching::notify(&mut self.out, &port, false, UNDECIDED);
+                    self.deps.metrics.undecided_gaps.inc();
+                }
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
                 self.revalidating.remove(&id);
             }
