@@ -70,6 +70,8 @@ impl App {
     pub async fn build_on(mut config: Config, files: Arc<dyn Files>, clock: Clock) -> Result<App, AppError> {
         config.ingest.wal.publications = config.stream_publications();
         config.hub.publications.clone_from(&config.publications);
+        let others = config.stream_publications().into_iter().filter(|name| !config.publications.contains(name));
+        config.hub.other_publications = others.collect();
         // The ports first: a relay that runs already is the usual reason for failing here, and says so best.
         let admin = match config.admin {
             Some(addr) => Some(Admin::bind(addr).await?),

@@ -24,7 +24,7 @@ use std::time::Duration;
 
 pub use read::read;
 pub use snapshot::{ParseSnapshotError, Snapshot};
-pub use table::{Access, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, Table};
+pub use table::{Access, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, RowFilter, Table};
 
 use crate::error::{Fault, Remedy};
 use crate::pg::is_transient;
@@ -35,6 +35,8 @@ use crate::pgtype::Types;
 pub struct Wanted {
     /// The client publications, such as `supabase_realtime`. One that does not exist publishes nothing.
     pub publications: Vec<String>,
+    /// The stream's other publications, which may send what the client publications hold back.
+    pub others: Vec<String>,
     /// Roles that tokens have named. Those which don't exist are absent from the result.
     pub roles: BTreeSet<String>,
 }

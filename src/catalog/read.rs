@@ -16,8 +16,8 @@ use tokio_postgres::{IsolationLevel, Row, Transaction};
 
 use super::sql;
 use super::{
-    Access, Catalog, CatalogError, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, Rules,
-    Snapshot, Table, Wanted,
+    Access, Catalog, CatalogError, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, RowFilter,
+    Rules, Snapshot, Table, Wanted,
 };
 use crate::change::ReplicaIdentity;
 use crate::pgtype::{TypeInfo, TypeKind, Types};
@@ -71,7 +71,7 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
 
     let roles = reader.roles(&wanted.roles).await?;
     let names: Vec<String> = roles.keys().cloned().collect();
-    let published = reader.published(&wanted.publications, version).await?;
+    let published = reader.published(wanted, version).await?;
     let mut tables = reader.tables(published).await?;
     let oids: Vec<u32> = tables.keys().copied().collect();
     reader.columns(&oids, &mut tables).await?;
@@ -92,6 +92,24 @@ fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogEr
 
 fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, CatalogError> {
     row.try_get(column).map_err(|e| CatalogError::Malformed(crate::error::chain(&e)))
+}
+
+/// The row filters of one table in the client publications.
+#[derive(Default)]
+struct Filters {
+    /// One for each publication; `None` sends every row.
+    expressions: Vec<Option<String>>,
+    columns: BTreeSet<i16>,
+    /// Another publication in the stream sends what one of them holds back.
+    undone: bool,
+}
+
+impl Filters {
+    fn united(self) -> Option<RowFilter> {
+        let expressions: Vec<String> = self.expressions.into_iter().collect::<Option<_>>()?;
+        let expression = expressions.iter().map(|e| format!("({e})")).collect::<Vec<_>>().join(" OR ");
+        (self.undone && !expressions.is_empty()).then_some(RowFilter { expression, columns: self.columns })
+    }
 }
 
 struct Reader<'a> {
@@ -140,19 +158,29 @@ impl Reader<'_> {
     }
 
     /// Several publications are united: a row comes if any of them sends it.
-    async fn published(&self, names: &[String], version: i32) -> Result<BTreeMap<u32, Published>, CatalogError> {
+    async fn published(&self, wanted: &Wanted, version: i32) -> Result<BTreeMap<u32, Published>, CatalogError> {
         let sql = if version >= 150_000 { sql::PUBLISHED } else { sql::PUBLISHED_14 };
         let mut all: BTreeMap<u32, Published> = BTreeMap::new();
-        for row in &self.rows("publications", sql, &[&names]).await? {
-            let table = all.entry(get(row, 0)?).or_default();
+        let mut filters: BTreeMap<u32, Filters> = BTreeMap::new();
+        for row in &self.rows("publications", sql, &[&wanted.publications, &wanted.others]).await? {
+            let oid = get(row, 0)?;
+            let table = all.entry(oid).or_default();
             table.insert |= get::<bool>(row, 1)?;
             table.update |= get::<bool>(row, 2)?;
             table.delete |= get::<bool>(row, 3)?;
             table.truncate |= get::<bool>(row, 4)?;
             table.via_root |= get::<bool>(row, 5)?;
-            table.has_row_filter |= get::<bool>(row, 6)?;
-            if let Some(columns) = get::<Option<Vec<String>>>(row, 7)? {
+            if let Some(columns) = get::<Option<Vec<String>>>(row, 6)? {
                 table.columns.get_or_insert_default().extend(columns);
+            }
+            let filters = filters.entry(oid).or_default();
+            filters.expressions.push(get(row, 7)?);
+            filters.columns.extend(get::<Vec<i16>>(row, 8)?);
+            filters.undone |= get::<bool>(row, 9)?;
+        }
+        for (oid, filters) in filters {
+            if let Some(table) = all.get_mut(&oid) {
+                table.row_filter = filters.united();
             }
         }
         Ok(all)

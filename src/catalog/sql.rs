@@ -35,9 +35,15 @@ pub(super) const ROLES: &str = "select oid, rolname::text, rolsuper, rolbypassrl
          then pg_has_role(current_user, oid, 'SET') else pg_has_role(current_user, oid, 'MEMBER') end \
     from pg_roles where rolname = any($1::text[])";
 
-/// One row per (publication of `$1`, table in effect). The server lists the root or the leaves, as it publishes them.
+/// One row per (publication of `$1`, table in effect). The server lists the root or the leaves, as it publishes them. Last, the
+/// row filter, the columns it reads, and whether one of the publications `$2` sends what it holds back.
 pub(super) const PUBLISHED: &str = "select c.oid, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
-    t.rowfilter is not null, t.attnames::text[] \
+    t.attnames::text[], t.rowfilter, \
+    array(select d.refobjsubid::int2 from pg_publication_rel r join pg_depend d on d.classid = 'pg_publication_rel'::regclass \
+          and d.objid = r.oid and d.refclassid = 'pg_class'::regclass and d.refobjid = r.prrelid and d.refobjsubid <> 0 \
+          where r.prpubid = p.oid and r.prrelid = c.oid), \
+    exists(select from pg_publication_tables o where o.pubname = any($2::text[]) and o.schemaname = t.schemaname \
+           and o.tablename = t.tablename and o.rowfilter is distinct from t.rowfilter) \
     from pg_publication p join pg_publication_tables t on t.pubname = p.pubname \
     join pg_namespace n on n.nspname = t.schemaname \
     join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename \
@@ -45,11 +51,11 @@ pub(super) const PUBLISHED: &str = "select c.oid, p.pubinsert, p.pubupdate, p.pu
 
 /// The same for Postgres 14, which has neither row filters nor column lists.
 pub(super) const PUBLISHED_14: &str = "select c.oid, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
-    false, null::text[] \
+    null::text[], null::text, '{}'::int2[], false \
     from pg_publication p join pg_publication_tables t on t.pubname = p.pubname \
     join pg_namespace n on n.nspname = t.schemaname \
     join pg_class c on c.relnamespace = n.oid and c.relname = t.tablename \
-    where p.pubname = any($1::text[])";
+    where p.pubname = any($1::text[]) and $2::text[] is not null";
 
 /// The tables `$1` and the partitioned tables above them.
 pub(super) const TABLES: &str = "with wanted as ( \

@@ -70,10 +70,20 @@ pub struct Published {
     pub truncate: bool,
     /// Rows of partitions appear as rows of this root.
     pub via_root: bool,
-    /// Some publication filters its rows.
-    pub has_row_filter: bool,
+    /// What the client publications hold back and the stream may send all the same, because another publication in it does:
+    /// the relay has to hold it back itself. `None` if there is no filter, or if the server applies it.
+    pub row_filter: Option<RowFilter>,
     /// The published columns; `None` where the server does not tell (before Postgres 15): all.
     pub columns: Option<BTreeSet<String>>,
+}
+
+/// The WHERE of a table in the client publications.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowFilter {
+    /// As `pg_get_expr` prints it; several publications' are joined by OR.
+    pub expression: String,
+    /// Numbers of the columns that it reads.
+    pub columns: BTreeSet<i16>,
 }
 
 /// Which columns of an old image are values and not filler.

@@ -131,9 +131,14 @@ pub(super) struct ServeArgs {
     /// Opaque API keys and their roles: key=role,key=role [env: ROWCAST_API_KEYS]
     #[arg(long, value_name = "PAIRS", help_heading = "Who may see what")]
     api_keys: Option<String>,
-    /// How the right to see a DELETE is decided; only `judged`: by the old row [env: ROWCAST_DELETES] [default: judged]
+    /// Who gets a DELETE: `judged`, those who may see the old row; `key-to-all`, every subscriber of the table gets the
+    /// primary key, as Supabase Realtime does [env: ROWCAST_DELETES] [default: judged]
     #[arg(long, value_name = "MODE", help_heading = "Who may see what")]
     deletes: Option<String>,
+    /// Send rows of published partitions that have no row-level security though their root has, as Postgres would show them
+    /// [env: ROWCAST_OPEN_PARTITIONS] [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Who may see what")]
+    open_partitions: Option<String>,
 
     /// Port for clients [env: PORT] [default: 4000]
     #[arg(long, help_heading = "Clients")]
@@ -189,6 +194,7 @@ impl ServeArgs {
             ("jwt_secret", &self.jwt_secret),
             ("api_keys", &self.api_keys),
             ("deletes", &self.deletes),
+            ("open_partitions", &self.open_partitions),
             ("port", &self.port),
             ("host", &self.host),
             ("max_connections", &self.max_connections),

@@ -10,6 +10,7 @@ use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
 use crate::pg::PgConfig;
+use crate::policy::Deletes;
 
 /// A setting's names: in a file (and, with dashes, as a flag), and in the environment.
 const NAMES: &[(&str, &str)] = &[
@@ -25,6 +26,7 @@ const NAMES: &[(&str, &str)] = &[
     ("migrate", "ROWCAST_MIGRATE"),
     ("startup_timeout", "ROWCAST_STARTUP_TIMEOUT"),
     ("deletes", "ROWCAST_DELETES"),
+    ("open_partitions", "ROWCAST_OPEN_PARTITIONS"),
     ("log_retain_bytes", "ROWCAST_LOG_RETAIN_BYTES"),
     ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
     ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
@@ -266,12 +268,12 @@ impl<'a> Reading<'a> {
                 "Remove it and set JWT_SECRET to the secret that signs the tokens.",
             );
         }
-        self.read("deletes", "Remove it or set it to judged.", |text| match text {
-            "judged" => Ok(()),
-            other => {
-                Err(format!("is {other:?}; only `judged` is supported: who gets a DELETE is decided by the old row"))
-            }
+        let deletes = self.read("deletes", "Set it to judged or key-to-all.", |text| match text {
+            "judged" => Ok(Deletes::Judged),
+            "key-to-all" => Ok(Deletes::KeyToAll),
+            other => Err(format!("is {other:?}")),
         });
+        let partitions = self.read("open_partitions", "Set it to true or false.", parse::switch);
         let address =
             self.read("host", "Set it to an address of this machine, such as 0.0.0.0 or 127.0.0.1.", parse::host);
         let port = self.read("port", "Set it to a number from 0 to 65535.", number);
@@ -303,6 +305,8 @@ impl<'a> Reading<'a> {
         config.admin = admin.unwrap_or(config.admin);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.startup_timeout = startup.unwrap_or(config.startup_timeout);
+        config.hub.policy.deletes = deletes.unwrap_or_default();
+        config.hub.policy.open_partitions = partitions.unwrap_or_default();
         config.log.retain_bytes = retain_bytes.unwrap_or(config.log.retain_bytes);
         config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);

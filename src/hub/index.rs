@@ -86,13 +86,17 @@ struct Binding {
 }
 
 /// All subscriptions of one table.
-#[derive(Default)]
 pub(super) struct TableIndex {
+    options: policy::Options,
     subs: AHashMap<SubKey, Sub>,
     binding: Option<Binding>,
 }
 
 impl TableIndex {
+    pub(super) fn new(options: policy::Options) -> TableIndex {
+        TableIndex { options, subs: AHashMap::new(), binding: None }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.subs.is_empty()
     }
@@ -107,7 +111,7 @@ impl TableIndex {
     ) {
         let mut sub = Sub { target, principal, from, predicate: Bind::Never, keep: None };
         if let Some(binding) = &mut self.binding {
-            binding.add(key, &mut sub, catalog);
+            binding.add(key, &mut sub, catalog, self.options);
         }
         self.subs.insert(key, sub);
     }
@@ -130,7 +134,7 @@ impl TableIndex {
     pub(super) fn apply_rules(&mut self, catalog: &Catalog) {
         let Some(binding) = &self.binding else { return };
         let same = |(role, group): (&Arc<str>, &Group)| {
-            policy::compile(catalog, binding.relation.oid, role) == **group.bound.plan()
+            policy::compile(catalog, binding.relation.oid, role, self.options) == **group.bound.plan()
         };
         if !binding.groups.iter().all(same) {
             let relation = binding.relation.clone();
@@ -149,7 +153,7 @@ impl TableIndex {
     fn bind(&mut self, relation: &Arc<Relation>, catalog: &Catalog) {
         let mut binding = Binding { relation: relation.clone(), groups: AHashMap::new() };
         for (key, sub) in &mut self.subs {
-            binding.add(*key, sub, catalog);
+            binding.add(*key, sub, catalog, self.options);
         }
         self.binding = Some(binding);
     }
@@ -164,7 +168,19 @@ impl TableIndex {
     ) -> bool {
         let Some(binding) = &self.binding else { return false };
         let mut unseen = false;
-        for group in binding.groups.values() {
+        let is_delete = matches!(change, Change::Delete { .. });
+        let to_all = |group: &Group| is_delete && group.bound.plan().deletes_to_all();
+        if binding.groups.values().any(to_all) {
+            for (key, sub) in &self.subs {
+                let Some(group) = binding.groups.get(&sub.principal.role) else { continue };
+                if to_all(group) && sub.wants(change, at) {
+                    let keep = sub.keep.as_ref();
+                    let (entry_id, principal, bound) = (sub.target.entry_id, &sub.principal, &group.bound);
+                    found(Candidate { key: *key, entry_id, principal, keep, bound });
+                }
+            }
+        }
+        for group in binding.groups.values().filter(|group| !to_all(group)) {
             let mut consider = |key: &SubKey| {
                 let Some(sub) = self.subs.get(key) else { return };
                 if sub.wants(change, at) {
@@ -241,7 +257,7 @@ fn is_absent(change: &Change, column: usize, relation: &Relation) -> bool {
 }
 
 impl Binding {
-    fn add(&mut self, key: SubKey, sub: &mut Sub, catalog: &Catalog) {
+    fn add(&mut self, key: SubKey, sub: &mut Sub, catalog: &Catalog, options: policy::Options) {
         sub.predicate = if sub.target.predicate.is_empty() {
             Bind::Everything
         } else {
@@ -250,7 +266,7 @@ impl Binding {
         sub.keep = sub.target.select.as_ref().map(|names| kept(&self.relation, names));
         let role = &sub.principal.role;
         let relation = &self.relation;
-        let group = self.groups.entry(role.clone()).or_insert_with(|| Group::new(catalog, relation, role));
+        let group = self.groups.entry(role.clone()).or_insert_with(|| Group::new(catalog, relation, role, options));
         match group.place(sub) {
             Place::Owner(value) => group.by_owner.entry(value).or_default().insert(key),
             Place::Value(column, equality, value) => {
@@ -286,8 +302,8 @@ fn kept(relation: &Relation, names: &BTreeSet<String>) -> ColumnMask {
 }
 
 impl Group {
-    fn new(catalog: &Catalog, relation: &Arc<Relation>, role: &str) -> Group {
-        let plan: Arc<Plan> = Arc::new(policy::compile(catalog, relation.oid, role));
+    fn new(catalog: &Catalog, relation: &Arc<Relation>, role: &str, options: policy::Options) -> Group {
+        let plan: Arc<Plan> = Arc::new(policy::compile(catalog, relation.oid, role, options));
         let bound = Arc::new(plan.bind(relation));
         // Without its column in the relation the key is of no use: every row is then judged, and denied for want of evidence.
         let owner = plan.owner_key().filter(|_| bound.key_column_index().is_some()).cloned();

@@ -34,7 +34,7 @@ use crate::error::{Fault, Remedy};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
-use crate::policy::AskConfig;
+use crate::policy::{AskConfig, Options};
 use crate::task::Drain;
 
 /// The hub's settings.
@@ -42,6 +42,10 @@ use crate::task::Drain;
 pub struct HubConfig {
     /// The client publications: what is in none of them is matched to nobody.
     pub publications: Vec<String>,
+    /// The stream's other publications.
+    pub other_publications: Vec<String>,
+    /// What the operator decides beside Postgres's own rules.
+    pub policy: Options,
     /// The catalog is read at least this often. 1 s.
     pub catalog_interval: Duration,
     /// No row is judged by a reading that began longer ago than this. 2 s.
@@ -54,6 +58,8 @@ impl Default for HubConfig {
     fn default() -> HubConfig {
         HubConfig {
             publications: vec!["supabase_realtime".into()],
+            other_publications: Vec::new(),
+            policy: Options::default(),
             catalog_interval: Duration::from_secs(1),
             max_rules_age: Duration::from_secs(2),
             ask: AskConfig::default(),

@@ -10,6 +10,7 @@ use super::{ChannelId, Entry, Port};
 use crate::catalog::Catalog;
 use crate::change::Position;
 use crate::claims::Principal;
+use crate::policy;
 
 /// A channel with active entries.
 pub(super) struct Channel {
@@ -22,8 +23,8 @@ pub(super) struct Channel {
 }
 
 /// All channels. Slots are reused, [`ChannelId`]s are not.
-#[derive(Default)]
 pub(super) struct Registry {
+    options: policy::Options,
     slots: Vec<Option<Channel>>,
     free: Vec<u32>,
     by_id: AHashMap<ChannelId, u32>,
@@ -32,6 +33,17 @@ pub(super) struct Registry {
 }
 
 impl Registry {
+    pub(super) fn new(options: policy::Options) -> Registry {
+        Registry {
+            options,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_id: AHashMap::new(),
+            tables: AHashMap::new(),
+            subscriptions: 0,
+        }
+    }
+
     /// Activates a channel, in place of what it had before.
     pub(super) fn activate(
         &mut self,
@@ -74,7 +86,7 @@ impl Registry {
         let Some(channel) = &mut self.slots[slot as usize] else { return };
         for (i, target) in targets.iter().enumerate() {
             let key = SubKey { slot, target: i as u32 };
-            let table = self.tables.entry(target.table_oid).or_default();
+            let table = self.tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options));
             table.insert(key, target.clone(), channel.principal.clone(), channel.from, catalog);
         }
         self.subscriptions += targets.len();

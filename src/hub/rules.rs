@@ -92,6 +92,7 @@ impl RulesHandle {
 pub(super) struct RulesReader {
     pool: Pool,
     publications: Vec<String>,
+    others: Vec<String>,
     interval: Duration,
     metrics: Arc<Metrics>,
     drain: Drain,
@@ -106,7 +107,7 @@ const MAX_ROLES: usize = 1000;
 impl RulesReader {
     pub(super) fn new(
         pool: Pool,
-        publications: Vec<String>,
+        (publications, others): (Vec<String>, Vec<String>),
         interval: Duration,
         metrics: Arc<Metrics>,
         drain: Drain,
@@ -114,7 +115,8 @@ impl RulesReader {
         let (publish, latest) = watch::channel(None);
         let roles: BTreeSet<String> = ["anon", "authenticated", "service_role"].map(String::from).into();
         let shared = Arc::new(Requests { roles: Mutex::new(roles), wake: Notify::new() });
-        let reader = RulesReader { pool, publications, interval, metrics, drain, publish, shared: shared.clone() };
+        let reader =
+            RulesReader { pool, publications, others, interval, metrics, drain, publish, shared: shared.clone() };
         (reader, RulesHandle { latest, shared })
     }
 
@@ -157,7 +159,8 @@ impl RulesReader {
     }
 
     async fn read(&self, roles: &BTreeSet<String>) -> Result<Catalog, String> {
-        let wanted = Wanted { publications: self.publications.clone(), roles: roles.clone() };
+        let (publications, others) = (self.publications.clone(), self.others.clone());
+        let wanted = Wanted { publications, others, roles: roles.clone() };
         let mut connection = self.pool.get().await.map_err(|e| chain(&e))?;
         catalog::read(&mut connection, &wanted).await.map_err(|e| chain(&e))
     }

@@ -104,7 +104,7 @@ impl Hub {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (rules_reader, rules) = RulesReader::new(
             deps.catalog_pool.clone(),
-            config.publications.clone(),
+            (config.publications.clone(), config.other_publications.clone()),
             config.catalog_interval,
             deps.metrics.clone(),
             deps.drain.clone(),
@@ -116,7 +116,7 @@ impl Hub {
             rules,
             current: None,
             validator: Arc::new(Validator::new(deps.pool.clone())),
-            registry: Registry::default(),
+            registry: Registry::new(config.policy),
             matcher: Matcher::default(),
             lane: Lane::new(asker),
             reader: deps.log.reader(deps.log.end()),

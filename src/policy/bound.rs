@@ -29,6 +29,8 @@ pub struct Bound {
     /// The columns that say which row it is.
     key: ColumnMask,
     all: ColumnMask,
+    primary_key: ColumnMask,
+    has_primary_key: bool,
     key_readable: bool,
     /// The relation and the catalog disagree about a column that the policy reads: one of them is older.
     stale: bool,
@@ -87,6 +89,8 @@ impl Bound {
             readable: ColumnMask::none(),
             key: ColumnMask::none(),
             all,
+            primary_key: ColumnMask::none(),
+            has_primary_key: false,
             key_readable: false,
             stale: false,
             key_column_index: None,
@@ -116,6 +120,8 @@ impl Bound {
             _ if from_primary_key => columns(&mut table.primary_key.iter()),
             _ => (0..relation.columns.len()).filter(|i| relation.columns[*i].key).collect(),
         };
+        self.primary_key = columns(&mut table.primary_key.iter());
+        self.has_primary_key = !table.primary_key.is_empty();
         self.key_readable = table.primary_key.iter().all(|name| self.plan.readable.contains(name));
         let read = |name: &str| {
             let place = table.columns.iter().position(|c| c.name == name);
@@ -159,10 +165,18 @@ impl Bound {
         if *principal.role != *self.plan.role {
             return deny(DenyReason::UnknownRole);
         }
+        let is_delete = matches!(change, Change::Delete { .. });
+        if is_delete && self.plan.deletes_to_all() {
+            return self.announce(change);
+        }
         if let Engine::Deny(reason) = self.plan.engine {
             return deny(reason);
         }
-        if !matches!(change, Change::Delete { .. }) && !self.key_readable {
+        // Decision 25: the client was told when it subscribed.
+        if !is_delete && !self.has_primary_key {
+            return deny(DenyReason::NoPrimaryKey);
+        }
+        if !is_delete && !self.key_readable {
             return deny(DenyReason::NoGrant);
         }
         match &self.plan.engine {
@@ -177,6 +191,27 @@ impl Bound {
                 Err(verdict) => Judged::Decided(verdict),
             },
         }
+    }
+
+    /// A DELETE that goes to everybody: not judged by any policy. Columns that the role may not select are left out; with
+    /// none left, it still learns that a row is gone.
+    fn announce(&self, change: &Change) -> Judged {
+        let Change::Delete { old } = change else { return deny(DenyReason::Policy) };
+        let barred = [
+            DenyReason::UnknownRole,
+            DenyReason::SuperuserRole,
+            DenyReason::UnknownTable,
+            DenyReason::UnprotectedPartition,
+        ];
+        let Some(table) = &self.plan.table else { return deny(DenyReason::UnknownTable) };
+        if let Engine::Deny(reason) = self.plan.engine
+            && barred.contains(&reason)
+        {
+            return deny(reason);
+        }
+        let real = self.real(old).intersection(&self.readable);
+        let shown = if table.row_security { real.intersection(&self.primary_key) } else { real };
+        Judged::Decided(Verdict::Permit(Permit::grant(ColumnMask::none(), shown)))
     }
 
     fn judge_pure(&self, expr: &Expr, change: &Change, principal: &Principal) -> Judged {

@@ -8,11 +8,11 @@ use super::form::Form;
 use super::owner::OwnerKey;
 use super::parse::{self, Context, NotPure};
 use super::permit::DenyReason;
-use super::plan::{Engine, Plan};
-use crate::catalog::{Access, Catalog, PolicyRow, Role, Table};
+use super::plan::{Engine, Options, Plan};
+use crate::catalog::{Access, Catalog, PolicyCommand, PolicyRow, Role, RowFilter, Table};
 
 /// Compiles the rules of a table for a role. Never fails: what can't be judged is asked or denied, with the reason.
-pub fn compile(catalog: &Catalog, table_oid: u32, role: &str) -> Plan {
+pub fn compile(catalog: &Catalog, table_oid: u32, role: &str, options: Options) -> Plan {
     let table = catalog.table(table_oid).cloned();
     let mut plan = Plan {
         table_oid,
@@ -22,6 +22,7 @@ pub fn compile(catalog: &Catalog, table_oid: u32, role: &str) -> Plan {
         readable: BTreeSet::new(),
         form: None,
         owner_key: None,
+        options,
     };
     let Some(table) = table else { return plan };
     let rights = match rights(catalog, &table, role) {
@@ -34,19 +35,42 @@ pub fn compile(catalog: &Catalog, table_oid: u32, role: &str) -> Plan {
     let (role, access) = rights;
     plan.readable =
         table.columns.iter().filter(|c| access.columns.contains(&c.number)).map(|c| c.name.clone()).collect();
-    if is_above(role, access, &table) {
+    let by_policies = if is_above(role, access, &table) {
         plan.engine = Engine::Everything;
+        false
     } else if !table.row_security {
         let protected = |oid: &u32| catalog.table(*oid).is_none_or(|t| is_protected(t, role));
         // A partition with its own name in the publication would show what its root hides.
-        plan.engine = match table.ancestors.iter().any(protected) {
+        plan.engine = match !options.open_partitions && table.ancestors.iter().any(protected) {
             true => Engine::Deny(DenyReason::UnprotectedPartition),
             false => Engine::Everything,
         };
+        false
     } else {
-        judge_by_policies(catalog, &table, access, &mut plan);
+        true
+    };
+    let row_filter = table.published.as_ref().and_then(|published| published.row_filter.as_ref());
+    if by_policies || (row_filter.is_some() && plan.engine == Engine::Everything) {
+        let policies = by_policies.then_some(&table.policies[..]).unwrap_or_default();
+        judge_by(catalog, &table, policies, access, row_filter, &mut plan);
     }
     plan
+}
+
+/// What the publication holds back is held back from everybody, as a restrictive policy would. Unlike the server, which turns
+/// an UPDATE that moves a row across the filter into an INSERT or a DELETE, only the row that is judged counts.
+fn as_policy(filter: &RowFilter) -> PolicyRow {
+    PolicyRow {
+        name: "row filter of the publication".into(),
+        permissive: false,
+        command: PolicyCommand::All,
+        roles: Vec::new(),
+        expression: Some(filter.expression.clone()),
+        columns: filter.columns.iter().copied().collect(),
+        system_columns: false,
+        // A row filter can't call functions of users.
+        functions: BTreeSet::new(),
+    }
 }
 
 fn rights<'a>(catalog: &'a Catalog, table: &'a Arc<Table>, role: &str) -> Result<(&'a Role, &'a Access), DenyReason> {
@@ -71,15 +95,25 @@ fn is_protected(table: &Table, role: &Role) -> bool {
     table.row_security && !above
 }
 
-fn judge_by_policies(catalog: &Catalog, table: &Arc<Table>, access: &Access, plan: &mut Plan) {
+/// By row-level security, by a row filter, or by both; `policies` is empty where row-level security does not apply.
+fn judge_by(
+    catalog: &Catalog,
+    table: &Arc<Table>,
+    policies: &[PolicyRow],
+    access: &Access,
+    row_filter: Option<&RowFilter>,
+    plan: &mut Plan,
+) {
     // A policy without USING neither permits nor restricts.
-    let applying = table.policies.iter().filter(|p| access.policies.contains(&p.name));
+    let applying = policies.iter().filter(|p| access.policies.contains(&p.name));
     let applying: Vec<(&PolicyRow, &str)> = applying.filter_map(|p| Some((p, p.expression.as_deref()?))).collect();
-    let (permissive, restrictive): (Vec<_>, Vec<_>) = applying.iter().partition(|(p, _)| p.permissive);
-    if permissive.is_empty() {
+    let (permissive, mut restrictive): (Vec<_>, Vec<_>) = applying.iter().partition(|(p, _)| p.permissive);
+    if permissive.is_empty() && plan.engine != Engine::Everything {
         plan.engine = Engine::Deny(DenyReason::NoPolicy);
         return;
     }
+    let row_filter = row_filter.map(as_policy);
+    restrictive.extend(row_filter.iter().filter_map(|p| Some((p, p.expression.as_deref()?))));
     let form = form(table, &permissive, &restrictive);
     let context = Context { catalog, table, role: &plan.role };
     plan.engine = match pure(&context, &permissive, &restrictive) {
@@ -118,22 +152,22 @@ fn pure(context: &Context<'_>, permissive: &Policies<'_>, restrictive: &Policies
     if let Some(why) = doubt {
         return Err(why);
     }
-    let mut all = vec![Expr::any(any)];
+    let mut all = if permissive.is_empty() { Vec::new() } else { vec![Expr::any(any)] };
     for policy in restrictive {
         all.push(parse(policy)?);
     }
     Ok(Expr::all(all))
 }
 
-/// What is asked: `(p1 or p2) and r1 and r2`, over the columns that the policies depend on.
+/// What is asked: `(p1 or p2) and r1 and r2`, over the columns that the policies depend on. Without permissive ones, where
+/// row-level security does not apply, `r1 and r2`.
 fn form(table: &Table, permissive: &Policies<'_>, restrictive: &Policies<'_>) -> Form {
     let joined = |policies: &Policies<'_>, word: &str| {
         policies.iter().map(|(_, text)| format!("({text}\n)")).collect::<Vec<_>>().join(word)
     };
-    let mut expression = format!("({})", joined(permissive, " or "));
-    if !restrictive.is_empty() {
-        expression = format!("{expression} and {}", joined(restrictive, " and "));
-    }
+    let permitted = (!permissive.is_empty()).then(|| format!("({})", joined(permissive, " or ")));
+    let restricted = (!restrictive.is_empty()).then(|| joined(restrictive, " and "));
+    let expression = permitted.into_iter().chain(restricted).collect::<Vec<_>>().join(" and ");
     let policies = || permissive.iter().chain(restrictive);
     // The dependencies of a policy name its columns, but not a whole-row reference, which is printed as `name.*`.
     let whole = policies().any(|(_, text)| text.contains(".*"));

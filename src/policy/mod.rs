@@ -38,5 +38,5 @@ pub use expr::{Equality, Expr};
 pub use form::Form;
 pub use owner::OwnerKey;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};
-pub use plan::{Engine, Plan};
+pub use plan::{Deletes, Engine, Options, Plan};
 pub use term::{Fault, Setting, Term, TermType};

@@ -75,6 +75,8 @@ pub enum DenyReason {
     UnknownTable,
     /// A partition without row-level security of its own, under a partitioned table that has it.
     UnprotectedPartition,
+    /// The table has no primary key, so an INSERT or UPDATE can't say which row it is about.
+    NoPrimaryKey,
 }
 
 impl DenyReason {
@@ -91,6 +93,7 @@ impl DenyReason {
             DenyReason::Expired => "expired",
             DenyReason::UnknownTable => "unknown_table",
             DenyReason::UnprotectedPartition => "unprotected_partition",
+            DenyReason::NoPrimaryKey => "no_primary_key",
         }
     }
 }

@@ -12,6 +12,27 @@ use super::permit::DenyReason;
 use crate::catalog::Table;
 use crate::change::Relation;
 
+/// What the operator decides beside Postgres's own rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// Who gets a DELETE.
+    pub deletes: Deletes,
+    /// A partition without row-level security that is published under its own name is as open as Postgres has it, also if its
+    /// root has row-level security. Otherwise nobody gets its rows.
+    pub open_partitions: bool,
+}
+
+/// Who gets a DELETE (`protocol.md` §15, decision 24).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Deletes {
+    /// Who may see the old row; he gets the columns of its identity that he may read.
+    #[default]
+    Judged,
+    /// As Supabase Realtime does: every subscriber whose filter passes. Under row-level security it is the primary key and
+    /// nothing else. Policies are not looked at.
+    KeyToAll,
+}
+
 /// How rows are judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Engine {
@@ -46,6 +67,8 @@ pub struct Plan {
     /// What Postgres is asked: always for Ask, and for single principals of a Pure plan whose claims only it can judge.
     pub form: Option<Form>,
     pub(super) owner_key: Option<OwnerKey>,
+    /// What it was compiled with.
+    pub options: Options,
 }
 
 impl Plan {
@@ -57,6 +80,13 @@ impl Plan {
     /// The equality that every permit needs, if there is one.
     pub fn owner_key(&self) -> Option<&OwnerKey> {
         self.owner_key.as_ref()
+    }
+
+    /// Whether DELETEs go to everybody whose filter passes. Never where the relay has to apply the publication's row filter
+    /// itself: the publication does not send such rows to anybody.
+    pub fn deletes_to_all(&self) -> bool {
+        let published = self.table.as_ref().and_then(|table| table.published.as_ref());
+        self.options.deletes == Deletes::KeyToAll && published.is_some_and(|p| p.row_filter.is_none())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which plan comes of which rules.
 
 use super::support::*;
-use crate::policy::{DenyReason, Engine, Expr, compile};
+use crate::policy::{DenyReason, Engine, Expr, Options, compile};
 use crate::testing::TestDatabase;
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn roles_that_stand_above_the_policies_get_everything_and_superusers_nothi
     let engines = async |database: &mut TestDatabase| {
         let catalog = catalog(database, &roles).await;
         let oid = catalog.find("public", "t").expect("published").oid;
-        roles.map(|role| compile(&catalog, oid, role).engine)
+        roles.map(|role| compile(&catalog, oid, role, Options::default()).engine)
     };
     let deny = Engine::Deny;
     let none = || deny(DenyReason::NoPolicy);
@@ -43,8 +43,8 @@ async fn roles_that_stand_above_the_policies_get_everything_and_superusers_nothi
 
     let catalog = catalog(&mut database, &["missing"]).await;
     let oid = catalog.find("public", "t").expect("published").oid;
-    assert_eq!(compile(&catalog, oid, "missing").engine, deny(DenyReason::UnknownRole));
-    assert_eq!(compile(&catalog, 1, "missing").engine, deny(DenyReason::UnknownTable));
+    assert_eq!(compile(&catalog, oid, "missing", Options::default()).engine, deny(DenyReason::UnknownRole));
+    assert_eq!(compile(&catalog, 1, "missing", Options::default()).engine, deny(DenyReason::UnknownTable));
     database
         .run("drop table t; drop role c_owner, c_member, c_noinherit, c_super, c_bypass, c_under_bypass, c_group")
         .await;
@@ -146,7 +146,7 @@ async fn grants_decide_what_is_shown_and_whether_anything_is() {
     assert_eq!(masked.to_string(), "public.t for authenticated: everything; shows b, id");
     let catalog = catalog(&mut database, &["authenticated"]).await;
     let closed = catalog.find("closed", "u").expect("published").oid;
-    let engine = compile(&catalog, closed, "authenticated").engine;
+    let engine = compile(&catalog, closed, "authenticated", Options::default()).engine;
     assert_eq!(engine, Engine::Deny(DenyReason::NoGrant), "no USAGE on the schema");
 }
 

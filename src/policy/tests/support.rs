@@ -11,7 +11,7 @@ use crate::catalog::{Catalog, Table, Wanted, read};
 use crate::change::{Change, OldRow, Position, Relation, RelationColumn, ReplicaIdentity, RowChange, Tuple, Value};
 use crate::claims::Principal;
 use crate::metrics::Metrics;
-use crate::policy::{AskConfig, Asker, Bound, Judged, Plan, Question, Verdict, compile};
+use crate::policy::{AskConfig, Asker, Bound, Judged, Options, Plan, Question, Verdict, compile};
 use crate::testing::TestDatabase;
 
 pub(super) const ALICE: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
@@ -31,14 +31,15 @@ pub(super) fn user(sub: &str) -> Arc<Principal> {
 
 pub(super) async fn catalog(database: &mut TestDatabase, roles: &[&str]) -> Catalog {
     let roles: BTreeSet<String> = roles.iter().map(|r| (*r).to_owned()).collect();
-    let wanted = Wanted { publications: vec!["supabase_realtime".to_owned()], roles };
+    let (publications, others) = (vec!["supabase_realtime".to_owned()], vec!["rowcast_facts".to_owned()]);
+    let wanted = Wanted { publications, others, roles };
     read(&mut database.client, &wanted).await.unwrap_or_else(|e| panic!("{}", crate::error::chain(&e)))
 }
 
 pub(super) async fn plan(database: &mut TestDatabase, table: &str, role: &str) -> Arc<Plan> {
     let catalog = catalog(database, &[role]).await;
     let oid = catalog.find("public", table).map_or(0, |t| t.oid);
-    Arc::new(compile(&catalog, oid, role))
+    Arc::new(compile(&catalog, oid, role, Options::default()))
 }
 
 /// The relation as pgoutput would describe it now.
