@@ -3,5 +3,6 @@
 mod asking;
 mod compiling;
 mod judging;
+mod options;
 mod oracle;
 mod support;
