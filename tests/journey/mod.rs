@@ -7,6 +7,7 @@ mod client;
 mod deletes;
 mod order;
 mod payload;
+mod publications;
 mod refusals;
 mod restart;
 mod rights;
