@@ -39,9 +39,7 @@ pub fn compile(catalog: &Catalog, table_oid: u32, role: &str, options: Options) 
         plan.engine = Engine::Everything;
         false
     } else if !table.row_security {
-        let protected = |oid: &u32| catalog.table(*oid).is_none_or(|t| is_protected(t, role));
-        // A partition with its own name in the publication would show what its root hides.
-        plan.engine = match !options.open_partitions && table.ancestors.iter().any(protected) {
+        plan.engine = match is_exposed(catalog, &table, role, access, options) {
             true => Engine::Deny(DenyReason::UnprotectedPartition),
             false => Engine::Everything,
         };
@@ -73,7 +71,30 @@ fn as_policy(filter: &RowFilter) -> PolicyRow {
     }
 }
 
-fn rights<'a>(catalog: &'a Catalog, table: &'a Arc<Table>, role: &str) -> Result<(&'a Role, &'a Access), DenyReason> {
+/// Why no INSERT or UPDATE of the table will ever be sent to the role, whatever its policies say; `None` if they decide.
+pub fn obstacle(catalog: &Catalog, table: &Table, role: &str, options: Options) -> Option<DenyReason> {
+    let (role, access) = match rights(catalog, table, role) {
+        Ok(rights) => rights,
+        Err(reason) => return Some(reason),
+    };
+    if is_exposed(catalog, table, role, access, options) {
+        return Some(DenyReason::UnprotectedPartition);
+    }
+    if table.primary_key.is_empty() {
+        return Some(DenyReason::NoPrimaryKey);
+    }
+    let readable = |name: &String| table.column(name).is_some_and(|c| access.columns.contains(&c.number));
+    (!table.primary_key.iter().all(readable)).then_some(DenyReason::NoGrant)
+}
+
+/// A partition with its own name in the publication would show what its root hides.
+fn is_exposed(catalog: &Catalog, table: &Table, role: &Role, access: &Access, options: Options) -> bool {
+    let protected = |oid: &u32| catalog.table(*oid).is_none_or(|t| is_protected(t, role));
+    let open = !options.open_partitions && !table.row_security && !is_above(role, access, table);
+    open && table.ancestors.iter().any(protected)
+}
+
+fn rights<'a>(catalog: &'a Catalog, table: &'a Table, role: &str) -> Result<(&'a Role, &'a Access), DenyReason> {
     let role = catalog.role(role).ok_or(DenyReason::UnknownRole)?;
     if role.superuser {
         return Err(DenyReason::SuperuserRole);

@@ -33,7 +33,7 @@ mod tests;
 
 pub use ask::{AskConfig, Asker, Question};
 pub use bound::{Bound, Judged};
-pub use compile::compile;
+pub use compile::{compile, obstacle};
 pub use expr::{Equality, Expr};
 pub use form::Form;
 pub use owner::OwnerKey;

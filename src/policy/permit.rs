@@ -53,7 +53,7 @@ impl FromIterator<usize> for ColumnMask {
 }
 
 /// Why nobody with this principal gets the row. The `as_str` is the metric label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DenyReason {
     /// The policies' answer is false or NULL.
     Policy,
