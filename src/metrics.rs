@@ -92,6 +92,10 @@ metrics! {
     ask_not_visible: Counter = "ask_not_visible";
     /// Catalog reads by result: changed, same, failed
     catalog_reads: Labelled = "catalog_reads";
+    /// Key set (JWKS) fetches by result: changed, same, failed
+    jwks_fetches: Labelled = "jwks_fetches";
+    /// Usable keys in the key set (JWKS) at hand
+    jwks_keys: Gauge = "jwks_keys";
     /// Seconds from the commit to the hand-over of the frame to the socket, by the two machines' clocks
     commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
     /// Connections closed by us by reason: slow, drain, idle, protocol

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::admin::AdminError;
+use crate::claims::KeySetError;
 use crate::error::{Fault, Remedy};
 use crate::gateway::BindError;
 use crate::hub::HubError;
@@ -58,6 +59,9 @@ pub enum AppError {
         #[source]
         source: Box<AppError>,
     },
+    /// The issuer's keys, without which nobody could be let in.
+    #[error(transparent)]
+    Keys(#[from] KeySetError),
     /// The stream.
     #[error(transparent)]
     Ingest(#[from] IngestError),
@@ -86,7 +90,10 @@ impl Fault for AppError {
             AppError::Migrate(error) => error.remedy(),
             AppError::Ingest(error) => error.remedy(),
             AppError::Hub(error) => error.remedy(),
-            AppError::DataDir { .. } | AppError::Missing { .. } | AppError::Unreachable { .. } => Remedy::Operator,
+            // It was tried for as long as it should be.
+            AppError::Keys(_) | AppError::DataDir { .. } | AppError::Missing { .. } | AppError::Unreachable { .. } => {
+                Remedy::Operator
+            }
             AppError::NotReady(_) => Remedy::Retry,
             AppError::Ended(_) | AppError::Panicked(_) => Remedy::Bug,
         }
@@ -102,6 +109,7 @@ impl Fault for AppError {
             AppError::Migrate(error) => error.advice(),
             AppError::Ingest(error) => error.advice(),
             AppError::Hub(error) => error.advice(),
+            AppError::Keys(error) => error.advice(),
             AppError::DataDir { .. } => "Set ROWCAST_DATA_DIR to a folder that this user may write to.".into(),
             AppError::Missing { .. } => "Run `rowcast migrate up` once with the rights of the database's owner (or start \
                                          with --migrate), or set ROWCAST_PUBLICATION to publications that exist."

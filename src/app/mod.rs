@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  build   folder, log and both ports are ours; nothing runs
-//!  spawn   gateway, admin, shards run at once; then database → hub → ingest
+//!  spawn   admin, shards run at once; key set → gateway; database → hub → ingest
 //!  drain   gateway (1012 to everyone) → hub → shards → ingest (last fsync, last confirmation) → admin
 //! ```
 //!
@@ -48,6 +48,7 @@ struct Drains {
 pub struct App {
     config: Config,
     gateway: gateway::Bound,
+    verifier: Arc<Verifier>,
     admin: Option<Admin>,
     hub: Hub,
     shards: Vec<Shard>,
@@ -104,9 +105,10 @@ impl App {
         };
         let (hub, commands) = Hub::new(config.hub.clone(), deps);
         let connections = Connections::default();
+        let verifier = Arc::new(Verifier::new(config.verifier.clone(), clock.clone(), metrics.clone()));
         let deps = gateway::Deps {
             hub: commands,
-            verifier: Arc::new(Verifier::new(config.verifier.clone())),
+            verifier: verifier.clone(),
             clock,
             metrics: metrics.clone(),
             drain: drains.gateway.clone(),
@@ -116,12 +118,40 @@ impl App {
         };
         let address = SocketAddr::new(config.host, config.port);
         let gateway = Gateway::new(config.gateway.clone(), deps).bind(address).await?;
-        Ok(App { config, gateway, admin, hub, shards, ingest, handle, log, metrics, connections, pool, drains })
+        Ok(App {
+            config,
+            gateway,
+            verifier,
+            admin,
+            hub,
+            shards,
+            ingest,
+            handle,
+            log,
+            metrics,
+            connections,
+            pool,
+            drains,
+        })
     }
 
     /// Starts everything. Must be called in a tokio runtime.
     pub fn spawn(self) -> Running {
-        let App { config, gateway, admin, hub, shards, ingest, handle, log, metrics, connections, pool, drains } = self;
+        let App {
+            config,
+            gateway,
+            verifier,
+            admin,
+            hub,
+            shards,
+            ingest,
+            handle,
+            log,
+            metrics,
+            connections,
+            pool,
+            drains,
+        } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -140,10 +170,7 @@ impl App {
                 Ok(())
             }));
         }
-        services.push(service("gateway", async move {
-            gateway.serve().await;
-            Ok(())
-        }));
+        services.extend(clients(&config, gateway, verifier, &drains));
         for shard in shards {
             services.push(service("shard", async move {
                 shard.run().await;
@@ -164,6 +191,30 @@ impl App {
             services,
         }
     }
+}
+
+/// The gateway, and who keeps its key set. Without the first set nobody is let in: those who hold a good token would be told
+/// that it is none.
+fn clients(config: &Config, gateway: gateway::Bound, verifier: Arc<Verifier>, drains: &Drains) -> [Service; 2] {
+    let (loaded, may_serve) = oneshot::channel::<()>();
+    let (patience, drain) = (config.startup_timeout, drains.gateway.clone());
+    let keys = service("keys", async move {
+        verifier.load(patience, &drain).await?;
+        let _ = loaded.send(());
+        verifier.keep(&drain).await;
+        Ok(())
+    });
+    let drain = drains.gateway.clone();
+    let gateway = service("gateway", async move {
+        tokio::select! {
+            () = drain.draining() => return Ok(()),
+            // Dropped: the service above has the error.
+            loaded = may_serve => if loaded.is_err() { drain.draining().await; return Ok(()) },
+        }
+        gateway.serve().await;
+        Ok(())
+    });
+    [keys, gateway]
 }
 
 /// The services that wait for the database: the hub, which looks into it, and ingest, which must not run before the hub has

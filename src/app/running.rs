@@ -131,6 +131,7 @@ impl Running {
         tracing::info!(connections = self.connections.len(), "draining");
         self.drains.gateway.drain();
         self.join("gateway", clients, &mut drained).await;
+        self.join("keys", clients, &mut drained).await;
         if !self.connections.join(clients.saturating_duration_since(Instant::now())).await {
             drained.connections_left = self.connections.len();
             self.connections.kill();

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey};
@@ -5,17 +7,24 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::clock::Clock;
 use crate::error::ClientFacing as _;
+use crate::metrics::Metrics;
 
 pub(crate) const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
 const NOW: i64 = 1_800_000_000;
 
 /// Knows the tests' secret and `sb_publishable_abc`.
 pub(crate) fn verifier() -> Verifier {
-    Verifier::new(VerifierConfig {
+    verifier_of(VerifierConfig {
         jwt_secret: Some(SECRET.to_vec()),
         opaque_keys: [("sb_publishable_abc".to_owned(), "anon".to_owned())].into(),
+        key_set: None,
     })
+}
+
+pub(crate) fn verifier_of(config: VerifierConfig) -> Verifier {
+    Verifier::new(config, Clock::system(), Arc::new(Metrics::new()))
 }
 
 fn signed(header: &Value, claims: &Value, algorithm: Algorithm, secret: &[u8]) -> String {
@@ -118,7 +127,7 @@ fn a_key_id_that_is_unknown_is_named() {
 
 #[test]
 fn without_a_secret_every_jwt_is_refused() {
-    let verifier = Verifier::new(VerifierConfig::default());
+    let verifier = verifier_of(VerifierConfig::default());
     let token = token(json!({"role": "anon", "exp": NOW + 1}));
     assert_eq!(verifier.verify(&token, NOW), Err(TokenError::NoSigner { kid: None }));
 }
@@ -175,9 +184,9 @@ fn an_opaque_key_stands_for_its_role() {
 
 #[test]
 fn debug_shows_no_secret() {
-    let config =
-        VerifierConfig { jwt_secret: Some(SECRET.to_vec()), opaque_keys: [("sb_x".into(), "r".into())].into() };
-    let text = format!("{config:?} {:?}", Verifier::new(config.clone()));
+    let (jwt_secret, opaque_keys) = (Some(SECRET.to_vec()), [("sb_x".into(), "r".into())].into());
+    let config = VerifierConfig { jwt_secret, opaque_keys, key_set: None };
+    let text = format!("{config:?} {:?}", verifier_of(config.clone()));
     assert!(!text.contains("sb_x") && !text.contains("97"), "{text}");
 }
 

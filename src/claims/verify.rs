@@ -4,6 +4,8 @@
 //! * The algorithm comes from the key's type, never from the header alone: the header only chooses among what the key allows.
 //! * Claims are looked at only after the signature holds.
 //! * No token and no claim is printed, by `Debug` or in an error.
+//! * Verifying waits for nothing: it takes the keys at hand. Whether asking for newer ones is worth it is a second question
+//!   ([`Verifier::may_learn`]), so that whoever holds many sockets decides who may wait.
 //!
 //! Only the signature is left to jsonwebtoken. Rejected: its `Validation`, which refuses decimal `exp`, requires `typ` rules and
 //! leeway that differ from what the clients' issuers send (`protocol.md` §1.5).
@@ -11,13 +13,21 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::{Map, Value};
 
+use super::key_set::{self, KeySet};
+use super::keys::{KeySetConfig, KeySetError, Keys};
 use super::{Principal, TokenError};
+use crate::clock::Clock;
+use crate::error::{Fault as _, chain};
+use crate::metrics::Metrics;
+use crate::task::Drain;
 
 /// A longer text is not looked at; real tokens have a few hundred bytes to a few thousand.
 const MAX_TOKEN_BYTES: usize = 16 * 1024;
@@ -31,6 +41,8 @@ pub struct VerifierConfig {
     pub jwt_secret: Option<Vec<u8>>,
     /// Opaque keys (`sb_publishable_…`, `sb_secret_…`) and the role each stands for.
     pub opaque_keys: BTreeMap<String, String>,
+    /// The issuer's keys; `None` for the secret alone.
+    pub key_set: Option<KeySetConfig>,
 }
 
 impl fmt::Debug for VerifierConfig {
@@ -38,6 +50,7 @@ impl fmt::Debug for VerifierConfig {
         f.debug_struct("VerifierConfig")
             .field("jwt_secret", &self.jwt_secret.is_some())
             .field("opaque_keys", &self.opaque_keys.len())
+            .field("key_set", &self.key_set)
             .finish()
     }
 }
@@ -46,6 +59,7 @@ impl fmt::Debug for VerifierConfig {
 pub struct Verifier {
     secret: Option<DecodingKey>,
     opaque: BTreeMap<String, String>,
+    keys: Option<Keys>,
 }
 
 impl fmt::Debug for Verifier {
@@ -55,10 +69,59 @@ impl fmt::Debug for Verifier {
 }
 
 impl Verifier {
-    /// Without a secret every JWT is refused.
-    pub fn new(config: VerifierConfig) -> Verifier {
+    /// Without a secret and a key set every JWT is refused. A key set is empty until [`Verifier::load`].
+    pub fn new(config: VerifierConfig, clock: Clock, metrics: Arc<Metrics>) -> Verifier {
         let secret = config.jwt_secret.as_deref().map(DecodingKey::from_secret);
-        Verifier { secret, opaque: config.opaque_keys }
+        let keys = config.key_set.map(|config| Keys::new(config, clock, metrics));
+        Verifier { secret, opaque: config.opaque_keys, keys }
+    }
+
+    /// Whether it has keys to fetch, with [`Verifier::load`] and [`Verifier::keep`].
+    pub fn has_key_set(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// Fetches the key set for the first time; to be awaited before anybody is let in. Tries again for this long. If it still
+    /// can't be had, that is an error, unless there is a secret: then it is logged, and the set is tried again later.
+    pub async fn load(&self, patience: Duration, drain: &Drain) -> Result<(), KeySetError> {
+        let Some(keys) = &self.keys else { return Ok(()) };
+        match keys.load(patience, drain).await {
+            Err(error) if self.secret.is_some() => {
+                let (error, advice) = (chain(&error), error.advice());
+                tracing::warn!(
+                    error,
+                    advice,
+                    "starting without the key set: only JWT_SECRET counts until it can be read"
+                );
+                Ok(())
+            }
+            loaded => loaded,
+        }
+    }
+
+    /// Fetches the key set from time to time and for [`Verifier::learn`], until the drain. To be run once, after the load.
+    pub async fn keep(&self, drain: &Drain) {
+        match &self.keys {
+            Some(keys) => keys.keep(drain).await,
+            None => drain.draining().await,
+        }
+    }
+
+    /// Whether [`Verifier::learn`] may turn this refusal into a yes: there is a key set, the refusal is an unknown key id, and
+    /// a fetch is under way or the floor between two allows one. Also if the key has been learned since the refusal.
+    pub fn may_learn(&self, error: &TokenError) -> bool {
+        match (&self.keys, error) {
+            (Some(keys), TokenError::NoSigner { kid: Some(kid) }) => keys.may_learn(kid),
+            _ => false,
+        }
+    }
+
+    /// Has the key set fetched again, or waits for the fetch under way; at once if neither may be. Returns when that has ended,
+    /// well or not, within the time for one fetch and a second. The caller verifies again. Cancel-safe: the fetch goes on.
+    pub async fn learn(&self) {
+        if let Some(keys) = &self.keys {
+            keys.learn().await;
+        }
     }
 
     /// Who the token speaks for at this second since 1970.
@@ -77,7 +140,8 @@ impl Verifier {
         let (header, payload) = message.split_once('.').ok_or(TokenError::Malformed)?;
         let header = object(header)?;
         let claims = object(payload)?;
-        let (algorithm, key) = self.signer(&header)?;
+        let set = self.keys.as_ref().map(Keys::at_hand).unwrap_or_default();
+        let (algorithm, key) = self.signer(&header, &set)?;
         // An error here is a signature that is no base64, or of another length.
         match jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, algorithm) {
             Ok(true) => principal(claims, now_unix_seconds),
@@ -85,26 +149,26 @@ impl Verifier {
         }
     }
 
-    /// The key for a token, and the algorithm it is used with. Key sets (JWKS) join here: looked up by `kid`, each key bound to
-    /// the algorithms of its type.
-    fn signer(&self, header: &Map<String, Value>) -> Result<(Algorithm, &DecodingKey), TokenError> {
+    /// The key for a token, and the algorithm it is used with.
+    fn signer<'a>(
+        &'a self,
+        header: &Map<String, Value>,
+        set: &'a KeySet,
+    ) -> Result<(Algorithm, &'a DecodingKey), TokenError> {
         let unusable = || TokenError::NoSigner { kid: None };
         // RFC 7515 §4.1.11: an extension that we don't know and that is declared critical.
         if header.contains_key("crit") {
             return Err(unusable());
         }
-        let algorithm = match header.get("alg").and_then(Value::as_str).unwrap_or_default() {
-            "HS256" => Algorithm::HS256,
-            "HS384" => Algorithm::HS384,
-            "HS512" => Algorithm::HS512,
-            "RS256" | "RS384" | "RS512" | "ES256" | "ES384" | "ES512" | "EdDSA" | "Ed25519" | "Ed448" => {
-                let kid = header.get("kid").and_then(Value::as_str);
-                return Err(TokenError::NoSigner { kid: kid.map(|kid| kid.chars().take(MAX_KID_CHARS).collect()) });
-            }
-            _ => return Err(unusable()),
-        };
-        // A `kid` that no key set knows does not matter for HS*: the shared secret is what issuers mean.
-        Ok((algorithm, self.secret.as_ref().ok_or_else(unusable)?))
+        let algorithm = header.get("alg").and_then(Value::as_str).and_then(key_set::algorithm).ok_or_else(unusable)?;
+        let kid = header.get("kid").and_then(Value::as_str).filter(|kid| !kid.is_empty());
+        if let Some(key) = kid.and_then(|kid| set.get(kid, algorithm)) {
+            return Ok((algorithm, key));
+        }
+        // A `kid` that the set lacks does not matter for HS*: the shared secret is what issuers mean.
+        let shared = self.secret.as_ref().filter(|_| key_set::is_shared(algorithm));
+        let unknown = || TokenError::NoSigner { kid: kid.map(|kid| kid.chars().take(MAX_KID_CHARS).collect()) };
+        Ok((algorithm, shared.ok_or_else(unknown)?))
     }
 }
 
@@ -113,7 +177,14 @@ fn clean(token: &str) -> Cow<'_, str> {
     if !token.contains(|c: char| c == '%' || c.is_whitespace()) {
         return Cow::Borrowed(token);
     }
-    let bytes = token.as_bytes();
+    let mut text = String::from_utf8_lossy(&percent_decoded(token)).into_owned();
+    text.retain(|c| !c.is_whitespace());
+    Cow::Owned(text)
+}
+
+/// Undoes percent-encoding; what is none stays as it is.
+pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
@@ -126,9 +197,7 @@ fn clean(token: &str) -> Cow<'_, str> {
         plain.push(escaped.unwrap_or(bytes[at]));
         at += if escaped.is_some() { 3 } else { 1 };
     }
-    let mut text = String::from_utf8_lossy(&plain).into_owned();
-    text.retain(|c| !c.is_whitespace());
-    Cow::Owned(text)
+    plain
 }
 
 /// A base64url part that must be a JSON object.

@@ -100,7 +100,8 @@ impl DevArgs {
 #[derive(Args)]
 #[command(
     after_help = "Each setting can also be given in the environment or, by the flag's name with underscores, in a TOML file.\n\
-                  Flags win over the environment, which wins over the file. Only DATABASE_URL and JWT_SECRET have no default.\n\n\
+                  Flags win over the environment, which wins over the file. Only DATABASE_URL has no default, and one of JWT_SECRET\n\
+                  and JWKS_URL must be set.\n\n\
                   Exit codes: 0 stopped as asked, 1 somebody must act, 2 wrong usage, 70 a bug.\n\
                   SIGTERM or Ctrl-C drains within 10 s; a second one stops at once."
 )]
@@ -121,13 +122,23 @@ pub(super) struct ServeArgs {
     /// Make roles, auth helpers and the publication too, as `rowcast migrate up` does [env: ROWCAST_MIGRATE]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Database")]
     migrate: Option<String>,
-    /// How long to wait at the start for a database that can't be reached [env: ROWCAST_STARTUP_TIMEOUT] [default: 20s]
+    /// How long to wait at the start for a database or a key set that can't be reached [env: ROWCAST_STARTUP_TIMEOUT] [default: 20s]
     #[arg(long, value_name = "TIME", help_heading = "Database")]
     startup_timeout: Option<String>,
 
     /// Secret of the users' tokens (HS256, HS384, HS512), at least 32 bytes [env: JWT_SECRET]
     #[arg(long, value_name = "SECRET", help_heading = "Who may see what")]
     jwt_secret: Option<String>,
+    /// The issuer's key set (JWKS): an https address or the path of a file; beside JWT_SECRET or instead of it [env: JWKS_URL]
+    #[arg(long, value_name = "URL", help_heading = "Who may see what")]
+    jwks_url: Option<String>,
+    /// Between two fetches of the key set [env: ROWCAST_JWKS_REFRESH] [default: 10m]
+    #[arg(long, value_name = "TIME", help_heading = "Who may see what")]
+    jwks_refresh: Option<String>,
+    /// PEM file of the only authorities that may vouch for the key set's server [env: ROWCAST_JWKS_CA, else SSL_CERT_FILE]
+    /// [default: Mozilla's]
+    #[arg(long, value_name = "FILE", help_heading = "Who may see what")]
+    jwks_ca: Option<String>,
     /// Opaque API keys and their roles: key=role,key=role [env: ROWCAST_API_KEYS]
     #[arg(long, value_name = "PAIRS", help_heading = "Who may see what")]
     api_keys: Option<String>,
@@ -192,6 +203,9 @@ impl ServeArgs {
             ("migrate", &self.migrate),
             ("startup_timeout", &self.startup_timeout),
             ("jwt_secret", &self.jwt_secret),
+            ("jwks_url", &self.jwks_url),
+            ("jwks_refresh", &self.jwks_refresh),
+            ("jwks_ca", &self.jwks_ca),
             ("api_keys", &self.api_keys),
             ("deletes", &self.deletes),
             ("open_partitions", &self.open_partitions),

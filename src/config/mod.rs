@@ -14,7 +14,6 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -55,7 +54,7 @@ pub struct Config {
     pub publications: Vec<String>,
     /// Bring the whole database to the wanted state first, not only what is the relay's own.
     pub migrate: bool,
-    /// How long a database that can't be reached is waited for at the start.
+    /// How long a database or a key set that can't be reached is waited for at the start.
     pub startup_timeout: Duration,
     /// For the whole drain.
     pub drain_timeout: Duration,
@@ -91,7 +90,7 @@ impl Config {
             host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             port: 4000,
             admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4001))),
-            verifier: VerifierConfig { jwt_secret: None, opaque_keys: BTreeMap::new() },
+            verifier: VerifierConfig::default(),
             data_dir: data_dir.to_owned(),
             publications,
             migrate: false,

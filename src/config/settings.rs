@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::{Format as _, Serialized, Toml};
 use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
+use crate::claims::KeySetConfig;
 use crate::pg::PgConfig;
 use crate::policy::Deletes;
 
@@ -19,6 +21,9 @@ const NAMES: &[(&str, &str)] = &[
     ("port", "PORT"),
     ("jwt_secret", "JWT_SECRET"),
     ("jwks_url", "JWKS_URL"),
+    ("jwks_refresh", "ROWCAST_JWKS_REFRESH"),
+    ("jwks_ca", "ROWCAST_JWKS_CA"),
+    ("ssl_cert_file", "SSL_CERT_FILE"),
     ("api_keys", "ROWCAST_API_KEYS"),
     ("data_dir", "ROWCAST_DATA_DIR"),
     ("slot", "ROWCAST_SLOT"),
@@ -261,13 +266,7 @@ impl<'a> Reading<'a> {
         let secret = self.secret();
         let opaque_keys =
             self.read("api_keys", "Write it like `sb_publishable_x=anon,sb_secret_y=service_role`.", api_keys);
-        if self.settings.get("jwks_url").is_some() {
-            self.mistake(
-                "jwks_url",
-                "is not supported yet",
-                "Remove it and set JWT_SECRET to the secret that signs the tokens.",
-            );
-        }
+        let key_set = self.key_set();
         let deletes = self.read("deletes", "Set it to judged or key-to-all.", |text| match text {
             "judged" => Ok(Deletes::Judged),
             "key-to-all" => Ok(Deletes::KeyToAll),
@@ -300,6 +299,7 @@ impl<'a> Reading<'a> {
         }
         config.verifier.jwt_secret = secret;
         config.verifier.opaque_keys = opaque_keys.unwrap_or_default();
+        config.verifier.key_set = key_set;
         config.host = address.unwrap_or(config.host);
         config.port = port.unwrap_or(config.port);
         config.admin = admin.unwrap_or(config.admin);
@@ -316,7 +316,7 @@ impl<'a> Reading<'a> {
 
     fn secret(&mut self) -> Option<Vec<u8>> {
         let remedy = "Set it to the secret that signs your users' tokens, at least 32 bytes; \
-                      `openssl rand -hex 32` makes a new one.";
+                      `openssl rand -hex 32` makes a new one. Or set JWKS_URL to your issuer's key set.";
         match self.settings.get("jwt_secret") {
             None if self.settings.get("jwks_url").is_none() => {
                 self.mistake("jwt_secret", "is not set", remedy);
@@ -330,6 +330,20 @@ impl<'a> Reading<'a> {
             }
             Some(secret) => Some(secret.as_bytes().to_vec()),
         }
+    }
+
+    /// The issuer's keys. Its other settings are looked at even if it is not set: they are then mistaken for nothing.
+    fn key_set(&mut self) -> Option<KeySetConfig> {
+        let refresh = self.read("jwks_refresh", "Write it like 10m; a second is the least.", |text| {
+            let time = parse::duration(text)?;
+            if time < Duration::from_secs(1) { Err(format!("is {text:?}, which is too often")) } else { Ok(time) }
+        });
+        let remedy = "Set it to the https address of your issuer's key set, such as https://issuer/.well-known/jwks.json, or \
+                      to the path of a file; plain http is taken for this machine only.";
+        let location = self.read("jwks_url", remedy, str::parse)?;
+        let own = self.settings.get("jwks_ca").or_else(|| self.settings.get("ssl_cert_file"));
+        let defaults = KeySetConfig::new(location);
+        Some(KeySetConfig { ca: own.map(PathBuf::from), refresh: refresh.unwrap_or(defaults.refresh), ..defaults })
     }
 }
 

@@ -46,7 +46,8 @@ fn every_mistake_is_reported_by_the_name_of_its_setting() {
     let environment = [
         ("DATABASE_URL", "postgres://h"),
         ("JWT_SECRET", "short"),
-        ("JWKS_URL", "https://x"),
+        ("JWKS_URL", "http://idp.example/keys"),
+        ("ROWCAST_JWKS_REFRESH", "10ms"),
         ("PORT", "x"),
         ("HOST", "example.com"),
         ("ROWCAST_SLOT", "Upper"),
