@@ -31,7 +31,7 @@ use crate::hub::{Hub, HubDeps};
 use crate::ingest::{Ingest, IngestHandle};
 use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
-use crate::pg::{PgConfig, Pool};
+use crate::pg::Pool;
 use crate::task::{Connections, Drain};
 use running::{Service, service};
 
@@ -83,7 +83,8 @@ impl App {
         let opened = open_log(&config, files, clock.clone(), metrics.clone()).await?;
         let log = opened.log;
         let pool = config.pg.pool()?;
-        let catalog_config = PgConfig { pool_size: 1, ..config.pg.clone() };
+        let mut catalog_config = config.pg.clone();
+        catalog_config.pool_size = 1;
         let (ingest, handle) = Ingest::new(
             config.ingest.clone(),
             log.clone(),

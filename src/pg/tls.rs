@@ -7,7 +7,7 @@
 //! `sslrootcert` verifies the chain, as in libpq.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,6 +18,74 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::PgError;
+
+/// Why no TLS came about, for the advice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TlsFault {
+    /// The server has none.
+    NotOffered,
+    /// The certificate is not made out to the host.
+    Name,
+    /// The certificate's authority is not trusted, or it is out of date, and the like.
+    Certificate,
+}
+
+impl TlsFault {
+    /// From what tokio-postgres says.
+    pub(super) fn of(error: &tokio_postgres::Error) -> Option<TlsFault> {
+        use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            // The only form in which tokio-postgres tells it.
+            if cause.to_string() == "server does not support TLS" {
+                return Some(TlsFault::NotOffered);
+            }
+            let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+            let tls = cause.downcast_ref().or_else(|| inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()));
+            match tls {
+                Some(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
+                    return Some(TlsFault::Name);
+                }
+                Some(rustls::Error::InvalidCertificate(_)) => return Some(TlsFault::Certificate),
+                _ => source = cause.source(),
+            }
+        }
+        None
+    }
+
+    pub(super) fn advice(self) -> &'static str {
+        match self {
+            TlsFault::NotOffered => {
+                "Set `ssl = on` on the server, or sslmode=disable in DATABASE_URL if the line to it is private."
+            }
+            TlsFault::Name => {
+                "Connect by the name on the server's certificate, or write sslmode=verify-ca, which doesn't compare names."
+            }
+            TlsFault::Certificate => {
+                "Name the file of the authority that signed the server's certificate: \
+                 sslrootcert=/path/root.crt in DATABASE_URL."
+            }
+        }
+    }
+}
+
+/// A name on the server's certificate, once a connection of ours has verified it. The replication library compares names also
+/// under `verify-ca`; it is given one that fits.
+#[derive(Debug, Clone, Default)]
+pub struct VerifiedName(Arc<Mutex<Option<String>>>);
+
+impl VerifiedName {
+    /// The latest.
+    pub fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From rustls's list of what the certificate is made out to, such as `DnsName("*.example.com")`.
+    fn learn(&self, presented: &[String]) {
+        let name = |text: &String| Some(text.strip_prefix("DnsName(\"")?.strip_suffix("\")")?.replace('*', "any"));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = presented.iter().find_map(name);
+    }
+}
 
 /// How much the connection is protected; libpq's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,8 +162,8 @@ impl TlsParameters {
         }
     }
 
-    /// For queries. Reads the files; say so early if they can't be read.
-    pub(super) fn connector(&self) -> Result<MakeRustlsConnect, PgError> {
+    /// For queries. Reads the files. `name` learns what `verify-ca` lets pass.
+    pub(super) fn connector(&self, name: &VerifiedName) -> Result<MakeRustlsConnect, PgError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -109,14 +177,13 @@ impl TlsParameters {
                 let roots = Arc::new(self.roots()?);
                 let inner = WebPkiServerVerifier::builder_with_provider(roots, provider).build();
                 let inner = inner.map_err(|error| unsupported(format!("sslrootcert can't be used: {error}")))?;
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName(inner)))
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName(inner, name.clone())))
             }
         };
         let config = match &self.client_files {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
-                let chain: Result<Vec<_>, _> =
-                    CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
+                let chain: Result<Vec<_>, _> = CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect);
                 let chain = chain.map_err(|error| unreadable("sslcert", certificate, &error))?;
                 let key = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable("sslkey", key, &error))?;
                 builder
@@ -265,7 +332,7 @@ impl ServerCertVerifier for Unverified {
 
 /// The usual checks, but for the name: `verify-ca`.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct AnyName(Arc<WebPkiServerVerifier>, VerifiedName);
 
 impl ServerCertVerifier for AnyName {
     fn verify_server_cert(
@@ -279,7 +346,9 @@ impl ServerCertVerifier for AnyName {
         use rustls::CertificateError::{NotValidForName, NotValidForNameContext};
         match self.0.verify_server_cert(certificate, chain, name, ocsp, now) {
             // The name is looked at last, after chain and dates.
-            Err(rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. })) => {
+            Err(rustls::Error::InvalidCertificate(NotValidForName)) => Ok(ServerCertVerified::assertion()),
+            Err(rustls::Error::InvalidCertificate(NotValidForNameContext { presented, .. })) => {
+                self.1.learn(&presented);
                 Ok(ServerCertVerified::assertion())
             }
             other => other,
@@ -340,7 +409,7 @@ mod tests {
         assert_eq!(taken("postgres://h/d?sslmode=require&sslrootcert=r").1.mode, SslMode::VerifyCa);
         let system = taken("postgres://h/d?sslmode=verify-full&sslrootcert=system").1;
         assert_eq!((system.mode, system.root_file.as_ref()), (SslMode::VerifyFull, None));
-        assert!(system.connector().is_ok());
+        assert!(system.connector(&VerifiedName::default()).is_ok());
     }
 
     #[test]
@@ -353,8 +422,10 @@ mod tests {
             let error = TlsParameters::take(text).expect_err(text).to_string();
             assert!(error.contains(says), "{error}");
         }
-        for text in ["sslmode=verify-ca sslrootcert=/no/such/file", "sslmode=require sslcert=/no/such/file sslkey=/none"] {
-            let error = taken(text).1.connector().err().expect(text).to_string();
+        for text in
+            ["sslmode=verify-ca sslrootcert=/no/such/file", "sslmode=require sslcert=/no/such/file sslkey=/none"]
+        {
+            let error = taken(text).1.connector(&VerifiedName::default()).err().expect(text).to_string();
             assert!(error.contains("/no/such/file"), "{error}");
         }
     }

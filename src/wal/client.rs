@@ -20,7 +20,7 @@ use tokio_postgres::config::Host;
 
 use crate::change::Lsn;
 use crate::error::{Fault as _, Remedy};
-use crate::pg::TEXT_SETTINGS;
+use crate::pg::{self, PgConfig, TEXT_SETTINGS};
 
 use super::{WalConfig, WalError};
 
@@ -38,6 +38,8 @@ struct Target {
     /// Name, address, or socket directory.
     host: String,
     port: u16,
+    /// The name on its certificate, where `host` is an address that stands for it.
+    name: Option<String>,
 }
 
 /// An authenticated, pinned session that streams, or is about to.
@@ -182,8 +184,7 @@ fn replication_config(config: &WalConfig, target: &Target, start: Lsn) -> Result
     let options = format!("{own} {TEXT_SETTINGS} {STREAM_SETTINGS} {NO_TIMEOUTS} -c wal_sender_timeout={timeout}");
     Ok(ReplicationConfig::new(&target.host, user, password, database, &config.slot, publications)
         .with_port(target.port)
-        // `prefer` over a line without TLS is a plain line; PgConfig refuses `require`.
-        .with_tls(TlsConfig { mode: SslMode::Disable, ..TlsConfig::default() })
+        .with_tls(tls(&config.pg, target))
         .with_start_lsn(pgwire_replication::Lsn(start.0))
         .with_status_interval(config.status_interval)
         .with_wakeup_interval(config.silence_timeout)
@@ -191,6 +192,28 @@ fn replication_config(config: &WalConfig, target: &Target, start: Lsn) -> Result
         .with_max_message_size(config.max_message_bytes)
         .with_application_name(url.get_application_name().unwrap_or("rowcast"))
         .with_options(options.trim()))
+}
+
+fn tls(pg: &PgConfig, target: &Target) -> TlsConfig {
+    let parameters = &pg.tls;
+    let (certificate, key) = parameters.client_files.clone().unzip();
+    TlsConfig {
+        mode: match parameters.mode {
+            pg::SslMode::Disable => SslMode::Disable,
+            pg::SslMode::Prefer => SslMode::Prefer,
+            pg::SslMode::Require => SslMode::Require,
+            pg::SslMode::VerifyCa => SslMode::VerifyCa,
+            pg::SslMode::VerifyFull => SslMode::VerifyFull,
+        },
+        ca_pem_path: parameters.root_file.clone(),
+        // The library compares names also under `verify-ca`.
+        sni_hostname: match parameters.mode {
+            pg::SslMode::VerifyCa => pg.verified_name.get().or_else(|| target.name.clone()),
+            _ => target.name.clone(),
+        },
+        client_cert_pem_path: certificate,
+        client_key_pem_path: key,
+    }
 }
 
 /// A publication's name as an element of `publication_names`, which the server splits and folds like identifiers.
@@ -211,13 +234,14 @@ fn targets(url: &tokio_postgres::Config) -> Result<Vec<Target>, WalError> {
         return Err(WalError::Config("DATABASE_URL has another number of ports than of hosts".into()));
     }
     let target = |i: usize| {
-        let host = match (addresses.get(i), hosts.get(i)?) {
-            (Some(address), _) => address.to_string(),
-            (None, Host::Tcp(name)) => name.clone(),
-            (None, Host::Unix(dir)) => dir.to_string_lossy().into_owned(),
+        let (host, name) = match (addresses.get(i), hosts.get(i)?) {
+            (Some(address), Host::Tcp(name)) => (address.to_string(), Some(name.clone())),
+            (Some(address), Host::Unix(_)) => (address.to_string(), None),
+            (None, Host::Tcp(name)) => (name.clone(), None),
+            (None, Host::Unix(dir)) => (dir.to_string_lossy().into_owned(), None),
         };
         let port = ports.get(i).or(ports.first()).copied().unwrap_or(5432);
-        Some(Target { host, port })
+        Some(Target { host, port, name })
     };
     Ok((0..hosts.len()).filter_map(target).collect())
 }
@@ -228,7 +252,6 @@ pub(super) const GOODBYE: Duration = Duration::from_millis(100);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pg::PgConfig;
 
     fn config(url: &str, publications: &[&str]) -> WalConfig {
         let pg = PgConfig::from_url(url).expect("url");

@@ -4,3 +4,4 @@ mod app;
 mod life;
 mod mistakes;
 mod process;
+mod tls;

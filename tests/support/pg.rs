@@ -30,6 +30,8 @@ pub(crate) struct TestPgOptions {
     pub(crate) fsync: bool,
     /// More settings, such as `("max_slot_wal_keep_size", "8MB")`.
     pub(crate) settings: Vec<(&'static str, &'static str)>,
+    /// Files in the data directory, by name.
+    pub(crate) files: Vec<(&'static str, String)>,
 }
 
 /// A running server. Dropping it kills the server and deletes its files.
@@ -156,6 +158,9 @@ fn launch(binaries: Binaries, source: &Path, chosen: &TestPgOptions) -> TestPg {
     let home = new_home(account.as_ref());
     let data = home.join("data");
     copy_dir(source, &data, account.as_ref());
+    for (name, text) in &chosen.files {
+        write_private(&data.join(name), text, account.as_ref());
+    }
     let mut settings = vec![
         ("max_connections", "60"),
         ("shared_buffers", "16MB"),
@@ -187,6 +192,13 @@ fn launch(binaries: Binaries, source: &Path, chosen: &TestPgOptions) -> TestPg {
         }
     }
     unreachable!("the loop returns or panics")
+}
+
+fn write_private(path: &Path, text: &str, account: Option<&Account>) {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::write(path, text).expect("a file");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("permissions");
+    server::give(path, account).expect("an owner");
 }
 
 /// Below the range that the system hands to outgoing connections, so that a restart finds its port free.

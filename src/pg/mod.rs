@@ -4,15 +4,20 @@
 //! * Each connection pins what decides the text of a value (TimeZone, DateStyle, IntervalStyle, bytea_output,
 //!   extra_float_digits) and its timeouts, so that `ALTER ROLE … SET` can't change what clients see.
 //! * A role is assumed only with `SET LOCAL` inside a transaction ([`assume`]), never on a session.
-//!
-//! TLS is not built in yet: a URL that demands it is refused, never silently downgraded.
+//! * What `sslmode` demands is met by every connection, or there is none ([`TlsParameters`]).
+
+mod tls;
 
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
-use tokio_postgres::config::SslMode;
+use tokio_postgres::Transaction;
+use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{NoTls, Transaction};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use tls::TlsFault;
+pub use tls::{SslMode, TlsParameters, VerifiedName};
 
 use crate::error::{Fault, Remedy};
 
@@ -85,12 +90,18 @@ impl Fault for PgError {
             PgError::Timeout(_) | PgError::Pool(_) => Remedy::Retry,
             PgError::Connect(source) | PgError::Query { source, .. } => match source.code() {
                 Some(state) if !is_transient(state) => Remedy::Operator,
+                None if TlsFault::of(source).is_some() => Remedy::Operator,
                 _ => Remedy::Retry,
             },
         }
     }
 
     fn advice(&self) -> String {
+        if let PgError::Connect(source) = self
+            && let Some(fault) = TlsFault::of(source)
+        {
+            return fault.advice().into();
+        }
         let Some(state) = self.sqlstate() else { return String::new() };
         match state.code() {
             "28P01" | "28000" => "Check user and password in DATABASE_URL, and pg_hba.conf on the server.".into(),
@@ -101,11 +112,16 @@ impl Fault for PgError {
     }
 }
 
-/// How to reach the database.
-#[derive(Debug, Clone)]
+/// How to reach the database. `Debug` hides the password.
+#[derive(Clone)]
 pub struct PgConfig {
-    /// Parsed `DATABASE_URL`; its `Debug` hides the password.
+    /// Parsed `DATABASE_URL`, without its TLS parameters.
     pub connection: tokio_postgres::Config,
+    /// Its TLS parameters.
+    pub tls: TlsParameters,
+    /// Under `verify-ca`, a name on the server's certificate.
+    pub verified_name: VerifiedName,
+    connector: MakeRustlsConnect,
     /// Most connections for queries, 8 by default. The stream has one of its own.
     pub pool_size: usize,
     /// For connecting and for waiting on the pool.
@@ -114,22 +130,38 @@ pub struct PgConfig {
     pub statement_timeout: Duration,
 }
 
+impl std::fmt::Debug for PgConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PgConfig").field("connection", &self.connection).field("tls", &self.tls).finish_non_exhaustive()
+    }
+}
+
 impl PgConfig {
     /// Parses `DATABASE_URL`.
     pub fn from_url(url: &str) -> Result<PgConfig, PgError> {
-        let connection: tokio_postgres::Config = url.parse().map_err(PgError::Url)?;
+        let (url, tls) = TlsParameters::take(url)?;
+        let mut connection: tokio_postgres::Config = url.parse().map_err(PgError::Url)?;
+        connection.ssl_mode(tls.plain_mode());
         if connection.get_hosts().is_empty() {
             return Err(PgError::Unsupported("it names no host".into()));
         }
         if connection.get_user().is_none() {
             return Err(PgError::Unsupported("it names no user".into()));
         }
-        if connection.get_ssl_mode() == SslMode::Require {
-            let text = "sslmode=require is not supported yet; connect over a private network or a local TLS proxy";
+        let is_address = |host: &Host| matches!(host, Host::Tcp(name) if name.parse::<std::net::IpAddr>().is_ok());
+        if tls.mode == SslMode::VerifyFull && connection.get_hosts().iter().any(is_address) {
+            // The replication library does not compare addresses with certificates.
+            let text =
+                "sslmode=verify-full needs the server's name, not its address; give both as host=NAME hostaddr=ADDRESS";
             return Err(PgError::Unsupported(text.into()));
         }
+        let verified_name = VerifiedName::default();
+        let connector = tls.connector(&verified_name)?;
         Ok(PgConfig {
             connection,
+            tls,
+            verified_name,
+            connector,
             pool_size: 8,
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
@@ -155,7 +187,7 @@ impl PgConfig {
     /// One connection outside the pool, with its driver running as a task that ends when the client is dropped.
     pub async fn connect(&self) -> Result<tokio_postgres::Client, PgError> {
         let connecting = self.pinned();
-        let connecting = connecting.connect(NoTls);
+        let connecting = connecting.connect(self.connector.clone());
         let connected = tokio::time::timeout(self.connect_timeout, connecting).await;
         let (client, connection) =
             connected.map_err(|_| PgError::Timeout(self.connect_timeout))?.map_err(PgError::Connect)?;
@@ -170,7 +202,7 @@ impl PgConfig {
     /// A pool of such connections; opens none yet.
     pub fn pool(&self) -> Result<Pool, PgError> {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Verified };
-        let manager = Manager::from_config(self.pinned(), NoTls, recycling);
+        let manager = Manager::from_config(self.pinned(), self.connector.clone(), recycling);
         let pool = deadpool_postgres::Pool::builder(manager)
             .max_size(self.pool_size)
             .wait_timeout(Some(self.connect_timeout))
@@ -229,13 +261,17 @@ mod tests {
     fn urls_that_cannot_work_are_refused_with_the_reason() {
         for (url, says) in [
             ("nonsense", "not a PostgreSQL connection string"),
-            ("postgres://u@h/d?sslmode=require", "sslmode=require"),
+            ("postgres://u@h/d?sslmode=allow", "sslmode=allow"),
+            ("postgres://u@10.0.0.1/d?sslmode=verify-full", "needs the server's name"),
             ("dbname=x user=y", "names no host"),
         ] {
             let error = PgConfig::from_url(url).expect_err(url);
             assert!(error.to_string().contains(says), "{error}");
             assert_eq!(error.remedy(), Remedy::Operator);
         }
-        assert!(PgConfig::from_url("postgres://u:p@h:5433/d").is_ok());
+        for url in ["postgres://u:p@h:5433/d", "postgres://u@h/d?sslmode=require", "host=h user=u sslmode=verify-full"]
+        {
+            assert!(PgConfig::from_url(url).is_ok(), "{url}");
+        }
     }
 }
