@@ -63,6 +63,7 @@ async fn protected(pg: &TestPg, parameters: &str, id: u32) -> Vec<bool> {
     phone.subscribe("room", &json!([{ "event": "*", "schema": "public", "table": "notes" }])).await;
     pg.exec(&format!("insert into notes values ({id})")).await;
     assert_eq!(phone.next_change().await.record()["id"], id);
+    drop(phone);
     let sql = "select s.ssl from pg_stat_ssl s join pg_stat_activity a using (pid) where a.application_name = 'tested' \
                order by a.backend_type";
     let rows = pg.client().await.query(sql, &[]).await.expect("rows");
@@ -70,6 +71,7 @@ async fn protected(pg: &TestPg, parameters: &str, id: u32) -> Vec<bool> {
     let streams: i64 = pg.client().await.query_one(walsender, &[]).await.expect("a row").get(0);
     assert_eq!(streams, 1);
     relay.drain().await;
+    pg.exec("select pg_drop_replication_slot('rowcast')").await;
     rows.iter().map(|row| row.get(0)).collect()
 }
 
