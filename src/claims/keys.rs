@@ -104,6 +104,8 @@ struct Flight {
 /// What the last fetches brought, so that each thing is logged once.
 #[derive(Default)]
 struct Seen {
+    /// When the last ended.
+    at: i64,
     text: Option<Vec<u8>>,
     skipped: Vec<Skipped>,
     failing: bool,
@@ -180,28 +182,28 @@ impl Keys {
     /// Fetches when it is time or somebody asks, until the drain.
     pub(super) async fn keep(&self, drain: &Drain) {
         let _stopped = Stopped(self);
-        let failed = self.seen().failing;
-        let mut pause = if failed { RETRY.min(self.config.refresh) } else { self.config.refresh };
         loop {
             tokio::select! {
                 () = drain.draining() => return,
                 () = self.asked.notified() => if !self.flight().wanted { continue },
-                () = self.pass(pause) => {}
+                () = self.due() => {}
             }
-            let fetched = tokio::select! {
+            tokio::select! {
                 () = drain.draining() => return,
-                fetched = self.fetch() => fetched,
-            };
-            pause = if fetched.is_ok() { self.config.refresh } else { RETRY.min(self.config.refresh) };
+                _ = self.fetch() => {}
+            }
         }
     }
 
-    /// Until the clock has moved on this far, or was set back.
-    async fn pass(&self, time: Duration) {
-        let begun = self.clock.unix_millis();
-        let until = begun.saturating_add(millis(time));
-        while (begun..until).contains(&self.clock.unix_millis()) {
-            tokio::time::sleep(TICK.min(time)).await;
+    /// Until it is time for the next fetch after the last, or the clock was set back.
+    async fn due(&self) {
+        let (since, failing) = {
+            let seen = self.seen();
+            (seen.at, seen.failing)
+        };
+        let pause = if failing { RETRY.min(self.config.refresh) } else { self.config.refresh };
+        while (since..since.saturating_add(millis(pause))).contains(&self.clock.unix_millis()) {
+            tokio::time::sleep(TICK.min(pause)).await;
         }
     }
 
@@ -209,6 +211,7 @@ impl Keys {
     async fn fetch(&self) -> Result<(), KeySetError> {
         let flying = Flying::begin(self);
         let fetched = fetch(&self.config.location, self.config.ca.as_deref(), self.config.timeout).await;
+        self.seen().at = self.clock.unix_millis();
         let installed = fetched.and_then(|text| self.install(text));
         // Those who wait look at the new set.
         drop(flying);

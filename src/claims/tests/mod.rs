@@ -1,3 +1,10 @@
+mod fetching;
+mod key_sets;
+mod keeping;
+mod server;
+#[path = "../../../tests/support/signer.rs"]
+pub(crate) mod signer;
+
 use std::sync::Arc;
 
 use base64::Engine as _;
