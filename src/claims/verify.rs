@@ -85,6 +85,15 @@ impl Verifier {
         }
     }
 
+    /// Whether a token refused for this reason may be good once [`Verifier::learn`] has been awaited.
+    pub fn may_learn(&self, _error: &TokenError) -> bool {
+        false
+    }
+
+    /// Fetches the key set anew, at most once at a time and not more often than its floor allows.
+    #[expect(clippy::unused_async, reason = "the signature of what replaces it")]
+    pub async fn learn(&self) {}
+
     /// The key for a token, and the algorithm it is used with. Key sets (JWKS) join here: looked up by `kid`, each key bound to
     /// the algorithms of its type.
     fn signer(&self, header: &Map<String, Value>) -> Result<(Algorithm, &DecodingKey), TokenError> {
