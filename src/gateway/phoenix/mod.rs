@@ -3,7 +3,6 @@
 pub mod codec;
 mod session;
 mod socket;
-mod topic;
 
 pub(in crate::gateway) use session::Visitor;
 pub(in crate::gateway) use socket::run;

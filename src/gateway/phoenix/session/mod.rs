@@ -10,15 +10,19 @@
 //!
 //! Rejected: a task per channel, which costs memory and a hop for what is a table look-up.
 
+mod held;
+mod topic;
+mod waiting;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tracing::{debug, info};
 
+use self::topic::{Backlog, Channel, Counted, Topic, What};
 use super::codec::{self, Message, Ref, Status};
-use super::topic::{Backlog, Channel, Counted, Held, Topic, What};
 use crate::channel::{self, Answer, Feed, Join, JoinError, Notice, Privacy, Request, TokenChoice};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
@@ -65,7 +69,7 @@ pub(super) struct Now {
 }
 
 impl Now {
-    pub(super) fn seconds(self) -> i64 {
+    fn seconds(self) -> i64 {
         self.unix_millis.div_euclid(1000)
     }
 }
@@ -150,64 +154,6 @@ impl Session {
             }
             None => out.push(self.unmatched(&message)),
         }
-    }
-
-    // --- What waits.
-
-    fn hold(&mut self, message: Message<'_>, out: &mut Vec<Effect>) {
-        let config = &self.shared.config;
-        let Some(Topic::Pending(pending)) = self.topics.get_mut(message.topic.as_ref()) else { return };
-        let (backlog, bytes) = (&mut pending.backlog, message.payload.len());
-        if backlog.messages.len() < config.max_pending && self.held_bytes + bytes <= config.max_pending_bytes {
-            backlog.bytes += bytes;
-            self.held_bytes += bytes;
-            backlog.messages.push(message.into_owned());
-        } else {
-            let (version, reason) = (self.visitor.version, "too many messages while a join is pending");
-            let refusal = codec::refusal(version, &Ref::NULL, &message.reference, &message.topic, reason);
-            out.push(Effect::Send(refusal));
-        }
-    }
-
-    fn release(&mut self, backlog: Backlog, now: Now, out: &mut Vec<Effect>) {
-        self.held_bytes -= backlog.bytes;
-        for message in backlog.messages {
-            self.dispatch(message, now, out);
-        }
-    }
-
-    /// Whether keys are being fetched that may make a refused token good; if so, they are waited for.
-    fn learn(&mut self, error: &TokenError, out: &mut Vec<Effect>) -> bool {
-        if !self.shared.verifier.may_learn(error) {
-            return false;
-        }
-        if !self.learning {
-            self.learning = true;
-            out.push(Effect::Learn);
-        }
-        true
-    }
-
-    /// The keys were fetched, or could not be.
-    pub(super) fn learned(&mut self, now: Now) -> Vec<Effect> {
-        let mut out = Vec::new();
-        self.learning = false;
-        let waits = |topic: &Topic| matches!(topic, Topic::Pending(pending) if matches!(pending.what, What::Key { .. } | What::NewKey { .. }));
-        let waiting = self.topics.iter().filter(|(_, topic)| waits(topic)).map(|(name, _)| name.clone());
-        for name in waiting.collect::<Vec<_>>() {
-            let Some(Topic::Pending(pending)) = self.topics.remove(&name) else { continue };
-            let backlog = pending.backlog;
-            match pending.what {
-                What::Key { join, after } => self.decide(&join, after, backlog, false, now, &mut out),
-                What::NewKey { channel, renewal } => {
-                    self.topics.insert(name, Topic::Joined(channel));
-                    self.renew(&renewal, false, now, &mut out);
-                    self.release(backlog, now, &mut out);
-                }
-                what => drop(self.topics.insert(name, Topic::pending(what, backlog))),
-            }
-        }
-        out
     }
 
     fn unmatched(&self, message: &Message<'_>) -> Effect {
@@ -427,123 +373,6 @@ impl Session {
         self.audit("join refused", asker.topic, &self.visitor.principal, error.code());
         let reason = error.client_text();
         codec::refusal(self.visitor.version, asker.join_ref, asker.reference, asker.topic, &reason)
-    }
-
-    // --- Held joins (§5.6).
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of one join, handed on once")]
-    fn hold_join(
-        &mut self,
-        message: &Message<'_>,
-        channel: Box<Channel>,
-        frames: Vec<Bytes>,
-        after: Vec<Bytes>,
-        wait: Duration,
-        backlog: Backlog,
-        now: Now,
-        out: &mut Vec<Effect>,
-    ) {
-        let wait = wait.min(self.shared.config.max_join_wait);
-        let mut greeting = BytesMut::with_capacity(frames.iter().map(Bytes::len).sum());
-        frames.iter().for_each(|frame| greeting.extend_from_slice(frame));
-        let mut held = Held {
-            stage: Arc::new(Stage::waiting()),
-            greeting: greeting.freeze(),
-            reference: message.reference.clone(),
-            after,
-            until: now.at + wait,
-            wait,
-            last: None,
-        };
-        out.extend(channel.ask_held(&mut held, false));
-        self.topics.insert(channel.topic.clone(), Topic::pending(What::Held { channel, held }, backlog));
-    }
-
-    /// The hub has answered for a held join.
-    fn held_answered(&mut self, name: &str, answer: Answer, now: Now, out: &mut Vec<Effect>) {
-        let error = match answer {
-            Err(error) if !error.retry => {
-                return self.refuse_held(name, JoinError::Changes(error.message), now, out);
-            }
-            Err(error) => error,
-            Ok(warnings) => {
-                let backlog = self.greeted(name, out);
-                self.feed_answered(name, Ok(warnings), now, out);
-                return self.release(backlog, now, out);
-            }
-        };
-        let Some(Topic::Pending(pending)) = self.topics.get_mut(name) else { return };
-        let What::Held { channel, held } = &mut pending.what else { return };
-        if held.stage.give_up() {
-            held.last = Some(error.message.clone());
-            // What the feed would tell, the refusal tells when the time is over.
-            let _ = channel.feed.as_mut().map(|feed| feed.answered(Err(error), now.at));
-        } else {
-            // The hub did activate it; its answer was lost.
-            let backlog = self.greeted(name, out);
-            self.feed_answered(name, Err(error), now, out);
-            self.release(backlog, now, out);
-        }
-    }
-
-    /// A held join is a channel from now on, its reply out or the next thing to be. Returns what waited for that.
-    fn greeted(&mut self, name: &str, out: &mut Vec<Effect>) -> Backlog {
-        let Some((name, topic)) = self.topics.remove_entry(name) else { return Backlog::default() };
-        let Topic::Pending(pending) = topic else {
-            self.topics.insert(name, topic);
-            return Backlog::default();
-        };
-        let (topic, backlog) = match pending.what {
-            What::Held { mut channel, held } => {
-                out.push(Effect::Greet { stage: held.stage, greeting: held.greeting });
-                channel.feed.as_mut().into_iter().for_each(|feed| feed.retry_every(self.shared.config.retry));
-                (Topic::Joined(channel), pending.backlog)
-            }
-            what => (Topic::pending(what, pending.backlog), Backlog::default()),
-        };
-        self.topics.insert(name, topic);
-        backlog
-    }
-
-    /// Takes a held join back, unless its reply is out: then it is a channel, what waited is handled, and this is `None`.
-    fn take_held(&mut self, name: &str, now: Now, out: &mut Vec<Effect>) -> Option<(Box<Channel>, Held, Backlog)> {
-        let Some(Topic::Pending(pending)) = self.topics.get(name) else { return None };
-        let What::Held { held, .. } = &pending.what else { return None };
-        if !held.stage.give_up() {
-            let backlog = self.greeted(name, out);
-            self.release(backlog, now, out);
-            return None;
-        }
-        let Some(Topic::Pending(pending)) = self.topics.remove(name) else { return None };
-        let What::Held { channel, held } = pending.what else { return None };
-        out.push(Effect::Leave(channel.id));
-        Some((channel, held, pending.backlog))
-    }
-
-    fn refuse_held(&mut self, name: &str, error: JoinError, now: Now, out: &mut Vec<Effect>) {
-        let Some((channel, held, backlog)) = self.take_held(name, now, out) else { return };
-        let asker = Asker { join_ref: &channel.join_ref, reference: &held.reference, topic: &channel.topic };
-        self.refuse_join(&asker, &error, held.after, backlog, now, out);
-    }
-
-    /// The client leaves or joins anew while a join is held: that one is never answered.
-    fn cut_short(&mut self, message: Message<'_>, now: Now, out: &mut Vec<Effect>) {
-        let topic = self.topics.get(message.topic.as_ref());
-        let leaves = message.event == "phx_leave";
-        if leaves && topic.and_then(Topic::channel).is_some_and(|channel| channel.is_stale(&message)) {
-            return;
-        }
-        let Some((_, held, backlog)) = self.take_held(&message.topic, now, out) else {
-            return self.dispatch(message, now, out);
-        };
-        // There is no channel any more that they could be for.
-        self.release(backlog, now, out);
-        if leaves {
-            out.extend(held.after.into_iter().map(Effect::Send));
-            self.dispatch(message, now, out);
-        } else {
-            self.join(&message, held.after, now, out);
-        }
     }
 
     // --- Joined channels.

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::codec::{self, Message, Ref, Status};
-use super::session::{Effect, Now};
+use super::{Effect, Now};
 use crate::channel::{Feed, Notice, Request};
 use crate::claims::Principal;
+use crate::gateway::phoenix::codec::{self, Message, Ref, Status};
 use crate::hub::{ChannelId, SUBSCRIBED, Stage, Version};
 use crate::metrics::Metrics;
 
