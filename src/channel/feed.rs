@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::hub::{Entry, SubscribeError};
+use crate::hub::{Entry, Subscribed, Warning};
 
 /// What the door is to ask of the hub. It answers with [`Feed::answered`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Request {
 }
 
 /// The hub's answer to a [`Request`].
-pub type Answer = Result<(), SubscribeError>;
+pub type Answer = Subscribed;
 
 /// A `system` frame that the client is to get.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Notice {
     Subscribed,
     /// Why not.
     Refused(String),
+    /// Something about accepted entries, right after `Subscribed`.
+    Warning(Warning),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -58,6 +60,11 @@ impl Feed {
     /// For at least one entry; the first request is `Subscribe { again: false }`. `retry`: time between tries, jittered.
     pub fn new(entries: Vec<Entry>, retry: Duration) -> Feed {
         Feed { entries, state: State::Asking { token: false }, told: None, retry }
+    }
+
+    /// Time between tries from now on.
+    pub fn retry_every(&mut self, retry: Duration) {
+        self.retry = retry;
     }
 
     /// What is asked for.
@@ -97,24 +104,25 @@ impl Feed {
     }
 
     /// The hub has answered the request under way: what to tell, and what to ask next.
-    pub fn answered(&mut self, answer: Answer, now: Instant) -> (Option<Notice>, Option<Request>) {
-        let State::Asking { token } = self.state else { return (None, None) };
+    pub fn answered(&mut self, answer: Answer, now: Instant) -> (Vec<Notice>, Option<Request>) {
+        let State::Asking { token } = self.state else { return (Vec::new(), None) };
         match answer {
-            Ok(()) => {
+            Ok(warnings) => {
                 self.told = None;
                 self.state = if token { State::Asking { token: false } } else { State::Active };
-                (Some(Notice::Subscribed), token.then_some(Request::Reclaim))
+                let notices = [Notice::Subscribed].into_iter().chain(warnings.into_iter().map(Notice::Warning));
+                (notices.collect(), token.then_some(Request::Reclaim))
             }
             Err(error) if token => {
                 // The new token may do better; that nothing came meanwhile must be told all the same.
                 self.state = State::Asking { token: false };
-                (Some(Notice::Refused(error.message)), Some(Request::Subscribe { again: true }))
+                (vec![Notice::Refused(error.message)], Some(Request::Subscribe { again: true }))
             }
             Err(error) => {
                 self.state = if error.retry { State::Waiting(now + jittered(self.retry)) } else { State::Refused };
                 let news = self.told.as_ref() != Some(&error.message);
                 self.told = Some(error.message.clone());
-                (news.then_some(Notice::Refused(error.message)), None)
+                (news.then_some(Notice::Refused(error.message)).into_iter().collect(), None)
             }
         }
     }
@@ -128,6 +136,7 @@ fn jittered(retry: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::SubscribeError;
 
     fn feed() -> (Feed, Instant) {
         (Feed::new(Vec::new(), Duration::from_secs(5)), Instant::now())
@@ -140,43 +149,51 @@ mod tests {
     #[test]
     fn success_is_told_once() {
         let (mut feed, now) = feed();
-        assert_eq!(feed.answered(Ok(()), now), (Some(Notice::Subscribed), None));
-        assert_eq!(feed.answered(Ok(()), now), (None, None));
+        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], None));
+        assert_eq!(feed.answered(Ok(vec![]), now), (vec![], None));
         assert_eq!(feed.due(now + Duration::from_secs(60)), None);
+    }
+
+    #[test]
+    fn warnings_follow_the_good_news() {
+        let (mut feed, now) = feed();
+        let warning = |ok| Warning { ok, message: "no primary key".into() };
+        let notices = vec![Notice::Subscribed, Notice::Warning(warning(false)), Notice::Warning(warning(true))];
+        assert_eq!(feed.answered(Ok(vec![warning(false), warning(true)]), now), (notices, None));
     }
 
     #[test]
     fn a_refusal_is_final_until_a_new_token() {
         let (mut feed, now) = feed();
-        assert_eq!(feed.answered(error("no", false), now), (Some(Notice::Refused("no".into())), None));
+        assert_eq!(feed.answered(error("no", false), now), (vec![Notice::Refused("no".into())], None));
         assert_eq!(feed.due(now + Duration::from_secs(60)), None);
         assert_eq!(feed.principal_changed(), Some(Request::Subscribe { again: true }));
-        assert_eq!(feed.answered(error("no", false), now), (Some(Notice::Refused("no".into())), None));
+        assert_eq!(feed.answered(error("no", false), now), (vec![Notice::Refused("no".into())], None));
     }
 
     #[test]
     fn an_outage_is_told_once_and_tried_again() {
         let (mut feed, now) = feed();
-        assert_eq!(feed.answered(error("down", true), now).0, Some(Notice::Refused("down".into())));
+        assert_eq!(feed.answered(error("down", true), now).0, vec![Notice::Refused("down".into())]);
         assert_eq!(feed.due(now + Duration::from_secs(3)), None);
         let later = now + Duration::from_secs(6);
         assert_eq!(feed.due(later), Some(Request::Subscribe { again: true }));
         assert_eq!(feed.due(later), None);
-        assert_eq!(feed.answered(error("down", true), later), (None, None));
+        assert_eq!(feed.answered(error("down", true), later), (vec![], None));
         assert!(feed.wakes_at().is_some());
         assert_eq!(feed.due(later + Duration::from_secs(6)), Some(Request::Subscribe { again: true }));
-        assert_eq!(feed.answered(Ok(()), later), (Some(Notice::Subscribed), None));
+        assert_eq!(feed.answered(Ok(vec![]), later), (vec![Notice::Subscribed], None));
     }
 
     #[test]
     fn a_token_that_comes_while_asking_is_asked_for_afterwards() {
         let (mut feed, now) = feed();
         assert_eq!(feed.principal_changed(), None);
-        assert_eq!(feed.answered(Ok(()), now), (Some(Notice::Subscribed), Some(Request::Reclaim)));
+        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], Some(Request::Reclaim)));
         assert_eq!(feed.principal_changed(), None);
-        let told = Some(Notice::Refused("role".into()));
+        let told = vec![Notice::Refused("role".into())];
         assert_eq!(feed.answered(error("role", false), now), (told, Some(Request::Subscribe { again: true })));
-        assert_eq!(feed.answered(Ok(()), now), (Some(Notice::Subscribed), None));
+        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], None));
         assert_eq!(feed.principal_changed(), Some(Request::Reclaim));
     }
 }

@@ -3,8 +3,7 @@
 //! The one exception is `private`: a client that meant to be private must not end up in the public channel of that name, so an
 //! unreadable value is refused (decision 3).
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use std::time::Duration;
 
 use super::changes::Wanted;
 use super::object::{Object, string};
@@ -23,6 +22,9 @@ pub enum JoinError {
     /// Public channels are switched off.
     #[error("only private channels are allowed")]
     PrivateOnly,
+    /// The connection joins more often than it may; it is closed after the reply.
+    #[error("the connection joins too often")]
+    TooManyJoins,
     /// The connection has as many channels as it may.
     #[error("the connection has too many channels")]
     TooManyChannels,
@@ -38,6 +40,17 @@ pub enum JoinError {
     /// Replay is for private channels.
     #[error("replay is not allowed for public channels")]
     Replay,
+    /// The join was to be answered when its changes are active, and they can't be: the text of §5.5.
+    #[error("the changes asked for can't be subscribed to")]
+    Changes(String),
+    /// The join was to be answered when its changes are active, and they were not in time.
+    #[error("the changes asked for were not active in time")]
+    ChangesTimeout {
+        /// How long that was.
+        after: Duration,
+        /// What stood in the way at last; safe for the client.
+        last: Option<String>,
+    },
 }
 
 impl ClientFacing for JoinError {
@@ -46,11 +59,14 @@ impl ClientFacing for JoinError {
             JoinError::TopicName => "TopicNameRequired",
             JoinError::Restarting => "RealtimeRestarting",
             JoinError::PrivateOnly => "PrivateOnly",
+            JoinError::TooManyJoins => "ClientJoinRateLimitReached",
             JoinError::TooManyChannels => "ChannelRateLimitReached",
             JoinError::Token(error) => error.code(),
             JoinError::Payload(_) => "InvalidJoinPayload",
             JoinError::Private => "PrivateChannelsNotSupported",
             JoinError::Replay => "UnableToReplayMessages",
+            JoinError::Changes(_) => "RealtimeDisabledForConfiguration",
+            JoinError::ChangesTimeout { .. } => "PostgresChangesSubscribeTimeout",
         }
     }
 
@@ -60,11 +76,17 @@ impl ClientFacing for JoinError {
             JoinError::TopicName => "You must provide a topic name",
             JoinError::Restarting => "Realtime is restarting, please standby",
             JoinError::PrivateOnly => "This project only allows private channels",
+            JoinError::TooManyJoins => "Too many joins per second",
             JoinError::TooManyChannels => "Too many channels",
             JoinError::Token(error) => return error.join_reason(),
             JoinError::Payload(text) => text,
             JoinError::Private => "Private channels are not supported yet",
             JoinError::Replay => "Replay is not allowed for public channels",
+            JoinError::Changes(text) => text,
+            JoinError::ChangesTimeout { after, last } => {
+                let why = last.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
+                return format!("{}: Changes were not active within {} ms{why}", self.code(), after.as_millis());
+            }
         };
         format!("{}: {text}", self.code())
     }
@@ -73,7 +95,7 @@ impl ClientFacing for JoinError {
 impl Fault for JoinError {
     fn remedy(&self) -> Remedy {
         match self {
-            JoinError::Restarting => Remedy::Retry,
+            JoinError::Restarting | JoinError::ChangesTimeout { .. } => Remedy::Retry,
             _ => Remedy::Operator,
         }
     }
@@ -81,13 +103,7 @@ impl Fault for JoinError {
 
 /// The token of an `access_token` event, if it is one to look at: not absent, null or an opaque key (§3.4).
 pub fn renewed_token(payload: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Payload<'a> {
-        #[serde(borrow)]
-        access_token: Option<&'a RawValue>,
-    }
-    let payload: Payload<'_> = serde_json::from_str(payload).ok()?;
-    string(payload.access_token?.get()).filter(|token| !token.starts_with("sb_"))
+    Object::parse(payload)?.string("access_token").filter(|token| !token.starts_with("sb_"))
 }
 
 /// Whether the channel is to be private.
@@ -122,11 +138,16 @@ pub struct Join {
     pub replay: bool,
     /// The `postgres_changes` entries, nulls removed.
     pub changes: Vec<Wanted>,
+    /// `postgres_changes_options`: the reply is to be held until the entries are active, at most for this long (§5.6).
+    pub wait: Option<Duration>,
     /// The token.
     pub token: TokenChoice,
     /// Fields that could not be read and count as absent, for the log.
     pub unreadable: Vec<&'static str>,
 }
+
+/// How long a join reply is held if the client says no time of its own.
+const DEFAULT_WAIT: Duration = Duration::from_secs(15);
 
 impl Join {
     /// Never fails; see the module's comment. A payload without `config` is one with an empty `config` (decision 5).
@@ -154,7 +175,9 @@ impl Join {
         if changes.is_none() {
             unreadable.push("postgres_changes");
         }
+        let options = section(config.get_some("postgres_changes_options"), "postgres_changes_options", &mut unreadable);
         Join {
+            wait: wait(&options, &mut unreadable),
             privacy,
             ack,
             presence: enabled,
@@ -175,6 +198,21 @@ fn section<'a>(json: Option<&'a str>, name: &'static str, unreadable: &mut Vec<&
         unreadable.push(name);
         Object::default()
     })
+}
+
+fn wait(options: &Object<'_>, unreadable: &mut Vec<&'static str>) -> Option<Duration> {
+    let wanted = options.get_some("wait").map(boolean);
+    if wanted == Some(None) {
+        unreadable.push("wait");
+    }
+    wanted.flatten().filter(|wanted| *wanted)?;
+    let millis = |json: &str| json.parse::<f64>().ok().filter(|millis| millis.is_finite() && *millis > 0.0);
+    let timeout = options.get_some("timeout").map(millis);
+    if timeout == Some(None) {
+        unreadable.push("timeout");
+    }
+    // `as` saturates; the caller has a bound of its own.
+    Some(timeout.flatten().map_or(DEFAULT_WAIT, |millis| Duration::from_millis(millis as u64)))
 }
 
 /// A JSON boolean, or the word as a string in any letter case.
@@ -208,9 +246,16 @@ mod tests {
     fn only_a_string_that_is_no_opaque_key_renews_a_token() {
         assert_eq!(renewed_token(r#"{"access_token":"a"}"#).as_deref(), Some("a"));
         assert_eq!(renewed_token(r#"{"access_token":""}"#).as_deref(), Some(""));
-        for none in
-            ["{}", "[]", "null", r#"{"access_token":null}"#, r#"{"access_token":"sb_x"}"#, r#"{"access_token":1}"#]
-        {
+        assert_eq!(renewed_token(r#"{"access_token":"a","access_token":"b"}"#).as_deref(), Some("b"));
+        for none in [
+            "{}",
+            "[]",
+            r#"["a"]"#,
+            "null",
+            r#"{"access_token":null}"#,
+            r#"{"access_token":"sb_x"}"#,
+            r#"{"access_token":1}"#,
+        ] {
             assert_eq!(renewed_token(none), None, "{none}");
         }
     }
@@ -244,6 +289,27 @@ mod tests {
         assert_eq!(join.unreadable, ["presence", "ack", "postgres_changes"]);
         assert_eq!(Join::parse("[1]").unreadable, ["payload"]);
         assert_eq!(Join::parse(r#"{"config":{"private":1}}"#).privacy, Privacy::Unreadable);
+    }
+
+    #[test]
+    fn only_a_readable_wait_holds_the_reply() {
+        let wait = |options: &str| {
+            let join = Join::parse(&format!(r#"{{"config":{{"postgres_changes_options":{options}}}}}"#));
+            (join.wait.map(|wait| wait.as_millis()), join.unreadable)
+        };
+        for none in ["{}", "null", r#"{"wait":false,"timeout":5}"#, r#"{"wait":null}"#, r#"{"timeout":5}"#] {
+            assert_eq!(wait(none), (None, vec![]), "{none}");
+        }
+        assert_eq!(wait(r#"{"wait":true}"#), (Some(15_000), vec![]));
+        assert_eq!(wait(r#"{"wait":"True","timeout":null}"#), (Some(15_000), vec![]));
+        assert_eq!(wait(r#"{"wait":true,"timeout":250}"#), (Some(250), vec![]));
+        assert_eq!(wait(r#"{"wait":true,"timeout":2.5e3}"#), (Some(2500), vec![]));
+        assert_eq!(wait(r#"{"wait":true,"timeout":1e300}"#).0, Some(u128::from(u64::MAX)));
+        for bad in ["0", "-5", r#""9""#, "true", "{}"] {
+            assert_eq!(wait(&format!(r#"{{"wait":true,"timeout":{bad}}}"#)), (Some(15_000), vec!["timeout"]), "{bad}");
+        }
+        assert_eq!(wait(r#"{"wait":1}"#), (None, vec!["wait"]));
+        assert_eq!(wait("7"), (None, vec!["postgres_changes_options"]));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(super) fn frame_for(reason: CloseReason) -> Bytes {
         CloseReason::Slow => frame::close(1013, "slow consumer, resume"),
         CloseReason::Drain => frame::close(1012, "server restarting, reconnect"),
         CloseReason::Idle => frame::close(1012, "idle, reconnect"),
+        CloseReason::Joins => frame::close(1012, "too many joins, reconnect"),
         CloseReason::Protocol => frame::close(1002, "protocol error"),
         CloseReason::Peer => frame::encode(frame::Opcode::Close, &[]),
     }

@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use warp::http::{HeaderMap, Method, Response, StatusCode, header};
 
-use crate::claims::{Principal, TokenError, Verifier};
+use super::Tokens;
+use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing as _;
 use crate::hub::Version;
 
@@ -18,6 +19,8 @@ pub(super) struct Grant {
     pub(super) version: Version,
     pub(super) token: Arc<str>,
     pub(super) principal: Arc<Principal>,
+    /// The request's `x-…` headers as a JSON object.
+    pub(super) headers: Box<str>,
     /// The value of `Sec-WebSocket-Accept`.
     accept: String,
 }
@@ -39,7 +42,7 @@ pub(super) fn check(
     method: &Method,
     headers: &HeaderMap,
     query: &str,
-    verifier: &Verifier,
+    verifier: &dyn Tokens,
     now_unix_seconds: i64,
 ) -> Result<Grant, Refusal> {
     let accept = accept_key(method, headers)?;
@@ -53,7 +56,30 @@ pub(super) fn check(
         None => parameter(query, "apikey").ok_or(Refusal::NoKey)?,
     };
     let principal = verifier.verify(&token, now_unix_seconds).map_err(Refusal::Token)?;
-    Ok(Grant { version, token: token.into(), principal: Arc::new(principal), accept })
+    let headers = kept_headers(headers);
+    Ok(Grant { version, token: token.into(), principal: Arc::new(principal), headers, accept })
+}
+
+/// How much of a request's `x-…` headers a connection keeps, as JSON.
+const MAX_KEPT_HEADERS: usize = 4096;
+
+/// What policies on messages see as `request.headers`: all `x-…` headers but the key, names in lower case, in their order. What
+/// would exceed the bound is left out whole, so that no policy reads half a value.
+fn kept_headers(headers: &HeaderMap) -> Box<str> {
+    let mut kept = serde_json::Map::new();
+    let mut size = 2;
+    // A `HeaderName` is in lower case already.
+    for name in headers.keys().filter(|name| name.as_str().starts_with("x-") && *name != "x-api-key") {
+        let values = headers.get_all(name).into_iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        let value = serde_json::Value::from(values.collect::<Vec<_>>().join(", "));
+        size += name.as_str().len() + value.to_string().len() + 4;
+        if size > MAX_KEPT_HEADERS {
+            tracing::debug!(%name, "more x- headers than are kept");
+            break;
+        }
+        kept.insert(name.as_str().to_owned(), value);
+    }
+    serde_json::Value::Object(kept).to_string().into()
 }
 
 fn accept_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> {
@@ -198,6 +224,20 @@ mod tests {
         assert_eq!(parameter("apikey", "apikey").as_deref(), Some(""));
         assert_eq!(parameter("%61pikey=%zz%4", "apikey").as_deref(), Some("%zz%4"));
         assert_eq!(parameter("", "apikey"), None);
+    }
+
+    #[test]
+    fn x_headers_are_kept_but_the_key_and_what_is_too_much() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("host", "a"), ("x-api-key", "secret"), ("X-Client-Info", "dart/1 \"2\""), ("x-a", "1")] {
+            headers.append(warp::http::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+        }
+        headers.append("x-a", "2".parse().unwrap());
+        let kept: serde_json::Value = serde_json::from_str(&kept_headers(&headers)).unwrap();
+        assert_eq!(kept, serde_json::json!({"x-client-info": "dart/1 \"2\"", "x-a": "1, 2"}));
+        headers.insert("x-b", "b".repeat(5000).parse().unwrap());
+        assert!(kept_headers(&headers).len() <= MAX_KEPT_HEADERS);
+        assert_eq!(&*kept_headers(&HeaderMap::new()), "{}");
     }
 
     #[test]

@@ -28,8 +28,7 @@ use warp::{Filter, Rejection, Reply};
 
 use super::handshake::{self, Grant, Refusal, plain};
 use super::limits::{Admission, Admitted};
-use super::{GatewayConfig, Shared, phoenix};
-use crate::claims::Verifier;
+use super::{GatewayConfig, Shared, Tokens, phoenix};
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
@@ -41,7 +40,7 @@ pub struct Deps {
     /// Where channels subscribe.
     pub hub: HubHandle,
     /// Who may come in.
-    pub verifier: Arc<Verifier>,
+    pub verifier: Arc<dyn Tokens>,
     /// What time it is.
     pub clock: Clock,
     /// What is counted.
@@ -119,6 +118,8 @@ impl Gateway {
 struct Doors {
     shared: Arc<Shared>,
     admission: Admission,
+    /// Turns of handshakes that wait for keys.
+    learning: Semaphore,
     ready: watch::Receiver<bool>,
 }
 
@@ -152,7 +153,8 @@ impl Bound {
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
         let Deps { hub, verifier, clock, metrics, drain, connections, ready, .. } = deps;
         let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, drain });
-        let doors = Arc::new(Doors { shared: shared.clone(), admission, ready });
+        let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
+        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
         let next = AtomicU64::new(0);
         info!(address = %self.local_addr, "listening");
@@ -205,8 +207,8 @@ where
         let Accepted { upgrade, grant, admitted } = accepted?;
         // HTTP is over, so this is ready; it fails if the 101 could not be written.
         let parts = upgrade.await.ok()?.downcast::<TokioIo<TcpStream>>().ok()?;
-        let Grant { version, token, principal, .. } = grant;
-        let visitor = phoenix::Visitor { connection, version, token, principal };
+        let Grant { version, token, principal, headers, .. } = grant;
+        let visitor = phoenix::Visitor { connection, version, token, principal, headers };
         let (stream, leftover) = (parts.io.into_inner(), parts.read_buf);
         Some(Box::pin(phoenix::run(shared, visitor, shard, stream, leftover, admitted)))
     });
@@ -297,7 +299,16 @@ async fn shake_hands(
     handover: &Handover,
 ) -> Response<String> {
     let shared = &doors.shared;
-    let checked = handshake::check(method, headers, &query, &shared.verifier, shared.clock.unix_seconds());
+    let check = || handshake::check(method, headers, &query, shared.verifier.as_ref(), shared.clock.unix_seconds());
+    let mut checked = check();
+    if let Err(Refusal::Token(error)) = &checked
+        && shared.verifier.may_learn(error)
+        && let Ok(_turn) = doors.learning.try_acquire()
+    {
+        // In time or not: what is known by then decides.
+        let _ = tokio::time::timeout(shared.config.learn_timeout, shared.verifier.learn()).await;
+        checked = check();
+    }
     let granted = checked.and_then(|grant| {
         let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;
         let admitted = doors.admission.admit().ok_or(Refusal::TooManyConnections)?;

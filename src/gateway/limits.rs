@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::metrics::Metrics;
 
@@ -23,18 +23,32 @@ pub struct GatewayConfig {
     pub handshake_failure_delay: Duration,
     /// Wait before a refused join is answered; other topics of the connection don't wait.
     pub join_failure_delay: Duration,
+    /// How long a handshake, a join or a new token may wait for the keys of tokens to be fetched.
+    pub learn_timeout: Duration,
+    /// Handshakes that may wait for keys at a time; they are not authenticated, and more are refused.
+    pub max_learning: usize,
     /// Joined channels per connection.
     pub max_channels: usize,
+    /// Joins per second of a connection, on average over a minute; more close it with 1012.
+    pub max_joins_per_second: u32,
+    /// The longest that a join's reply is held until its changes are active.
+    pub max_join_wait: Duration,
     /// Bytes of an inbound message; more close the connection with 1009.
     pub max_message_bytes: usize,
     /// Bytes of a join's payload, of which the entries stay in memory.
     pub max_join_bytes: usize,
     /// Entries of `postgres_changes` in one join.
     pub max_entries: usize,
+    /// Entries of `postgres_changes` of all channels of a connection.
+    pub max_connection_entries: usize,
+    /// Bytes of all joins of a connection whose entries stay in memory.
+    pub max_connection_entry_bytes: usize,
     /// Bytes of a topic.
     pub max_topic_bytes: usize,
     /// Messages of one topic that may wait for a join to be answered.
     pub max_pending: usize,
+    /// Bytes of all messages of a connection that wait for joins.
+    pub max_pending_bytes: usize,
     /// Bytes that may wait for a slow consumer before it is closed with 1013.
     pub max_outbox_bytes: usize,
     /// Without an inbound frame for this long the connection is closed with 1012; likewise one whose peer takes no bytes.
@@ -58,12 +72,19 @@ impl Default for GatewayConfig {
             max_head_bytes: 16 * 1024,
             handshake_failure_delay: Duration::ZERO,
             join_failure_delay: Duration::ZERO,
-            max_channels: 100,
+            learn_timeout: Duration::from_secs(5),
+            max_learning: 256,
+            max_channels: 1000,
+            max_joins_per_second: 100,
+            max_join_wait: Duration::from_secs(20),
             max_message_bytes: 5_000_000,
             max_join_bytes: 256 * 1024,
             max_entries: 1000,
+            max_connection_entries: 10_000,
+            max_connection_entry_bytes: 4 * 1024 * 1024,
             max_topic_bytes: 1024,
             max_pending: 64,
+            max_pending_bytes: 1024 * 1024,
             max_outbox_bytes: 1024 * 1024,
             idle_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(3),
@@ -71,6 +92,38 @@ impl Default for GatewayConfig {
             tick: Duration::from_secs(15),
             private_only: false,
         }
+    }
+}
+
+/// Seconds in a bucket of [`JoinRate`].
+const BUCKET_SECONDS: u64 = 5;
+/// Buckets: a minute.
+const BUCKETS: usize = 12;
+
+/// The joins of one connection during the last minute.
+#[derive(Debug, Default)]
+pub(super) struct JoinRate {
+    /// Of the first join.
+    since: Option<Instant>,
+    /// The bucket in use, counted from then.
+    at: u64,
+    counts: [u32; BUCKETS],
+}
+
+impl JoinRate {
+    /// Counts a join, and says whether the average is within the bound with it.
+    pub(super) fn admit(&mut self, now: Instant, max_per_second: u32) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let at = now.saturating_duration_since(since).as_secs() / BUCKET_SECONDS;
+        for passed in self.at + 1..=at.min(self.at + BUCKETS as u64) {
+            self.counts[(passed % BUCKETS as u64) as usize] = 0;
+        }
+        // A minute or more without a join has emptied all of them, wherever this one is.
+        self.at = at;
+        let count = &mut self.counts[(at % BUCKETS as u64) as usize];
+        *count = count.saturating_add(1);
+        let all: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
+        all <= u64::from(max_per_second) * BUCKET_SECONDS * BUCKETS as u64
     }
 }
 
@@ -111,6 +164,21 @@ impl Drop for Admitted {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn joins_are_averaged_over_the_last_minute() {
+        let (start, mut rate) = (Instant::now(), JoinRate::default());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!((0..60).all(|_| rate.admit(start, 1)));
+        assert!(!rate.admit(after(1), 1) && !rate.admit(after(59), 1));
+        // The first bucket is forgotten, the two refused ones are not all of it.
+        assert!((0..59).all(|_| rate.admit(after(60), 1)));
+        assert!(!rate.admit(after(61), 1));
+        let mut idle = JoinRate::default();
+        assert!((0..60).all(|_| idle.admit(start, 1)) && idle.admit(after(1000), 1));
+        assert!((0..59).all(|_| idle.admit(after(1001), 1)) && !idle.admit(after(1002), 1));
+        assert!(!JoinRate::default().admit(start, 0));
+    }
 
     #[test]
     fn a_place_is_free_again_when_its_holder_is_gone() {

@@ -17,17 +17,45 @@ pub use limits::GatewayConfig;
 
 use std::sync::Arc;
 
-use crate::claims::Verifier;
+use futures_util::future::{BoxFuture, FutureExt as _};
+
+use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
 use crate::hub::HubHandle;
 use crate::metrics::Metrics;
 use crate::task::Drain;
 
+/// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
+pub trait Tokens: Send + Sync {
+    /// Who the token speaks for at this second since 1970.
+    fn verify(&self, token: &str, now_unix_seconds: i64) -> Result<Principal, TokenError>;
+
+    /// Whether a token refused for this reason may be good once [`Tokens::learn`] has been awaited.
+    fn may_learn(&self, error: &TokenError) -> bool;
+
+    /// Fetches keys anew, as often as may be.
+    fn learn(&self) -> BoxFuture<'_, ()>;
+}
+
+impl Tokens for Verifier {
+    fn verify(&self, token: &str, now_unix_seconds: i64) -> Result<Principal, TokenError> {
+        Verifier::verify(self, token, now_unix_seconds)
+    }
+
+    fn may_learn(&self, error: &TokenError) -> bool {
+        Verifier::may_learn(self, error)
+    }
+
+    fn learn(&self) -> BoxFuture<'_, ()> {
+        Verifier::learn(self).boxed()
+    }
+}
+
 /// What every connection needs; one per gateway.
 struct Shared {
     config: GatewayConfig,
     hub: HubHandle,
-    verifier: Arc<Verifier>,
+    verifier: Arc<dyn Tokens>,
     clock: Clock,
     metrics: Arc<Metrics>,
     drain: Drain,

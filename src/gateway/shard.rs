@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::encode::{RowShape, changes_frame, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
-use crate::hub::{Batch, Event, Fanout, Notice, Outgoing, Port};
+use crate::hub::{Batch, Event, Fanout, Greeting, Notice, Outgoing, Port};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 
@@ -29,7 +29,23 @@ pub struct Shard {
     clock: Clock,
     shapes: Vec<(Arc<Relation>, Arc<Types>, Arc<RowShape>)>,
     data: Vec<u8>,
-    frames: Vec<(Arc<Port>, Bytes)>,
+    frames: Vec<Frame>,
+}
+
+/// Something for one connection.
+struct Frame {
+    port: Arc<Port>,
+    bytes: Bytes,
+    /// It is the join reply.
+    greeting: bool,
+}
+
+impl Frame {
+    /// Asked while the outbox is held: nothing of an instance precedes its join reply, or follows the frames that say that the
+    /// instance has ended.
+    fn may_be_written(&self) -> bool {
+        if self.greeting { self.port.stage.greet() } else { self.port.stage.is_greeted() }
+    }
 }
 
 impl Shard {
@@ -54,15 +70,20 @@ impl Shard {
         for outgoing in batch {
             match outgoing {
                 Outgoing::Change(fanout) => self.change(&fanout, now),
-                Outgoing::Notice(notice) => self.frames.push((notice.port.clone(), notice_frame(&notice))),
+                Outgoing::Notice(notice) => {
+                    let bytes = notice_frame(&notice);
+                    self.frames.push(Frame { port: notice.port, bytes, greeting: false });
+                }
+                Outgoing::Greeting(Greeting { port, frames: bytes }) => {
+                    self.frames.push(Frame { port, bytes, greeting: true });
+                }
             }
         }
         // By connection; stable, so that each connection's frames stay in order.
-        self.frames.sort_by_key(|(port, _)| Arc::as_ptr(&port.outbox) as usize);
-        for frames in self.frames.chunk_by(|(a, _), (b, _)| Arc::ptr_eq(&a.outbox, &b.outbox)) {
-            // Asked under the outbox's lock: nothing of an instance that has ended follows the frames that say so.
-            let open = frames.iter().filter(|(port, _)| !port.is_closed());
-            frames[0].0.outbox.send_all(open.map(|(_, frame)| frame));
+        self.frames.sort_by_key(|frame| Arc::as_ptr(&frame.port.outbox) as usize);
+        for frames in self.frames.chunk_by(|a, b| Arc::ptr_eq(&a.port.outbox, &b.port.outbox)) {
+            let written = frames.iter().filter(|frame| frame.may_be_written());
+            frames[0].port.outbox.send_all(written.map(|frame| &frame.bytes));
         }
         self.frames.clear();
     }
@@ -80,7 +101,7 @@ impl Shard {
             Bytes::copy_from_slice(buffer)
         });
         let mut last: Option<(usize, Bytes)> = None;
-        for (i, member) in fanout.members.iter().enumerate().filter(|(_, member)| !member.port.is_closed()) {
+        for (i, member) in fanout.members.iter().enumerate().filter(|(_, member)| !member.port.stage.is_closed()) {
             // Members of one topic usually follow each other: the shared cache is asked once for them all.
             let same = last.as_ref().filter(|(known, _)| {
                 let known = &fanout.members[*known];
@@ -94,7 +115,7 @@ impl Shard {
                     changes_frame(member.port.version, &member.port.topic, &member.ids, &data)
                 }),
             };
-            self.frames.push((member.port.clone(), frame.clone()));
+            self.frames.push(Frame { port: member.port.clone(), bytes: frame.clone(), greeting: false });
             last = Some((i, frame));
         }
     }

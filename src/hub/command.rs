@@ -4,8 +4,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Outbox;
@@ -38,20 +39,62 @@ pub struct Port {
     pub version: Version,
     /// The channel's join_ref as JSON text: a quoted string, or `null`.
     pub join_ref: Arc<str>,
-    /// Set by the connection before it says anything about the channel's end, or about another instance on its topic:
-    /// nothing that was permitted to this instance may be written after that.
-    pub closed: AtomicBool,
+    /// Whether anything of this instance may be written. Shared with the session, which decides about a held join.
+    pub stage: Arc<Stage>,
 }
 
-impl Port {
-    /// From now on nothing more is written for this instance.
+/// How far a channel instance is: waiting for its join reply, greeted, or closed. One atomic, so that "the join has timed out"
+/// and "its reply is written" exclude each other.
+///
+/// A change or notice is written only for a greeted instance, which whoever writes asks while it holds the outbox: so nothing
+/// precedes the join reply, and nothing follows the frames that tell the instance's end.
+#[derive(Debug)]
+pub struct Stage(AtomicU8);
+
+const WAITING: u8 = 0;
+const GREETED: u8 = 1;
+const CLOSED: u8 = 2;
+
+impl Stage {
+    /// Of a channel whose join was answered before it was subscribed.
+    pub fn greeted() -> Stage {
+        Stage(AtomicU8::new(GREETED))
+    }
+
+    /// Of a channel whose join reply is held until it is active.
+    pub fn waiting() -> Stage {
+        Stage(AtomicU8::new(WAITING))
+    }
+
+    /// Whether the caller is to write the join reply now: true once, and never after [`Stage::give_up`] was. To be asked while
+    /// the outbox is held, so that the reply takes its place before whatever sees the instance greeted.
+    pub fn greet(&self) -> bool {
+        self.change(WAITING, GREETED)
+    }
+
+    /// Ends an instance that waits, if it has not ended already. False if its join reply is out.
+    pub fn give_up(&self) -> bool {
+        self.change(WAITING, CLOSED) || self.is_closed()
+    }
+
+    /// From now on nothing more is written for this instance. Called before anything is said about its end, or about another
+    /// instance on its topic.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.0.store(CLOSED, Ordering::Release);
+    }
+
+    /// Whether changes and notices may be written.
+    pub fn is_greeted(&self) -> bool {
+        self.0.load(Ordering::Acquire) == GREETED
     }
 
     /// Whether the instance has ended.
     pub fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) == CLOSED
+    }
+
+    fn change(&self, from: u8, to: u8) -> bool {
+        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -111,6 +154,24 @@ pub struct SubscribeError {
     pub retry: bool,
 }
 
+/// Something about an accepted subscription that its client should know.
+///
+/// Other servers repeat "no primary key" and "unauthorized" (400 and 401) as a row with each change. Here they are told once, at
+/// subscribe time, as a `system` message after `Subscribed to PostgreSQL`, never one per change (decision 25).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// `status` is `ok`, not `error`.
+    pub ok: bool,
+    /// Safe for the client.
+    pub message: String,
+}
+
+/// The `system` message that tells a channel that its changes flow (§5.6).
+pub const SUBSCRIBED: &str = "Subscribed to PostgreSQL";
+
+/// The hub's answer: the entries are active, with what is to be said about them, or none of them is.
+pub type Subscribed = Result<Vec<Warning>, SubscribeError>;
+
 /// A command in the hub's queue.
 #[derive(Debug)]
 pub enum Command {
@@ -122,8 +183,11 @@ pub enum Command {
         entries: Vec<Entry>,
         /// Who it speaks for.
         principal: Arc<Principal>,
+        /// Complete frames that the client gets before anything else of this channel: its join reply, held until now. They are
+        /// queued at the activation, and written unless the port's stage says otherwise by then.
+        greeting: Option<Bytes>,
         /// Answered when they are active, or refused.
-        reply: oneshot::Sender<Result<(), SubscribeError>>,
+        reply: oneshot::Sender<Subscribed>,
     },
     /// A channel has a new token: judge what follows by it.
     Reclaim {
@@ -132,7 +196,7 @@ pub enum Command {
         /// Who it speaks for from now on.
         principal: Arc<Principal>,
         /// Answered when it is in force. The entries are validated again; refused ones end all entries of the channel.
-        reply: oneshot::Sender<Result<(), SubscribeError>>,
+        reply: oneshot::Sender<Subscribed>,
     },
     /// Forget a channel.
     Leave {
@@ -154,18 +218,24 @@ impl HubHandle {
     }
 
     /// Resolves when every change committed after this moment will be delivered to the channel.
-    pub async fn subscribe(
+    pub async fn subscribe(&self, port: Arc<Port>, entries: Vec<Entry>, principal: Arc<Principal>) -> Subscribed {
+        self.subscribe_greeting(port, entries, principal, None).await
+    }
+
+    /// The same; these frames are the first that the channel gets. See [`Command::Subscribe`].
+    pub async fn subscribe_greeting(
         &self,
         port: Arc<Port>,
         entries: Vec<Entry>,
         principal: Arc<Principal>,
-    ) -> Result<(), SubscribeError> {
+        greeting: Option<Bytes>,
+    ) -> Subscribed {
         let (reply, answer) = oneshot::channel();
-        self.ask(Command::Subscribe { port, entries, principal, reply }, answer).await
+        self.ask(Command::Subscribe { port, entries, principal, greeting, reply }, answer).await
     }
 
     /// Resolves when the new principal is in force.
-    pub async fn reclaim(&self, id: ChannelId, principal: Arc<Principal>) -> Result<(), SubscribeError> {
+    pub async fn reclaim(&self, id: ChannelId, principal: Arc<Principal>) -> Subscribed {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Reclaim { id, principal, reply }, answer).await
     }
@@ -175,13 +245,40 @@ impl HubHandle {
         let _ = self.commands.send(Command::Leave { id }).await;
     }
 
-    async fn ask(
-        &self,
-        command: Command,
-        answer: oneshot::Receiver<Result<(), SubscribeError>>,
-    ) -> Result<(), SubscribeError> {
+    async fn ask(&self, command: Command, answer: oneshot::Receiver<Subscribed>) -> Subscribed {
         let stopping = || SubscribeError { message: "Realtime is restarting, please standby".into(), retry: true };
         self.commands.send(command).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_join_is_greeted_or_given_up_never_both() {
+        let stage = Stage::waiting();
+        assert!(!stage.is_greeted() && !stage.is_closed());
+        assert!(stage.greet());
+        assert!(!stage.greet() && !stage.give_up() && stage.is_greeted());
+        stage.close();
+        assert!(!stage.greet() && stage.is_closed());
+        let stage = Stage::waiting();
+        assert!(stage.give_up());
+        assert!(!stage.greet() && stage.give_up() && stage.is_closed());
+        assert!(!Stage::greeted().greet() && !Stage::greeted().give_up());
+    }
+
+    #[test]
+    fn of_two_who_race_for_a_stage_one_wins() {
+        for _ in 0..200 {
+            let stage = Arc::new(Stage::waiting());
+            let other = stage.clone();
+            let greeter = std::thread::spawn(move || other.greet());
+            let gave_up = stage.give_up();
+            let greeted = greeter.join().unwrap();
+            assert!(greeted != gave_up && stage.is_greeted() == greeted);
+        }
     }
 }

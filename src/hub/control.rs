@@ -6,20 +6,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
 
+use super::event::{Greeting, Outgoing};
 use super::matching::{self, UNDECIDED};
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
 use super::run::Hub;
-use super::{ChannelId, Command, Entry, Port, SubscribeError};
+use super::{ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
 use crate::claims::Principal;
 
-type Reply = oneshot::Sender<Result<(), SubscribeError>>;
-type Resolution = Result<(Vec<Target>, Rules), SubscribeError>;
+type Reply = oneshot::Sender<Subscribed>;
+type Resolution = Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError>;
 
 /// Somebody's entries, resolved.
 pub(super) struct Resolved {
@@ -30,14 +32,18 @@ pub(super) struct Resolved {
 }
 
 enum Why {
-    Subscribe {
-        port: Arc<Port>,
-        entries: Arc<Vec<Entry>>,
-        principal: Arc<Principal>,
-        reply: Reply,
-    },
+    Subscribe(Wish),
     /// The rules changed under an active channel.
     Again,
+}
+
+/// What a client wants, and whom to tell.
+struct Wish {
+    port: Arc<Port>,
+    entries: Arc<Vec<Entry>>,
+    principal: Arc<Principal>,
+    greeting: Option<Bytes>,
+    reply: Reply,
 }
 
 impl Hub {
@@ -90,13 +96,13 @@ impl Hub {
 
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
-            Command::Subscribe { port, entries, principal, reply } => {
-                self.subscribe(port, Arc::new(entries), principal, reply);
+            Command::Subscribe { port, entries, principal, greeting, reply } => {
+                self.subscribe(Wish { port, entries: Arc::new(entries), principal, greeting, reply });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(port, entries, principal, reply);
+                    self.subscribe(Wish { port, entries, principal, greeting: None, reply });
                 }
                 None => {
                     let message = "The channel has no active subscription".into();
@@ -117,15 +123,15 @@ impl Hub {
         self.registry.remove(id);
     }
 
-    fn subscribe(&mut self, port: Arc<Port>, entries: Arc<Vec<Entry>>, principal: Arc<Principal>, reply: Reply) {
-        let id = port.id;
+    fn subscribe(&mut self, wish: Wish) {
+        let id = wish.port.id;
         let ticket = self.ticket(id);
         self.subscribing.insert(id);
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
         let (rules, validator) = (self.rules.clone(), self.validator.clone());
         self.resolving.spawn(async move {
-            let result = resolve::resolve(rules, validator, &entries, &principal).await;
-            Resolved { ticket, id, why: Why::Subscribe { port, entries, principal, reply }, result }
+            let result = resolve::resolve(rules, validator, &wish.entries, &wish.principal).await;
+            Resolved { ticket, id, why: Why::Subscribe(wish), result }
         });
     }
 
@@ -140,19 +146,23 @@ impl Hub {
             return;
         }
         let Some(current) = self.current.clone() else { return };
-        let stale = matches!(&done.result, Ok((_, rules)) if !Arc::ptr_eq(&rules.catalog, &current.catalog));
+        let stale = matches!(&done.result, Ok((.., rules)) if !Arc::ptr_eq(&rules.catalog, &current.catalog));
         match done.why {
-            Why::Subscribe { port, entries, principal, reply } if stale => {
-                self.subscribe(port, entries, principal, reply);
-            }
-            Why::Subscribe { port, entries, principal, reply } => {
+            Why::Subscribe(wish) if stale => self.subscribe(wish),
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply }) => {
                 self.settled(done.id);
                 self.subscribing.remove(&done.id);
-                let result = done.result.map(|(targets, _)| {
+                let result = done.result.map(|(targets, warnings, _)| {
                     // An active channel that has a new token owes nothing of its past: rows that wait are still for it.
                     let active = self.registry.get(done.id).map(|channel| channel.from);
                     let from = active.unwrap_or_else(|| self.position());
+                    if let Some(frames) = greeting {
+                        // Before any row that is emitted from here on.
+                        let shard = port.shard % self.out.len();
+                        self.out[shard].push(Outgoing::Greeting(Greeting { port: port.clone(), frames }));
+                    }
                     self.registry.activate(port, principal, entries, targets, from, &current.catalog);
+                    warnings
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
                     self.registry.remove(done.id);
@@ -183,10 +193,13 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
                 self.revalidating.remove(&id);
             }
-            Ok((targets, _)) => {
+            Ok((targets, warnings, _)) => {
                 self.registry.retarget(id, targets, catalog);
                 self.settled(id);
-                matching::notify(&mut self.out, &port, true, "Subscribed to PostgreSQL");
+                matching::notify(&mut self.out, &port, true, SUBSCRIBED);
+                for warning in warnings {
+                    matching::notify(&mut self.out, &port, warning.ok, &warning.message);
+                }
             }
             Err(error) => {
                 // Kept without targets: should the table come back, the channel is asked again.

@@ -116,6 +116,15 @@ pub struct Notice {
     pub message: Arc<str>,
 }
 
+/// The held join reply of a channel, before anything else of it.
+#[derive(Debug, Clone)]
+pub struct Greeting {
+    /// The channel.
+    pub port: Arc<Port>,
+    /// Complete frames. Written only if [`super::Stage::greet`] says so.
+    pub frames: Bytes,
+}
+
 /// One thing for a shard to write.
 #[derive(Debug, Clone)]
 pub enum Outgoing {
@@ -123,6 +132,8 @@ pub enum Outgoing {
     Change(Fanout),
     /// A `system` message.
     Notice(Notice),
+    /// A join reply.
+    Greeting(Greeting),
 }
 
 /// What the hub hands to one shard at a time, in order.

@@ -19,8 +19,11 @@ mod run;
 #[cfg(test)]
 mod tests;
 
-pub use command::{Action, ChannelId, Command, Entry, HubHandle, Name, Port, SubscribeError, Version};
-pub use event::{Batch, Event, Fanout, Ids, Member, Notice, Outgoing};
+pub use command::{
+    Action, ChannelId, Command, Entry, HubHandle, Name, Port, SUBSCRIBED, Stage, SubscribeError, Subscribed, Version,
+    Warning,
+};
+pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
 

@@ -46,6 +46,8 @@ pub enum CloseReason {
     Drain,
     /// No inbound frame for the idle timeout (1012).
     Idle,
+    /// The client joined more often than it may (1012).
+    Joins,
     /// The peer broke the WebSocket protocol or a limit of it.
     Protocol,
     /// The peer closed.
@@ -59,6 +61,7 @@ impl CloseReason {
             CloseReason::Slow => "slow",
             CloseReason::Drain => "drain",
             CloseReason::Idle => "idle",
+            CloseReason::Joins => "joins",
             CloseReason::Protocol => "protocol",
             CloseReason::Peer => "peer",
         }

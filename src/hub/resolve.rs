@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rules::{Rules, RulesHandle};
-use super::{Action, Entry, Name, SubscribeError};
+use super::{Action, Entry, Name, SubscribeError, Warning};
 use crate::catalog::{Catalog, Table};
 use crate::claims::Principal;
 use crate::filter::{self, ColumnSpec, Condition, Predicate, SubscribeParameters, Validator};
@@ -34,7 +34,7 @@ pub(super) async fn resolve(
     validator: Arc<Validator>,
     entries: &[Entry],
     principal: &Principal,
-) -> Result<(Vec<Target>, Rules), SubscribeError> {
+) -> Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError> {
     let Some(rules) = rules.with_role(&principal.role, ROLE_DEADLINE).await else {
         let message = "Unable to subscribe to changes: the database can't be read at the moment".into();
         return Err(SubscribeError { message, retry: true });
@@ -43,7 +43,7 @@ pub(super) async fn resolve(
     for entry in entries {
         resolve_entry(&rules.catalog, &validator, entry, principal, &mut targets).await?;
     }
-    Ok((targets, rules))
+    Ok((targets, Vec::new(), rules))
 }
 
 /// Whether the entry names this table.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -128,6 +128,11 @@ impl Bench {
                     Outgoing::Notice(notice) => {
                         received.entry(notice.port.id).or_default().notices.push(notice.message.to_string());
                     }
+                    Outgoing::Greeting(greeting) => {
+                        let of = received.entry(greeting.port.id).or_default();
+                        assert!(of.rows.is_empty() && of.notices.is_empty(), "something came before the join reply");
+                        of.notices.push(String::from_utf8(greeting.frames.to_vec()).unwrap());
+                    }
                 }
             }
         }
@@ -144,8 +149,8 @@ fn port() -> Arc<Port> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let outbox = Arc::new(Outbox::new(Box::new(Hole), 1 << 20, Bytes::new()));
     let id = ChannelId(NEXT.fetch_add(1, Ordering::Relaxed));
-    let (topic, join_ref, closed) = ("realtime:t".into(), "null".into(), AtomicBool::new(false));
-    Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, closed })
+    let (topic, join_ref, stage) = ("realtime:t".into(), "null".into(), Arc::new(Stage::greeted()));
+    Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, stage })
 }
 
 fn principal(role: &str, sub: &str) -> Arc<Principal> {

@@ -13,14 +13,13 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use futures_util::future::{AbortHandle, Abortable, BoxFuture, FutureExt as _, join};
+use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -36,7 +35,7 @@ use super::session::{Effect, Now, Session, Visitor};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::{GatewayConfig, Shared, close};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, SubscribeError, Transmit, Version};
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Stage, SubscribeError, Transmit, Version};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -93,8 +92,17 @@ impl AsyncWrite for Inbound {
     }
 }
 
-/// What the hub said; nothing for a leave, which is not answered.
-type Operation = Abortable<BoxFuture<'static, Option<(ChannelId, Answer)>>>;
+/// How something that the session waits for has ended.
+enum Done {
+    /// The hub has answered.
+    Answered(ChannelId, Answer),
+    /// The hub has taken a leave.
+    Left,
+    /// Keys were fetched, or could not be in time.
+    Learned,
+}
+
+type Operation = Abortable<BoxFuture<'static, Done>>;
 
 struct Connection {
     shared: Arc<Shared>,
@@ -107,6 +115,8 @@ struct Connection {
     operations: FuturesUnordered<Operation>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
+    /// Stops what fetches keys.
+    learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
     ports: HashMap<ChannelId, Arc<Port>>,
     last_inbound: Instant,
@@ -176,6 +186,7 @@ pub(in crate::gateway) async fn run(
         session: Session::new(shared.clone(), visitor),
         operations: FuturesUnordered::new(),
         asked: HashMap::new(),
+        learning: None,
         ports: HashMap::new(),
         last_inbound: Instant::now(),
         blocked_since: None,
@@ -225,11 +236,15 @@ impl Connection {
                 () = self.outbox.attention() => self.flush(),
                 _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
                 Some(done) = self.operations.next(), if !self.operations.is_empty() => {
-                    if let Ok(Some((id, answer))) = done {
-                        self.asked.remove(&id);
-                        let effects = self.session.answered(id, answer, self.now());
-                        self.carry_out(effects);
-                    }
+                    let effects = match done {
+                        Ok(Done::Answered(id, answer)) => {
+                            self.asked.remove(&id);
+                            self.session.answered(id, answer, self.now())
+                        }
+                        Ok(Done::Learned) => self.session.learned(self.now()),
+                        Ok(Done::Left) | Err(Aborted) => Vec::new(),
+                    };
+                    self.carry_out(effects);
                 }
                 () = draining.as_mut() => self.close(CloseReason::Drain),
                 () = sleep.as_mut() => self.tick(),
@@ -310,11 +325,14 @@ impl Connection {
     }
 
     fn carry_out(&mut self, effects: Vec<Effect>) {
-        let mut frames = Vec::new();
+        let mut frames: Vec<(Bytes, Option<Arc<Stage>>)> = Vec::new();
+        let mut closing = None;
         for effect in effects {
             match effect {
-                Effect::Send(frame) => frames.push(frame),
-                Effect::Subscribe { id, topic, join_ref, entries, principal, again } => {
+                Effect::Send(frame) => frames.push((frame, None)),
+                Effect::Greet { stage, greeting } => frames.push((greeting, Some(stage))),
+                Effect::Close(reason) => closing = Some(reason),
+                Effect::Subscribe { id, topic, join_ref, entries, principal, again, stage, greeting } => {
                     let port = Arc::new(Port {
                         id,
                         outbox: self.outbox.clone(),
@@ -322,17 +340,17 @@ impl Connection {
                         topic,
                         version: self.version,
                         join_ref: join_ref.as_json().into(),
-                        closed: AtomicBool::new(false),
+                        stage,
                     });
                     if let Some(before) = self.ports.insert(id, port.clone()) {
-                        before.close();
+                        before.stage.close();
                     }
                     let hub = self.shared.hub.clone();
                     let asking = async move {
                         if again {
                             hub.leave(id).await;
                         }
-                        bounded(hub.subscribe(port, entries, principal)).await
+                        bounded(hub.subscribe_greeting(port, entries, principal, greeting)).await
                     };
                     self.ask(id, asking);
                 }
@@ -350,36 +368,52 @@ impl Connection {
                 }
                 Effect::Leave(id) => {
                     if let Some(port) = self.ports.remove(&id) {
-                        port.close();
+                        port.stage.close();
                     }
                     self.asked.remove(&id).inspect(AbortHandle::abort);
                     let hub = self.shared.hub.clone();
                     let leaving = async move {
                         hub.leave(id).await;
-                        None
+                        Done::Left
                     };
                     self.operations.push(Abortable::new(leaving.boxed(), AbortHandle::new_pair().1));
+                }
+                Effect::Learn => {
+                    let shared = self.shared.clone();
+                    let learning = async move {
+                        // In time or not: what is known by then decides.
+                        let _ = timeout(shared.config.learn_timeout, shared.verifier.learn()).await;
+                        Done::Learned
+                    };
+                    let (handle, registration) = AbortHandle::new_pair();
+                    self.learning = Some(handle);
+                    self.operations.push(Abortable::new(learning.boxed(), registration));
                 }
             }
         }
         // Before anything asked above can be answered: the hub is only polled by the loop.
         if !frames.is_empty() {
-            // A port that ended above was closed before this: what was permitted to it can't follow these frames.
-            self.outbox.send_all(&frames);
+            // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
+            // reply that the shard has written is not written again.
+            let due = |stage: &Option<Arc<Stage>>| stage.as_ref().is_none_or(|stage| stage.greet());
+            self.outbox.send_all(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
+        }
+        if let Some(reason) = closing {
+            self.close(reason);
         }
     }
 
     fn ask(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
         let (handle, registration) = AbortHandle::new_pair();
         self.asked.insert(id, handle);
-        let asking = asking.map(move |answer| Some((id, answer)));
+        let asking = asking.map(move |answer| Done::Answered(id, answer));
         self.operations.push(Abortable::new(asking.boxed(), registration));
     }
 
     /// Sends what waits and says goodbye; makes the hub forget the channels. Both within the close timeout.
     async fn finish(self, mut read: OwnedReadHalf) {
-        let Connection { shared, outbox, write, session, mut operations, asked, number, .. } = self;
-        asked.values().for_each(AbortHandle::abort);
+        let Connection { shared, outbox, write, session, mut operations, asked, learning, number, .. } = self;
+        asked.values().chain(&learning).for_each(AbortHandle::abort);
         let reason = outbox.closing();
         if let Some(reason) = reason.filter(|reason| *reason != CloseReason::Peer) {
             shared.metrics.closes.get_or_create(&[("reason", reason.as_str())]).inc();

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::codec::{self, Decoded};
 use super::session::{Effect, Now, Session, Visitor};
+use crate::channel::Answer;
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::gateway::{GatewayConfig, Shared};
@@ -42,7 +43,7 @@ fn client_of(version: Version, config: GatewayConfig) -> Client {
     });
     let token = anon(3600);
     let principal = Arc::new(verifier().verify(&token, NOW).unwrap());
-    let visitor = Visitor { connection: 1, version, token: token.into(), principal };
+    let visitor = Visitor { connection: 1, version, token: token.into(), principal, headers: "{}".into() };
     let now = Now { unix_millis: NOW * 1000, at: Instant::now() };
     Client { session: Session::new(shared.clone(), visitor), shared, version, now, wants: Vec::new() }
 }
@@ -101,7 +102,7 @@ impl Client {
         self.sort(effects)
     }
 
-    fn answer(&mut self, id: ChannelId, answer: Result<(), SubscribeError>) -> Vec<Value> {
+    fn answer(&mut self, id: ChannelId, answer: Answer) -> Vec<Value> {
         let effects = self.session.answered(id, answer, self.now);
         self.sort(effects)
     }
@@ -180,7 +181,7 @@ fn join_ref_and_ref_may_differ_and_later_frames_carry_the_join_ref() {
     let reply = client.send(json!(["4", "9", "realtime:t", "phx_join", todos()]));
     assert_eq!((&reply[0][0], &reply[0][1]), (&json!("4"), &json!("9")));
     let id = client.subscribed();
-    assert_eq!(client.answer(id, Ok(()))[0][0], "4");
+    assert_eq!(client.answer(id, Ok(vec![]))[0][0], "4");
 }
 
 #[test]
@@ -217,8 +218,8 @@ fn entries_are_echoed_in_order_with_ids_and_then_asked_for() {
     }
     let Some(Effect::Subscribe { id, entries, again: false, .. }) = client.wants.pop() else { panic!() };
     assert_eq!(entries.iter().map(|entry| i64::from(entry.id)).collect::<Vec<_>>(), ids);
-    assert_eq!(client.answer(id, Ok(())), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
-    assert_eq!(client.answer(id, Ok(())), [] as [Value; 0]);
+    assert_eq!(client.answer(id, Ok(vec![])), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
+    assert_eq!(client.answer(id, Ok(vec![])), [] as [Value; 0]);
 }
 
 #[test]
@@ -245,7 +246,7 @@ fn a_subscription_that_may_work_later_is_tried_again_and_told_once() {
     assert!(client.answer(id, down()).is_empty());
     client.pass(7);
     assert!(matches!(client.wants.pop(), Some(Effect::Subscribe { .. })));
-    assert_eq!(client.answer(id, Ok(())), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
+    assert_eq!(client.answer(id, Ok(vec![])), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
     client.send(json!(["1", "2", "realtime:t", "phx_leave", {}]));
     assert!(matches!(client.wants.pop(), Some(Effect::Leave(left)) if left == id));
     assert!(client.answer(id, down()).is_empty());
@@ -343,7 +344,7 @@ fn joining_again_answers_first_and_then_closes_the_old_instance() {
         other => panic!("{other:?}"),
     }
     // The old one's answer comes too late.
-    assert!(client.answer(old, Ok(())).is_empty());
+    assert!(client.answer(old, Ok(vec![])).is_empty());
     assert_eq!(client.session.end().len(), 1);
 }
 
@@ -454,7 +455,7 @@ fn a_new_token_is_put_in_force_and_told() {
     let mut client = client();
     client.join("realtime:t", todos());
     let id = client.subscribed();
-    client.answer(id, Ok(()));
+    client.answer(id, Ok(vec![]));
     let other = token(json!({"role": "authenticated", "exp": NOW + 60}));
     assert!(client.send(json!([null, "2", "realtime:t", "access_token", {"access_token": other}])).is_empty());
     match client.wants.pop() {
@@ -463,7 +464,7 @@ fn a_new_token_is_put_in_force_and_told() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(client.answer(id, Ok(())), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
+    assert_eq!(client.answer(id, Ok(vec![])), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
 }
 
 #[test]
@@ -546,7 +547,7 @@ proptest! {
                     });
                     let error = SubscribeError { message: "no".into(), retry: variant == 1 };
                     if let Some(id) = id {
-                        client.answer(id, if variant > 1 { Ok(()) } else { Err(error) });
+                        client.answer(id, if variant > 1 { Ok(vec![]) } else { Err(error) });
                     }
                 }
             }
@@ -560,7 +561,7 @@ proptest! {
                     asked.push(*id);
                 }
                 Effect::Leave(id) => left.push(*id),
-                Effect::Send(_) => {}
+                _ => {}
             }
         }
         let metrics = client.shared.metrics.clone();

@@ -23,7 +23,7 @@ use super::{Deps, Gateway, GatewayConfig, frame};
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::error::{Fault as _, chain};
-use crate::hub::{ChannelId, Command, HubHandle, Port, SubscribeError};
+use crate::hub::{ChannelId, Command, HubHandle, Port, Subscribed};
 use crate::metrics::Metrics;
 use crate::task::{self, Connections, Drain};
 
@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Default)]
 struct Asked {
     ports: Mutex<HashMap<ChannelId, Arc<Port>>>,
-    held: Mutex<Vec<oneshot::Sender<Result<(), SubscribeError>>>>,
+    held: Mutex<Vec<oneshot::Sender<Subscribed>>>,
     hold: AtomicBool,
     reclaims: Mutex<Vec<ChannelId>>,
 }
@@ -49,12 +49,12 @@ impl Asked {
                 if self.hold.load(Ordering::SeqCst) {
                     self.held.lock().unwrap().push(reply);
                 } else {
-                    let _ = reply.send(Ok(()));
+                    let _ = reply.send(Ok(Vec::new()));
                 }
             }
             Command::Reclaim { id, reply, .. } => {
                 self.reclaims.lock().unwrap().push(id);
-                let _ = reply.send(Ok(()));
+                let _ = reply.send(Ok(Vec::new()));
             }
             Command::Leave { id } => {
                 self.ports.lock().unwrap().remove(&id);

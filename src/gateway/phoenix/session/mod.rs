@@ -1,12 +1,18 @@
 //! What one connection's messages mean: a state machine from messages, answers and time to effects. No I/O.
 //!
 //! Invariants:
-//! * Messages of one topic take effect in order, also while a join on it waits for its answer; other topics don't wait.
+//! * Messages of one topic take effect in order, also while something on it waits: a refusal's delay, a key, or the changes that
+//!   a join is to be answered with. Other topics don't wait. Only a leave or another join cuts a held join short.
+//! * Of a held join, nothing is said before its reply, and one reply at most: whoever takes the [`Stage`] from waiting speaks.
 //! * A channel that ends for whatever reason and had asked for changes yields exactly one [`Effect::Leave`], or is named by
 //!   [`Session::end`].
 //! * A client reads no text here that it did not send, but those of the catalogue.
 //!
 //! Rejected: a task per channel, which costs memory and a hop for what is a table look-up.
+
+mod held;
+mod topic;
+mod waiting;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,19 +21,25 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tracing::{debug, info};
 
+use self::topic::{Backlog, Channel, Counted, Topic, What};
 use super::codec::{self, Message, Ref, Status};
 use crate::channel::{self, Answer, Feed, Join, JoinError, Notice, Privacy, Request, TokenChoice};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::Shared;
-use crate::hub::{ChannelId, Entry, Version};
-use crate::metrics::Metrics;
+use crate::gateway::limits::JoinRate;
+use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
+
+/// A held join's subscription is tried again after this, if the ordinary time is longer.
+const HELD_RETRY: Duration = Duration::from_secs(1);
 
 /// What the connection's task is to do, in this order.
 #[derive(Debug)]
 pub(super) enum Effect {
     /// Queue this frame.
     Send(Bytes),
+    /// Queue a held join's reply, if the stage says so by then.
+    Greet { stage: Arc<Stage>, greeting: Bytes },
     /// Ask the hub, `again`: after making it forget the channel; hand its answer to [`Session::answered`].
     Subscribe {
         id: ChannelId,
@@ -36,11 +48,17 @@ pub(super) enum Effect {
         entries: Vec<Entry>,
         principal: Arc<Principal>,
         again: bool,
+        stage: Arc<Stage>,
+        greeting: Option<Bytes>,
     },
     /// Ask the hub, and make it forget the channel if it refuses; hand its answer to [`Session::answered`].
     Reclaim { id: ChannelId, principal: Arc<Principal> },
     /// Give up what is asked for this channel, then make the hub forget it.
     Leave(ChannelId),
+    /// Have the keys of tokens fetched, within a bound; then call [`Session::learned`].
+    Learn,
+    /// Close the connection, behind what is queued.
+    Close(CloseReason),
 }
 
 /// The time, by both clocks: the wall's for tokens, the machine's for waits.
@@ -62,6 +80,9 @@ pub(in crate::gateway) struct Visitor {
     pub(in crate::gateway) version: Version,
     pub(in crate::gateway) token: Arc<str>,
     pub(in crate::gateway) principal: Arc<Principal>,
+    /// The `x-…` headers of the handshake as a JSON object: `request.headers` of policies on messages.
+    #[expect(dead_code, reason = "read when private channels are served")]
+    pub(in crate::gateway) headers: Box<str>,
 }
 
 pub(super) struct Session {
@@ -70,54 +91,30 @@ pub(super) struct Session {
     /// The last other token that was verified: joins come in bursts with the same one.
     latest: Option<(Arc<str>, Arc<Principal>)>,
     topics: HashMap<Arc<str>, Topic>,
+    joins: JoinRate,
+    /// Keys are being fetched.
+    learning: bool,
+    /// Bytes of all backlogs.
+    held_bytes: usize,
 }
 
-enum Topic {
-    Joined(Box<Channel>),
-    /// A refused join whose answer is held back, and what came after it.
-    Refusing(Box<Refusing>),
+/// Which join a reply is for.
+struct Asker<'a> {
+    join_ref: &'a Ref,
+    reference: &'a Ref,
+    topic: &'a str,
 }
 
-struct Channel {
-    id: ChannelId,
-    topic: Arc<str>,
-    /// Of the join frame, unaltered.
-    join_ref: Ref,
-    /// The join frame's join_ref, or its ref if that was null.
-    own_ref: Ref,
-    token: Arc<str>,
-    principal: Arc<Principal>,
-    ack: bool,
-    feed: Option<Feed>,
-    _counted: Counted,
-}
-
-struct Refusing {
-    frames: Vec<Bytes>,
-    until: Instant,
-    waiting: Vec<Message<'static>>,
-    bytes: usize,
-}
-
-/// Keeps the gauge of channels true, however a channel ends.
-struct Counted(Arc<Metrics>);
-
-impl Counted {
-    fn new(metrics: &Arc<Metrics>) -> Counted {
-        metrics.channels.inc();
-        Counted(metrics.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.channels.dec();
+impl<'a> Asker<'a> {
+    fn of(message: &'a Message<'_>) -> Asker<'a> {
+        Asker { join_ref: &message.join_ref, reference: &message.reference, topic: &message.topic }
     }
 }
 
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, visitor: Visitor) -> Session {
-        Session { shared, visitor, latest: None, topics: HashMap::new() }
+        let (topics, joins) = (HashMap::new(), JoinRate::default());
+        Session { shared, visitor, latest: None, topics, joins, learning: false, held_bytes: 0 }
     }
 
     /// A message has come.
@@ -134,28 +131,16 @@ impl Session {
             out.push(Effect::Send(reply));
             return;
         }
+        let cuts_short = message.event == "phx_join" || message.event == "phx_leave";
         match self.topics.get_mut(message.topic.as_ref()) {
-            Some(Topic::Refusing(refusing)) => {
-                let config = &self.shared.config;
-                let bytes = refusing.bytes + message.payload.len();
-                if refusing.waiting.len() < config.max_pending && bytes <= config.max_join_bytes {
-                    refusing.bytes = bytes;
-                    refusing.waiting.push(message.into_owned());
-                } else {
-                    let reason = "too many messages while a join is pending";
-                    out.push(Effect::Send(codec::refusal(
-                        version,
-                        &Ref::NULL,
-                        &message.reference,
-                        &message.topic,
-                        reason,
-                    )));
-                }
-            }
-            _ if message.event == "phx_join" => self.join(&message, now, out),
+            Some(Topic::Pending(pending)) => match &pending.what {
+                What::Held { .. } if cuts_short => self.cut_short(message, now, out),
+                _ => self.hold(message, out),
+            },
+            _ if message.event == "phx_join" => self.join(&message, Vec::new(), now, out),
             Some(Topic::Joined(_)) if message.event == "phx_leave" => self.leave(&message, out),
             Some(Topic::Joined(channel)) => match message.event.as_ref() {
-                "access_token" => self.renew(&message, now, out),
+                "access_token" => self.renew(&message, true, now, out),
                 // Never pretend that something was delivered: who asked to know is told.
                 "broadcast" if channel.ack => {
                     out.push(channel.refuse(version, &message, "broadcast is not supported yet"))
@@ -176,14 +161,18 @@ impl Session {
         Effect::Send(codec::refusal(version, &Ref::NULL, &message.reference, &message.topic, "unmatched topic"))
     }
 
-    fn join(&mut self, message: &Message<'_>, now: Now, out: &mut Vec<Effect>) {
+    // --- Joins.
+
+    /// `after`: frames that are to follow the reply.
+    fn join(&mut self, message: &Message<'_>, mut after: Vec<Bytes>, now: Now, out: &mut Vec<Effect>) {
+        let config = &self.shared.config;
         let named = message.topic.starts_with("realtime:");
-        if !named || message.topic.len() > self.shared.config.max_topic_bytes {
+        if !named || message.topic.len() > config.max_topic_bytes {
             out.push(self.unmatched(message));
             return;
         }
+        let too_often = !self.joins.admit(now.at, config.max_joins_per_second);
         // The old instance ends first, whether or not the new one begins; its close is told after the new one's reply.
-        let mut after = Vec::new();
         if let Some(Topic::Joined(old)) = self.topics.remove(message.topic.as_ref()) {
             out.extend(old.feed.is_some().then_some(Effect::Leave(old.id)));
             // A Python client, whose join_ref is null, would take the close for the new instance's (decision 4).
@@ -191,10 +180,50 @@ impl Session {
                 after.push(codec::close(self.visitor.version, &old.join_ref, &old.topic));
             }
         }
-        match self.admit(message, now) {
-            Ok((join, token, principal)) => self.joined(message, &join, token, principal, after, out),
-            Err(error) => self.refuse_join(message, &error, now, after, out),
+        if too_often {
+            out.push(Effect::Send(self.refusal(&Asker::of(message), &JoinError::TooManyJoins)));
+            out.extend(after.into_iter().map(Effect::Send));
+            out.push(Effect::Close(CloseReason::Joins));
+            return;
         }
+        self.decide(message, after, Backlog::default(), true, now, out);
+    }
+
+    /// `may_learn`: whether a token that needs another key may wait for it. `backlog`: what came since.
+    fn decide(
+        &mut self,
+        message: &Message<'_>,
+        after: Vec<Bytes>,
+        backlog: Backlog,
+        may_learn: bool,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) {
+        let refused = match self.admit(message, now) {
+            Ok((join, token, principal)) => match join.wait.filter(|_| !join.changes.is_empty()) {
+                Some(wait) => match entries(&join) {
+                    Ok(entries) => {
+                        let (mut channel, frames) = self.channel(message, &join, token, principal, &after);
+                        channel.feed = Some(Feed::new(entries, self.shared.config.retry.min(HELD_RETRY)));
+                        return self.hold_join(message, channel, frames, after, wait, backlog, now, out);
+                    }
+                    Err(text) => JoinError::Changes(text),
+                },
+                None => {
+                    let (channel, frames) = self.channel(message, &join, token, principal, &after);
+                    out.extend(frames.into_iter().map(Effect::Send));
+                    self.joined(channel, &join, out);
+                    return self.release(backlog, now, out);
+                }
+            },
+            Err(JoinError::Token(error)) if may_learn && self.learn(&error, out) => {
+                let what = What::Key { join: message.clone().into_owned(), after };
+                self.topics.insert(message.topic.as_ref().into(), Topic::pending(what, backlog));
+                return;
+            }
+            Err(error) => error,
+        };
+        self.refuse_join(&Asker::of(message), &refused, after, backlog, now, out);
     }
 
     /// The checks of §3.1.3, in their order.
@@ -218,10 +247,10 @@ impl Session {
             Privacy::Public if config.private_only => return Err(JoinError::PrivateOnly),
             Privacy::Public | Privacy::Private => {}
         }
-        let joined = self.topics.values().filter(|topic| matches!(topic, Topic::Joined(_))).count();
-        if joined >= config.max_channels {
+        if self.topics.values().filter(|topic| topic.is_channel()).count() >= config.max_channels {
             return Err(JoinError::TooManyChannels);
         }
+        self.has_room_for(&join, message)?;
         let (token, principal) = match &join.token {
             TokenChoice::Own(token) => self.verify(token, now)?,
             TokenChoice::Connection => self.verify(&self.visitor.token.clone(), now)?,
@@ -233,6 +262,23 @@ impl Session {
             return Err(JoinError::Replay);
         }
         Ok((join, token, principal))
+    }
+
+    /// What a connection asks for stays in memory as long as it does.
+    fn has_room_for(&self, join: &Join, message: &Message<'_>) -> Result<(), JoinError> {
+        let config = &self.shared.config;
+        if join.changes.is_empty() {
+            return Ok(());
+        }
+        let (mut entries, mut bytes) = (join.changes.len(), message.payload.len());
+        for channel in self.topics.values().filter_map(Topic::channel) {
+            entries += channel.feed.as_ref().map_or(0, |feed| feed.entries().len());
+            bytes += channel.kept_bytes;
+        }
+        if entries > config.max_connection_entries || bytes > config.max_connection_entry_bytes {
+            return Err(JoinError::Payload("Too many postgres_changes entries on this connection"));
+        }
+        Ok(())
     }
 
     fn verify(&mut self, token: &str, now: Now) -> Result<(Arc<str>, Arc<Principal>), TokenError> {
@@ -247,15 +293,15 @@ impl Session {
         Ok(verified)
     }
 
-    fn joined(
-        &mut self,
+    /// A channel that asks for nothing yet, and the frames of its join reply.
+    fn channel(
+        &self,
         message: &Message<'_>,
         join: &Join,
         token: Arc<str>,
         principal: Arc<Principal>,
-        after: Vec<Bytes>,
-        out: &mut Vec<Effect>,
-    ) {
+        after: &[Bytes],
+    ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
         if !join.unreadable.is_empty() {
             debug!(connection = self.visitor.connection, fields = ?join.unreadable, "InvalidJoinPayload: read as absent");
@@ -268,60 +314,68 @@ impl Session {
         response.push_str("]}");
         let (topic, own_ref) = (Arc::<str>::from(message.topic.as_ref()), message.join_ref.or(&message.reference));
         let reply = codec::reply(version, &message.join_ref, &message.reference, &topic, Status::Ok, &response);
-        out.push(Effect::Send(reply));
-        out.extend(after.into_iter().map(Effect::Send));
+        let mut frames = vec![reply];
+        frames.extend_from_slice(after);
         if join.presence {
             // True: nobody can be present yet. Without it JS holds back whatever presence event follows.
-            out.push(Effect::Send(codec::empty_presence_state(version, &own_ref, &topic)));
+            frames.push(codec::empty_presence_state(version, &own_ref, &topic));
         }
-        let mut channel = Channel {
+        let channel = Channel {
             id: channel::next_id(),
-            topic: topic.clone(),
+            topic,
             join_ref: message.join_ref.clone(),
             own_ref,
             token,
             principal,
             ack: join.ack,
             feed: None,
+            kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
         };
-        if !join.changes.is_empty() {
-            let entries: Result<Vec<Entry>, String> = join.changes.iter().map(channel::Wanted::entry).collect();
-            match entries {
-                Ok(entries) => {
-                    channel.feed = Some(Feed::new(entries, self.shared.config.retry));
-                    out.extend(channel.ask(Request::Subscribe { again: false }));
-                }
-                Err(text) => out.push(channel.notice(version, Notice::Refused(text))),
+        (Box::new(channel), frames)
+    }
+
+    /// The join is answered; its changes are asked for.
+    fn joined(&mut self, mut channel: Box<Channel>, join: &Join, out: &mut Vec<Effect>) {
+        match entries(join) {
+            Ok(entries) if entries.is_empty() => {}
+            Ok(entries) => {
+                channel.feed = Some(Feed::new(entries, self.shared.config.retry));
+                out.extend(channel.ask(Request::Subscribe { again: false }));
             }
+            Err(text) => out.push(channel.notice(self.visitor.version, &Notice::Refused(text))),
         }
-        self.topics.insert(topic, Topic::Joined(Box::new(channel)));
+        self.topics.insert(channel.topic.clone(), Topic::Joined(channel));
     }
 
     fn refuse_join(
         &mut self,
-        message: &Message<'_>,
+        asker: &Asker<'_>,
         error: &JoinError,
-        now: Now,
         after: Vec<Bytes>,
+        backlog: Backlog,
+        now: Now,
         out: &mut Vec<Effect>,
     ) {
-        self.audit("join refused", &message.topic, &self.visitor.principal, error.code());
-        let reason = error.client_text();
-        let reply =
-            codec::refusal(self.visitor.version, &message.join_ref, &message.reference, &message.topic, &reason);
-        let mut frames = vec![reply];
+        let mut frames = vec![self.refusal(asker, error)];
         frames.extend(after);
         let config = &self.shared.config;
         // Held-back answers take memory; who collects too many gets them at once.
         if config.join_failure_delay.is_zero() || self.topics.len() >= config.max_channels * 2 {
             out.extend(frames.into_iter().map(Effect::Send));
-            return;
+            return self.release(backlog, now, out);
         }
         let until = now.at + config.join_failure_delay;
-        let refusing = Refusing { frames, until, waiting: Vec::new(), bytes: 0 };
-        self.topics.insert(message.topic.as_ref().into(), Topic::Refusing(Box::new(refusing)));
+        self.topics.insert(asker.topic.into(), Topic::pending(What::Refusing { frames, until }, backlog));
     }
+
+    fn refusal(&self, asker: &Asker<'_>, error: &JoinError) -> Bytes {
+        self.audit("join refused", asker.topic, &self.visitor.principal, error.code());
+        let reason = error.client_text();
+        codec::refusal(self.visitor.version, asker.join_ref, asker.reference, asker.topic, &reason)
+    }
+
+    // --- Joined channels.
 
     fn audit(&self, what: &'static str, topic: &str, principal: &Principal, code: &'static str) {
         self.shared.metrics.refusals.get_or_create(&[("code", code)]).inc();
@@ -332,8 +386,7 @@ impl Session {
     fn leave(&mut self, message: &Message<'_>, out: &mut Vec<Effect>) {
         let version = self.visitor.version;
         let Some(Topic::Joined(channel)) = self.topics.get(message.topic.as_ref()) else { return };
-        // The client has moved on to another instance; null is a match (decision 2).
-        if !message.join_ref.is_null() && message.join_ref != channel.own_ref {
+        if channel.is_stale(message) {
             return;
         }
         let reply = codec::reply(version, &channel.own_ref, &message.reference, &channel.topic, Status::Ok, "{}");
@@ -350,7 +403,7 @@ impl Session {
     }
 
     /// `access_token`: never answered, unless the token is bad.
-    fn renew(&mut self, message: &Message<'_>, now: Now, out: &mut Vec<Effect>) {
+    fn renew(&mut self, message: &Message<'_>, may_learn: bool, now: Now, out: &mut Vec<Effect>) {
         let Some(token) = channel::renewed_token(&message.payload) else { return };
         let topic = message.topic.as_ref();
         if matches!(self.topics.get(topic), Some(Topic::Joined(channel)) if *channel.token == *token) {
@@ -363,6 +416,11 @@ impl Session {
                 if let Some(request) = channel.feed.as_mut().and_then(Feed::principal_changed) {
                     out.extend(channel.ask(request));
                 }
+            }
+            Err(error) if may_learn && self.learn(&error, out) => {
+                let Some((name, Topic::Joined(channel))) = self.topics.remove_entry(topic) else { return };
+                let what = What::NewKey { channel, renewal: message.clone().into_owned() };
+                self.topics.insert(name, Topic::pending(what, Backlog::default()));
             }
             Err(error) => self.expel(topic, &error, out),
         }
@@ -382,101 +440,77 @@ impl Session {
     /// The hub has answered a [`Effect::Subscribe`] or [`Effect::Reclaim`].
     pub(super) fn answered(&mut self, id: ChannelId, answer: Answer, now: Now) -> Vec<Effect> {
         let mut out = Vec::new();
-        let version = self.visitor.version;
-        let channel = self.topics.values_mut().find_map(|topic| match topic {
-            Topic::Joined(channel) if channel.id == id => Some(channel),
-            _ => None,
-        });
-        let Some(channel) = channel else { return out };
-        let Some(feed) = channel.feed.as_mut() else { return out };
-        let (notice, next) = feed.answered(answer, now.at);
-        out.extend(notice.map(|notice| channel.notice(version, notice)));
-        out.extend(next.and_then(|request| channel.ask(request)));
+        let of = |topic: &Topic| topic.channel().is_some_and(|channel| channel.id == id);
+        let Some((name, topic)) = self.topics.iter().find(|(_, topic)| of(topic)) else { return out };
+        let name = name.clone();
+        if topic.held().is_some() {
+            self.held_answered(&name, answer, now, &mut out);
+        } else {
+            self.feed_answered(&name, answer, now, &mut out);
+        }
         out
+    }
+
+    fn feed_answered(&mut self, name: &str, answer: Answer, now: Now, out: &mut Vec<Effect>) {
+        let Some(channel) = self.topics.get_mut(name).and_then(Topic::channel_mut) else { return };
+        let Some(feed) = channel.feed.as_mut() else { return };
+        let (notices, next) = feed.answered(answer, now.at);
+        out.extend(notices.iter().map(|notice| channel.notice(self.visitor.version, notice)));
+        out.extend(next.and_then(|request| channel.ask(request)));
     }
 
     /// Time has passed: tokens expire, tries are due, held-back answers go out.
     pub(super) fn tick(&mut self, now: Now) -> Vec<Effect> {
         let mut out = Vec::new();
-        let mut expired = Vec::new();
-        let mut answered = Vec::new();
+        let mut due = Vec::new();
         for (name, topic) in &mut self.topics {
-            match topic {
-                Topic::Joined(channel) if channel.principal.is_expired(now.seconds()) => expired.push(name.clone()),
-                Topic::Joined(channel) => {
-                    let request = channel.feed.as_mut().and_then(|feed| feed.due(now.at));
-                    out.extend(request.and_then(|request| channel.ask(request)));
-                }
-                Topic::Refusing(refusing) if refusing.until <= now.at => answered.push(name.clone()),
-                Topic::Refusing(_) => {}
+            if topic.is_due(now) {
+                due.push(name.clone());
+            } else if let Some(request) = topic.channel_mut().and_then(|c| c.feed.as_mut()?.due(now.at)) {
+                out.extend(topic.ask(request));
             }
         }
-        for topic in expired {
-            if let Some(Topic::Joined(channel)) = self.topics.get(&topic) {
-                let seconds = now.seconds().saturating_sub(channel.principal.expires_at).max(0);
-                self.expel(&topic, &TokenError::Expired { seconds }, &mut out);
-            }
-        }
-        for topic in answered {
-            if let Some(Topic::Refusing(refusing)) = self.topics.remove(&topic) {
-                out.extend(refusing.frames.into_iter().map(Effect::Send));
-                for message in refusing.waiting {
-                    self.dispatch(message, now, &mut out);
-                }
-            }
+        for name in due {
+            self.fall_due(&name, now, &mut out);
         }
         out
     }
 
+    fn fall_due(&mut self, name: &str, now: Now, out: &mut Vec<Effect>) {
+        let Some(topic) = self.topics.get(name) else { return };
+        let expires_at = topic.channel().map_or(i64::MAX, |channel| channel.principal.expires_at);
+        let expired = TokenError::Expired { seconds: now.seconds().saturating_sub(expires_at).max(0) };
+        let is_expired = topic.channel().is_some_and(|channel| channel.principal.is_expired(now.seconds()));
+        match (topic, topic.held()) {
+            (Topic::Joined(_), _) => self.expel(name, &expired, out),
+            (_, Some(_)) if is_expired => self.refuse_held(name, JoinError::Token(expired), now, out),
+            (_, Some(held)) => {
+                let error = JoinError::ChangesTimeout { after: held.wait, last: held.last.clone() };
+                self.refuse_held(name, error, now, out);
+            }
+            _ => {
+                let Some(Topic::Pending(pending)) = self.topics.remove(name) else { return };
+                if let What::Refusing { frames, .. } = pending.what {
+                    out.extend(frames.into_iter().map(Effect::Send));
+                }
+                self.release(pending.backlog, now, out);
+            }
+        }
+    }
+
     /// How long until [`Session::tick`] has something to do; `None` if nothing is planned.
     pub(super) fn next_tick(&self, now: Now) -> Option<Duration> {
-        let due = |topic: &Topic| match topic {
-            Topic::Refusing(refusing) => Some(refusing.until.saturating_duration_since(now.at)),
-            Topic::Joined(channel) => {
-                let millis = channel.principal.expires_at.saturating_mul(1000).saturating_sub(now.unix_millis);
-                let expiry = Duration::from_millis(u64::try_from(millis).unwrap_or(0));
-                let retry = channel.feed.as_ref().and_then(Feed::wakes_at);
-                Some(retry.map_or(expiry, |at| expiry.min(at.saturating_duration_since(now.at))))
-            }
-        };
-        self.topics.values().filter_map(due).min()
+        self.topics.values().filter_map(|topic| topic.next_tick(now)).min()
     }
 
     /// The connection is over: the channels that the hub must forget.
     pub(super) fn end(self) -> Vec<ChannelId> {
-        let asked = |topic: Topic| match topic {
-            Topic::Joined(channel) => channel.feed.is_some().then_some(channel.id),
-            Topic::Refusing(_) => None,
-        };
-        self.topics.into_values().filter_map(asked).collect()
+        let asked = |topic: &Topic| topic.channel().filter(|channel| channel.feed.is_some()).map(|channel| channel.id);
+        self.topics.values().filter_map(asked).collect()
     }
 }
 
-impl Channel {
-    fn ask(&self, request: Request) -> Option<Effect> {
-        let principal = self.principal.clone();
-        Some(match request {
-            Request::Reclaim => Effect::Reclaim { id: self.id, principal },
-            Request::Subscribe { again } => Effect::Subscribe {
-                id: self.id,
-                topic: self.topic.clone(),
-                join_ref: self.own_ref.clone(),
-                entries: self.feed.as_ref()?.entries().to_vec(),
-                principal,
-                again,
-            },
-        })
-    }
-
-    fn notice(&self, version: Version, notice: Notice) -> Effect {
-        let (status, text) = match &notice {
-            Notice::Subscribed => (Status::Ok, "Subscribed to PostgreSQL"),
-            Notice::Refused(text) => (Status::Error, text.as_str()),
-        };
-        Effect::Send(codec::system(version, &self.own_ref, &self.topic, "postgres_changes", status, text))
-    }
-
-    fn refuse(&self, version: Version, message: &Message<'_>, reason: &str) -> Effect {
-        Effect::Send(codec::refusal(version, &self.own_ref, &message.reference, &self.topic, reason))
-    }
+/// What the hub needs to know of a join's entries, or the text that says which is none.
+fn entries(join: &Join) -> Result<Vec<Entry>, String> {
+    join.changes.iter().map(channel::Wanted::entry).collect()
 }

@@ -1,0 +1,217 @@
+//! What a session keeps about one topic: a joined channel, or a join under way and the messages that wait for its end.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{Effect, Now};
+use crate::channel::{Feed, Notice, Request};
+use crate::claims::Principal;
+use crate::gateway::phoenix::codec::{self, Message, Ref, Status};
+use crate::hub::{ChannelId, SUBSCRIBED, Stage, Version};
+use crate::metrics::Metrics;
+
+pub(super) enum Topic {
+    Joined(Box<Channel>),
+    /// What comes for it waits.
+    Pending(Box<Pending>),
+}
+
+pub(super) struct Pending {
+    pub(super) what: What,
+    pub(super) backlog: Backlog,
+}
+
+/// What a topic waits for.
+pub(super) enum What {
+    /// A join was refused, and the answer is held back until then.
+    Refusing { frames: Vec<Bytes>, until: Instant },
+    /// A join's token needs a key that is being fetched. `after`: frames that follow the join's reply.
+    Key { join: Message<'static>, after: Vec<Bytes> },
+    /// The channel is joined; its new token needs a key that is being fetched.
+    NewKey { channel: Box<Channel>, renewal: Message<'static> },
+    /// A join is answered when its changes are active.
+    Held { channel: Box<Channel>, held: Held },
+}
+
+/// Messages that wait, in order.
+#[derive(Default)]
+pub(super) struct Backlog {
+    pub(super) messages: Vec<Message<'static>>,
+    pub(super) bytes: usize,
+}
+
+/// A join whose reply waits until its changes are active.
+pub(super) struct Held {
+    /// Of the latest request to the hub.
+    pub(super) stage: Arc<Stage>,
+    /// The join reply and what follows it.
+    pub(super) greeting: Bytes,
+    /// The join frame's ref.
+    pub(super) reference: Ref,
+    /// Frames that follow also another reply than the one in `greeting`.
+    pub(super) after: Vec<Bytes>,
+    pub(super) until: Instant,
+    /// How long that was.
+    pub(super) wait: Duration,
+    /// Why the latest try failed.
+    pub(super) last: Option<String>,
+}
+
+pub(super) struct Channel {
+    pub(super) id: ChannelId,
+    pub(super) topic: Arc<str>,
+    /// Of the join frame, unaltered.
+    pub(super) join_ref: Ref,
+    /// The join frame's join_ref, or its ref if that was null.
+    pub(super) own_ref: Ref,
+    pub(super) token: Arc<str>,
+    pub(super) principal: Arc<Principal>,
+    pub(super) ack: bool,
+    pub(super) feed: Option<Feed>,
+    /// Bytes of the join, if its entries are kept.
+    pub(super) kept_bytes: usize,
+    pub(super) _counted: Counted,
+}
+
+/// Keeps the gauge of channels true, however a channel ends.
+pub(super) struct Counted(Arc<Metrics>);
+
+impl Counted {
+    pub(super) fn new(metrics: &Arc<Metrics>) -> Counted {
+        metrics.channels.inc();
+        Counted(metrics.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.channels.dec();
+    }
+}
+
+impl Topic {
+    pub(super) fn pending(what: What, backlog: Backlog) -> Topic {
+        Topic::Pending(Box::new(Pending { what, backlog }))
+    }
+
+    pub(super) fn channel(&self) -> Option<&Channel> {
+        match self {
+            Topic::Joined(channel) => Some(channel),
+            Topic::Pending(pending) => match &pending.what {
+                What::NewKey { channel, .. } | What::Held { channel, .. } => Some(channel),
+                What::Refusing { .. } | What::Key { .. } => None,
+            },
+        }
+    }
+
+    pub(super) fn channel_mut(&mut self) -> Option<&mut Channel> {
+        match self {
+            Topic::Joined(channel) => Some(channel),
+            Topic::Pending(pending) => match &mut pending.what {
+                What::NewKey { channel, .. } | What::Held { channel, .. } => Some(channel),
+                What::Refusing { .. } | What::Key { .. } => None,
+            },
+        }
+    }
+
+    pub(super) fn held(&self) -> Option<&Held> {
+        match self {
+            Topic::Pending(pending) => match &pending.what {
+                What::Held { held, .. } => Some(held),
+                _ => None,
+            },
+            Topic::Joined(_) => None,
+        }
+    }
+
+    /// The request as it is to be put to the hub.
+    pub(super) fn ask(&mut self, request: Request) -> Option<Effect> {
+        if let Topic::Pending(pending) = self
+            && let What::Held { channel, held } = &mut pending.what
+        {
+            return channel.ask_held(held, matches!(request, Request::Subscribe { again: true }));
+        }
+        self.channel()?.ask(request)
+    }
+
+    /// Whether its time is over: the token's, the held join's, the refusal's. A channel whose new token is being looked at is
+    /// left to that; meanwhile the hub sends nothing to an expired one.
+    pub(super) fn is_due(&self, now: Now) -> bool {
+        match self {
+            Topic::Joined(channel) => channel.principal.is_expired(now.seconds()),
+            Topic::Pending(pending) => match &pending.what {
+                What::Refusing { until, .. } => *until <= now.at,
+                What::Held { channel, held } => held.until <= now.at || channel.principal.is_expired(now.seconds()),
+                What::Key { .. } | What::NewKey { .. } => false,
+            },
+        }
+    }
+
+    /// Whether it is, or may become, a channel.
+    pub(super) fn is_channel(&self) -> bool {
+        !matches!(self, Topic::Pending(pending) if matches!(pending.what, What::Refusing { .. }))
+    }
+
+    /// How long until time alone changes something.
+    pub(super) fn next_tick(&self, now: Now) -> Option<Duration> {
+        let until = |at: Instant| at.saturating_duration_since(now.at);
+        let retry = self.channel().and_then(|channel| channel.feed.as_ref()).and_then(Feed::wakes_at).map(until);
+        let expiry = |channel: &Channel| {
+            let millis = channel.principal.expires_at.saturating_mul(1000).saturating_sub(now.unix_millis);
+            Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+        };
+        let own = match self {
+            Topic::Joined(channel) => Some(expiry(channel)),
+            Topic::Pending(pending) => match &pending.what {
+                What::Refusing { until: at, .. } => Some(until(*at)),
+                What::Held { channel, held } => Some(expiry(channel).min(until(held.until))),
+                // The key comes, or doesn't, within a bound of its own.
+                What::Key { .. } | What::NewKey { .. } => None,
+            },
+        };
+        [own, retry].into_iter().flatten().min()
+    }
+}
+
+impl Channel {
+    /// Whether a leave is for an earlier instance, from which the client has moved on; null is a match (decision 2).
+    pub(super) fn is_stale(&self, leave: &Message<'_>) -> bool {
+        !leave.join_ref.is_null() && leave.join_ref != self.own_ref
+    }
+
+    /// The request of a channel whose join is answered.
+    pub(super) fn ask(&self, request: Request) -> Option<Effect> {
+        match request {
+            Request::Reclaim => Some(Effect::Reclaim { id: self.id, principal: self.principal.clone() }),
+            Request::Subscribe { again } => self.subscribe(again, Arc::new(Stage::greeted()), None),
+        }
+    }
+
+    /// The request of a channel whose join is held, with a stage of its own: an earlier try can't greet any more.
+    pub(super) fn ask_held(&self, held: &mut Held, again: bool) -> Option<Effect> {
+        held.stage = Arc::new(Stage::waiting());
+        self.subscribe(again, held.stage.clone(), Some(held.greeting.clone()))
+    }
+
+    fn subscribe(&self, again: bool, stage: Arc<Stage>, greeting: Option<Bytes>) -> Option<Effect> {
+        let entries = self.feed.as_ref()?.entries().to_vec();
+        let (topic, join_ref, principal) = (self.topic.clone(), self.own_ref.clone(), self.principal.clone());
+        Some(Effect::Subscribe { id: self.id, topic, join_ref, entries, principal, again, stage, greeting })
+    }
+
+    /// A `system` frame about its changes.
+    pub(super) fn notice(&self, version: Version, notice: &Notice) -> Effect {
+        let (status, text) = match notice {
+            Notice::Subscribed => (Status::Ok, SUBSCRIBED),
+            Notice::Refused(text) => (Status::Error, text.as_str()),
+            Notice::Warning(warning) => (if warning.ok { Status::Ok } else { Status::Error }, warning.message.as_str()),
+        };
+        Effect::Send(codec::system(version, &self.own_ref, &self.topic, "postgres_changes", status, text))
+    }
+
+    pub(super) fn refuse(&self, version: Version, message: &Message<'_>, reason: &str) -> Effect {
+        Effect::Send(codec::refusal(version, &self.own_ref, &message.reference, &self.topic, reason))
+    }
+}
