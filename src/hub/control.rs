@@ -78,10 +78,10 @@ impl Hub {
     fn revalidate(&mut self, id: ChannelId, entries: Arc<Vec<Entry>>, principal: Arc<Principal>, pause: Duration) {
         self.revalidating.insert(id);
         let ticket = self.ticket(id);
-        let (rules, validator) = (self.rules.clone(), self.validator.clone());
+        let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
         self.resolving.spawn(async move {
             tokio::time::sleep(pause).await;
-            let result = resolve::resolve(rules, validator, &entries, &principal).await;
+            let result = resolve::resolve(rules, validator, &entries, &principal, options).await;
             Resolved { ticket, id, why: Why::Again, result }
         });
     }
@@ -128,9 +128,9 @@ impl Hub {
         let ticket = self.ticket(id);
         self.subscribing.insert(id);
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
-        let (rules, validator) = (self.rules.clone(), self.validator.clone());
+        let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
         self.resolving.spawn(async move {
-            let result = resolve::resolve(rules, validator, &wish.entries, &wish.principal).await;
+            let result = resolve::resolve(rules, validator, &wish.entries, &wish.principal, options).await;
             Resolved { ticket, id, why: Why::Subscribe(wish), result }
         });
     }

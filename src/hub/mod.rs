@@ -16,6 +16,7 @@ mod reshaped;
 mod resolve;
 mod rules;
 mod run;
+mod warnings;
 #[cfg(test)]
 mod tests;
 

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rules::{Rules, RulesHandle};
+use super::warnings::warnings;
 use super::{Action, Entry, Name, SubscribeError, Warning};
 use crate::catalog::{Catalog, Table};
 use crate::claims::Principal;
 use crate::filter::{self, ColumnSpec, Condition, Predicate, SubscribeParameters, Validator};
 use crate::pgtype::type_name;
+use crate::policy::Options;
 
 /// One entry on one table.
 #[derive(Debug, Clone)]
@@ -34,6 +36,7 @@ pub(super) async fn resolve(
     validator: Arc<Validator>,
     entries: &[Entry],
     principal: &Principal,
+    options: Options,
 ) -> Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError> {
     let Some(rules) = rules.with_role(&principal.role, ROLE_DEADLINE).await else {
         let message = "Unable to subscribe to changes: the database can't be read at the moment".into();
@@ -43,7 +46,8 @@ pub(super) async fn resolve(
     for entry in entries {
         resolve_entry(&rules.catalog, &validator, entry, principal, &mut targets).await?;
     }
-    Ok((targets, Vec::new(), rules))
+    let warnings = warnings(&rules.catalog, entries, &targets, &principal.role, options);
+    Ok((targets, warnings, rules))
 }
 
 /// Whether the entry names this table.

@@ -166,3 +166,50 @@ async fn a_wrong_key_is_refused_at_the_door() {
     let old = format!("&apikey={}", token::expired(ALICE));
     assert_eq!(handshake(&old).await, (401, "Token has expired".to_owned()));
 }
+
+/// Decision 25: told once when the subscription begins, and never a frame for each row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_never_be_sent_is_told_once() {
+    let tables = "
+        create table public.keyless (id int, note text); alter table public.keyless replica identity full;
+        create table public.hidden_key (id int primary key, note text); alter table public.hidden_key replica identity full;
+        grant select on public.keyless to authenticated; grant select (note) on public.hidden_key to authenticated;
+        alter publication supabase_realtime add table public.keyless, public.hidden_key;";
+    let scene = Scene::with(tables).await;
+    for version in [Version::V1, Version::V2] {
+        let mut phone = Phone::connect(&scene.relay.base(), &token::user(ALICE), version).await;
+        for (table, text) in [
+            ("keyless", "Error 400: Bad Request, no primary key: INSERT and UPDATE of public.keyless are not sent"),
+            (
+                "hidden_key",
+                "Error 401: Unauthorized: role authenticated may not select the primary key of public.hidden_key; \
+                 INSERT and UPDATE are not sent",
+            ),
+        ] {
+            phone.subscribe(table, &watching(&[table])).await;
+            let system = phone.system(table).await;
+            let expected =
+                json!({ "extension": "postgres_changes", "status": "error", "message": text, "channel": table });
+            assert_eq!(system, expected);
+            scene
+                .exec(&format!(
+                    "insert into {table} values (1, 'n'); update {table} set note = 'm'; delete from {table}"
+                ))
+                .await;
+            scene.mark("end").await;
+            let changes = phone.changes_before("end").await;
+            let kinds: Vec<_> = changes.iter().map(|c| (c.kind(), c.old_record()["note"].clone())).collect();
+            assert_eq!(kinds, [("DELETE", json!("m"))], "{table}");
+            phone.leave(table).await;
+        }
+        // Whoever asks for everything is not told of an error: some clients would join again and again.
+        phone.subscribe("all", &json!([{ "event": "*", "schema": "*" }])).await;
+        for text in ["public.hidden_key", "public.keyless"] {
+            let system = phone.system("all").await;
+            assert_eq!(system["status"], "ok");
+            assert!(system["message"].as_str().is_some_and(|message| message.contains(text)), "{system}");
+        }
+        phone.subscribe("deletes", &json!([{ "event": "DELETE", "schema": "public", "table": "keyless" }])).await;
+        phone.leave("deletes").await;
+    }
+}
