@@ -24,6 +24,8 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: MigrateAction,
     },
+    /// Ask a relay on this machine whether changes are streaming; exits with 0 or 1
+    Health(HealthArgs),
     /// Print the version
     Version,
 }
@@ -42,6 +44,25 @@ pub(super) enum MigrateAction {
     },
     /// List the steps and whether they were made; exits with 1 if something that the relay needs is missing
     Status(DatabaseArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HealthArgs {
+    /// The relay's port for clients [env: PORT] [default: 4000]
+    #[arg(long)]
+    pub(super) port: Option<String>,
+    /// The relay's address for clients [env: HOST] [default: 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) host: Option<String>,
+    /// A TOML file with settings [env: ROWCAST_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+impl HealthArgs {
+    pub(super) fn flags(&self) -> BTreeMap<String, String> {
+        named([("port", &self.port), ("host", &self.host)])
+    }
 }
 
 #[derive(Args)]

@@ -11,6 +11,7 @@
 
 mod args;
 mod dev;
+mod health;
 mod serve;
 
 use std::collections::BTreeMap;
@@ -100,6 +101,7 @@ async fn run(command: Command, environment: &Environment) -> Result<(), Failure>
         Command::Serve(args) => serve::serve(&args, environment).await,
         Command::Dev(args) => dev::dev(&args, environment).await,
         Command::Migrate { action } => migrate(action, environment).await,
+        Command::Health(args) => health::health(&args, environment).await,
         Command::Version => {
             println!("rowcast {}", env!("CARGO_PKG_VERSION"));
             Ok(())

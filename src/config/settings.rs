@@ -41,6 +41,11 @@ const NAMES: &[(&str, &str)] = &[
     ("log_format", "ROWCAST_LOG_FORMAT"),
 ];
 
+/// Whether the environment variable of this name is a setting.
+pub fn is_setting(variable: &str) -> bool {
+    NAMES.iter().any(|(_, known)| *known == variable)
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {

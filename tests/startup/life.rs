@@ -96,3 +96,19 @@ async fn the_demonstration_of_a_newcomer_holds_with_the_real_relay() {
     assert!(ended.stdout.contains("alice has it after"), "{}", ended.stdout);
     assert!(ended.stdout.contains("bob's phone received none of alice's"), "{}", ended.stdout);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_whether_changes_are_streaming() {
+    let pg = TestPg::start().await;
+    let port = crate::support::pg::free_port().to_string();
+    let health = async || Rowcast::new(&["health"]).env("PORT", &port).env("HOST", "0.0.0.0").output().await;
+    let ended = health().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("no relay answers on 127.0.0.1 port"), "{}", ended.stderr);
+    let mut process = Rowcast::serve(&pg.url()).env("PORT", &port).spawn();
+    process.line_with("streaming changes").await;
+    let ended = health().await;
+    assert_eq!((ended.code, &*ended.stdout), (Some(0), "ready\n"), "{}", ended.stderr);
+    process.signal(Signal::SIGTERM);
+    process.ended().await;
+}
