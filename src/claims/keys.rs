@@ -60,8 +60,8 @@ impl KeySetConfig {
 #[derive(Debug, thiserror::Error)]
 #[error("the key set {location} can't be used")]
 pub struct KeySetError {
-    /// Where it should be; prints without its query.
-    pub location: KeySetLocation,
+    /// Where it should be, without its query.
+    pub location: String,
     /// Why not.
     #[source]
     pub reason: FetchError,
@@ -207,7 +207,7 @@ impl Keys {
         }
     }
 
-    /// One fetch. What comes of it is logged and counted here, but for an error of the first, which its caller prints.
+    /// One fetch. What comes of it is counted here, and logged if it is news.
     async fn fetch(&self) -> Result<(), KeySetError> {
         let flying = Flying::begin(self);
         let fetched = fetch(&self.config.location, self.config.ca.as_deref(), self.config.timeout).await;
@@ -216,10 +216,12 @@ impl Keys {
         // Those who wait look at the new set.
         drop(flying);
         installed.map_err(|reason| {
-            let error = KeySetError { location: self.config.location.clone(), reason };
+            let error = KeySetError { location: self.config.location.to_string(), reason };
             self.metrics.jwks_fetches.get_or_create(&[("result", "failed")]).inc();
-            if !std::mem::replace(&mut self.seen().failing, true) {
-                tracing::warn!(error = chain(&error), "the key set can't be fetched; the last good one stays");
+            let mut seen = self.seen();
+            if !std::mem::replace(&mut seen.failing, true) {
+                let left = if seen.text.is_some() { "the last good one stays" } else { "there is none yet" };
+                tracing::warn!(error = chain(&error), "the key set can't be fetched; {left}");
             }
             error
         })

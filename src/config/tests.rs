@@ -109,3 +109,24 @@ fn a_configuration_for_a_test_needs_three_things() {
     assert_eq!(config.ingest.wal.spill_dir, Path::new("/data/spill"));
     assert!(Config::new("nonsense", "short", "/data").is_err());
 }
+
+#[test]
+fn a_key_set_can_stand_beside_the_secret_or_in_its_place() {
+    let url = ("JWKS_URL", "https://idp.example/keys?token=hunter2");
+    let key_set = |more: &[(&str, &str)]| {
+        let environment = [&[("DATABASE_URL", URL), url], more].concat();
+        let config = load("", &environment, &[]).expect("good");
+        assert!(!format!("{config:?}").contains("hunter2"), "the query was printed");
+        (config.verifier.jwt_secret, config.verifier.key_set.expect("a key set"))
+    };
+    let (secret, alone) = key_set(&[]);
+    assert_eq!((secret, alone.ca, alone.refresh.as_secs(), alone.floor.as_secs()), (None, None, 600, 30));
+    assert_eq!(alone.location.to_string(), "https://idp.example/keys");
+    let (secret, beside) = key_set(&[("JWT_SECRET", SECRET), ("ROWCAST_JWKS_REFRESH", "1m"), ("SSL_CERT_FILE", "/a")]);
+    assert_eq!((secret.as_deref(), beside.refresh.as_secs()), (Some(SECRET.as_bytes()), 60));
+    assert_eq!(beside.ca.as_deref(), Some(Path::new("/a")));
+    let (_, own) = key_set(&[("SSL_CERT_FILE", "/a"), ("ROWCAST_JWKS_CA", "/b")]);
+    assert_eq!(own.ca.as_deref(), Some(Path::new("/b")));
+    // Set for other programs; nothing here needs it.
+    assert!(load("", &[("DATABASE_URL", URL), ("JWT_SECRET", SECRET), ("SSL_CERT_FILE", "/no/such")], &[]).is_ok());
+}

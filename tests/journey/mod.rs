@@ -5,6 +5,7 @@
 
 mod client;
 mod deletes;
+mod jwks;
 mod order;
 mod payload;
 mod publications;

@@ -9,7 +9,7 @@ use crate::support::pg::TestPgOptions;
 
 /// One `error:` line with these phrases, and exit code 1.
 #[track_caller]
-fn refused(ended: &Ended, phrases: &[&str]) {
+pub(super) fn refused(ended: &Ended, phrases: &[&str]) {
     let text = &ended.stderr;
     assert_eq!(ended.code, Some(1), "{text}");
     let errors = text.lines().filter(|line| line.starts_with("error: ")).count();

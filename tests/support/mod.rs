@@ -5,6 +5,7 @@ pub(crate) mod pg;
 pub(crate) mod phone;
 pub(crate) mod relay;
 pub(crate) mod sdk;
+pub(crate) mod signer;
 pub(crate) mod token;
 
 pub(crate) use change::{Change, summary};

@@ -141,7 +141,7 @@ async fn an_hmac_token_takes_the_sets_secret_of_its_id_and_else_the_shared_one()
     let jwk = json!({ "kty": "oct", "kid": "k", "k": URL_SAFE_NO_PAD.encode(other) });
     let with =
         |kid: &str, secret: &[u8]| signed(&json!({ "alg": "HS256", "kid": kid }), &claims(), Algorithm::HS256, secret);
-    let verifier = knowing(&of_keys(&[jwk.clone()]), true).await;
+    let verifier = knowing(&of_keys(std::slice::from_ref(&jwk)), true).await;
     assert!(verifier.verify(&with("k", other), NOW).is_ok());
     assert_eq!(verifier.verify(&with("k", SECRET), NOW), Err(TokenError::Signature));
     assert!(verifier.verify(&with("elsewhere", SECRET), NOW).is_ok());
@@ -149,7 +149,7 @@ async fn an_hmac_token_takes_the_sets_secret_of_its_id_and_else_the_shared_one()
     let numbered = signed(&json!({ "alg": "HS256", "kid": 7 }), &claims(), Algorithm::HS256, SECRET);
     assert!(verifier.verify(&numbered, NOW).is_ok());
     // Without a shared secret an unknown id may be learned.
-    let verifier = knowing(&of_keys(&[jwk.clone()]), false).await;
+    let verifier = knowing(&of_keys(std::slice::from_ref(&jwk)), false).await;
     let error = verifier.verify(&with("elsewhere", SECRET), NOW).expect_err("no key");
     assert_eq!(error, TokenError::NoSigner { kid: Some("elsewhere".into()) });
     assert!(verifier.may_learn(&error));

@@ -66,18 +66,23 @@ pub(super) struct KeyServer {
 impl KeyServer {
     /// With a certificate for `localhost` and 127.0.0.1.
     pub(super) async fn start(answer: Answer) -> KeyServer {
-        KeyServer::with(answer, true).await
+        KeyServer::with(answer, true, &["localhost", "127.0.0.1"]).await
+    }
+
+    /// With a certificate for `localhost` alone.
+    pub(super) async fn named(answer: Answer) -> KeyServer {
+        KeyServer::with(answer, true, &["localhost"]).await
     }
 
     /// Without TLS.
     pub(super) async fn plain(answer: Answer) -> KeyServer {
-        KeyServer::with(answer, false).await
+        KeyServer::with(answer, false, &["localhost"]).await
     }
 
-    async fn with(answer: Answer, tls: bool) -> KeyServer {
+    async fn with(answer: Answer, tls: bool, names: &[&str]) -> KeyServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (config, ca) = certified();
+        let (config, ca) = certified(names);
         let shared = Arc::new(Shared {
             answer: Mutex::new(answer),
             requests: AtomicUsize::new(0),
@@ -165,7 +170,7 @@ pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// The server's side of TLS, and the authority as a PEM file.
-fn certified() -> (Arc<ServerConfig>, NamedTempFile) {
+fn certified(names: &[&str]) -> (Arc<ServerConfig>, NamedTempFile) {
     let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     authority.distinguished_name.push(DnType::CommonName, "an authority of the tests");
@@ -175,7 +180,7 @@ fn certified() -> (Arc<ServerConfig>, NamedTempFile) {
     let text = STANDARD.encode(certificate.der());
     write!(ca, "-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n").expect("written");
     let key = KeyPair::generate().expect("a key");
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let leaf = CertificateParams::new(names).expect("parameters");
     let leaf = leaf.signed_by(&key, &Issuer::new(authority, authority_key)).expect("a certificate");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
