@@ -19,7 +19,7 @@ use super::resolve::Target;
 use crate::catalog::Catalog;
 use crate::change::{Change, OldRow, Position, Relation, Value};
 use crate::claims::Principal;
-use crate::filter::BoundPredicate;
+use crate::filter::{BoundPredicate, OpenTerms};
 use crate::pgtype::{Equality, canonical};
 use crate::policy::{self, Bound, ColumnMask, OwnerKey, Plan};
 
@@ -56,6 +56,8 @@ pub(super) struct Candidate<'a> {
     pub(super) principal: &'a Arc<Principal>,
     pub(super) keep: Option<&'a ColumnMask>,
     pub(super) bound: &'a Arc<Bound>,
+    /// What Postgres has to be asked whether the filter matches.
+    pub(super) open: OpenTerms,
 }
 
 type Subs = AHashSet<SubKey>;
@@ -170,7 +172,11 @@ impl TableIndex {
                 if sub.wants(change, at) {
                     let keep = sub.keep.as_ref();
                     let (entry_id, principal, bound) = (sub.target.entry_id, &sub.principal, &group.bound);
-                    found(Candidate { key: *key, entry_id, principal, keep, bound });
+                    let open = match &sub.predicate {
+                        Bind::Predicate(predicate) => predicate.open(change),
+                        Bind::Everything | Bind::Never => OpenTerms::new(),
+                    };
+                    found(Candidate { key: *key, entry_id, principal, keep, bound, open });
                 }
             };
             group.rest.iter().for_each(&mut consider);
