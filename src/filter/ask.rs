@@ -141,10 +141,6 @@ impl FilterAsker {
         }
         let timeout = self.config.statement_timeout.as_millis().max(1);
         let assume = format!("set local role {FILTER_ROLE}; set local statement_timeout = {timeout}; savepoint asked");
-        transaction.batch_execute(&assume).await.map_err(|error| {
-            tracing::debug!(error = %crate::error::chain(&error), "cannot become the role that judges filters");
-            Silence(if error.as_db_error().is_some() { "role" } else { "connection" })
-        })?;
         let asked = question.terms.iter().zip(statements).map(|((term, index), statement)| {
             let transaction = &transaction;
             async move {
@@ -154,7 +150,13 @@ impl FilterAsker {
                 }
             }
         });
-        let answers = in_order(asked.collect()).await.into_iter().collect::<Result<_, _>>().map_err(silence)?;
+        // Sent together. Should it fail to become the role, the transaction has failed, and nothing after it is run.
+        let (assumed, answers) = tokio::join!(biased; transaction.batch_execute(&assume), in_order(asked.collect()));
+        assumed.map_err(|error| {
+            tracing::debug!(error = %crate::error::chain(&error), "cannot become the role that judges filters");
+            Silence(if error.as_db_error().is_some() { "role" } else { "connection" })
+        })?;
+        let answers = answers.into_iter().collect::<Result<_, _>>().map_err(silence)?;
         transaction.rollback().await.map_err(silence)?;
         drop(lent.0.take());
         Ok(answers)

@@ -322,6 +322,14 @@ const PATTERNS: &[&str] = &[
     "x{2,1}",
 ];
 
+/// Chooses the cases; the seed is printed, so that `ROWCAST_SEED=…` repeats them.
+fn random() -> StdRng {
+    let given = std::env::var_os("ROWCAST_SEED").and_then(|seed| seed.to_str()?.parse().ok());
+    let seed = given.unwrap_or_else(rand::random);
+    println!("ROWCAST_SEED={seed}");
+    StdRng::seed_from_u64(seed)
+}
+
 /// As an element of a filter's list: `a,b` is `"a,b"`.
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
@@ -338,9 +346,7 @@ async fn every_operator_on_every_type_says_what_postgres_says() {
         fixture.database.run(&format!("insert into t values ({})", values.join(", "))).await;
     }
     let rows = fixture.rows().await;
-    let seed = std::env::var("ROWCAST_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    println!("ROWCAST_TEST_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = random();
     let (mut accepted, mut asked) = (0, 0);
     for (name, of, values) in EVERYTHING {
         for operator in Operator::ALL {
@@ -381,9 +387,7 @@ async fn every_operator_on_every_type_says_what_postgres_says() {
 #[tokio::test]
 async fn like_in_memory_is_like_in_postgres() {
     let fixture = Fixture::with("create table t (t text)").await;
-    let seed = std::env::var("ROWCAST_TEST_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap());
-    println!("ROWCAST_TEST_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    let mut random = random();
     let mut any = |letters: &[char]| -> String {
         (0..random.random_range(0..9)).map(|_| letters[random.random_range(0..letters.len())]).collect()
     };
@@ -397,7 +401,8 @@ async fn like_in_memory_is_like_in_postgres() {
     let sql = "select t like p from unnest($1::text[], $2::text[]) as pair (t, p)";
     let rows = fixture.database.client.query(sql, &[&texts, &patterns]).await.unwrap();
     for ((text, pattern), row) in texts.iter().zip(&patterns).zip(&rows) {
-        assert_eq!(Pattern::parse(pattern).unwrap().matches(text), row.get::<_, bool>(0), "{text:?} like {pattern:?}");
+        let parsed = Pattern::parse(pattern).unwrap();
+        assert_eq!(parsed.matches(text), row.get::<_, bool>(0), "{text:?} like {pattern:?}");
     }
 }
 
