@@ -90,6 +90,12 @@ metrics! {
     ask: Histogram = "ask" in Seconds, latency();
     /// Questions to Postgres asked again because the change was not yet visible to others
     ask_not_visible: Counter = "ask_not_visible";
+    /// Time Postgres took to judge the filters of one change that memory can't judge
+    filter_ask: Histogram = "filter_ask" in Seconds, latency();
+    /// Filter conditions that Postgres was asked about
+    filter_terms: Counter = "filter_terms";
+    /// Filter conditions without an answer from Postgres by kind: timeout, raised, connection, role, too_many
+    filter_failures: Labelled = "filter_failures";
     /// Catalog reads by result: changed, same, failed
     catalog_reads: Labelled = "catalog_reads";
     /// Key set (JWKS) fetches by result: changed, same, failed

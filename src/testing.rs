@@ -219,8 +219,9 @@ fn keeper(prefix: &Path) -> Child {
 }
 
 const ROLES: &str = "create role anon; create role authenticated; create role service_role bypassrls;
+    create role rowcast_filter nologin noinherit;
     create role relay login superuser; create role plain_relay login;
-    grant anon, authenticated, service_role to plain_relay;";
+    grant anon, authenticated, service_role, rowcast_filter to plain_relay;";
 
 /// The helper functions as current Supabase images have them.
 const AUTH: &str = "create schema auth; grant usage on schema auth to public;

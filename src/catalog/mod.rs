@@ -24,7 +24,9 @@ use std::time::Duration;
 
 pub use read::read;
 pub use snapshot::{ParseSnapshotError, Snapshot};
-pub use table::{Access, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, RowFilter, Table};
+pub use table::{
+    Access, Collation, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, RowFilter, Table,
+};
 
 use crate::error::{Fault, Remedy};
 use crate::pg::is_transient;

@@ -16,8 +16,8 @@ use tokio_postgres::{IsolationLevel, Row, Transaction};
 
 use super::sql;
 use super::{
-    Access, Catalog, CatalogError, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, RowFilter,
-    Rules, Snapshot, Table, Wanted,
+    Access, Catalog, CatalogError, Collation, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role,
+    RowFilter, Rules, Snapshot, Table, Wanted,
 };
 use crate::change::ReplicaIdentity;
 use crate::pgtype::{TypeInfo, TypeKind, Types};
@@ -236,6 +236,10 @@ impl Reader<'_> {
                 generated: get(row, 6)?,
                 has_default: get(row, 7)?,
                 not_null: get(row, 8)?,
+                collation: match get::<Option<String>>(row, 9)? {
+                    Some(name) => Some(Collation { name, bytewise: get(row, 10)? }),
+                    None => None,
+                },
             };
             if table.identity == ReplicaIdentity::Full {
                 table.identity_columns.push(column.name.clone());

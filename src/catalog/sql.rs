@@ -78,10 +78,16 @@ pub(super) const TABLES: &str = "with wanted as ( \
           select distinct leaf.relreplident::text from tree join pg_class leaf on leaf.oid = tree.oid where leaf.relkind <> 'p') \
     from wanted join pg_class c on c.oid = wanted.oid join pg_namespace n on n.oid = c.relnamespace";
 
-/// Columns of the tables `$1`.
+/// Columns of the tables `$1`. The database's default collation is bytewise if it is C or POSIX of the C library, or the
+/// built-in provider's (Postgres 17), which all order by code point; the provider's column is not there before Postgres 15.
 pub(super) const COLUMNS: &str = "select a.attrelid, a.attnum, a.attname::text, a.atttypid, a.atttypmod, \
-    coalesce(c.collisdeterministic, true), a.attgenerated::text <> '', a.atthasdef, a.attnotnull \
-    from pg_attribute a left join pg_collation c on c.oid = a.attcollation \
+    coalesce(c.collisdeterministic, true), a.attgenerated::text <> '', a.atthasdef, a.attnotnull, \
+    quote_ident(n.nspname) || '.' || quote_ident(c.collname), \
+    coalesce(case c.collprovider when 'c' then c.collcollate::text in ('C', 'POSIX') when 'b' then true \
+        when 'd' then case coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') \
+            when 'c' then d.datcollate::text in ('C', 'POSIX') when 'b' then true end end, false) \
+    from pg_attribute a left join pg_collation c on c.oid = a.attcollation left join pg_namespace n on n.oid = c.collnamespace \
+    join pg_database d on d.datname = current_database() \
     where a.attrelid = any($1::oid[]) and a.attnum > 0 and not a.attisdropped order by a.attrelid, a.attnum";
 
 /// Policies of the tables `$1` that govern SELECT, with what their expressions depend on.

@@ -17,12 +17,23 @@ pub struct Column {
     pub type_modifier: i32,
     /// Equality is equality of bytes. True for types without a collation.
     pub collation_deterministic: bool,
+    /// How its text is compared; `None` for types without a collation.
+    pub collation: Option<Collation>,
     /// GENERATED ALWAYS AS: not in the stream before Postgres 18.
     pub generated: bool,
     /// Has a default.
     pub has_default: bool,
     /// NOT NULL.
     pub not_null: bool,
+}
+
+/// A column's collation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collation {
+    /// Qualified and quoted: `pg_catalog."de_DE"`.
+    pub name: String,
+    /// Orders by the bytes of the server's encoding, as C and POSIX do.
+    pub bytewise: bool,
 }
 
 /// A policy for SELECT or ALL.

@@ -188,6 +188,7 @@ fn condition_name(sqlstate: &str) -> &str {
         "42P22" => "indeterminate_collation",
         "54000" => "program_limit_exceeded",
         "54001" => "statement_too_complex",
+        "57014" => "query_canceled",
         "P0001" => "raise_exception",
         "XX000" => "internal_error",
         other => other,

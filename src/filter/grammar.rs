@@ -29,7 +29,7 @@ pub enum Operator {
 }
 
 impl Operator {
-    const ALL: [Operator; 13] = [
+    pub(super) const ALL: [Operator; 13] = [
         Operator::Eq,
         Operator::Neq,
         Operator::Lt,

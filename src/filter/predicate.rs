@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::asked::AskedTerm;
+use super::like::Pattern;
 use crate::change::{Change, OldRow, Relation, Value};
 use crate::pgtype::{Equality, Order, canonical, compare, interchangeable};
 
@@ -31,6 +33,7 @@ pub(super) enum Test {
         has_null: bool,
     },
     Compare(Order, Comparison, Box<[u8]>),
+    Like(Pattern),
 }
 
 impl Test {
@@ -54,6 +57,7 @@ impl Test {
                     Err(_) => (!has_null).then_some(false),
                 }
             }
+            Test::Like(pattern) => Some(pattern.matches(std::str::from_utf8(value?).ok()?)),
             Test::Compare(order, comparison, bound) => {
                 let found = compare(*order, value?, bound)?;
                 Some(match comparison {
@@ -104,38 +108,45 @@ impl Term {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Predicate {
     terms: Arc<[Term]>,
+    /// What Postgres has to judge.
+    asked: Arc<[Arc<AskedTerm>]>,
 }
 
+/// Conditions that are still open for a row, each with its column's index.
+pub type OpenTerms = SmallVec<[(Arc<AskedTerm>, usize); 1]>;
+
 impl Predicate {
-    pub(super) fn new(terms: Vec<Term>) -> Predicate {
-        Predicate { terms: terms.into() }
+    pub(super) fn new(terms: Vec<Term>, asked: Vec<Arc<AskedTerm>>) -> Predicate {
+        Predicate { terms: terms.into(), asked: asked.into() }
     }
 
     /// Matches every row.
     pub fn everything() -> Predicate {
-        Predicate { terms: Arc::new([]) }
+        Predicate { terms: Arc::new([]), asked: Arc::new([]) }
     }
 
     /// Whether it asks nothing.
     pub fn is_empty(&self) -> bool {
-        self.terms.is_empty()
+        self.terms.is_empty() && self.asked.is_empty()
     }
 
     /// The columns that it reads, repeated if they are.
     pub fn columns(&self) -> impl Iterator<Item = &str> {
-        self.terms.iter().map(|term| &*term.column)
+        self.terms.iter().map(|term| &*term.column).chain(self.asked.iter().map(|term| &*term.column))
     }
 
     /// Finds its columns in a relation. `None` if one is missing there or has another type than the one that was checked (except
     /// where the text and its meaning stay, such as `int4` to `int8`): then no row matches, until the filter is checked again.
     pub fn bind(&self, relation: &Relation) -> Option<BoundPredicate> {
-        let place = |term: &Term| {
-            let index = relation.column(&term.column)?;
+        let place = |column: &str, type_oid| {
+            let index = relation.column(column)?;
             let column = &relation.columns[index];
-            interchangeable(column.type_oid, term.type_oid).then_some((index, column.key))
+            interchangeable(column.type_oid, type_oid).then_some((index, column.key))
         };
-        let places = self.terms.iter().map(place).collect::<Option<_>>()?;
-        Some(BoundPredicate { predicate: self.clone(), places })
+        let terms = self.terms.iter().map(|term| place(&term.column, term.type_oid));
+        let asked = self.asked.iter().map(|term| place(&term.column, term.type_oid));
+        let (places, asked_places) = (terms.collect::<Option<_>>()?, asked.collect::<Option<_>>()?);
+        Some(BoundPredicate { predicate: self.clone(), places, asked_places })
     }
 }
 
@@ -145,26 +156,51 @@ pub struct BoundPredicate {
     predicate: Predicate,
     /// For each term its column and whether that is part of the identity.
     places: SmallVec<[(usize, bool); 4]>,
+    /// Likewise for each asked one.
+    asked_places: SmallVec<[(usize, bool); 1]>,
+}
+
+/// The value by which a column of the row is judged.
+pub(super) fn sent(change: &Change, index: usize) -> Value<'_> {
+    match change {
+        Change::Insert { new } | Change::Update { new, old: None | Some(OldRow::KeyOnly(_)) } => new.get(index),
+        Change::Update { new, old: Some(OldRow::Full(old)) } => match new.get(index) {
+            Value::Unchanged => old.get(index),
+            value => value,
+        },
+        Change::Delete { old } => old.tuple().get(index),
+    }
 }
 
 impl BoundPredicate {
-    /// Whether the row matches: the new row of INSERT and UPDATE, the old one of DELETE.
+    /// Whether the row matches as far as memory can tell: the new row of INSERT and UPDATE, the old one of DELETE. What
+    /// [`BoundPredicate::open`] gives is left to Postgres.
     pub fn matches(&self, change: &Change) -> bool {
         match change {
-            Change::Insert { new } => self.all(|(index, _)| new.get(index)),
-            Change::Update { new, old } => self.all(|(index, _)| match (new.get(index), old) {
-                (Value::Unchanged, Some(OldRow::Full(old))) => old.get(index),
-                (value, _) => value,
-            }),
-            Change::Delete { old: OldRow::Full(old) } => self.all(|(index, _)| old.get(index)),
             Change::Delete { old: OldRow::KeyOnly(old) } => {
                 self.all(|(index, key)| if key { old.get(index) } else { Value::Unchanged })
             }
+            _ => self.all(|(index, _)| sent(change, index)),
         }
     }
 
     fn all<'a>(&self, value: impl Fn((usize, bool)) -> Value<'a>) -> bool {
+        let asked = |(term, place): (&Arc<AskedTerm>, &(usize, bool))| match value(*place) {
+            Value::Unchanged => false,
+            Value::Null => term.of_null.is_none_or(|answer| term.accepts(answer)),
+            Value::Text(_) => true,
+        };
         self.predicate.terms.iter().zip(&self.places).all(|(term, place)| term.matches(value(*place)))
+            && self.predicate.asked.iter().zip(&self.asked_places).all(asked)
+    }
+
+    /// What Postgres has to be asked about a row that [`BoundPredicate::matches`].
+    pub fn open(&self, change: &Change) -> OpenTerms {
+        let open = |(term, (index, _)): (&Arc<AskedTerm>, &(usize, bool))| {
+            let known = term.of_null.is_some() && sent(change, *index) == Value::Null;
+            (!known).then(|| (term.clone(), *index))
+        };
+        self.predicate.asked.iter().zip(&self.asked_places).filter_map(open).collect()
     }
 
     /// A condition that every matching row fulfils and that can be a hash key: the column's index, and the canonical text
@@ -188,7 +224,7 @@ mod tests {
     }
 
     fn term(column: &str, type_oid: u32, negated: bool, test: Test) -> Predicate {
-        Predicate::new(vec![Term { column: column.into(), type_oid, negated, test }])
+        Predicate::new(vec![Term { column: column.into(), type_oid, negated, test }], Vec::new())
     }
 
     fn text(text: &str) -> Test {

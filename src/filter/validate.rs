@@ -4,15 +4,19 @@
 //! length: `f::T` in `protocol.md` §5.3), and no text from a client is ever part of a statement. It comes back through
 //! `format('%s', …)`, which uses the output function; a cast to text would print `true` for `t` and drop the blanks of `char(n)`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
-use super::literals::{Literals, Values};
+use super::ask::FILTER_ROLE;
+use super::asked::{self, AskedTerm, Found};
+use super::like::Pattern;
+use super::literals::{Known, MAX_LITERAL_BYTES, Values};
 use super::predicate::{Comparison, Predicate, Term, Test};
 use super::{Condition, FilterError, Operator};
-use crate::pg::{PgError, Pool};
+use crate::pg::{Lent, PgError, Pool};
 use crate::pgtype::{Equality, TypeKind, Types, array_over, canonical, equality, oid, order};
 
 /// The most values of an `in` list.
@@ -31,6 +35,12 @@ pub struct ColumnSpec<'a> {
     pub type_name: &'a str,
     /// `pg_collation.collisdeterministic`; true where there is no collation.
     pub collation_deterministic: bool,
+    /// The collation, qualified and quoted; `None` for types without one.
+    pub collation: Option<&'a str>,
+    /// It orders by bytes, as C and POSIX do.
+    pub collation_bytewise: bool,
+    /// The database's encoding is UTF8, as the stream's is.
+    pub utf8: bool,
     /// Whether the role may select it.
     pub readable: bool,
 }
@@ -55,16 +65,27 @@ pub struct Validator {
     pool: Pool,
     /// A storm of joins must not take all connections of the pool, nor wait for one until it times out.
     turns: Semaphore,
-    literals: Literals,
+    literals: Known<(u32, bool, Box<str>), Values>,
+    asked: Known<AskedKey, Arc<AskedTerm>>,
+}
+
+/// Everything that an [`AskedTerm`] is made of: the column's type, its collation, and the condition.
+type AskedKey = (u32, Option<Box<str>>, Condition);
+
+/// Who judges a condition.
+enum Judge {
+    /// The test, and whether it says the opposite of the condition's operator.
+    Memory(Test, bool),
+    Postgres(Arc<AskedTerm>),
 }
 
 /// A parameter in text form, whatever its type.
 #[derive(Debug)]
-struct TextOf<'a>(&'a str);
+pub(super) struct TextOf<'a>(pub(super) &'a [u8]);
 
 impl ToSql for TextOf<'_> {
     fn to_sql(&self, _: &Type, out: &mut bytes::BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.extend_from_slice(self.0.as_bytes());
+        out.extend_from_slice(self.0);
         Ok(IsNull::No)
     }
 
@@ -80,7 +101,7 @@ impl ToSql for TextOf<'_> {
 }
 
 /// Only the oid is sent.
-fn parameter_type(oid: u32) -> Type {
+pub(super) fn parameter_type(oid: u32) -> Type {
     Type::new(String::new(), oid, tokio_postgres::types::Kind::Simple, String::new())
 }
 
@@ -94,7 +115,7 @@ fn moves_with_the_clock(base: u32, literal: &str) -> bool {
 impl Validator {
     /// Asks through this pool.
     pub fn new(pool: Pool) -> Validator {
-        Validator { pool, turns: Semaphore::new(AT_ONCE), literals: Literals::default() }
+        Validator { pool, turns: Semaphore::new(AT_ONCE), literals: Known::new(), asked: Known::new() }
     }
 
     /// Checks the conditions against one table, whose columns are given as the subscriber's role sees them. Asks the database
@@ -106,16 +127,20 @@ impl Validator {
         types: &Types,
     ) -> Result<Predicate, FilterError> {
         let checked = async {
-            let mut terms = Vec::with_capacity(conditions.len());
+            let (mut terms, mut asked) = (Vec::new(), Vec::new());
             for condition in conditions {
                 let column = columns.iter().find(|c| c.name == condition.column && c.readable);
                 let column = column
                     .ok_or_else(|| FilterError::raised(format!("invalid column for filter {}", condition.column)))?;
-                let (test, inverted) = self.test(condition, column, types).await?;
-                let negated = condition.negated != inverted;
-                terms.push(Term { column: column.name.into(), type_oid: column.type_oid, negated, test });
+                match self.judge(condition, column, types).await? {
+                    Judge::Memory(test, inverted) => {
+                        let negated = condition.negated != inverted;
+                        terms.push(Term { column: column.name.into(), type_oid: column.type_oid, negated, test });
+                    }
+                    Judge::Postgres(term) => asked.push(term),
+                }
             }
-            Ok(Predicate::new(terms))
+            Ok(Predicate::new(terms, asked))
         };
         let timeout = |_| FilterError::Unavailable(PgError::Timeout(DEADLINE));
         tokio::time::timeout(DEADLINE, checked).await.map_err(timeout)?
@@ -127,142 +152,301 @@ impl Validator {
         Ok((turn, self.pool.get().await?))
     }
 
-    /// The test, and whether it says the opposite of the condition's operator.
-    async fn test(
+    /// Memory where it can tell what Postgres would say, else Postgres.
+    async fn judge(&self, condition: &Condition, column: &ColumnSpec<'_>, types: &Types) -> Result<Judge, FilterError> {
+        let base = types.base_of(column.type_oid);
+        let in_memory = match condition.operator {
+            Operator::Is => is(condition, column, types)?,
+            Operator::Like => like(condition, column, base),
+            Operator::Ilike | Operator::Match | Operator::Imatch => None,
+            // It would be another value for each row.
+            _ if moves_with_the_clock(base, &condition.value) => None,
+            _ => self.comparison(condition, column, types).await?,
+        };
+        match in_memory {
+            Some(test) => Ok(Judge::Memory(test, condition.operator == Operator::Neq)),
+            None => Ok(Judge::Postgres(self.asked(condition, column, types).await?)),
+        }
+    }
+
+    /// `None` where text can't tell.
+    async fn comparison(
         &self,
         condition: &Condition,
         column: &ColumnSpec<'_>,
         types: &Types,
-    ) -> Result<(Test, bool), FilterError> {
-        let base = types.base_of(column.type_oid);
-        let compared = || {
-            equality(types, column.type_oid, column.collation_deterministic)
-                .ok_or_else(|| unsupported(condition, column, "its equality can't be judged exactly in memory", types))
-        };
+    ) -> Result<Option<Test>, FilterError> {
+        let Some(equality) = equality(types, column.type_oid, column.collation_deterministic) else { return Ok(None) };
         let comparison = match condition.operator {
-            Operator::Is => return Ok((is(condition, column, types)?, false)),
-            Operator::Eq | Operator::Neq => {
-                let equality = compared()?;
-                let value = self.scalar(condition, column, types, equality).await?;
-                return Ok((Test::Equal(equality, value), condition.operator == Operator::Neq));
-            }
-            Operator::IsDistinct => {
-                let equality = compared()?;
-                return Ok((Test::Distinct(equality, self.scalar(condition, column, types, equality).await?), false));
-            }
-            Operator::In => return Ok((self.list(condition, column, types, compared()?).await?, false)),
-            Operator::Like | Operator::Ilike | Operator::Match | Operator::Imatch => {
-                self.pattern_operator(condition, column, base).await?;
-                let why = "patterns can't be judged exactly in memory";
-                return Err(unsupported(condition, column, why, types));
-            }
             Operator::Lt => Comparison::Less,
             Operator::Lte => Comparison::LessOrEqual,
             Operator::Gt => Comparison::Greater,
             Operator::Gte => Comparison::GreaterOrEqual,
+            Operator::In => {
+                let texts = self.list(condition, column).await?;
+                return Ok(one_of(equality, &texts));
+            }
+            operator => {
+                let value = self.scalar(condition, column, equality).await?;
+                let test = if operator == Operator::IsDistinct { Test::Distinct } else { Test::Equal };
+                return Ok(value.map(|value| test(equality, value)));
+            }
         };
-        let (Some(order), equality) = (order(types, column.type_oid), compared()?) else {
-            return Err(unsupported(condition, column, "its order can't be judged exactly in memory", types));
-        };
-        let value = self.scalar(condition, column, types, equality).await?;
-        Ok((Test::Compare(order, comparison, value), false))
+        let bytewise = column.collation_bytewise && column.utf8;
+        let Some(order) = order(types, column.type_oid, bytewise) else { return Ok(None) };
+        let value = self.scalar(condition, column, equality).await?;
+        Ok(value.map(|value| Test::Compare(order, comparison, value)))
     }
 
     async fn scalar(
         &self,
         condition: &Condition,
         column: &ColumnSpec<'_>,
-        types: &Types,
         equality: Equality,
-    ) -> Result<Box<[u8]>, FilterError> {
-        refuse_moving(condition, column, types)?;
+    ) -> Result<Option<Box<[u8]>>, FilterError> {
         let texts = self.texts(column.type_oid, false, &condition.value).await?;
         let text = texts.first().and_then(Option::as_deref);
         let text = text.and_then(|text| canonical(equality, text.as_bytes()));
-        let text = text.ok_or_else(|| unsupported(condition, column, "the literal has no comparable form", types))?;
-        Ok(text.into_owned().into())
+        Ok(text.map(|text| text.into_owned().into()))
     }
 
-    async fn list(
-        &self,
-        condition: &Condition,
-        column: &ColumnSpec<'_>,
-        types: &Types,
-        equality: Equality,
-    ) -> Result<Test, FilterError> {
-        refuse_moving(condition, column, types)?;
+    async fn list(&self, condition: &Condition, column: &ColumnSpec<'_>) -> Result<Values, FilterError> {
         let texts = self.texts(column.type_oid, true, &condition.value).await?;
         if texts.len() > MAX_IN_VALUES {
             return Err(FilterError::raised(format!("too many values for `in` filter. Maximum {MAX_IN_VALUES}")));
         }
-        let has_null = texts.iter().any(Option::is_none);
-        let values = texts.iter().flatten().map(|text| {
-            let text = canonical(equality, text.as_bytes());
-            text.map(|text| Box::from(&*text))
-                .ok_or_else(|| unsupported(condition, column, "a literal has no comparable form", types))
-        });
-        let mut values: Vec<Box<[u8]>> = values.collect::<Result<_, _>>()?;
-        values.sort_unstable();
-        values.dedup();
-        Ok(Test::In { equality, values: values.into(), has_null })
+        Ok(texts)
     }
 
     /// The texts that Postgres prints for a literal of the type, or for the elements of an array literal.
     async fn texts(&self, type_oid: u32, list: bool, literal: &str) -> Result<Values, FilterError> {
-        if let Some(known) = self.literals.get(type_oid, list, literal) {
+        let key = (literal.len() <= MAX_LITERAL_BYTES).then(|| (type_oid, list, literal.into()));
+        if let Some(known) = key.clone().and_then(|key| self.literals.get(key)) {
             return Ok(known);
         }
         let (_turn, client) = self.connection().await?;
         let (oid, sql) = if list {
-            (array_oid(&client, type_oid).await?, "select format('%s', e), e is null from unnest($1) e")
+            (array_oid(&**client, type_oid).await?, "select format('%s', e), e is null from unnest($1) e")
         } else {
             (type_oid, "select format('%s', $1), false")
         };
         let failed = || PgError::query("cannot check a filter literal");
         let statement = client.prepare_typed(sql, &[parameter_type(oid)]).await.map_err(failed())?;
-        let rows = client.query(&statement, &[&TextOf(literal)]).await.map_err(failed())?;
+        let rows = client.query(&statement, &[&TextOf(literal.as_bytes())]).await.map_err(failed())?;
         let text = |row: &tokio_postgres::Row| (!row.get::<_, bool>(1)).then(|| row.get::<_, &str>(0).into());
         let values: Values = rows.iter().map(text).collect();
-        self.literals.insert(type_oid, list, literal, values.clone());
+        if let Some(key) = key {
+            self.literals.insert(key, values.clone());
+        }
         Ok(values)
     }
 
-    /// Refuses an operator that Postgres doesn't have between two values of the type.
-    async fn pattern_operator(
+    /// The condition as a question to Postgres, after it has answered it once in the role that will judge it.
+    async fn asked(
         &self,
         condition: &Condition,
         column: &ColumnSpec<'_>,
-        base: u32,
-    ) -> Result<(), FilterError> {
-        let sign = match condition.operator {
-            Operator::Like => "~~",
-            Operator::Ilike => "~~*",
-            Operator::Match => "~",
-            _ => "~*",
+        types: &Types,
+    ) -> Result<Arc<AskedTerm>, FilterError> {
+        let base = types.base_of(column.type_oid);
+        refuse_names(condition, column, base)?;
+        let key = (column.type_oid, column.collation.map(Box::from), condition.clone());
+        let fits = condition.value.len() <= MAX_LITERAL_BYTES;
+        if let Some(known) = self.asked.get(key.clone()).filter(|_| fits) {
+            return Ok(known);
+        }
+        let values = match condition.operator {
+            Operator::Is => None,
+            operator if is_pattern(operator) => None,
+            // As the column's own type, so that a domain refuses what it would never hold.
+            Operator::In => Some(self.list(condition, column).await?),
+            _ => Some(self.texts(column.type_oid, false, &condition.value).await?),
         };
-        let (_turn, client) = self.connection().await?;
-        // Preparing resolves the operator; nothing is run.
-        let sql = format!("select coalesce($1 {sign} $2, true)");
-        let operand = parameter_type(base);
-        let prepared = client.prepare_typed(&sql, &[operand.clone(), operand]).await;
-        match prepared {
-            Ok(_) => Ok(()),
-            // No such operator, or one with another answer than yes or no.
-            Err(error) if error.code().is_some_and(|state| state.code().starts_with("42")) => {
-                let (name, of) = (condition.operator.as_str(), column.type_name);
-                let text = format!("operator {name} requires a text-compatible column type, got {of}");
-                Err(FilterError::raised(text))
+        let value = values.as_ref().and_then(|values| values.iter().flatten().next()).map(|text| &**text);
+        let (_turn, object) = self.connection().await?;
+        let mut lent = Lent(Some(object));
+        let failed = || PgError::query("cannot check a filter");
+        let Some(client) = lent.0.as_mut() else { return Err(FilterError::Unavailable(PgError::Timeout(DEADLINE))) };
+        let transaction = client.build_transaction().read_only(true).start().await.map_err(failed())?;
+        let trial = Trial { transaction: &transaction, condition, column, base, value };
+        let term = trial.run().await;
+        transaction.rollback().await.map_err(failed())?;
+        drop(lent.0.take());
+        let term = Arc::new(term?);
+        if fits {
+            self.asked.insert(key, term.clone());
+        }
+        Ok(term)
+    }
+}
+
+/// One condition tried out in a transaction of its own.
+struct Trial<'a> {
+    transaction: &'a tokio_postgres::Transaction<'a>,
+    condition: &'a Condition,
+    column: &'a ColumnSpec<'a>,
+    base: u32,
+    /// A value of the type to try it on, so that what Postgres raises at the first row is raised now.
+    value: Option<&'a str>,
+}
+
+/// For one statement of a trial.
+const TRIAL_TIMEOUT_MS: u32 = 1000;
+
+/// Of type `$2`: its category, and the schema and strictness of its own operator `$1`; whether we may be role `$3`, NULL if it
+/// is not there. The operator between two values of just this type is what Postgres would take in any search_path that has it.
+const LOOK_UP: &str = "select t.typcategory::text, o.schema, o.strict, \
+    (select not (r.rolsuper or r.rolbypassrls) and pg_has_role(r.oid, 'MEMBER') from pg_roles r where r.rolname = $3) \
+    from pg_type t left join lateral ( \
+        select quote_ident(n.nspname) as schema, p.proisstrict as strict from pg_operator o \
+        join pg_namespace n on n.oid = o.oprnamespace join pg_proc p on p.oid = o.oprcode \
+        where o.oprname = $1 and o.oprkind = 'b' and o.oprleft = t.oid and o.oprright = t.oid \
+        and (n.nspname = 'pg_catalog' or n.oid = t.typnamespace) order by n.nspname <> 'pg_catalog' limit 1) o on true \
+    where t.oid = $2";
+
+impl Trial<'_> {
+    async fn run(&self) -> Result<AskedTerm, FilterError> {
+        let (condition, column, base) = (self.condition, self.column, self.base);
+        let failed = || PgError::query("cannot check a filter");
+        let begin = format!("set local search_path = ''; set local statement_timeout = {TRIAL_TIMEOUT_MS}");
+        self.transaction.batch_execute(&begin).await.map_err(failed())?;
+        let sign = asked::sign(condition.operator);
+        let row = self.transaction.query_opt(LOOK_UP, &[&sign, &base, &FILTER_ROLE]).await.map_err(failed())?;
+        let gone = || FilterError::Refused { sqlstate: "42704".into(), message: "the column's type is gone".into() };
+        let row = row.ok_or_else(gone)?;
+        if row.get::<_, Option<bool>>(3) != Some(true) {
+            return Err(no_role());
+        }
+        let found = match (row.get::<_, Option<String>>(1), row.get::<_, Option<bool>>(2)) {
+            (Some(schema), Some(strict)) => Found { schema, strict },
+            // Through a cast that Postgres makes by itself, or for a class of types such as arrays.
+            _ => Found { schema: "pg_catalog".into(), strict: true },
+        };
+        let term = self.term(&found).await?;
+        let statement = self.prepare(&term).await?;
+        self.transaction
+            .batch_execute(&format!("set local role {FILTER_ROLE}"))
+            .await
+            .map_err(|error| if error.as_db_error().is_some() { no_role() } else { failed()(error).into() })?;
+        // A pattern is looked at when it is first used, and with NULL it is not.
+        let is_text = row.get::<_, &str>(0) == "S" || base == oid::CHAR;
+        let empty = (is_pattern(condition.operator) && is_text).then_some("");
+        let value = self.value.or(empty).map(|text| TextOf(text.as_bytes()));
+        let literal = term.literal.as_ref().map(|(_, text)| TextOf(text.as_bytes()));
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&value];
+        parameters.extend(literal.iter().map(|literal| literal as &(dyn ToSql + Sync)));
+        match self.transaction.query_one(&statement, &parameters).await {
+            Ok(_) if matches!(condition.operator, Operator::Like | Operator::Ilike) => {
+                self.check_escape().await.map(|()| term)
             }
-            Err(error) => Err(PgError::query("cannot check a filter")(error).into()),
+            Ok(_) => Ok(term),
+            Err(error) => Err(match error.as_db_error() {
+                Some(db) if db.code().code() == "57014" => {
+                    let message = format!("the filter {} takes too long", term.describe());
+                    FilterError::Refused { sqlstate: "57014".into(), message }
+                }
+                Some(db) if db.code().code() == "2201B" => {
+                    let name = condition.operator.as_str();
+                    FilterError::raised(format!("invalid regular expression for {name} filter: {}", db.message()))
+                }
+                _ => {
+                    tracing::debug!(column = column.name, "a filter failed its trial");
+                    failed()(error).into()
+                }
+            }),
+        }
+    }
+
+    /// The pattern as Postgres will read it: its type may have cut it.
+    async fn check_escape(&self) -> Result<(), FilterError> {
+        let failed = || PgError::query("cannot check a filter");
+        let sql = "select pg_catalog.format('%s', $1)";
+        let statement = self.transaction.prepare_typed(sql, &[parameter_type(self.base)]).await.map_err(failed())?;
+        let literal = TextOf(self.condition.value.as_bytes());
+        let row = self.transaction.query_one(&statement, &[&literal]).await.map_err(failed())?;
+        if asked::ends_in_escape(self.base, row.get(0)) {
+            let message = "LIKE pattern must not end with escape character".into();
+            return Err(FilterError::Refused { sqlstate: "22025".into(), message });
+        }
+        Ok(())
+    }
+
+    async fn term(&self, found: &Found) -> Result<AskedTerm, FilterError> {
+        let Condition { operator, negated, value, .. } = self.condition;
+        let (sql, literal, of_null) = match operator {
+            Operator::Is => (asked::null_statement(*negated).to_owned(), None, Some(Some(!negated))),
+            _ => {
+                let list = *operator == Operator::In;
+                let literal_type = if list { array_oid(self.transaction, self.base).await? } else { self.base };
+                let sql = asked::statement(*operator, found, self.column.collation);
+                (sql, Some((literal_type, value.as_str().into())), asked::of_null(*operator, found))
+            }
+        };
+        Ok(AskedTerm {
+            column: self.column.name.into(),
+            type_oid: self.column.type_oid,
+            operator: *operator,
+            // IS NOT NULL has a statement of its own.
+            negated: *negated && *operator != Operator::Is,
+            sql: sql.into(),
+            value_type: self.base,
+            literal,
+            of_null,
+        })
+    }
+
+    /// Preparing resolves the operator; nothing is run.
+    async fn prepare(&self, term: &AskedTerm) -> Result<tokio_postgres::Statement, FilterError> {
+        let mut types = vec![parameter_type(term.value_type)];
+        types.extend(term.literal.as_ref().map(|(oid, _)| parameter_type(*oid)));
+        let is_pattern = is_pattern(term.operator);
+        let of = self.column.type_name;
+        let not_text = || {
+            let name = term.operator.as_str();
+            FilterError::raised(format!("operator {name} requires a text-compatible column type, got {of}"))
+        };
+        let no_answer = |of: &Type| {
+            let message =
+                format!("operator {} must return type boolean, not type {}", term.operator.as_str(), of.name());
+            FilterError::Refused { sqlstate: "42804".into(), message }
+        };
+        match self.transaction.prepare_typed(&term.sql, &types).await {
+            Ok(statement) => match statement.columns().first().map(tokio_postgres::Column::type_) {
+                Some(&Type::BOOL) | None => Ok(statement),
+                Some(_) if is_pattern => Err(not_text()),
+                Some(other) => Err(no_answer(other)),
+            },
+            Err(error) => Err(match error.as_db_error() {
+                Some(db) if is_pattern && db.code().code().starts_with("42") => not_text(),
+                // We name the operator's schema, which a client has never heard of.
+                Some(db) if db.code().code() == "42883" => FilterError::Refused {
+                    sqlstate: "42883".into(),
+                    message: db.message().replace(" pg_catalog.", " "),
+                },
+                _ => PgError::query("cannot check a filter")(error).into(),
+            }),
         }
     }
 }
 
-async fn array_oid(client: &tokio_postgres::Client, element: u32) -> Result<u32, FilterError> {
+fn is_pattern(operator: Operator) -> bool {
+    matches!(operator, Operator::Like | Operator::Ilike | Operator::Match | Operator::Imatch)
+}
+
+fn no_role() -> FilterError {
+    FilterError::Unsupported(format!(
+        "this filter has to be judged by the database in role {FILTER_ROLE}, which is missing there or not granted to the \
+         relay's login; run `rowcast migrate up`"
+    ))
+}
+
+async fn array_oid<C: tokio_postgres::GenericClient>(client: &C, element: u32) -> Result<u32, FilterError> {
     if let Some(known) = array_over(element) {
         return Ok(known);
     }
-    let sql = "select typarray from pg_catalog.pg_type where oid = $1";
+    // An array of arrays is an array: `f::int[][]` is `f::int[]`.
+    let sql = "select case when typarray = 0 and typoutput = 'pg_catalog.array_out'::pg_catalog.regproc then oid else typarray end \
+               from pg_catalog.pg_type where oid = $1";
     let row = client.query_opt(sql, &[&element]).await.map_err(PgError::query("cannot read a type"))?;
     match row.map_or(0, |row| row.get::<_, u32>(0)) {
         0 => Err(FilterError::Refused { sqlstate: "42704".into(), message: "could not find array type".into() }),
@@ -270,29 +454,44 @@ async fn array_oid(client: &tokio_postgres::Client, element: u32) -> Result<u32,
     }
 }
 
-fn refuse_moving(condition: &Condition, column: &ColumnSpec<'_>, types: &Types) -> Result<(), FilterError> {
-    if moves_with_the_clock(types.base_of(column.type_oid), &condition.value) {
-        return Err(unsupported(
-            condition,
-            column,
-            "a literal relative to the clock is another one for each row",
-            types,
-        ));
+/// The text of these types is a name as the search_path of the session that wrote it shortens it; in another it may name
+/// something else, or nothing.
+fn refuse_names(condition: &Condition, column: &ColumnSpec<'_>, base: u32) -> Result<(), FilterError> {
+    // regproc, regprocedure, regoper, regoperator, regclass, regtype, regconfig, regdictionary, regcollation.
+    if !matches!(base, 24 | 2202..=2206 | 3734 | 3769 | 4191) {
+        return Ok(());
     }
-    Ok(())
+    let (operator, name, of) = (condition.operator.as_str(), column.name, column.type_name);
+    Err(FilterError::Unsupported(format!(
+        "filter operator {operator} is not supported on column {name} of type {of}: its text depends on the search_path. \
+         On this column use is.null, or filter in the client"
+    )))
 }
 
-fn is(condition: &Condition, column: &ColumnSpec<'_>, types: &Types) -> Result<Test, FilterError> {
+/// `None` where the pattern's letters or characters are not the stream's, or Postgres would refuse it.
+fn like(condition: &Condition, column: &ColumnSpec<'_>, base: u32) -> Option<Test> {
+    let plain = matches!(base, oid::TEXT | oid::VARCHAR) && column.collation_deterministic && column.utf8;
+    let pattern = Some(&condition.value).filter(|text| plain && !text.contains('\0'))?;
+    Pattern::parse(pattern).map(Test::Like)
+}
+
+/// `None` if an element has no comparable form.
+fn one_of(equality: Equality, texts: &Values) -> Option<Test> {
+    let has_null = texts.iter().any(Option::is_none);
+    let values = texts.iter().flatten().map(|text| canonical(equality, text.as_bytes()).map(|text| Box::from(&*text)));
+    let mut values: Vec<Box<[u8]>> = values.collect::<Option<_>>()?;
+    values.sort_unstable();
+    values.dedup();
+    Some(Test::In { equality, values: values.into(), has_null })
+}
+
+/// `None`: a composite IS NULL if all its fields are, and NOT NULL if none is.
+fn is(condition: &Condition, column: &ColumnSpec<'_>, types: &Types) -> Result<Option<Test>, FilterError> {
     let base = types.base_of(column.type_oid);
     let keyword = condition.value.as_str();
     if keyword == "null" {
-        // A composite IS NULL if all its fields are, and NOT NULL if none is.
         let composite = types.get(base).is_some_and(|info| matches!(info.kind, TypeKind::Composite { .. }));
-        return if composite {
-            Err(unsupported(condition, column, "NULL of a composite can't be judged in memory", types))
-        } else {
-            Ok(Test::Null)
-        };
+        return Ok((!composite).then_some(Test::Null));
     }
     let test = match keyword {
         "true" => Test::True,
@@ -307,22 +506,7 @@ fn is(condition: &Condition, column: &ColumnSpec<'_>, types: &Types) -> Result<T
         let of = column.type_name;
         return Err(FilterError::raised(format!("is {keyword} filter requires a boolean column, got {of}")));
     }
-    Ok(test)
-}
-
-/// Says what does work on the column instead.
-fn unsupported(condition: &Condition, column: &ColumnSpec<'_>, why: &str, types: &Types) -> FilterError {
-    let equal = equality(types, column.type_oid, column.collation_deterministic).is_some();
-    let works = match (order(types, column.type_oid).is_some(), equal) {
-        (true, _) => "eq, neq, lt, lte, gt, gte, in, is and isdistinct with fixed values",
-        (false, true) => "eq, neq, in, is and isdistinct",
-        (false, false) => "is.null",
-    };
-    let (operator, name, of) = (condition.operator.as_str(), column.name, column.type_name);
-    FilterError::Unsupported(format!(
-        "filter operator {operator} is not supported on column {name} of type {of}: {why}. \
-         On this column use {works}, or filter in the client"
-    ))
+    Ok(Some(test))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::resolve::Target;
 use crate::catalog::Catalog;
 use crate::change::{Change, OldRow, Position, Relation, Value};
 use crate::claims::Principal;
-use crate::filter::BoundPredicate;
+use crate::filter::{BoundPredicate, OpenTerms};
 use crate::pgtype::{Equality, canonical};
 use crate::policy::{self, Bound, ColumnMask, OwnerKey, Plan};
 
@@ -56,6 +56,8 @@ pub(super) struct Candidate<'a> {
     pub(super) principal: &'a Arc<Principal>,
     pub(super) keep: Option<&'a ColumnMask>,
     pub(super) bound: &'a Arc<Bound>,
+    /// What Postgres has to be asked whether the filter matches.
+    pub(super) open: OpenTerms,
 }
 
 type Subs = AHashSet<SubKey>;
@@ -172,22 +174,16 @@ impl TableIndex {
         let to_all = |group: &Group| is_delete && group.bound.plan().deletes_to_all();
         if binding.groups.values().any(to_all) {
             for (key, sub) in &self.subs {
-                let Some(group) = binding.groups.get(&sub.principal.role) else { continue };
-                if to_all(group) && sub.wants(change, at) {
-                    let keep = sub.keep.as_ref();
-                    let (entry_id, principal, bound) = (sub.target.entry_id, &sub.principal, &group.bound);
-                    found(Candidate { key: *key, entry_id, principal, keep, bound });
+                let group = binding.groups.get(&sub.principal.role).filter(|group| to_all(group));
+                if let Some(candidate) = group.and_then(|group| sub.candidate(*key, group, change, at)) {
+                    found(candidate);
                 }
             }
         }
         for group in binding.groups.values().filter(|group| !to_all(group)) {
             let mut consider = |key: &SubKey| {
-                let Some(sub) = self.subs.get(key) else { return };
-                if sub.wants(change, at) {
-                    let keep = sub.keep.as_ref();
-                    let (entry_id, principal, bound) = (sub.target.entry_id, &sub.principal, &group.bound);
-                    found(Candidate { key: *key, entry_id, principal, keep, bound });
-                }
+                let candidate = self.subs.get(key).and_then(|sub| sub.candidate(*key, group, change, at));
+                candidate.into_iter().for_each(&mut *found);
             };
             group.rest.iter().for_each(&mut consider);
             if let Some(column) = group.bound.key_column_index().filter(|_| !group.by_owner.is_empty()) {
@@ -212,6 +208,19 @@ impl TableIndex {
 }
 
 impl Sub {
+    /// This subscription, if its action and filter match.
+    fn candidate<'a>(&'a self, key: SubKey, group: &'a Group, change: &Change, at: Position) -> Option<Candidate<'a>> {
+        if !self.wants(change, at) {
+            return None;
+        }
+        let open = match &self.predicate {
+            Bind::Predicate(predicate) => predicate.open(change),
+            Bind::Everything | Bind::Never => OpenTerms::new(),
+        };
+        let (entry_id, principal, keep) = (self.target.entry_id, &self.principal, self.keep.as_ref());
+        Some(Candidate { key, entry_id, principal, keep, bound: &group.bound, open })
+    }
+
     fn wants(&self, change: &Change, at: Position) -> bool {
         let action = matches!(
             (self.target.action, change),

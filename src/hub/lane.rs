@@ -1,5 +1,8 @@
 //! The stage where rows wait for Postgres's answers and leave in commit order.
 //!
+//! A row may have two kinds of questions: whether somebody may see it, and then, for those who may, whether their filters
+//! match. The second kind starts when all answers of the first are there.
+//!
 //! A first-in-first-out line of rows. A row whose questions are all answered leaves when it is at the front; one without
 //! questions waits only while others are before it. A slow answer delays what is behind it; it never reorders or drops.
 //! Bounded in rows and bytes: when full, the hub stops reading and the rows wait in the log.
@@ -13,17 +16,33 @@ use smallvec::SmallVec;
 use tokio::task::JoinSet;
 
 use super::event::{Event, Ids};
+use super::filters::{Conditional, Failures, RowFilters};
 use super::{ChannelId, Port};
 use crate::claims::Principal;
+use crate::filter::{FilterAnswer, FilterAsker, FilterQuestion, MAX_TERMS};
 use crate::policy::{Asker, Bound, ColumnMask, Permit, Question, Verdict};
 
-/// A channel's part in a row that nobody has judged yet.
-pub(super) struct Waiting {
+/// A channel's part in a row: its matching entries of one selection.
+pub(super) struct Share {
     pub(super) channel: ChannelId,
     pub(super) ids: Ids,
+    /// Entries that match if Postgres says so.
+    pub(super) open: Conditional,
     pub(super) keep: Option<ColumnMask>,
+}
+
+/// A share that nobody has judged yet.
+pub(super) struct Waiting {
+    pub(super) share: Share,
     /// Index in the question's principals.
     pub(super) principal: usize,
+}
+
+/// A share that was permitted in memory, with entries whose filters are open.
+pub(super) struct Filtered {
+    pub(super) share: Share,
+    pub(super) principal: Arc<Principal>,
+    pub(super) permit: Permit,
 }
 
 /// One question to Postgres and those who wait for it.
@@ -48,6 +67,9 @@ pub(super) struct LaneRow {
     pub(super) event: Arc<Event>,
     pub(super) permits: Permits,
     pub(super) asked: SmallVec<[Asked; 1]>,
+    pub(super) filtered: Vec<Filtered>,
+    /// Filled when all of `asked` is answered.
+    pub(super) filters: RowFilters,
     /// Transactions up to this row that others may not see yet.
     pub(super) xids: Arc<[u32]>,
     pub(super) bytes: usize,
@@ -63,19 +85,71 @@ const MAX_ASKING: usize = 4;
 /// See the module's comment.
 pub(super) struct Lane {
     asker: Asker,
+    filter_asker: FilterAsker,
+    failures: Failures,
     rows: VecDeque<LaneRow>,
     /// Sequence number of the front row.
     front: u64,
     bytes: usize,
     /// The next question to start: row sequence and index in the row.
     next: (u64, usize),
-    asking: JoinSet<(u64, usize, Vec<Verdict>)>,
+    /// Filter questions that have not started: row sequence and indices of its conditions. Older rows are before newer ones
+    /// unless the answers of `asked` came out of order.
+    parts: VecDeque<(u64, Vec<usize>)>,
+    asking: JoinSet<Answered>,
+}
+
+/// What came of a question, with its row's sequence number.
+enum Answered {
+    Verdicts(u64, usize, Vec<Verdict>),
+    Filters(u64, Vec<usize>, Vec<FilterAnswer>),
+}
+
+impl LaneRow {
+    fn is_judged(&self) -> bool {
+        self.asked.iter().all(|asked| asked.verdicts.is_some())
+    }
+
+    fn is_done(&self) -> bool {
+        self.is_judged() && self.filters.is_answered()
+    }
+
+    /// The open conditions of those who were permitted the row.
+    fn collect_filters(&mut self) {
+        let LaneRow { asked, filtered, filters, .. } = self;
+        let mut collect = |share: &Share| share.open.iter().for_each(|(_, open)| filters.add(open));
+        filtered.iter().for_each(|filtered| collect(&filtered.share));
+        for Asked { waiting, verdicts, .. } in asked {
+            let verdicts = verdicts.as_deref().unwrap_or_default();
+            let permitted = |w: &&Waiting| matches!(verdicts.get(w.principal), Some(Verdict::Permit(_)));
+            waiting.iter().filter(permitted).for_each(|waiting| collect(&waiting.share));
+        }
+    }
 }
 
 impl Lane {
-    pub(super) fn new(asker: Asker) -> Lane {
-        let rows = VecDeque::new();
-        Lane { asker, rows, front: 0, bytes: 0, next: (0, 0), asking: JoinSet::new() }
+    pub(super) fn new(asker: Asker, filter_asker: FilterAsker) -> Lane {
+        Lane {
+            asker,
+            filter_asker,
+            failures: Failures::default(),
+            rows: VecDeque::new(),
+            front: 0,
+            bytes: 0,
+            next: (0, 0),
+            parts: VecDeque::new(),
+            asking: JoinSet::new(),
+        }
+    }
+
+    /// The conditions that fail.
+    pub(super) fn failures(&self) -> &Failures {
+        &self.failures
+    }
+
+    /// Of one condition.
+    pub(super) fn filter_timeout(&self) -> std::time::Duration {
+        self.filter_asker.statement_timeout()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -86,17 +160,60 @@ impl Lane {
         self.rows.len() < MAX_ROWS && self.bytes < MAX_BYTES
     }
 
-    /// Appends a row and starts its questions as far as there is room for them.
+    fn row(&mut self, sequence: u64) -> Option<&mut LaneRow> {
+        self.rows.get_mut(sequence.checked_sub(self.front)? as usize)
+    }
+
+    /// Appends a row and starts its questions as far as there is room for them. The row may be done at once.
     pub(super) fn push(&mut self, row: LaneRow) {
         self.bytes += row.bytes;
         self.rows.push_back(row);
+        let sequence = self.front + self.rows.len() as u64 - 1;
+        self.judged(sequence);
         self.start();
     }
 
+    /// If all verdicts of this row are there, asks about the filters of those who were permitted it.
+    fn judged(&mut self, sequence: u64) {
+        let Some(row) = self.row(sequence).filter(|row| row.is_judged()) else { return };
+        row.collect_filters();
+        let conditions: Vec<usize> = (0..row.filters.len()).collect();
+        self.parts.extend(conditions.chunks(MAX_TERMS).map(|part| (sequence, part.to_vec())));
+    }
+
     fn start(&mut self) {
-        while self.asking.len() < MAX_ASKING {
+        while self.asking.len() < MAX_ASKING && (self.start_filters() || self.start_verdicts()) {}
+    }
+
+    /// Starts the next filter question, if there is one.
+    fn start_filters(&mut self) -> bool {
+        while let Some((sequence, mut part)) = self.parts.pop_front() {
+            let Some(row) = self.rows.get_mut((sequence - self.front) as usize) else { continue };
+            let failures = &self.failures;
+            part.retain(|at| match failures.given_up(&row.filters.term(*at).0) {
+                Some(failure) => {
+                    row.filters.answer(*at, FilterAnswer::Failed(failure));
+                    false
+                }
+                None => true,
+            });
+            if part.is_empty() {
+                continue;
+            }
+            let terms = part.iter().map(|at| row.filters.term(*at).clone()).collect();
+            let question = FilterQuestion { row: row.event.row.clone(), terms };
+            let asker = self.filter_asker.clone();
+            self.asking.spawn(async move { Answered::Filters(sequence, part, asker.judge(&question).await) });
+            return true;
+        }
+        false
+    }
+
+    /// Starts the next question about rights, if there is one.
+    fn start_verdicts(&mut self) -> bool {
+        loop {
             let (sequence, index) = self.next;
-            let Some(row) = self.rows.get((sequence - self.front) as usize) else { return };
+            let Some(row) = self.rows.get((sequence - self.front) as usize) else { return false };
             let Some(asked) = row.asked.get(index) else {
                 self.next = (sequence + 1, 0);
                 continue;
@@ -108,8 +225,9 @@ impl Lane {
                 xids: row.xids.clone(),
             };
             let asker = self.asker.clone();
-            self.asking.spawn(async move { (sequence, index, asker.judge(&question).await) });
+            self.asking.spawn(async move { Answered::Verdicts(sequence, index, asker.judge(&question).await) });
             self.next = (sequence, index + 1);
+            return true;
         }
     }
 
@@ -117,10 +235,17 @@ impl Lane {
     pub(super) async fn answered(&mut self) {
         let Some(joined) = self.asking.join_next().await else { return std::future::pending().await };
         match joined {
-            Ok((sequence, index, verdicts)) => {
-                let row = self.rows.get_mut((sequence - self.front) as usize);
-                if let Some(asked) = row.and_then(|row| row.asked.get_mut(index)) {
+            Ok(Answered::Verdicts(sequence, index, verdicts)) => {
+                if let Some(asked) = self.row(sequence).and_then(|row| row.asked.get_mut(index)) {
                     asked.verdicts = Some(verdicts);
+                }
+                self.judged(sequence);
+            }
+            Ok(Answered::Filters(sequence, part, answers)) => {
+                for (at, answer) in part.into_iter().zip(answers) {
+                    let Some(row) = self.rows.get_mut((sequence - self.front) as usize) else { break };
+                    self.failures.note(&row.filters.term(at).0, answer);
+                    row.filters.answer(at, answer);
                 }
             }
             // A panic in a question is a bug; without its answer the row would block the lane for ever.
@@ -131,7 +256,7 @@ impl Lane {
 
     /// The front row, if all its answers are there.
     pub(super) fn pop(&mut self) -> Option<LaneRow> {
-        if !self.rows.front()?.asked.iter().all(|a| a.verdicts.is_some()) {
+        if !self.rows.front()?.is_done() {
             return None;
         }
         let row = self.rows.pop_front()?;

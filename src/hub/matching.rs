@@ -6,12 +6,14 @@ use ahash::AHashMap;
 use smallvec::SmallVec;
 
 use super::event::{Event, Fanout, Ids, Member, Notice, Outgoing};
+use super::filters::{Conditional, Match};
 use super::index::Candidate;
-use super::lane::{Asked, LaneRow, Permits, Ready, Waiting};
+use super::lane::{Asked, Filtered, Lane, LaneRow, Permits, Ready, Share, Waiting};
 use super::registry::Registry;
 use crate::catalog::Published;
 use crate::change::{Change, RowChange, Timestamp};
 use crate::claims::Principal;
+use crate::filter::{AskedTerm, FilterFailure, OpenTerms};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, Verdict};
@@ -23,6 +25,7 @@ struct Hit {
     keep: Option<ColumnMask>,
     principal: Arc<Principal>,
     bound: Arc<Bound>,
+    open: OpenTerms,
 }
 
 /// What a client is told when a change could not be decided for it.
@@ -42,6 +45,8 @@ pub(super) fn is_published(published: &Published, change: &Change) -> bool {
 pub(super) struct Judgement {
     pub(super) permits: Permits,
     pub(super) asked: SmallVec<[Asked; 1]>,
+    /// Permitted, but for filters that Postgres has to judge.
+    pub(super) filtered: Vec<Filtered>,
     /// Channels for which there will be no answer.
     pub(super) undecided: Vec<Arc<super::Port>>,
     /// Where each principal stands in `asked`, by plan and claims.
@@ -77,6 +82,7 @@ impl Matcher {
                     keep: candidate.keep.cloned(),
                     principal: candidate.principal.clone(),
                     bound: candidate.bound.clone(),
+                    open: candidate.open,
                 });
             });
             if unseen {
@@ -87,18 +93,25 @@ impl Matcher {
         let mut judgement = Judgement {
             permits: Permits::new(),
             asked: SmallVec::new(),
+            filtered: Vec::new(),
             undecided: Vec::new(),
             principals: AHashMap::new(),
         };
         for hits in self.hits.chunk_by(|a, b| a.slot == b.slot) {
             let Some(channel) = registry.at(hits[0].slot) else { continue };
             let judged = hits[0].bound.judge(&row.change, &hits[0].principal, now_unix_seconds);
-            for (keep, ids) in by_selection(hits) {
+            for Selected { keep, ids, open } in by_selection(hits) {
                 match &judged {
-                    Judged::Decided(Verdict::Permit(permit)) => {
+                    Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
                         counts.permit += 1;
                         let ready = Ready { port: channel.port.clone(), ids };
                         add(&mut judgement.permits, narrowed(permit, keep), ready);
+                    }
+                    Judged::Decided(Verdict::Permit(permit)) => {
+                        counts.permit += 1;
+                        let share = Share { channel: channel.port.id, ids, open, keep: keep.cloned() };
+                        let principal = hits[0].principal.clone();
+                        judgement.filtered.push(Filtered { share, principal, permit: permit.clone() });
                     }
                     Judged::Decided(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
                     Judged::Decided(Verdict::Undecided(_)) => {
@@ -106,8 +119,8 @@ impl Matcher {
                         judgement.undecided.push(channel.port.clone());
                     }
                     Judged::Ask => {
-                        let (channel, keep) = (channel.port.id, keep.cloned());
-                        judgement.ask(&hits[0].bound, &hits[0].principal, Waiting { channel, ids, keep, principal: 0 });
+                        let share = Share { channel: channel.port.id, ids, open, keep: keep.cloned() };
+                        judgement.ask(&hits[0].bound, &hits[0].principal, Waiting { share, principal: 0 });
                     }
                 }
             }
@@ -118,6 +131,16 @@ impl Matcher {
 }
 
 impl Judgement {
+    /// It is nobody's row.
+    pub(super) fn is_empty(&self) -> bool {
+        self.permits.is_empty() && !self.must_wait() && self.undecided.is_empty()
+    }
+
+    /// Postgres has to be asked.
+    pub(super) fn must_wait(&self) -> bool {
+        !self.asked.is_empty() || !self.filtered.is_empty()
+    }
+
     /// Principals with equal claims share a question, and so an answer.
     fn ask(&mut self, bound: &Arc<Bound>, principal: &Arc<Principal>, mut waiting: Waiting) {
         let known = (Arc::as_ptr(bound) as usize, principal.sharing_key.clone());
@@ -141,17 +164,30 @@ impl Judgement {
     }
 }
 
+/// The matching entries of one channel that select the same columns.
+struct Selected<'a> {
+    keep: Option<&'a ColumnMask>,
+    ids: Ids,
+    open: Conditional,
+}
+
 /// The matching entries of one channel, by what they select: each selection is a frame of its own.
-fn by_selection(hits: &[Hit]) -> SmallVec<[(Option<&ColumnMask>, Ids); 1]> {
-    let mut groups: SmallVec<[(Option<&ColumnMask>, Ids); 1]> = SmallVec::new();
+fn by_selection(hits: &[Hit]) -> SmallVec<[Selected<'_>; 1]> {
+    let mut groups: SmallVec<[Selected<'_>; 1]> = SmallVec::new();
     for hit in hits {
-        let at = groups.iter().position(|(keep, _)| *keep == hit.keep.as_ref());
+        let at = groups.iter().position(|group| group.keep == hit.keep.as_ref());
         let at = at.unwrap_or_else(|| {
-            groups.push((hit.keep.as_ref(), Ids::new()));
+            groups.push(Selected { keep: hit.keep.as_ref(), ids: Ids::new(), open: Vec::new() });
             groups.len() - 1
         });
-        if groups[at].1.last() != Some(&hit.entry_id) {
-            groups[at].1.push(hit.entry_id);
+        let Selected { ids, open, .. } = &mut groups[at];
+        // Equal entries share an id, and everything else too.
+        if !hit.open.is_empty() {
+            if open.last().is_none_or(|(id, _)| *id != hit.entry_id) {
+                open.push((hit.entry_id, hit.open.clone()));
+            }
+        } else if ids.last() != Some(&hit.entry_id) {
+            ids.push(hit.entry_id);
         }
     }
     groups
@@ -168,47 +204,131 @@ fn add(permits: &mut Permits, permit: Permit, ready: Ready) {
     }
 }
 
-/// Adds the answers that came for a row to what was known at once; returns the channels that were not decided.
-pub(super) fn settle(row: &mut LaneRow, registry: &Registry, now: i64, metrics: &Metrics) -> Vec<Arc<super::Port>> {
-    let mut undecided = Vec::new();
+/// What the answers for a row made of those who waited for them.
+#[derive(Default)]
+pub(super) struct Settled {
+    /// Channels that were not decided.
+    pub(super) undecided: Vec<Arc<super::Port>>,
+    /// Channels whose filter Postgres can't judge, and what to tell them.
+    pub(super) ended: Vec<(Arc<super::Port>, String)>,
+}
+
+/// Adds the answers that came for a row to what was known at once.
+pub(super) fn settle(row: &mut LaneRow, lane: &Lane, registry: &Registry, now: i64, metrics: &Metrics) -> Settled {
+    let mut settled = Settled::default();
     let mut counts = Counts::default();
+    let table = &row.event.row.relation.table;
+    for Filtered { share, principal, permit } in std::mem::take(&mut row.filtered) {
+        if let Some(port) = settled.still(&share, &principal, registry, now, &mut counts, metrics) {
+            let ids = settled.matching(row, lane, &share, &port);
+            deliver(&mut row.permits, &permit, &share, port, ids);
+        }
+    }
     for asked in std::mem::take(&mut row.asked) {
         let verdicts = asked.verdicts.unwrap_or_default();
-        for waiting in asked.waiting {
-            // Gone meanwhile: the answer is about nobody.
-            let Some(channel) = registry.get(waiting.channel) else { continue };
-            let principal = &asked.principals[waiting.principal];
-            if channel.principal.sharing_key != principal.sharing_key {
-                // Somebody else by now, who may have been owed the row as well.
-                counts.undecided += 1;
-                undecided.push(channel.port.clone());
-                continue;
-            }
-            if channel.principal.is_expired(now) {
-                counts.deny(metrics, DenyReason::Expired.as_str());
-                continue;
-            }
-            match verdicts.get(waiting.principal) {
+        for Waiting { share, principal } in asked.waiting {
+            let waits_as = &asked.principals[principal];
+            let port = settled.still(&share, waits_as, registry, now, &mut counts, metrics);
+            let Some(port) = port else { continue };
+            match verdicts.get(principal) {
                 Some(Verdict::Permit(permit)) => {
                     counts.permit += 1;
-                    let ready = Ready { port: channel.port.clone(), ids: waiting.ids };
-                    add(&mut row.permits, narrowed(permit, waiting.keep.as_ref()), ready);
+                    let ids = settled.matching(row, lane, &share, &port);
+                    deliver(&mut row.permits, permit, &share, port, ids);
                 }
                 Some(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
                 Some(Verdict::Undecided(reason)) => {
                     counts.undecided += 1;
                     tracing::warn!(
-                        table = row.event.row.relation.table, position = %row.event.row.position, reason = reason.as_str(),
+                        table, position = %row.event.row.position, reason = reason.as_str(),
                         "a change could not be judged in time; the subscriber is told of a gap"
                     );
-                    undecided.push(channel.port.clone());
+                    settled.undecided.push(port);
                 }
-                None => undecided.push(channel.port.clone()),
+                None => settled.undecided.push(port),
             }
         }
     }
+    if row.filters.left_out > 0 {
+        metrics.filter_failures.get_or_create(&[("kind", "too_many")]).inc_by(row.filters.left_out);
+    }
     counts.report(metrics);
-    undecided
+    settled
+}
+
+fn deliver(permits: &mut Permits, permit: &Permit, share: &Share, port: Arc<super::Port>, ids: Ids) {
+    if !ids.is_empty() {
+        add(permits, narrowed(permit, share.keep.as_ref()), Ready { port, ids });
+    }
+}
+
+impl Settled {
+    /// The channel, if it is still the one that waited.
+    fn still(
+        &mut self,
+        share: &Share,
+        principal: &Principal,
+        registry: &Registry,
+        now: i64,
+        counts: &mut Counts,
+        metrics: &Metrics,
+    ) -> Option<Arc<super::Port>> {
+        // Gone meanwhile: the answer is about nobody.
+        let channel = registry.get(share.channel)?;
+        if channel.principal.sharing_key != principal.sharing_key {
+            // Somebody else by now, who may have been owed the row as well.
+            counts.undecided += 1;
+            self.undecided.push(channel.port.clone());
+            return None;
+        }
+        if channel.principal.is_expired(now) {
+            counts.deny(metrics, DenyReason::Expired.as_str());
+            return None;
+        }
+        Some(channel.port.clone())
+    }
+
+    /// The entries that match, by what Postgres said of their filters.
+    fn matching(&mut self, row: &LaneRow, lane: &Lane, share: &Share, port: &Arc<super::Port>) -> Ids {
+        let mut ids = share.ids.clone();
+        let mut undecided = false;
+        for (id, open) in &share.open {
+            match row.filters.decide(open) {
+                Match::Yes => ids.push(*id),
+                Match::No => {}
+                Match::Undecided => undecided = true,
+                Match::Failed(term) => {
+                    undecided = true;
+                    if let Some(failure) = lane.failures().given_up(&term) {
+                        self.end(port, ended(&term, failure, lane));
+                    }
+                }
+            }
+        }
+        if undecided && !self.undecided.iter().any(|known| known.id == port.id) {
+            tracing::warn!(
+                table = row.event.row.relation.table, position = %row.event.row.position,
+                "the database did not answer a filter; the subscriber is told of a gap"
+            );
+            self.undecided.push(port.clone());
+        }
+        ids.sort_unstable();
+        ids
+    }
+
+    fn end(&mut self, port: &Arc<super::Port>, message: String) {
+        if !self.ended.iter().any(|(known, _)| known.id == port.id) {
+            self.ended.push((port.clone(), message));
+        }
+    }
+}
+
+fn ended(term: &AskedTerm, failure: FilterFailure, lane: &Lane) -> String {
+    let what = match failure {
+        FilterFailure::Timeout => format!("took longer than {:?} for the database to judge", lane.filter_timeout()),
+        FilterFailure::Raised => "made the database raise an error".into(),
+    };
+    format!("Subscription ended: the filter {} {what}, twice in a row; use a simpler one", term.describe())
 }
 
 /// Turns what is decided into work for the shards.

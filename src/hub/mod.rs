@@ -7,6 +7,7 @@
 mod command;
 mod control;
 mod event;
+mod filters;
 mod index;
 mod lane;
 mod matching;
@@ -35,6 +36,7 @@ use tokio::sync::mpsc;
 
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
+use crate::filter::FilterAskConfig;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
@@ -56,6 +58,8 @@ pub struct HubConfig {
     pub max_rules_age: Duration,
     /// Bounds of questions to Postgres.
     pub ask: AskConfig,
+    /// Bounds of questions about filters.
+    pub filter_ask: FilterAskConfig,
 }
 
 impl Default for HubConfig {
@@ -67,6 +71,7 @@ impl Default for HubConfig {
             catalog_interval: Duration::from_secs(1),
             max_rules_age: Duration::from_secs(2),
             ask: AskConfig::default(),
+            filter_ask: FilterAskConfig::default(),
         }
     }
 }

@@ -120,6 +120,9 @@ async fn on_table(
                 type_oid: column.type_oid,
                 type_name: type_name(types, column.type_oid),
                 collation_deterministic: column.collation_deterministic,
+                collation: column.collation.as_ref().map(|collation| &*collation.name),
+                collation_bytewise: column.collation.as_ref().is_some_and(|collation| collation.bytewise),
+                utf8: catalog.is_utf8(),
                 readable: access.is_some_and(|a| a.columns.contains(&column.number)),
             })
             .collect();

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use super::control::Resolved;
 use super::event::Outgoing;
+use super::filters::RowFilters;
 use super::lane::{Lane, LaneRow};
 use super::matching::{self, Matcher, UNDECIDED};
 use super::registry::Registry;
@@ -31,7 +32,7 @@ use super::rules::{Rules, RulesHandle, RulesReader};
 use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle};
 use crate::change::{Item, Items, Lsn, Position, Relation, RowChange, Transaction};
 use crate::error::chain;
-use crate::filter::Validator;
+use crate::filter::{FilterAsker, Validator};
 use crate::log::{LogError, Read, Reader};
 use crate::policy::Asker;
 
@@ -110,6 +111,7 @@ impl Hub {
             deps.drain.clone(),
         );
         let asker = Asker::new(deps.pool.clone(), config.ask.clone(), deps.metrics.clone());
+        let filter_asker = FilterAsker::new(deps.pool.clone(), config.filter_ask.clone(), deps.metrics.clone());
         let hub = Hub {
             commands,
             rules_reader: Some(rules_reader),
@@ -118,7 +120,7 @@ impl Hub {
             validator: Arc::new(Validator::new(deps.pool.clone())),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
-            lane: Lane::new(asker),
+            lane: Lane::new(asker, filter_asker),
             reader: deps.log.reader(deps.log.end()),
             work: None,
             relations: AHashMap::new(),
@@ -334,13 +336,13 @@ impl Hub {
         let now = self.deps.clock.unix_seconds();
         let metrics = &self.deps.metrics;
         let judgement = self.matcher.judge(&mut self.registry, &row, now, metrics);
-        if judgement.permits.is_empty() && judgement.asked.is_empty() && judgement.undecided.is_empty() {
+        if judgement.is_empty() {
             return;
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
         metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
         let event = matching::event(row, work.transaction.commit_time, rules.catalog.types());
-        if judgement.asked.is_empty() && self.lane.is_empty() {
+        if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
@@ -350,8 +352,9 @@ impl Hub {
             matching::notify(&mut self.out, port, false, UNDECIDED);
         }
         let xids = self.shared_xids.get_or_insert_with(|| self.xids.iter().copied().collect()).clone();
-        let (permits, asked) = (judgement.permits, judgement.asked);
-        self.lane.push(LaneRow { event, permits, asked, xids, bytes });
+        let (permits, asked, filtered) = (judgement.permits, judgement.asked, judgement.filtered);
+        self.lane.push(LaneRow { event, permits, asked, filtered, filters: RowFilters::default(), xids, bytes });
+        self.leave_lane();
     }
 
     /// A table that is in the stream and not in the catalog: dropped since, or not visible yet. Whoever asked for all tables
@@ -374,11 +377,22 @@ impl Hub {
     fn leave_lane(&mut self) {
         while let Some(mut row) = self.lane.pop() {
             let now = self.deps.clock.unix_seconds();
-            let undecided = matching::settle(&mut row, &self.registry, now, &self.deps.metrics);
+            let settled = matching::settle(&mut row, &self.lane, &self.registry, now, &self.deps.metrics);
+            let undecided = settled.undecided;
             self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
             let sent = matching::emit(&mut self.out, &row.event, row.permits, &undecided);
             self.deps.metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
+            for (port, message) in settled.ended {
+                tracing::warn!(
+                    table = row.event.row.relation.table,
+                    message,
+                    "a subscription was ended for its filter"
+                );
+                self.registry.remove(port.id);
+                matching::notify(&mut self.out, &port, false, &message);
+                self.count();
+            }
         }
     }
 

@@ -8,9 +8,13 @@
 
 mod tls;
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, RecyclingMethod};
+use futures_util::future::{self, MaybeDone};
 use tokio_postgres::Transaction;
 use tokio_postgres::config::Host;
 use tokio_postgres::error::SqlState;
@@ -236,6 +240,33 @@ impl Pool {
     pub fn close(&self) {
         self.pool.close();
     }
+}
+
+/// A pooled connection that goes back to the pool only when it is taken out after its work was finished; otherwise it is
+/// closed, since the server may be busy with statements that nobody waits for.
+pub struct Lent(pub Option<deadpool_postgres::Object>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if let Some(object) = self.0.take() {
+            drop(deadpool_postgres::Object::take(object));
+        }
+    }
+}
+
+/// Runs futures together, each polled for the first time in the given order, so that what they send is in that order.
+pub async fn in_order<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let running = futures.into_iter().map(|f| Box::pin(future::maybe_done(f)));
+    let mut running: Vec<Pin<Box<MaybeDone<F>>>> = running.collect();
+    future::poll_fn(|context| {
+        let mut pending = false;
+        for future in &mut running {
+            pending |= future.as_mut().poll(context).is_pending();
+        }
+        if pending { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await;
+    running.iter_mut().filter_map(|done| done.as_mut().take_output()).collect()
 }
 
 /// What [`assume`] executes: claims as JSON, subject, role. The role comes last: the earlier settings are made with our own rights.

@@ -1,7 +1,7 @@
 //! Order of two values by their text: exactly as Postgres's `<` for the type, or not at all.
 //!
-//! Text types are left out: their order is the collation's, which lives in the server's C library or ICU. So are enums (order of
-//! creation) and everything whose equality is out of reach.
+//! Text is in reach where its collation is C or POSIX; any other order lives in the server's C library or ICU. Enums are left
+//! out (order of creation), and so is everything whose equality is out of reach.
 
 use std::cmp::Ordering;
 
@@ -12,8 +12,10 @@ use super::json::is_number;
 /// How texts of a type are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Order {
-    /// Of the bytes: uuid, bytea (hexadecimal keeps the order), bool, time.
+    /// Of the bytes: uuid, bytea (hexadecimal keeps the order), bool, time, text under a bytewise collation.
     Bytes,
+    /// Of the bytes without the blanks at the end: `character(n)` under a bytewise collation.
+    Blanks,
     /// 64-bit integers and oid.
     Integer,
     /// Of any length; infinities, and NaN above all.
@@ -24,9 +26,12 @@ pub enum Order {
     Timestamp,
 }
 
-/// The order of a type, domains followed; `None` where text can't tell.
-pub fn order(types: &Types, oid: u32) -> Option<Order> {
+/// The order of a type, domains followed; `None` where text can't tell. `bytewise`: the collation orders by bytes, and the
+/// database's encoding is that of the stream.
+pub fn order(types: &Types, oid: u32, bytewise: bool) -> Option<Order> {
     match types.base_of(oid) {
+        oid::TEXT | oid::VARCHAR | oid::NAME => bytewise.then_some(Order::Bytes),
+        oid::BPCHAR => bytewise.then_some(Order::Blanks),
         oid::BOOL | oid::BYTEA | oid::UUID | oid::TIME => Some(Order::Bytes),
         oid::INT2 | oid::INT4 | oid::INT8 | oid::OID => Some(Order::Integer),
         oid::NUMERIC => Some(Order::Numeric),
@@ -40,11 +45,17 @@ pub fn order(types: &Types, oid: u32) -> Option<Order> {
 pub fn compare(order: Order, a: &[u8], b: &[u8]) -> Option<Ordering> {
     match order {
         Order::Bytes => Some(a.cmp(b)),
+        Order::Blanks => Some(without_blanks(a).cmp(without_blanks(b))),
         Order::Integer => Some(parse::<i64>(a)?.cmp(&parse(b)?)),
         Order::Float => Some(compare_floats(parse(a)?, parse(b)?)),
         Order::Numeric => Some(Numeric::parse(a)?.cmp(&Numeric::parse(b)?)),
         Order::Timestamp => Some(instant(a)?.cmp(&instant(b)?)),
     }
+}
+
+fn without_blanks(text: &[u8]) -> &[u8] {
+    let end = text.iter().rposition(|b| *b != b' ').map_or(0, |i| i + 1);
+    &text[..end]
 }
 
 fn parse<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
@@ -191,6 +202,7 @@ mod tests {
     #[test]
     fn values_are_ordered_as_their_type_orders_them() {
         ascending(Order::Bytes, &["f", "t"]);
+        ascending(Order::Blanks, &["", "B  ", "B!", "a "]);
         ascending(Order::Integer, &["-9223372036854775808", "-1", "0", "9", "10", "4294967295"]);
         ascending(
             Order::Numeric,

@@ -12,13 +12,9 @@
 //! Rejected: a PL/pgSQL loop over the principals (a helper object in the user's database, and one error ends all), and one
 //! transaction per principal (as many snapshots as answers).
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::future::{self, MaybeDone};
 use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{IsolationLevel, SimpleQueryMessage, Statement, Transaction};
@@ -30,7 +26,7 @@ use crate::catalog::Snapshot;
 use crate::change::{Change, RowChange};
 use crate::claims::Principal;
 use crate::metrics::Metrics;
-use crate::pg::{ASSUME, Pool};
+use crate::pg::{ASSUME, Lent, Pool, in_order};
 
 /// Bounds of a question.
 #[derive(Debug, Clone)]
@@ -102,18 +98,6 @@ struct Images {
     old: Option<String>,
     /// The row can be looked up instead.
     can_look_up: bool,
-}
-
-/// A pooled connection that goes back to the pool only if its work was finished; otherwise it is closed, since the server may
-/// be busy with statements that nobody waits for.
-struct Lent(Option<deadpool_postgres::Object>);
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if let Some(object) = self.0.take() {
-            drop(deadpool_postgres::Object::take(object));
-        }
-    }
 }
 
 impl Asker {
@@ -333,21 +317,6 @@ impl Session<'_> {
             (Ok(_), Ok(_)) => Answer::No,
         })
     }
-}
-
-/// Runs futures together, each polled for the first time in the given order, so that what they send is in that order.
-async fn in_order<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let running = futures.into_iter().map(|f| Box::pin(future::maybe_done(f)));
-    let mut running: Vec<Pin<Box<MaybeDone<F>>>> = running.collect();
-    future::poll_fn(|context| {
-        let mut pending = false;
-        for future in &mut running {
-            pending |= future.as_mut().poll(context).is_pending();
-        }
-        if pending { Poll::Pending } else { Poll::Ready(()) }
-    })
-    .await;
-    running.iter_mut().filter_map(|done| done.as_mut().take_output()).collect()
 }
 
 fn snapshot(messages: &[SimpleQueryMessage]) -> Result<Snapshot, UndecidedReason> {

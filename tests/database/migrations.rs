@@ -19,7 +19,7 @@ async fn exists(client: &Client, what: &str) -> bool {
     client.query_one(&sql, &[]).await.expect("a row").get(0)
 }
 
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     "schema rowcast",
     "publication rowcast_facts",
     "role anon",
@@ -30,6 +30,7 @@ const ALL: [&str; 10] = [
     "function auth.role()",
     "function auth.jwt()",
     "publication supabase_realtime",
+    "role rowcast_filter",
 ];
 
 async fn assert_present(client: &Client, wanted: &[&str]) {
@@ -202,13 +203,19 @@ async fn a_failing_step_leaves_the_steps_before_it_and_nothing_of_its_own() {
     assert_present(&client, &["schema rowcast", "publication rowcast_facts"]).await;
 
     // With the roles given by a superuser, the same login finishes the work.
-    pg.exec("create role anon nologin; create role authenticated nologin; create role service_role nologin bypassrls")
-        .await;
+    pg.exec(
+        "create role anon nologin; create role authenticated nologin; create role service_role nologin bypassrls; \
+         create role rowcast_filter nologin noinherit",
+    )
+    .await;
     let error = migrate::up(&mut client).await.expect_err("may not grant itself roles");
     assert!(error.advice().contains("grant anon to clerk;"), "{}", error.advice());
     pg.exec("grant anon, authenticated, service_role to clerk").await;
+    let error = migrate::up(&mut client).await.expect_err("may not grant itself the last role");
+    assert!(error.advice().contains("grant rowcast_filter to clerk;"), "{}", error.advice());
+    pg.exec("grant rowcast_filter to clerk").await;
     let report = migrate::up(&mut client).await.expect("up");
-    assert_eq!(report.steps.len(), MIGRATIONS.len() - 1);
+    assert_eq!(report.steps, [(5, "filter_role")]);
     let transaction = client.transaction().await.expect("a transaction");
     rowcast::pg::assume(&transaction, "authenticated", "x", r#"{"sub":"x"}"#).await.expect("may act as a user");
 }

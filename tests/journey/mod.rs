@@ -5,6 +5,7 @@
 
 mod client;
 mod deletes;
+mod filters;
 mod jwks;
 mod order;
 mod payload;
