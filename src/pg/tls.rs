@@ -129,8 +129,7 @@ impl TlsParameters {
             take_from_words(text)
         };
         let get = |name: &str| pairs.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        let mut tls = TlsParameters::default();
-        tls.mode = match get("sslmode") {
+        let mut mode = match get("sslmode") {
             None | Some("prefer") => SslMode::Prefer,
             Some("disable") => SslMode::Disable,
             Some("require") => SslMode::Require,
@@ -141,16 +140,16 @@ impl TlsParameters {
                 return Err(unsupported(format!("sslmode={other} is none of {words}")));
             }
         };
-        tls.root_file = get("sslrootcert").filter(|file| *file != "system").map(PathBuf::from);
-        if tls.mode == SslMode::Require && get("sslrootcert").is_some() {
-            tls.mode = SslMode::VerifyCa;
+        let root_file = get("sslrootcert").filter(|file| *file != "system").map(PathBuf::from);
+        if mode == SslMode::Require && get("sslrootcert").is_some() {
+            mode = SslMode::VerifyCa;
         }
-        tls.client_files = match (get("sslcert"), get("sslkey")) {
+        let client_files = match (get("sslcert"), get("sslkey")) {
             (Some(certificate), Some(key)) => Some((certificate.into(), key.into())),
             (None, None) => None,
             _ => return Err(unsupported("sslcert and sslkey belong together; one of them is missing".into())),
         };
-        Ok((rest, tls))
+        Ok((rest, TlsParameters { mode, root_file, client_files }))
     }
 
     /// What tokio-postgres is told: whether a line without TLS will do.

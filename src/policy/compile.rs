@@ -49,7 +49,7 @@ pub fn compile(catalog: &Catalog, table_oid: u32, role: &str, options: Options) 
     };
     let row_filter = table.published.as_ref().and_then(|published| published.row_filter.as_ref());
     if by_policies || (row_filter.is_some() && plan.engine == Engine::Everything) {
-        let policies = by_policies.then_some(&table.policies[..]).unwrap_or_default();
+        let policies = if by_policies { &table.policies[..] } else { &[] };
         judge_by(catalog, &table, policies, access, row_filter, &mut plan);
     }
     plan
