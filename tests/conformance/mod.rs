@@ -9,6 +9,7 @@ mod framing;
 mod handshake;
 mod joins;
 mod rls;
+mod stage;
 mod subscribing;
 mod table;
 mod tokens;
