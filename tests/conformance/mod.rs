@@ -8,6 +8,7 @@ mod delivery;
 mod framing;
 mod handshake;
 mod joins;
+mod limits;
 mod rls;
 mod stage;
 mod subscribing;

@@ -95,10 +95,7 @@ impl Scene {
 
     /// With settings that the test changes.
     pub(super) async fn with(change: impl FnOnce(&mut Config)) -> Scene {
-        let pg = TestPg::start().await;
-        for script in TABLES {
-            pg.exec(script).await;
-        }
+        let pg = tables().await;
         Scene { relay: Relay::with(&pg, Clock::system(), change).await, pg }
     }
 
@@ -117,6 +114,15 @@ impl Scene {
     pub(super) async fn mark(&self, note: &str) {
         self.pg.exec(&format!("insert into public.marks (note) values ('{note}')")).await;
     }
+}
+
+/// A database with both tables.
+pub(super) async fn tables() -> TestPg {
+    let pg = TestPg::start().await;
+    for script in TABLES {
+        pg.exec(script).await;
+    }
+    pg
 }
 
 /// Entries for both tables.

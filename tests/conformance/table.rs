@@ -21,9 +21,9 @@ struct Item {
     state: String,
 }
 
-/// A test's name and the file it is in.
-struct Test {
-    name: String,
+/// The tests of an item. One with much to try may be held by several, in one file.
+struct Tests {
+    names: Vec<String>,
     file: String,
 }
 
@@ -58,7 +58,7 @@ fn items(text: &str, mistakes: &mut Vec<String>) -> BTreeMap<u32, Item> {
 }
 
 /// The tests that are named after an item, of one source file. A function without a test's attribute doesn't count.
-fn tests_in(file: &str, source: &str) -> Vec<(u32, Test)> {
+fn tests_in(source: &str) -> Vec<(u32, String)> {
     let mut found = Vec::new();
     let mut is_test = false;
     for line in source.lines().map(str::trim_start) {
@@ -67,36 +67,37 @@ fn tests_in(file: &str, source: &str) -> Vec<(u32, Test)> {
         } else if let Some(rest) = line.strip_prefix("async fn ").or_else(|| line.strip_prefix("fn ")) {
             let name = rest.split(['(', '<']).next().unwrap_or_default();
             let number = name.strip_prefix("item_").and_then(|rest| rest.get(..3)?.parse().ok());
-            found.extend(
-                number
-                    .filter(|_| is_test)
-                    .map(|number| (number, Test { name: name.to_owned(), file: file.to_owned() })),
-            );
+            found.extend(number.filter(|_| is_test).map(|number| (number, name.to_owned())));
             is_test = false;
         }
     }
     found
 }
 
-fn tests(mistakes: &mut Vec<String>) -> BTreeMap<u32, Test> {
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(folder()).expect("the folder").map(|entry| entry.expect("one").path()).collect();
+fn add(tests: &mut BTreeMap<u32, Tests>, file: &str, source: &str, mistakes: &mut Vec<String>) {
+    for (number, name) in tests_in(source) {
+        let held = tests.entry(number).or_insert_with(|| Tests { names: Vec::new(), file: file.to_owned() });
+        if held.file != file {
+            mistakes.push(format!("{name} in {file} is of an item that {} holds", held.file));
+        }
+        held.names.push(name);
+    }
+}
+
+fn tests(mistakes: &mut Vec<String>) -> BTreeMap<u32, Tests> {
+    let entries = fs::read_dir(folder()).expect("the folder");
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
     files.sort();
     let mut tests = BTreeMap::new();
     for path in files.iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs")) {
         let file = path.file_name().and_then(|name| name.to_str()).expect("a name");
-        for (number, test) in tests_in(file, &fs::read_to_string(path).expect("a source file")) {
-            let second = format!("{} is a second test of {number}", test.name);
-            if tests.insert(number, test).is_some() {
-                mistakes.push(second);
-            }
-        }
+        add(&mut tests, file, &fs::read_to_string(path).expect("a source file"), mistakes);
     }
     tests
 }
 
 /// What is wrong between the two.
-fn compare(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Test>, mistakes: &mut Vec<String>) {
+fn compare(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Tests>, mistakes: &mut Vec<String>) {
     for (number, item) in items {
         let state = match item.state.strip_prefix("pending ") {
             Some(_) if PENDING_ALLOWED => continue,
@@ -114,14 +115,14 @@ fn compare(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Test>, mistakes: &
             mistakes.push(format!("{number} is {state}, but there is no test of that number"));
         }
     }
-    for (number, test) in tests {
+    for (number, Tests { names, file }) in tests {
         if !items.contains_key(number) {
-            mistakes.push(format!("{} in {} is the test of no item", test.name, test.file));
+            mistakes.push(format!("{} in {file} is the test of no item", names.join(", ")));
         }
     }
 }
 
-fn table(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Test>) -> String {
+fn table(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Tests>) -> String {
     let mut out = String::from(
         "<!-- Generated: ROWCAST_WRITE_TABLE=1 cargo test --test main conformance::table -->\n\n# Conformance\n\n\
          Each rule that clients of the protocol rely on, and the test that holds it. `decided`: held in the way of our own\n\
@@ -131,7 +132,8 @@ fn table(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Test>) -> String {
     let _ = writeln!(out, "{held} of {} are held.\n", items.len());
     out.push_str("| Item | Section | Rule | Test | State |\n|---|---|---|---|---|\n");
     for (number, Item { section, rule, state }) in items {
-        let test = tests.get(number).map_or_else(String::new, |test| format!("`{}` ({})", test.name, test.file));
+        let shown = |Tests { names, file }: &Tests| format!("`{}` ({file})", names.join("`, `"));
+        let test = tests.get(number).map(shown).unwrap_or_default();
         let _ = writeln!(out, "| {number} | {section} | {rule} | {test} | {state} |");
     }
     out
@@ -159,7 +161,7 @@ fn every_item_is_listed_and_held_as_the_list_says_and_the_table_is_up_to_date() 
 fn only_functions_that_run_as_tests_count() {
     let source = "#[tokio::test(flavor = \"multi_thread\")]\nasync fn item_007_a() {}\nfn item_008_b() {}\n\
                   #[test]\n#[should_panic]\nfn item_009_c() {}\n#[test]\nfn other() {}\n";
-    let numbers: Vec<u32> = tests_in("f.rs", source).into_iter().map(|(number, _)| number).collect();
+    let numbers: Vec<u32> = tests_in(source).into_iter().map(|(number, _)| number).collect();
     assert_eq!(numbers, [7, 9]);
 }
 
@@ -171,10 +173,18 @@ fn what_does_not_fit_is_named() {
         &mut mistakes,
     );
     mistakes.retain(|mistake| !mistake.contains("lacks"));
-    let found = tests_in("f.rs", "#[test]\nfn item_003_c() {}\n#[test]\nfn item_999_d() {}\n").into_iter().collect();
+    let mut found = BTreeMap::new();
+    add(&mut found, "f.rs", "#[test]\nfn item_003_c() {}\n#[test]\nfn item_003_cc() {}\n", &mut mistakes);
+    add(&mut found, "g.rs", "#[test]\nfn item_003_d() {}\n#[test]\nfn item_999_e() {}\n", &mut mistakes);
     compare(&listed, &found, &mut mistakes);
-    let expected =
-        ["lists 2 twice", "can't be read: no item", "1 is tested, but", "2 is decided 4, but", "item_999_d in f.rs"];
+    let expected = [
+        "lists 2 twice",
+        "can't be read: no item",
+        "item_003_d in g.rs is of an item that f.rs holds",
+        "1 is tested, but",
+        "2 is decided 4, but",
+        "item_999_e in g.rs is the test of no item",
+    ];
     assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
     for (mistake, part) in mistakes.iter().zip(expected) {
         assert!(mistake.contains(part), "{mistake} / {part}");
