@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Data, OpCode};
 use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use super::stage::{BOTH, Scene, Shared, assert_joined, joined, refs, summary, watching};
@@ -169,6 +171,12 @@ async fn item_024_a_frame_above_the_limit_closes_the_socket_with_1009() {
         phone.send(heartbeat_of(version, 5_000_000)).await;
         assert_eq!(phone.reply_to(&json!("big")).await.topic, "phoenix");
         phone.send(heartbeat_of(version, 5_000_001)).await;
+        assert_eq!(phone.close_code().await, Some(1009), "{version:?}");
+        // Fragments count together.
+        let mut phone = relay.phone(version).await;
+        let half = || Bytes::from(vec![b' '; 2_500_001]);
+        phone.send(Message::Frame(Frame::message(half(), OpCode::Data(Data::Text), false))).await;
+        phone.send(Message::Frame(Frame::message(half(), OpCode::Data(Data::Continue), true))).await;
         assert_eq!(phone.close_code().await, Some(1009), "{version:?}");
     }
 }

@@ -331,9 +331,7 @@ impl Phone {
     #[track_caller]
     pub(crate) fn reply_to<'a>(&'a mut self, reference: &'a Value) -> impl Future<Output = Frame> + 'a {
         let at = Location::caller();
-        async move {
-            self.wait("a reply", at, |frame| frame.event == "phx_reply" && frame.reference == *reference).await
-        }
+        async move { self.wait("a reply", at, |frame| frame.event == "phx_reply" && frame.reference == *reference).await }
     }
 
     /// All frames that the server queued before the answer to a heartbeat, those that nobody asked for yet included.
