@@ -21,11 +21,13 @@ struct Item {
     state: String,
 }
 
-/// The tests of an item. One with much to try may be held by several, in one file.
-struct Tests {
-    names: Vec<String>,
+/// A test's name and the file it is in. An item with much to try may be held by several.
+struct Test {
+    name: String,
     file: String,
 }
+
+type Tests = BTreeMap<u32, Vec<Test>>;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/conformance")
@@ -74,17 +76,17 @@ fn tests_in(source: &str) -> Vec<(u32, String)> {
     found
 }
 
-fn add(tests: &mut BTreeMap<u32, Tests>, file: &str, source: &str, mistakes: &mut Vec<String>) {
+fn add(tests: &mut Tests, file: &str, source: &str, mistakes: &mut Vec<String>) {
     for (number, name) in tests_in(source) {
-        let held = tests.entry(number).or_insert_with(|| Tests { names: Vec::new(), file: file.to_owned() });
-        if held.file != file {
-            mistakes.push(format!("{name} in {file} is of an item that {} holds", held.file));
+        let held = tests.entry(number).or_default();
+        if let Some(same) = held.iter().find(|test| test.name == name) {
+            mistakes.push(format!("{name} is in {} and in {file}", same.file));
         }
-        held.names.push(name);
+        held.push(Test { name, file: file.to_owned() });
     }
 }
 
-fn tests(mistakes: &mut Vec<String>) -> BTreeMap<u32, Tests> {
+fn tests(mistakes: &mut Vec<String>) -> Tests {
     let entries = fs::read_dir(folder()).expect("the folder");
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
     files.sort();
@@ -97,7 +99,7 @@ fn tests(mistakes: &mut Vec<String>) -> BTreeMap<u32, Tests> {
 }
 
 /// What is wrong between the two.
-fn compare(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Tests>, mistakes: &mut Vec<String>) {
+fn compare(items: &BTreeMap<u32, Item>, tests: &Tests, mistakes: &mut Vec<String>) {
     for (number, item) in items {
         let (pending, state) = item.state.strip_prefix("pending ").map_or((false, &*item.state), |state| (true, state));
         let decided = state.strip_prefix("decided ").is_some_and(|decision| decision.parse::<u32>().is_ok());
@@ -110,14 +112,14 @@ fn compare(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Tests>, mistakes: 
             mistakes.push(format!("{number} is {state}, but there is no test of that number"));
         }
     }
-    for (number, Tests { names, file }) in tests {
-        if !items.contains_key(number) {
-            mistakes.push(format!("{} in {file} is the test of no item", names.join(", ")));
-        }
+    for (number, held) in tests.iter().filter(|(number, _)| !items.contains_key(number)) {
+        mistakes.extend(
+            held.iter().map(|Test { name, file }| format!("{name} in {file} is of {number}, which is no item")),
+        );
     }
 }
 
-fn table(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Tests>) -> String {
+fn table(items: &BTreeMap<u32, Item>, tests: &Tests) -> String {
     let mut out = String::from(
         "<!-- Generated: ROWCAST_WRITE_TABLE=1 cargo test --test main conformance::table -->\n\n# Conformance\n\n\
          Each rule that clients of the protocol rely on, and the test that holds it. `decided`: held in the way of our own\n\
@@ -127,8 +129,9 @@ fn table(items: &BTreeMap<u32, Item>, tests: &BTreeMap<u32, Tests>) -> String {
     let _ = writeln!(out, "{held} of {} are held.\n", items.len());
     out.push_str("| Item | Section | Rule | Test | State |\n|---|---|---|---|---|\n");
     for (number, Item { section, rule, state }) in items {
-        let shown = |Tests { names, file }: &Tests| format!("`{}` ({file})", names.join("`, `"));
-        let test = tests.get(number).map(shown).unwrap_or_default();
+        let shown = |Test { name, file }: &Test| format!("`{name}` ({file})");
+        let held: Vec<String> = tests.get(number).into_iter().flatten().map(shown).collect();
+        let test = held.join(", ");
         let _ = writeln!(out, "| {number} | {section} | {rule} | {test} | {state} |");
     }
     out
@@ -170,16 +173,16 @@ fn what_does_not_fit_is_named() {
     mistakes.retain(|mistake| !mistake.contains("lacks"));
     let mut found = BTreeMap::new();
     add(&mut found, "f.rs", "#[test]\nfn item_003_c() {}\n#[test]\nfn item_003_cc() {}\n", &mut mistakes);
-    add(&mut found, "g.rs", "#[test]\nfn item_003_d() {}\n#[test]\nfn item_999_e() {}\n", &mut mistakes);
+    add(&mut found, "g.rs", "#[test]\nfn item_003_c() {}\n#[test]\nfn item_999_e() {}\n", &mut mistakes);
     compare(&listed, &found, &mut mistakes);
     let expected = [
         "lists 2 twice",
         "can't be read: no item",
-        "item_003_d in g.rs is of an item that f.rs holds",
+        "item_003_c is in f.rs and in g.rs",
         "1 is tested, but",
         "2 is decided 4, but",
         "4 has the state \"done\"",
-        "item_999_e in g.rs is the test of no item",
+        "item_999_e in g.rs is of 999, which is no item",
     ];
     assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
     for (mistake, part) in mistakes.iter().zip(expected) {
