@@ -3,6 +3,7 @@
 mod support;
 
 mod architecture;
+mod conformance;
 mod crash;
 mod database;
 mod deploy;

@@ -214,13 +214,14 @@ impl Phone {
     /// Waits for a round trip, so that every frame which the server queued before it is in the inbox.
     #[track_caller]
     pub(crate) fn heartbeat(&mut self) -> impl Future<Output = ()> + '_ {
-        let at = Location::caller();
-        async move {
-            let reference = self.next_ref.to_string();
-            self.send_frame(&Value::Null, "phoenix", "heartbeat", json!({})).await;
-            let reply = self.reply(&reference, at).await;
-            assert_eq!(reply, json!({ "status": "ok", "response": {} }), "at {at}");
-        }
+        self.heartbeat_at(Location::caller())
+    }
+
+    async fn heartbeat_at(&mut self, at: &Location<'_>) {
+        let reference = self.next_ref.to_string();
+        self.send_frame(&Value::Null, "phoenix", "heartbeat", json!({})).await;
+        let reply = self.reply(&reference, at).await;
+        assert_eq!(reply, json!({ "status": "ok", "response": {} }), "at {at}");
     }
 
     /// Sends a token for a joined topic.
@@ -291,13 +292,56 @@ impl Phone {
     async fn send_frame(&mut self, join_ref: &Value, topic: &str, event: &str, payload: Value) {
         let reference = self.next_ref.to_string();
         self.next_ref += 1;
+        self.send_refs(join_ref, &json!(reference), topic, event, payload).await;
+    }
+
+    /// Sends an event with refs of the test's own, to a topic that is written in full.
+    pub(crate) async fn send_as(&mut self, refs: (Value, Value), topic: &str, event: &str, payload: Value) {
+        let (join_ref, reference) = refs;
+        if event == "phx_join" {
+            let known_by = if join_ref.is_null() { &reference } else { &join_ref };
+            self.joins.insert(topic.to_owned(), known_by.as_str().unwrap_or_default().to_owned());
+        }
+        self.send_refs(&join_ref, &reference, topic, event, payload).await;
+    }
+
+    async fn send_refs(&mut self, join_ref: &Value, reference: &Value, topic: &str, event: &str, payload: Value) {
         let frame = match self.version {
             Version::V1 => json!({ "topic": topic, "event": event, "payload": payload, "ref": reference,
                                    "join_ref": join_ref }),
             Version::V2 => json!([join_ref, reference, topic, event, payload]),
         };
+        self.send(Message::text(frame.to_string())).await;
+    }
+
+    /// Sends whatever it is.
+    pub(crate) async fn send(&mut self, message: Message) {
         let socket = self.socket.as_mut().expect("a connection");
-        socket.send(Message::text(frame.to_string())).await.expect("the connection takes it");
+        socket.send(message).await.expect("the connection takes it");
+    }
+
+    /// The next frame of any kind.
+    #[track_caller]
+    pub(crate) fn next_frame(&mut self) -> impl Future<Output = Frame> + '_ {
+        let at = Location::caller();
+        async move { self.wait("a frame", at, |_| true).await }
+    }
+
+    /// The reply to the push with this ref.
+    #[track_caller]
+    pub(crate) fn reply_to<'a>(&'a mut self, reference: &'a Value) -> impl Future<Output = Frame> + 'a {
+        let at = Location::caller();
+        async move { self.wait("a reply", at, |frame| frame.event == "phx_reply" && frame.reference == *reference).await }
+    }
+
+    /// All frames that the server queued before the answer to a heartbeat, those that nobody asked for yet included.
+    #[track_caller]
+    pub(crate) fn frames_so_far(&mut self) -> impl Future<Output = Vec<Frame>> + '_ {
+        let at = Location::caller();
+        async move {
+            self.heartbeat_at(at).await;
+            self.inbox.drain(..).collect()
+        }
     }
 
     /// The first frame that fits, of those received or still to come.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rowcast::clock::Clock;
 use rowcast::dev::mint_token;
 use serde_json::{Map, json};
@@ -51,4 +53,19 @@ fn sign(role: &str, subject: &str, valid: Duration, clock: &Clock) -> String {
         claims.insert("sub".into(), json!(subject));
     }
     mint_token(SECRET, claims, clock, valid).expect("claims can be signed")
+}
+
+/// With these claims alone, signed with the secret, under a header of the test's own.
+pub(crate) fn raw(header: &serde_json::Value, claims: &serde_json::Value) -> String {
+    signed_with(SECRET, header, claims)
+}
+
+/// The same with another secret.
+pub(crate) fn signed_with(secret: &str, header: &serde_json::Value, claims: &serde_json::Value) -> String {
+    let part = |json: &serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
+    let message = format!("{}.{}", part(header), part(claims));
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    let algorithm = jsonwebtoken::Algorithm::HS256;
+    let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, algorithm).expect("a signature");
+    format!("{message}.{signature}")
 }

@@ -1,0 +1,17 @@
+//! The conformance suite: one test per numbered item of the protocol's list of observable
+//! behaviours, and a table that says which item is held by which test.
+//!
+//! A test's name starts with its item's number (`item_044_…`), and `items.txt` lists every item;
+//! `table.rs` fails when the two disagree.
+
+mod delivery;
+mod framing;
+mod handshake;
+mod joins;
+mod limits;
+mod rls;
+mod stage;
+mod subscribing;
+mod table;
+mod tokens;
+mod topics;
