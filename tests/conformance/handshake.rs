@@ -1,6 +1,7 @@
 //! Items 1 to 17: who is let in, and what the others are told.
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use rowcast::claims::{KeySetConfig, KeySetLocation};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
@@ -9,6 +10,7 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use super::stage::{Scene, Shared};
 use crate::support::phone::PATIENCE;
+use crate::support::signer::{Kind, Signer, key_set};
 use crate::support::token::{self, ALICE};
 
 /// Far enough.
@@ -204,6 +206,27 @@ async fn item_012_a_key_id_that_no_key_set_knows_leaves_the_shared_secret() {
     knock(relay.base(), &signed(token::SECRET)).await.assert_open();
     let other = "another secret, also of more than thirty-two bytes";
     knock(relay.base(), &signed(other)).await.assert_shut(401, "Failed to validate JWT signature");
+}
+
+#[tokio::test]
+async fn item_013_keys_of_a_key_set_let_in_and_an_unknown_kid_is_named() {
+    let signers = Kind::ALL.map(|kind| Signer::new(kind, &format!("{kind:?}")));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), key_set(&signers.each_ref())).expect("written");
+    let location = KeySetLocation::File(file.path().to_owned());
+    let scene = Scene::with(|config| config.verifier.key_set = Some(KeySetConfig::new(location))).await;
+    let claims = json!({ "role": "anon", "exp": LATER });
+    for signer in &signers {
+        speaks_v2(knock(&scene.relay.base(), &key(&signer.token(&claims))).await.assert_open()).await;
+    }
+    for kind in Kind::ALL {
+        let door = knock(&scene.relay.base(), &key(&Signer::new(kind, "nobody's").token(&claims))).await;
+        let text =
+            "Failed to generate JWT signer for key ID (kid) \"nobody's\", check your JWT secret or JWKS configuration";
+        door.assert_shut(401, text);
+    }
+    let forged = Signer::new(Kind::Es256, "Es256").token(&claims);
+    knock(&scene.relay.base(), &key(&forged)).await.assert_shut(401, "Failed to validate JWT signature");
 }
 
 #[tokio::test]
