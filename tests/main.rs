@@ -3,8 +3,10 @@
 mod support;
 
 mod architecture;
+mod conformance;
 mod crash;
 mod database;
 mod load;
 mod journey;
 mod startup;
+mod stock;

@@ -5,6 +5,7 @@ pub(crate) mod pg;
 pub(crate) mod phone;
 pub(crate) mod relay;
 pub(crate) mod sdk;
+pub(crate) mod stage;
 pub(crate) mod token;
 
 pub(crate) use change::{Change, summary};
@@ -12,3 +13,4 @@ pub(crate) use pg::TestPg;
 pub(crate) use phone::{Phone, Version};
 pub(crate) use relay::{Relay, RelayProcess};
 pub(crate) use sdk::Stock;
+pub(crate) use stage::{Pair, Stage};

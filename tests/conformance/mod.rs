@@ -1,0 +1,3 @@
+mod subscribing;
+mod delivery;
+mod rls;
