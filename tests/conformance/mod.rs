@@ -1,3 +1,5 @@
-mod subscribing;
 mod delivery;
+mod delivery_filters;
+mod delivery_values;
 mod rls;
+mod subscribing;
