@@ -433,3 +433,82 @@ async fn item_172_publications_decide_which_kinds_there_are_and_are_united() {
     assert_eq!(kinds(&stage, &mut pair, "facts").await, ["INSERT"]);
     assert_eq!(kinds(&stage, &mut pair, "third").await, [""; 0]);
 }
+
+/// Of §6.11: what a publication leaves out is not told, whoever reads the same table for other reasons.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn item_172_row_filters_and_column_lists_of_the_publication_hold() {
+    let stage = Stage::with(
+        "create table public.rows (id int primary key, shown boolean not null, note text);
+         create table public.columns (id int primary key, note text, left_out text);
+         alter table public.rows replica identity full;
+         grant select on public.rows, public.columns to authenticated;
+         alter publication supabase_realtime add table public.rows where (shown), public.columns (id, note);",
+    )
+    .await;
+    let entries = json!([
+        { "event": "*", "schema": "public", "table": "rows" },
+        { "event": "*", "schema": "public", "table": "columns" },
+    ]);
+    let mut pair = stage.watch(&token::user(ALICE), &entries).await;
+    // Read for policies as well, without the row filter.
+    stage.exec("alter publication rowcast_facts add table public.rows").await;
+    stage.exec("insert into rows values (1, true, 'a'), (2, false, 'b')").await;
+    stage.exec("update rows set note = 'c'").await;
+    stage.exec("update rows set shown = not shown").await;
+    stage.exec("delete from rows").await;
+    stage.exec("insert into columns values (1, 'n', 'left out')").await;
+    stage.exec("update columns set left_out = 'too'; delete from columns").await;
+    stage.mark("end").await;
+    let changes = pair.changes_before("end").await;
+    let rows: Vec<Change> = changes.iter().filter(|change| change.table() == "rows").cloned().collect();
+    // An update that moves a row out of the publication is a DELETE to it, one that moves it in an INSERT; a relay that has to
+    // apply the filter itself may call the two an UPDATE or nothing, but never shows a row that is outside.
+    let ids = summary(&rows, "id");
+    assert_eq!(ids[..2], ["INSERT 1", "UPDATE 1"]);
+    assert_eq!(ids.last().map(String::as_str), Some("DELETE 2"));
+    for change in &rows {
+        for image in [change.record(), change.old_record()] {
+            assert!(image["note"] != "b" && image["shown"] != false, "{change:#?}");
+        }
+    }
+    let columns: Vec<&Change> = changes.iter().filter(|change| change.table() == "columns").collect();
+    assert_eq!(columns.iter().map(|change| change.kind()).collect::<Vec<_>>(), ["INSERT", "UPDATE", "DELETE"]);
+    for change in columns {
+        assert!(!change.text.contains("left out") && !change.text.contains("too"), "{}", change.text);
+        assert!(change.record().is_null() || *change.record() == json!({ "id": 1, "note": "n" }), "{change:#?}");
+    }
+}
+
+/// Of §6.11: a publication for all tables has those that are made later, and none that has no changes of its own in the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn item_166_a_publication_for_all_tables_has_the_next_one_too() {
+    let stage = Stage::with(
+        "create table public.first (id int primary key); grant select on public.first to authenticated;
+         create unlogged table public.unlogged (id int primary key); grant select on public.unlogged to authenticated;
+         create view public.looking as select * from public.first; grant select on public.looking to authenticated;
+         drop publication supabase_realtime; create publication supabase_realtime for all tables;",
+    )
+    .await;
+    let entries = json!([{ "event": "*", "schema": "public", "table": "first" }, { "event": "*", "schema": "public" }]);
+    let mut pair = stage.watch(&token::user(ALICE), &entries).await;
+    stage.exec("insert into unlogged values (1); insert into looking values (1)").await;
+    stage.mark("one").await;
+    let changes = pair.changes_before("one").await;
+    assert_eq!((told(&changes), pair.entries_of(&changes[0])), (vec!["INSERT first".to_owned()], vec![0, 1]));
+    let mut refused = stage.pair(&token::user(ALICE)).await;
+    for table in ["unlogged", "looking"] {
+        let message = refused.refused(table, &all_of(table)).await;
+        assert!(message.contains("Please check Realtime is enabled"), "{table}: {message}");
+    }
+    stage.exec("create table public.second (id int primary key); grant select on public.second to authenticated").await;
+    let deadline = tokio::time::Instant::now() + crate::support::phone::PATIENCE;
+    for n in 1.. {
+        stage.exec(&format!("insert into second values ({n})")).await;
+        let mark = format!("second {n}");
+        stage.mark(&mark).await;
+        if told(&pair.changes_before(&mark).await) == ["INSERT second"] {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "it never arrives");
+    }
+}

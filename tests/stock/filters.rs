@@ -81,7 +81,7 @@ async fn patterns_and_the_order_of_text_call_the_callbacks_that_asked_for_the_ro
     let filters = [
         "title=like.mi%",
         "title=ilike.%ILK",
-        "title=match.^a, ",
+        "title=match.\"^a, \"",
         "title=not.imatch.LK$",
         "title=gt.b",
         "title=like.\"%, %(_)\"",
