@@ -95,7 +95,8 @@ async fn item_195_key_to_all_sends_a_delete_to_every_subscriber_whose_filter_pas
     let stage = filled().await;
     let entry = |filter: &str| json!({ "event": "*", "schema": "public", "table": "guarded", "filter": filter });
     // Filters see the whole old row, also what is then not shown.
-    let entries = json!([entry("note=eq.n"), entry("note=eq.m"), entry("id=eq.1"), entry(&format!("user_id=eq.{BOB}"))]);
+    let entries =
+        json!([entry("note=eq.n"), entry("note=eq.m"), entry("id=eq.1"), entry(&format!("user_id=eq.{BOB}"))]);
     let mut bob = stage.watch(&token::user(BOB), &entries).await;
     // Of the thin one there is no more than the key.
     let thin = json!([
@@ -104,7 +105,8 @@ async fn item_195_key_to_all_sends_a_delete_to_every_subscriber_whose_filter_pas
     ]);
     let mut thin = stage.watch(&token::user(BOB), &thin).await;
     // Rights to columns hold in this mode too.
-    let mut clerk = stage.watch(&token::user_as("clerk", ALICE), &json!([{ "event": "DELETE", "schema": "public" }])).await;
+    let mut clerk =
+        stage.watch(&token::user_as("clerk", ALICE), &json!([{ "event": "DELETE", "schema": "public" }])).await;
     stage.exec("delete from guarded; delete from guarded_thin; delete from by_row").await;
     stage.mark("end").await;
     let changes = bob.changes_before("end").await;
