@@ -10,3 +10,4 @@ mod deploy;
 mod load;
 mod journey;
 mod startup;
+mod stock;

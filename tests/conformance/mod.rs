@@ -4,7 +4,11 @@
 //! A test's name starts with its item's number (`item_044_…`), and `items.txt` lists every item;
 //! `table.rs` fails when the two disagree.
 
+mod deletes_mode;
 mod delivery;
+mod delivery_filters;
+mod delivery_tables;
+mod delivery_values;
 mod framing;
 mod handshake;
 mod joins;

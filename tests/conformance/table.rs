@@ -11,9 +11,6 @@ use std::path::{Path, PathBuf};
 /// Items of the protocol's list.
 const ITEMS: u32 = 204;
 
-/// Whether an item's state may still begin with `pending`, which excuses it from having its test.
-const PENDING_ALLOWED: bool = true;
-
 /// A line of `items.txt`.
 struct Item {
     section: String,
@@ -101,14 +98,12 @@ fn tests(mistakes: &mut Vec<String>) -> Tests {
 /// What is wrong between the two.
 fn compare(items: &BTreeMap<u32, Item>, tests: &Tests, mistakes: &mut Vec<String>) {
     for (number, item) in items {
-        let (pending, state) = item.state.strip_prefix("pending ").map_or((false, &*item.state), |state| (true, state));
+        let state = &*item.state;
         let decided = state.strip_prefix("decided ").is_some_and(|decision| decision.parse::<u32>().is_ok());
         let later = state.strip_prefix("issue-later ").is_some_and(|what| !what.is_empty());
         if !(state == "tested" || decided || later) {
             mistakes.push(format!("{number} has the state {state:?}, which is none"));
-        } else if pending && !PENDING_ALLOWED {
-            mistakes.push(format!("{number} is pending"));
-        } else if !(pending || later || tests.contains_key(number)) {
+        } else if !(later || tests.contains_key(number)) {
             mistakes.push(format!("{number} is {state}, but there is no test of that number"));
         }
     }

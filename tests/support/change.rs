@@ -11,6 +11,8 @@ pub(crate) struct Change {
     pub(crate) ids: Vec<i64>,
     /// `data` of the frame. JavaScript applications don't see `columns`.
     pub(crate) data: Value,
+    /// The same as it was sent, byte for byte; empty of a stock client.
+    pub(crate) text: String,
 }
 
 impl Change {

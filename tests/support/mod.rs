@@ -6,6 +6,7 @@ pub(crate) mod phone;
 pub(crate) mod relay;
 pub(crate) mod sdk;
 pub(crate) mod signer;
+pub(crate) mod stage;
 pub(crate) mod token;
 
 pub(crate) use change::{Change, summary};
@@ -13,3 +14,4 @@ pub(crate) use pg::TestPg;
 pub(crate) use phone::{Phone, Version};
 pub(crate) use relay::{Relay, RelayProcess};
 pub(crate) use sdk::Stock;
+pub(crate) use stage::{Pair, Stage};

@@ -9,6 +9,7 @@ use std::panic::Location;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -38,6 +39,8 @@ pub(crate) struct Frame {
     pub(crate) topic: String,
     pub(crate) event: String,
     pub(crate) payload: Value,
+    /// The whole frame as it came.
+    pub(crate) text: String,
 }
 
 /// A connection.
@@ -168,7 +171,7 @@ impl Phone {
         let ids: Vec<i64> = serde_json::from_value(frame.payload["ids"].clone()).expect("integers");
         assert!(!ids.is_empty(), "at {at}");
         let topic = frame.topic.strip_prefix("realtime:").expect("a topic of ours").to_owned();
-        Change { topic, ids, data: frame.payload["data"].clone() }
+        Change { topic, ids, data: frame.payload["data"].clone(), text: data_text(&frame.text, self.version) }
     }
 
     /// Everything received before the mark, which is taken too. The subscription has an entry for table `marks`.
@@ -389,6 +392,7 @@ impl Phone {
                     topic: string(&object["topic"]),
                     event: string(&object["event"]),
                     payload: object["payload"].clone(),
+                    text: text.to_owned(),
                 }
             }
             (Version::V2, Value::Array(array)) if array.len() == 5 => Frame {
@@ -397,6 +401,7 @@ impl Phone {
                 topic: string(&array[2]),
                 event: string(&array[3]),
                 payload: array[4].clone(),
+                text: text.to_owned(),
             },
             _ => panic!("not a frame of {:?}: {text}", self.version),
         };
@@ -420,6 +425,28 @@ impl Phone {
             _ => {}
         }
     }
+}
+
+/// `data` of a frame with a change, as it was sent.
+fn data_text(frame: &str, version: Version) -> String {
+    #[derive(serde::Deserialize)]
+    struct Payload<'a> {
+        #[serde(borrow)]
+        data: &'a RawValue,
+    }
+    #[derive(serde::Deserialize)]
+    struct Whole<'a> {
+        #[serde(borrow)]
+        payload: Payload<'a>,
+    }
+    let payload = match version {
+        Version::V1 => serde_json::from_str::<Whole<'_>>(frame).map(|whole| whole.payload),
+        Version::V2 => {
+            let array: Vec<&RawValue> = serde_json::from_str(frame).expect("it was read before");
+            serde_json::from_str(array[4].get())
+        }
+    };
+    payload.expect("it was read before").data.get().to_owned()
 }
 
 /// The ids in a join reply, which repeats the entries in their order (`protocol.md` §3.1.4).

@@ -19,6 +19,8 @@ use super::phone::PATIENCE;
 pub(crate) enum Stock {
     /// `@supabase/realtime-js`.
     JavaScript,
+    /// The same, told to speak version 1.0.0 of the protocol.
+    JavaScriptV1,
     /// `realtime` of PyPI.
     Python,
 }
@@ -27,7 +29,7 @@ impl Stock {
     fn command(self) -> Command {
         let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk");
         match self {
-            Stock::JavaScript => {
+            Stock::JavaScript | Stock::JavaScriptV1 => {
                 let installed = sdk.join("node_modules/@supabase/realtime-js");
                 assert!(installed.exists(), "the JavaScript client is not installed: run scripts/test");
                 let mut command = Command::new("node");
@@ -61,7 +63,10 @@ impl SdkPhone {
     #[track_caller]
     pub(crate) fn connect(stock: Stock, base: &str, token: &str) -> impl Future<Output = SdkPhone> + use<> {
         let at = Location::caller();
-        let command = json!({ "do": "connect", "url": base, "token": token });
+        let mut command = json!({ "do": "connect", "url": base, "token": token });
+        if stock == Stock::JavaScriptV1 {
+            command["vsn"] = json!("1.0.0");
+        }
         async move {
             let mut phone = SdkPhone::start(stock);
             phone.wait("the client's start", at, |event| event["event"] == "ready").await;
@@ -113,8 +118,15 @@ impl SdkPhone {
 
     async fn status_at(&mut self, topic: &str, at: &Location<'_>) -> (String, String) {
         let event = self.wait("a status", at, |event| event["event"] == "status" && event["topic"] == topic).await;
-        let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
-        (text("status"), text("error"))
+        name_and_error(&event)
+    }
+
+    /// The statuses of this topic that are here already and that nobody has asked for.
+    pub(crate) fn more_statuses(&mut self, topic: &str) -> Vec<(String, String)> {
+        let (found, others): (VecDeque<Value>, VecDeque<Value>) =
+            self.inbox.drain(..).partition(|event| event["event"] == "status" && event["topic"] == topic);
+        self.inbox = others;
+        found.iter().map(name_and_error).collect()
     }
 
     /// Waits for `Subscribed to PostgreSQL`.
@@ -167,7 +179,12 @@ impl SdkPhone {
     async fn next_change(&mut self, at: &Location<'_>) -> Change {
         let mut event = self.wait("a change", at, |event| event["event"] == "change").await;
         let topic = event["topic"].as_str().expect("a topic").to_owned();
-        Change { topic, ids: vec![event["entry"].as_i64().expect("an index")], data: event["change"].take() }
+        Change {
+            topic,
+            ids: vec![event["entry"].as_i64().expect("an index")],
+            data: event["change"].take(),
+            text: String::new(),
+        }
     }
 
     /// Everything received before the mark, which is taken too. The subscription has an entry for table `marks`.
@@ -233,6 +250,12 @@ impl SdkPhone {
             }
         }
     }
+}
+
+/// Of a status: its name, and the error's text.
+fn name_and_error(event: &Value) -> (String, String) {
+    let text = |key: &str| event[key].as_str().unwrap_or_default().to_owned();
+    (text("status"), text("error"))
 }
 
 impl Drop for SdkPhone {

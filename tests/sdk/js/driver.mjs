@@ -1,8 +1,9 @@
 // The stock @supabase/realtime-js client, driven over its standard streams, one JSON object a line, so that the tests
 // themselves are written in Rust. tests/sdk/py/driver.py speaks the same language.
 //
-// Reads   {"do":"connect","url":…,"token":…}          url as an application gives it: ws://host/realtime/v1
-//         {"do":"subscribe","topic":…,"entries":[…]}  topic without `realtime:`
+// Reads   {"do":"connect","url":…,"token":…}          url as an application gives it: ws://host/realtime/v1; "vsn" if not the default
+//         {"do":"subscribe","topic":…,"entries":[…]}  topic without `realtime:`; a filter that is a list of calls such as
+//                                                     [["eq","id",1],["not","kind","in",["a"]]] is made by the client's builder
 //         {"do":"setAuth","token":…}
 //         {"do":"unsubscribe","topic":…}
 //         {"do":"exit"}                               also the end of the input
@@ -17,7 +18,7 @@ import { createInterface } from 'node:readline';
 import realtime from '@supabase/realtime-js';
 import ws from 'ws';
 
-const { RealtimeClient } = realtime;
+const { RealtimeClient, postgresChangesFilter } = realtime;
 
 function tell(event) {
   process.stdout.write(`${JSON.stringify(event)}\n`);
@@ -42,11 +43,18 @@ function asSent(payload) {
   return change;
 }
 
+// As an application writes it that does not put filters together by hand.
+function withBuiltFilter(entry) {
+  if (!Array.isArray(entry.filter)) return entry;
+  const build = (builder, [method, ...values]) => builder[method](...values);
+  return { ...entry, filter: entry.filter.reduce(build, postgresChangesFilter()) };
+}
+
 const commands = {
-  async connect({ url, token }) {
+  async connect({ url, token, vsn }) {
     // Before Node 22 there is no WebSocket of its own.
     const transport = typeof WebSocket === 'undefined' ? { transport: ws } : {};
-    client = new RealtimeClient(url, { params: { apikey: token }, ...transport });
+    client = new RealtimeClient(url, { params: { apikey: token }, ...(vsn && { vsn }), ...transport });
     await client.setAuth(token);
     client.connect();
   },
@@ -55,7 +63,7 @@ const commands = {
     const channel = client.channel(topic);
     channels.set(topic, channel);
     entries.forEach((entry, index) => {
-      channel.on('postgres_changes', entry, (payload) => {
+      channel.on('postgres_changes', withBuiltFilter(entry), (payload) => {
         tell({ event: 'change', topic, entry: index, change: asSent(payload) });
       });
     });

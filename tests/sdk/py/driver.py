@@ -54,6 +54,7 @@ class Driver:
                 table=entry.get("table"),
                 schema=entry.get("schema"),
                 filter=entry.get("filter"),
+                select=entry.get("select"),
             )
         channel.on_system(lambda payload: tell({"event": "system", "topic": topic, "payload": payload.model_dump()}))
 
