@@ -211,7 +211,7 @@ impl Bound {
         }
         let real = self.real(old).intersection(&self.readable);
         let shown = if table.row_security { real.intersection(&self.primary_key) } else { real };
-        Judged::Decided(Verdict::Permit(Permit::grant(ColumnMask::none(), shown)))
+        Judged::Decided(Verdict::Permit(Permit::grant(self.readable.clone(), shown)))
     }
 
     fn judge_pure(&self, expr: &Expr, change: &Change, principal: &Principal) -> Judged {
@@ -250,7 +250,7 @@ impl Bound {
                 if shown == ColumnMask::none() {
                     return deny(DenyReason::NoGrant);
                 }
-                Permit::grant(ColumnMask::none(), shown)
+                Permit::grant(self.readable.clone(), shown)
             }
         };
         Judged::Decided(Verdict::Permit(permit))

@@ -139,7 +139,8 @@ impl Permit {
         Permit { new, old }
     }
 
-    /// Columns of the new row that may be shown (empty for a DELETE); also those that `columns` may name.
+    /// Columns of the new row that may be shown, and those that `columns` may name; of a DELETE, which has no new row, only
+    /// the latter.
     pub fn new_columns(&self) -> &ColumnMask {
         &self.new
     }

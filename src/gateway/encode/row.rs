@@ -124,12 +124,18 @@ impl RowShape {
             out.extend_from_slice(&column.key[usize::from(first)..]);
             first = false;
             match value {
-                Value::Text(text) => write_json(&column.kind, text, out),
-                Value::Null | Value::Unchanged => out.extend_from_slice(b"null"),
+                Value::Text(text) if !is_not_finite(&column.kind, text) => write_json(&column.kind, text, out),
+                Value::Text(_) | Value::Null | Value::Unchanged => out.extend_from_slice(b"null"),
             }
         }
         out.push(b'}');
     }
+}
+
+/// A column's own `NaN` or infinity is null, as from the engine that clients know (`protocol.md` §6.10): their typed decoders
+/// take a number or nothing. Inside of an array or a record it stays the string that `to_jsonb` makes of it.
+fn is_not_finite(kind: &JsonKind, text: &[u8]) -> bool {
+    *kind == JsonKind::Number && matches!(text, b"NaN" | b"Infinity" | b"-Infinity")
 }
 
 /// Whether a cut record keeps the value. NULL goes too: its length is unknown to the engine that clients know.
@@ -159,7 +165,7 @@ fn write_shown(
     let (name, shown) = match change {
         Change::Insert { .. } => ("INSERT", shown_new),
         Change::Update { .. } => ("UPDATE", shown_new),
-        Change::Delete { .. } => ("DELETE", shown_old),
+        Change::Delete { .. } => ("DELETE", shown_new),
     };
     let size = shape.estimate(change);
     let cut = size > shape.max_record_bytes;

@@ -15,10 +15,7 @@ async fn bound(database: &mut TestDatabase, table: &str, role: &str, options: Op
 
 fn shown(verdict: Verdict) -> ColumnMask {
     match verdict {
-        Verdict::Permit(permit) => {
-            assert_eq!(*permit.new_columns(), ColumnMask::none(), "nothing of a new row");
-            permit.old_columns().clone()
-        }
+        Verdict::Permit(permit) => permit.old_columns().clone(),
         other => panic!("{other:?}"),
     }
 }
