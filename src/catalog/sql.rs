@@ -84,10 +84,10 @@ pub(super) const COLUMNS: &str = "select a.attrelid, a.attnum, a.attname::text, 
     coalesce(c.collisdeterministic, true), a.attgenerated::text <> '', a.atthasdef, a.attnotnull, \
     quote_ident(n.nspname) || '.' || quote_ident(c.collname), \
     coalesce(case c.collprovider when 'c' then c.collcollate::text in ('C', 'POSIX') when 'b' then true \
-        when 'd' then case coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') \
-            when 'c' then d.datcollate::text in ('C', 'POSIX') when 'b' then true end end, false) \
+        when 'd' then (select case coalesce(to_jsonb(d) ->> 'datlocprovider', 'c') \
+            when 'c' then d.datcollate::text in ('C', 'POSIX') when 'b' then true end \
+            from pg_database d where d.datname = current_database()) end, false) \
     from pg_attribute a left join pg_collation c on c.oid = a.attcollation left join pg_namespace n on n.oid = c.collnamespace \
-    join pg_database d on d.datname = current_database() \
     where a.attrelid = any($1::oid[]) and a.attnum > 0 and not a.attisdropped order by a.attrelid, a.attnum";
 
 /// Policies of the tables `$1` that govern SELECT, with what their expressions depend on.

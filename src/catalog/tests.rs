@@ -153,3 +153,29 @@ async fn partitions_know_their_ancestors_and_roots_what_old_rows_hold() {
     }
     assert_eq!(images, [OldImage::PrimaryKey, OldImage::PrimaryKey, OldImage::AsSent, OldImage::Nothing]);
 }
+
+#[tokio::test]
+async fn collations_are_read_with_their_names_and_whether_they_order_by_bytes() {
+    let server = crate::testing::TestServer::start().await;
+    let sql = "create publication supabase_realtime; create schema \"S x\";
+         create collation \"S x\".\"G de\" (provider = icu, locale = 'de-DE');
+         create table t (d text, c text collate \"C\", p char(3) collate \"POSIX\", g varchar collate \"S x\".\"G de\", n name, i int);
+         alter publication supabase_realtime add table t";
+    server.sql("create database other template template0 locale 'C.UTF-8'").await;
+    for (database, bytewise) in [("postgres", true), ("other", false)] {
+        let mut client = server.pg(&format!("dbname={database}")).connect().await.expect("connected");
+        client.batch_execute(sql).await.expect("a table");
+        let catalog = read(&mut client, &wanted(&[])).await.expect("read");
+        let columns = &catalog.find("public", "t").expect("published").columns;
+        let found: Vec<_> = columns.iter().map(|c| c.collation.as_ref().map(|c| (&*c.name, c.bytewise))).collect();
+        let expected = [
+            Some(("pg_catalog.\"default\"", bytewise)),
+            Some(("pg_catalog.\"C\"", true)),
+            Some(("pg_catalog.\"POSIX\"", true)),
+            Some(("\"S x\".\"G de\"", false)),
+            Some(("pg_catalog.\"C\"", true)),
+            None,
+        ];
+        assert_eq!(found, expected, "{database}");
+    }
+}

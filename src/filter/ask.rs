@@ -25,7 +25,7 @@ use crate::pg::{Lent, Pool, in_order};
 pub const FILTER_ROLE: &str = "rowcast_filter";
 
 /// Most conditions in one question.
-pub const MAX_TERMS: usize = 16;
+pub const MAX_TERMS: usize = 8;
 
 /// Bounds of a question.
 #[derive(Debug, Clone)]

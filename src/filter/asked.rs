@@ -37,6 +37,22 @@ impl AskedTerm {
     }
 }
 
+/// A condition about `text` that differs from others with another literal.
+#[cfg(test)]
+pub(crate) fn asked_for_tests(literal: &str) -> std::sync::Arc<AskedTerm> {
+    let found = Found { schema: "pg_catalog".into(), strict: true };
+    std::sync::Arc::new(AskedTerm {
+        column: "t".into(),
+        type_oid: oid::TEXT,
+        operator: Operator::Match,
+        negated: false,
+        sql: statement(Operator::Match, &found, None).into(),
+        value_type: oid::TEXT,
+        literal: Some((oid::TEXT, literal.into())),
+        of_null: Some(None),
+    })
+}
+
 /// An operator as found in the catalog.
 #[derive(Debug, Clone)]
 pub(super) struct Found {

@@ -21,10 +21,13 @@ mod inspect;
 mod like;
 mod literals;
 mod predicate;
+mod trial;
 mod validate;
 
 pub use ask::{FILTER_ROLE, FilterAnswer, FilterAskConfig, FilterAsker, FilterFailure, FilterQuestion, MAX_TERMS};
 pub use asked::AskedTerm;
+#[cfg(test)]
+pub(crate) use asked::asked_for_tests;
 pub use error::{FilterError, SubscribeParameters};
 pub use grammar::{Condition, MAX_CONDITIONS, MAX_FILTER_BYTES, Operator, parse};
 pub use predicate::{BoundPredicate, OpenTerms, Predicate};

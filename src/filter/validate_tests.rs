@@ -161,7 +161,7 @@ impl Fixture {
         for c in parse(filter).unwrap() {
             let (column, of) = (&c.column, &self.names[&c.column]);
             let literal = format!("'{}'::{of}", c.value.replace('\'', "''"));
-            let sign = super::asked::sign(c.operator);
+            let sign = crate::filter::asked::sign(c.operator);
             let text = match c.operator {
                 Operator::In => format!("{column} = any ({literal}[])"),
                 Operator::Is if c.negated => format!("not ({column} is not {})", c.value),
@@ -397,7 +397,7 @@ async fn like_in_memory_is_like_in_postgres() {
         patterns.push(any(&['a', 'b', 'ä', '😀', '%', '%', '_', '\\']));
         texts.push(any(&['a', 'b', 'ä', '😀', '%', '_', '\\']));
     }
-    patterns.retain(|pattern| !super::asked::ends_in_escape(oid::TEXT, pattern));
+    patterns.retain(|pattern| !crate::filter::asked::ends_in_escape(oid::TEXT, pattern));
     texts.truncate(patterns.len());
     let sql = "select t like p from unnest($1::text[], $2::text[]) as pair (t, p)";
     let rows = fixture.database.client.query(sql, &[&texts, &patterns]).await.unwrap();

@@ -117,12 +117,14 @@ impl LaneRow {
     /// The open conditions of those who were permitted the row.
     fn collect_filters(&mut self) {
         let LaneRow { asked, filtered, filters, .. } = self;
-        let mut collect = |share: &Share| share.open.iter().for_each(|(_, open)| filters.add(open));
-        filtered.iter().for_each(|filtered| collect(&filtered.share));
-        for Asked { waiting, verdicts, .. } in asked {
+        let mut collect = |share: &Share, principal: &Principal| {
+            share.open.iter().for_each(|(_, open)| filters.add(open, &principal.sharing_key));
+        };
+        filtered.iter().for_each(|filtered| collect(&filtered.share, &filtered.principal));
+        for Asked { principals, waiting, verdicts, .. } in asked {
             let verdicts = verdicts.as_deref().unwrap_or_default();
             let permitted = |w: &&Waiting| matches!(verdicts.get(w.principal), Some(Verdict::Permit(_)));
-            waiting.iter().filter(permitted).for_each(|waiting| collect(&waiting.share));
+            waiting.iter().filter(permitted).for_each(|w| collect(&w.share, &principals[w.principal]));
         }
     }
 }
@@ -190,7 +192,7 @@ impl Lane {
         while let Some((sequence, mut part)) = self.parts.pop_front() {
             let Some(row) = self.rows.get_mut((sequence - self.front) as usize) else { continue };
             let failures = &self.failures;
-            part.retain(|at| match failures.given_up(&row.filters.term(*at).0) {
+            part.retain(|at| match failures.refused(&row.filters.term(*at).0, row.filters.owners(*at)) {
                 Some(failure) => {
                     row.filters.answer(*at, FilterAnswer::Failed(failure));
                     false
@@ -244,7 +246,7 @@ impl Lane {
             Ok(Answered::Filters(sequence, part, answers)) => {
                 for (at, answer) in part.into_iter().zip(answers) {
                     let Some(row) = self.rows.get_mut((sequence - self.front) as usize) else { break };
-                    self.failures.note(&row.filters.term(at).0, answer);
+                    self.failures.note(&row.filters.term(at).0, row.filters.owners(at), answer);
                     row.filters.answer(at, answer);
                 }
             }

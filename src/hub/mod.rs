@@ -17,6 +17,7 @@ mod reshaped;
 mod resolve;
 mod rules;
 mod run;
+mod settle;
 mod warnings;
 #[cfg(test)]
 mod tests;

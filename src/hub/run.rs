@@ -29,6 +29,7 @@ use super::matching::{self, Matcher, UNDECIDED};
 use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
+use super::settle;
 use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle};
 use crate::change::{Item, Items, Lsn, Position, Relation, RowChange, Transaction};
 use crate::error::chain;
@@ -377,7 +378,7 @@ impl Hub {
     fn leave_lane(&mut self) {
         while let Some(mut row) = self.lane.pop() {
             let now = self.deps.clock.unix_seconds();
-            let settled = matching::settle(&mut row, &self.lane, &self.registry, now, &self.deps.metrics);
+            let settled = settle::settle(&mut row, &self.lane, &self.registry, now, &self.deps.metrics);
             let undecided = settled.undecided;
             self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
             let sent = matching::emit(&mut self.out, &row.event, row.permits, &undecided);

@@ -96,9 +96,9 @@ fn a_full_old_row_is_shown_and_fills_unchanged_columns() {
 }
 
 #[test]
-fn a_delete_has_no_record_and_lists_what_the_old_row_shows() {
+fn a_delete_has_no_record_and_lists_the_columns_that_may_be_read() {
     let change = Change::Delete { old: OldRow::KeyOnly(tuple([Some("1"), None, None, None])) };
-    let shown = data(ReplicaIdentity::Default, &change, &[], &[0, 1]);
+    let shown = data(ReplicaIdentity::Default, &change, &[0, 1], &[0, 1]);
     assert_eq!(shown["old_record"], json!({"id": 1}));
     assert_eq!(shown["columns"].as_array().unwrap().len(), 2);
     assert!(shown.get("record").is_none());
