@@ -6,5 +6,6 @@ mod architecture;
 mod crash;
 mod database;
 mod load;
+mod oracle;
 mod journey;
 mod startup;

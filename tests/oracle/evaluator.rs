@@ -1,0 +1,212 @@
+//! What is on trial: the crate's own judgement, or the same with a fault planted in it.
+//!
+//! The faults are here to show that the oracle would see them. Each is a mistake that is easily made and that no type forbids.
+
+use rowcast::catalog::{Catalog, Table as CatalogTable};
+use rowcast::change::{Change, OldRow, Relation, RowChange, Timestamp, Tuple, Value};
+use rowcast::claims::Principal;
+use rowcast::filter::{self, BoundPredicate, ColumnSpec, FilterError, Predicate, Validator};
+use rowcast::gateway::encode::{RowShape, write_data};
+use rowcast::pgtype::{oid, type_name};
+use rowcast::policy::{Bound, DenyReason, Judged, Permit, UndecidedReason, Verdict};
+
+use super::filters::Filter;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Text is compared by its bytes, whatever the collation.
+    Bytes,
+    /// Under `not`, NULL is taken for false.
+    NullIsFalse,
+    /// The blanks at the end of `char(n)` count.
+    Padding,
+    /// Claims and owners are compared without case.
+    OwnerCase,
+    /// Who has no claim owns the rows that have no owner.
+    NobodyOwnsNull,
+    /// An UPDATE is judged by its old row.
+    OldRow,
+    /// What the role may not read stays in the JSON.
+    Unmasked,
+}
+
+/// Judges; with a fault, wrongly.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Evaluator(pub(super) Option<Fault>);
+
+/// A filter that was accepted.
+pub(super) enum Checked {
+    Predicate(BoundPredicate),
+    /// Each condition without its `not`, and whether it had one.
+    Each(Vec<(BoundPredicate, bool)>),
+    /// Of bytes: column, operator, negated, literal.
+    Bytes(usize, &'static str, bool, Vec<u8>),
+}
+
+/// The answer for a row and a principal.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// A planted fault can't make a permit.
+    Yes(Option<Permit>),
+    No(DenyReason),
+    Ask,
+    Undecided(UndecidedReason),
+}
+
+impl Evaluator {
+    pub(super) async fn check(
+        &self,
+        validator: &Validator,
+        catalog: &Catalog,
+        relation: &Relation,
+        filter: &Filter,
+    ) -> Result<Checked, FilterError> {
+        let conditions = filter::parse(&filter.text())?;
+        let table = catalog.table(relation.oid).expect("the catalog has it");
+        let mut relation = relation.clone();
+        let mut columns = specs(catalog, table);
+        if self.0 == Some(Fault::Bytes) {
+            columns.iter_mut().for_each(|column| column.collation_deterministic = true);
+        }
+        if self.0 == Some(Fault::Padding) {
+            columns.iter_mut().filter(|c| c.type_oid == oid::BPCHAR).for_each(|c| c.type_oid = oid::TEXT);
+            relation.columns.iter_mut().filter(|c| c.type_oid == oid::BPCHAR).for_each(|c| c.type_oid = oid::TEXT);
+        }
+        let bind = |predicate: Predicate| predicate.bind(&relation).expect("it is the relation that was checked");
+        if self.0 == Some(Fault::NullIsFalse) {
+            let mut each = Vec::new();
+            for mut condition in conditions {
+                let negated = std::mem::take(&mut condition.negated);
+                each.push((bind(validator.validate(&[condition], &columns, catalog.types()).await?), negated));
+            }
+            return Ok(Checked::Each(each));
+        }
+        match (validator.validate(&conditions, &columns, catalog.types()).await, &filter.0[..]) {
+            (Ok(predicate), _) => Ok(Checked::Predicate(bind(predicate))),
+            (Err(FilterError::Unsupported(why)), [only]) if self.0 == Some(Fault::Bytes) => {
+                let index = relation.column(&only.column).expect("the column");
+                let is_text = matches!(relation.columns[index].type_oid, oid::TEXT | oid::VARCHAR);
+                match only.literal() {
+                    Some(literal) if is_text && matches!(only.operator, "lt" | "lte" | "gt" | "gte") => {
+                        Ok(Checked::Bytes(index, only.operator, only.negated, literal.into()))
+                    }
+                    _ => Err(FilterError::Unsupported(why)),
+                }
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    pub(super) fn matches(&self, checked: &Checked, change: &Change) -> bool {
+        match checked {
+            Checked::Predicate(predicate) => predicate.matches(change),
+            Checked::Each(each) => each.iter().all(|(predicate, negated)| predicate.matches(change) != *negated),
+            Checked::Bytes(index, operator, negated, literal) => match image(change).get(*index) {
+                Value::Text(text) => {
+                    let order = text.cmp(literal);
+                    let holds = match *operator {
+                        "lt" => order.is_lt(),
+                        "lte" => order.is_le(),
+                        "gt" => order.is_gt(),
+                        _ => order.is_ge(),
+                    };
+                    holds != *negated
+                }
+                Value::Null | Value::Unchanged => false,
+            },
+        }
+    }
+
+    pub(super) fn judge(&self, bound: &Bound, change: &Change, principal: &Principal) -> Said {
+        match self.0 {
+            Some(Fault::OldRow) => {
+                if let Change::Update { old: Some(OldRow::Full(old)), .. } = change {
+                    return without_permit(judge(bound, &Change::Insert { new: old.clone() }, principal));
+                }
+            }
+            Some(Fault::OwnerCase) => {
+                let claims = serde_json::from_str(&principal.claims_json.to_lowercase()).expect("still JSON");
+                let lowered = Principal::new(claims, i64::MAX).expect("still a role");
+                return without_permit(judge(bound, &Change::Insert { new: lowered_tuple(image(change)) }, &lowered));
+            }
+            Some(Fault::NobodyOwnsNull) => {
+                if let (Some(key), Some(index)) = (bound.plan().owner_key(), bound.key_column_index()) {
+                    let nobody = key.value(principal).is_none() && !key.must_judge(principal);
+                    if nobody && image(change).get(index) == Value::Null {
+                        return Said::Yes(None);
+                    }
+                }
+            }
+            _ => {}
+        }
+        judge(bound, change, principal)
+    }
+
+    /// The `data` object.
+    pub(super) fn data(&self, catalog: &Catalog, change: &RowChange, permit: &Permit, of_all: &Bound) -> String {
+        let shape = RowShape::new(&change.relation, catalog.types());
+        let mut out = Vec::new();
+        let permit = match (self.0, judge(of_all, &change.change, &service())) {
+            (Some(Fault::Unmasked), Said::Yes(Some(everything))) => everything,
+            _ => permit.clone(),
+        };
+        write_data(&shape, change, Timestamp(0), &permit, &mut out);
+        String::from_utf8(out).expect("UTF-8")
+    }
+}
+
+/// The columns as a role sees them that may read all.
+pub(super) fn specs<'a>(catalog: &'a Catalog, table: &'a CatalogTable) -> Vec<ColumnSpec<'a>> {
+    let spec = |column: &'a rowcast::catalog::Column| ColumnSpec {
+        name: &column.name,
+        type_oid: column.type_oid,
+        type_name: type_name(catalog.types(), column.type_oid),
+        collation_deterministic: column.collation_deterministic,
+        readable: true,
+    };
+    table.columns.iter().map(spec).collect()
+}
+
+fn judge(bound: &Bound, change: &Change, principal: &Principal) -> Said {
+    match bound.judge(change, principal, 0) {
+        Judged::Decided(verdict) => said(verdict),
+        Judged::Ask => Said::Ask,
+    }
+}
+
+pub(super) fn said(verdict: Verdict) -> Said {
+    match verdict {
+        Verdict::Permit(permit) => Said::Yes(Some(permit)),
+        Verdict::Deny(reason) => Said::No(reason),
+        Verdict::Undecided(reason) => Said::Undecided(reason),
+    }
+}
+
+fn without_permit(said: Said) -> Said {
+    if let Said::Yes(_) = said { Said::Yes(None) } else { said }
+}
+
+fn service() -> Principal {
+    let claims = [("role".to_owned(), "service_role".into())].into_iter().collect();
+    Principal::new(claims, i64::MAX).expect("a role")
+}
+
+/// The image that decides.
+fn image(change: &Change) -> &Tuple {
+    match change {
+        Change::Insert { new } | Change::Update { new, .. } => new,
+        Change::Delete { old } => old.tuple(),
+    }
+}
+
+fn lowered_tuple(tuple: &Tuple) -> Tuple {
+    let texts: Vec<Option<Vec<u8>>> = tuple
+        .values()
+        .map(|value| match value {
+            Value::Text(text) => Some(text.to_ascii_lowercase()),
+            Value::Null | Value::Unchanged => None,
+        })
+        .collect();
+    let values: Vec<Value<'_>> = texts.iter().map(|t| t.as_ref().map_or(Value::Null, |t| Value::Text(t))).collect();
+    Tuple::from_values(values.into_iter())
+}
