@@ -8,12 +8,13 @@ use rowcast::change::{Change, OldRow, Position, Relation, RelationColumn, RowCha
 use rowcast::filter::FilterError;
 use rowcast::policy::{Bound, DenyReason, Engine, Question, compile};
 
-use super::claims::{ROLES, Who};
+use super::claims::ROLES;
 use super::column::quote;
 use super::evaluator::{Checked, Evaluator, Said, said};
 use super::filters::Filter;
 use super::json::{members, normal};
 use super::round::{Round, Step};
+use super::rules::{Owed, Rules};
 use super::stage::{Seen, Stage, Truth, assume};
 
 /// What was compared.
@@ -60,6 +61,7 @@ const QUESTIONS: usize = 3;
 struct Check<'a> {
     round: &'a Round,
     truth: &'a Truth,
+    rules: Rules<'a>,
     evaluator: Evaluator,
     relation: Arc<Relation>,
     counts: Counts,
@@ -75,8 +77,9 @@ pub(super) async fn check(
     let truth = stage.begin(round).await?;
     let table = truth.catalog.find("public", &truth.name).expect("the table").clone();
     let relation = Arc::new(relation(&table));
-    let mut check =
-        Check { round, truth: &truth, evaluator, relation, counts: Counts::default(), differences: Vec::new() };
+    let rules = Rules { round, truth: &truth };
+    let (counts, differences) = (Counts::default(), Vec::new());
+    let mut check = Check { round, truth: &truth, rules, evaluator, relation, counts, differences };
     check.filters(stage).await;
     let bounds: BTreeMap<&str, Bound> = ROLES
         .iter()
@@ -133,12 +136,6 @@ impl Check<'_> {
         Tuple::from_values((0..tuple.len()).map(value))
     }
 
-    /// Whether the stream sends these columns of the image that decides.
-    fn sent<'b>(&self, step: Step, mut columns: impl Iterator<Item = &'b str>) -> bool {
-        let table = &self.round.table;
-        !step.is_delete() || table.full || columns.all(|name| table.key.contains(&table.find(name)))
-    }
-
     fn differ(&mut self, what: String, step: Option<Step>, who: Option<usize>, filter: Option<usize>) {
         self.differences.push(Difference { what, step, who, filter });
     }
@@ -173,7 +170,7 @@ impl Check<'_> {
                 }
             };
             for step in &self.round.steps {
-                let sent = self.sent(*step, filter.0.iter().map(|condition| condition.column.as_str()));
+                let sent = self.rules.sent(*step, filter.0.iter().map(|condition| condition.column.as_str()));
                 let expected = sent && truth[step.judged()];
                 let ours = self.evaluator.matches(checked, &self.change(*step));
                 self.counts.filters += 1;
@@ -187,6 +184,10 @@ impl Check<'_> {
 
     /// Postgres must refuse one of its conditions as well, with the same code.
     async fn refusal(&self, stage: &Stage, filter: &Filter, sqlstate: &str) -> Result<(), String> {
+        // Of a literal that is too long for a domain: an explicit cast would cut it.
+        if sqlstate == "22001" {
+            return Ok(());
+        }
         let mut states = Vec::new();
         for condition in &filter.0 {
             match stage.condition(self.round, self.truth, condition).await {
@@ -197,23 +198,6 @@ impl Check<'_> {
             }
         }
         Err(if states.is_empty() { "Postgres takes it".into() } else { format!("Postgres says {states:?}") })
-    }
-
-    /// All columns that policies for this role read; none if there is no row-level security for it.
-    fn policy_columns(&self, role: &str) -> Vec<&'static str> {
-        let table = &self.round.table;
-        if !table.row_security || role == "service_role" {
-            return Vec::new();
-        }
-        let applying = table.policies.iter().filter(|policy| policy.applies_to(role));
-        applying.flat_map(|policy| policy.columns().iter().copied()).collect()
-    }
-
-    /// Nothing raises, or it raises whatever the planner does.
-    fn is_exact(&self, who: &Who) -> bool {
-        let mut applying = self.round.table.policies.iter().filter(|policy| policy.applies_to(who.role()));
-        let single = matches!((applying.next(), applying.next()), (Some(policy), None) if policy.is_single());
-        !who.malformed || single
     }
 
     fn policies(&mut self, bounds: &BTreeMap<&str, Bound>) {
@@ -252,7 +236,7 @@ impl Check<'_> {
                 let ask = |i: &usize| {
                     asked && matches!(self.evaluator.judge(bound, &change, &self.round.who[*i].principal), Said::Ask)
                 };
-                let pure = !asked && self.sent(step, self.policy_columns(role).into_iter()) && self.may_read_key(role);
+                let pure = !asked && self.rules.has_evidence(step, role) && self.rules.may_read_key(role);
                 let indexes: Vec<usize> = indexes.iter().copied().filter(|i| pure || ask(i)).collect();
                 let principals = indexes.iter().map(|i| self.round.who[*i].principal.clone()).collect();
                 let row = RowChange {
@@ -270,25 +254,11 @@ impl Check<'_> {
         }
     }
 
-    fn may_read_key(&self, role: &str) -> bool {
-        self.round.table.key.iter().all(|i| self.truth.readable[role][*i])
-    }
-
-    /// What is shown of an old image of a DELETE.
-    fn identity(&self) -> Vec<usize> {
-        let table = &self.round.table;
-        if table.full { (0..table.columns.len()).collect() } else { table.key.clone() }
-    }
-
     fn verdict(&mut self, step: Step, change: &Change, index: usize, answer: &Said, asked: bool, of_all: &Bound) {
         let who = &self.round.who[index];
-        let readable = &self.truth.readable[who.role()];
-        let (truth, exact) = (self.truth.seen[index][step.judged()], self.is_exact(who));
-        let sent = self.sent(step, self.policy_columns(who.role()).into_iter());
-        let shows_something = match step {
-            Step::Delete(_) => self.identity().into_iter().any(|i| readable[i]),
-            Step::Insert(_) | Step::Update(..) => self.may_read_key(who.role()),
-        };
+        let (truth, exact) = (self.truth.seen[index][step.judged()], self.rules.is_exact(who));
+        let sent = self.rules.has_evidence(step, who.role());
+        let shows_something = self.rules.shows_something(step, who.role());
         let agrees = match answer {
             Said::Yes(_) => shows_something && (truth == Seen::Yes || (asked && !exact && truth == Seen::Raises)),
             Said::No(DenyReason::NoGrant) => !shows_something,
@@ -316,26 +286,26 @@ impl Check<'_> {
             let change =
                 RowChange { relation: self.relation.clone(), position: Position::default(), change: change.clone() };
             let data = self.evaluator.data(&self.truth.catalog, &change, permit, of_all);
-            if let Err(why) = self.json(step, index, exact, &data) {
+            if let Err(why) = self.json(step, index, &data) {
                 self.differ(format!("{why} in {data}"), Some(step), Some(index), None);
             }
         }
     }
 
-    fn json(&self, step: Step, who: usize, exact: bool, data: &str) -> Result<(), String> {
+    fn json(&self, step: Step, who: usize, data: &str) -> Result<(), String> {
         let data = members(data);
-        let readable = &self.truth.readable[self.round.who[who].role()];
-        let may = |columns: Vec<usize>| columns.into_iter().filter(|i| readable[*i]).collect::<Vec<usize>>();
-        let all = may((0..readable.len()).collect());
-        let key = may(self.round.table.key.clone());
+        let all = self.rules.readable(who, &self.rules.all());
+        let key = self.rules.readable(who, &self.round.table.key);
         let (kind, new, old) = match step {
             Step::Insert(row) => ("INSERT", Some((row, all)), None),
-            Step::Delete(row) => ("DELETE", None, Some((row, may(self.identity())))),
+            Step::Delete(row) => ("DELETE", None, Some((row, self.rules.readable(who, &self.rules.identity())))),
             Step::Update(from, to) => {
-                let widened = self.round.table.full && self.truth.seen[who][from] == Seen::Yes;
-                // Whether the old row passes may be the planner's affair.
-                let narrow = self.object(&data, "old_record", Some((from, key.clone()))).is_ok();
-                let old = if widened && (exact || !narrow) { all.clone() } else { key };
+                let wide = match self.rules.widened(from, who) {
+                    Owed::Must => true,
+                    Owed::Not => false,
+                    Owed::May => self.object(&data, "old_record", Some((from, key.clone()))).is_err(),
+                };
+                let old = if wide { all.clone() } else { key };
                 ("UPDATE", Some((to, all)), Some((from, old)))
             }
         };
@@ -369,9 +339,10 @@ impl Check<'_> {
         let (row, columns) = expected;
         let table = &self.round.table;
         for i in &columns {
-            let (column, json) = (&table.columns[*i], &self.truth.json[row][*i]);
+            let column = &table.columns[*i];
+            let json = normal(&self.truth.json[row][*i], column.kind.floating);
             let ours = found.get(&column.name).map(|value| normal(value.get(), column.kind.floating));
-            if ours.as_ref() != Some(json) {
+            if ours.as_ref() != Some(&json) {
                 return Err(format!("{name}.{} is {ours:?}, expected {json}", column.name));
             }
         }

@@ -17,8 +17,8 @@ pub(super) const ROLES: [&str; 4] = ["authenticated", "anon", "clerk", "service_
 #[derive(Debug, Clone)]
 pub(super) struct Who {
     pub(super) principal: Arc<Principal>,
-    /// Some claim makes a cast in some policy raise.
-    pub(super) malformed: bool,
+    /// Claims that make a cast raise.
+    pub(super) malformed: Vec<&'static str>,
 }
 
 impl Who {
@@ -29,32 +29,32 @@ impl Who {
     pub(super) fn generate(dice: &mut Dice) -> Who {
         let role = if dice.percent(70) { ROLES[0] } else { *dice.one(&ROLES) };
         let mut claims = Map::new();
-        let mut malformed = false;
-        let mut set = |name: &str, (value, bad): (Option<Value>, bool)| {
-            malformed |= bad;
+        let mut set = |name: &str, value: Option<Value>| {
             if let Some(value) = value {
                 claims.insert(name.to_owned(), value);
             }
         };
-        set("sub", subject(dice));
-        set("org", org(dice));
+        let (sub, bad_sub) = subject(dice);
+        set("sub", sub);
+        let (number, bad_org) = org(dice);
+        set("org", number);
         let email = dice.one(&["Ann@Example.com", "ann@example.com", "7", ""]);
-        set("email", (dice.percent(80).then(|| json!(email)), false));
-        let nested = org(dice);
+        set("email", dice.percent(80).then(|| json!(email)));
         let metadata = match dice.below(6) {
             0 => None,
             1 => Some(Value::Null),
             2 => Some(json!(7)),
-            _ => Some(nested.0.map_or(json!({}), |org| json!({ "org": org }))),
+            _ => Some(org(dice).0.map_or(json!({}), |org| json!({ "org": org }))),
         };
-        set("app_metadata", (metadata, nested.1));
-        claims.insert("role".into(), json!(role));
-        Who::new(claims, malformed)
+        set("app_metadata", metadata);
+        set("role", Some(json!(role)));
+        let malformed = [("sub", bad_sub), ("org", bad_org)].into_iter().filter(|(_, bad)| *bad);
+        Who::new(claims, &malformed.map(|(name, _)| name).collect::<Vec<_>>())
     }
 
-    pub(super) fn new(claims: Map<String, Value>, malformed: bool) -> Who {
+    pub(super) fn new(claims: Map<String, Value>, malformed: &[&'static str]) -> Who {
         let principal = Principal::new(claims, i64::MAX).expect("claims with a role");
-        Who { principal: Arc::new(principal), malformed }
+        Who { principal: Arc::new(principal), malformed: malformed.to_vec() }
     }
 }
 

@@ -10,8 +10,8 @@ pub(super) fn normal(json: &str, floating: bool) -> String {
     match json.as_bytes().first() {
         Some(b'{') => {
             let members: BTreeMap<String, Box<RawValue>> = parse(json);
-            let member = |(key, value): (&String, &Box<RawValue>)| format!("{key:?}:{}", normal(value.get(), floating));
-            format!("{{{}}}", members.iter().map(member).collect::<Vec<_>>().join(","))
+            let members = members.iter().map(|(key, value)| format!("{key:?}:{}", normal(value.get(), floating)));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
         }
         Some(b'[') => {
             let elements: Vec<Box<RawValue>> = parse(json);

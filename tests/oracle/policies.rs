@@ -133,6 +133,12 @@ impl Policy {
         self.command != "update" && (self.roles == "public" || self.roles.split(", ").any(|named| named == role))
     }
 
+    /// Whether it casts this claim to a type that not every text fits.
+    pub(super) fn casts(&self, claim: &str) -> bool {
+        let sql = self.template.sql;
+        sql.contains(&format!("'{claim}')::")) || (claim == "sub" && sql.contains("auth.uid()"))
+    }
+
     /// Alone, it raises whenever its claim can't be cast; among others that is the planner's affair.
     pub(super) fn is_single(&self) -> bool {
         self.template.single

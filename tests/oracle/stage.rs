@@ -18,7 +18,6 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 use super::claims::{ROLES, Who};
 use super::column::TYPES;
 use super::filters::{Condition, Filter};
-use super::json::normal;
 use super::policies::ACL;
 use super::round::Round;
 use crate::support::TestPg;
@@ -40,7 +39,7 @@ pub(super) struct Stage {
     pub(super) asker: Asker,
     tables: u32,
     // Dropped last.
-    _pg: TestPg,
+    pub(super) pg: TestPg,
 }
 
 /// What Postgres says of a round.
@@ -49,7 +48,7 @@ pub(super) struct Truth {
     pub(super) catalog: Catalog,
     /// As the stream would send them.
     pub(super) images: Vec<Tuple>,
-    /// `to_jsonb` of each value, by image and column, in one form.
+    /// `to_jsonb` of each value, by image and column.
     pub(super) json: Vec<Vec<String>>,
     /// By role, for each column.
     pub(super) readable: BTreeMap<String, Vec<bool>>,
@@ -58,7 +57,7 @@ pub(super) struct Truth {
 }
 
 /// Types, roles and tables that all rounds need.
-pub(super) fn setup() -> String {
+fn setup() -> String {
     format!(
         "create role clerk nologin; grant usage on schema public, auth to clerk;
          {TYPES} {ACL}"
@@ -69,25 +68,29 @@ impl Stage {
     /// In a database whose default collation is ICU's, where the server can have one.
     pub(super) async fn new() -> Stage {
         let pg = TestPg::start().await;
-        let mut database = "postgres";
-        if pg.major() >= 15 {
-            pg.exec("create database oracle template template0 locale_provider icu icu_locale 'en-US' locale 'C.UTF-8' encoding 'UTF8'").await;
-            database = "oracle";
+        if pg.major() < 15 {
+            return Stage::on(pg, "postgres").await;
         }
+        let template = "template0 locale_provider icu icu_locale 'en-US' locale 'C.UTF-8' encoding 'UTF8'";
+        pg.exec(&format!("create database oracle template {template}")).await;
+        Stage::on(pg, "oracle").await
+    }
+
+    /// In the database that relays work in.
+    pub(super) async fn for_relay() -> Stage {
+        Stage::on(TestPg::start().await, "postgres").await
+    }
+
+    async fn on(pg: TestPg, database: &str) -> Stage {
         let url = format!("postgres://postgres:test@127.0.0.1:{}/{database}", pg.port());
         let config = PgConfig::from_url(&url).expect("a good URL");
         let mut client = config.connect().await.expect("a connection");
-        if database != "postgres" {
-            rowcast::migrate::up(&mut client).await.expect("the migrations run");
-        }
+        rowcast::migrate::up(&mut client).await.expect("the migrations run");
         client.batch_execute(&setup()).await.expect("the setup runs");
-        let ask = AskConfig {
-            deadline: Duration::from_secs(20),
-            statement_timeout: Duration::from_secs(10),
-            ..AskConfig::default()
-        };
+        let (deadline, statement_timeout) = (Duration::from_secs(20), Duration::from_secs(10));
+        let ask = AskConfig { deadline, statement_timeout, ..AskConfig::default() };
         let asker = Asker::new(config.pool().expect("a pool"), ask, Arc::new(Metrics::new()));
-        Stage { client, validator: Validator::new(config.pool().expect("a pool")), asker, tables: 0, _pg: pg }
+        Stage { client, validator: Validator::new(config.pool().expect("a pool")), asker, tables: 0, pg }
     }
 
     /// Makes the round's tables and asks everything that is known beforehand.
@@ -111,10 +114,7 @@ impl Stage {
         let tuples = rows.iter().map(tuple).collect();
         let jsons: Vec<String> = table.columns.iter().map(|c| format!("{}::text", c.kind.json(&c.quoted()))).collect();
         let rows = self.rows(&format!("select {} from {images} order by n", jsons.join(", "))).await?;
-        let floating = |i: usize| table.kind(i).floating;
-        let json = |row: &SimpleQueryRow| {
-            (0..columns.len()).map(|i| row.get(i).map_or("null".into(), |text| normal(text, floating(i)))).collect()
-        };
+        let json = |row: &SimpleQueryRow| (0..columns.len()).map(|i| row.get(i).unwrap_or("null").to_owned()).collect();
         let json = rows.iter().map(json).collect();
         let readable = self.readable(&images, &columns.len()).await?;
         let mut seen = Vec::new();

@@ -1,6 +1,6 @@
 //! A generated table, and the statements that make it.
 
-use super::column::{self, Column, KINDS, Kind, quote};
+use super::column::{self, Column, KINDS, quote};
 use super::dice::Dice;
 use super::policies::Policy;
 
@@ -130,9 +130,5 @@ impl Table {
             *key -= usize::from(*key > index);
         }
         Some(table)
-    }
-
-    pub(super) fn kind(&self, index: usize) -> &'static Kind {
-        self.columns[index].kind
     }
 }
