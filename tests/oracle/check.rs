@@ -6,9 +6,10 @@ use std::sync::Arc;
 use rowcast::catalog::Table as CatalogTable;
 use rowcast::change::{Change, OldRow, Position, Relation, RelationColumn, RowChange, Tuple, Value};
 use rowcast::filter::FilterError;
+use rowcast::pgtype::canonical;
 use rowcast::policy::{Bound, DenyReason, Engine, Question, compile};
 
-use super::claims::ROLES;
+use super::claims::{ROLES, Who};
 use super::column::quote;
 use super::evaluator::{Checked, Evaluator, Said, said};
 use super::filters::Filter;
@@ -125,9 +126,14 @@ impl Check<'_> {
             Step::Update(from, to) => {
                 let same = table.key.iter().all(|i| images[from].get(*i) == images[to].get(*i));
                 let old = (table.full || !same).then(|| old(from));
-                Change::Update { new: images[to].clone(), old }
+                Change::Update { new: self.touched(step, &images[to]), old }
             }
         }
+    }
+
+    fn touched(&self, step: Step, new: &Tuple) -> Tuple {
+        let value = |i| if self.rules.is_untouched(step, i) { Value::Unchanged } else { new.get(i) };
+        Tuple::from_values((0..new.len()).map(value))
     }
 
     fn key_only(&self, tuple: &Tuple) -> Tuple {
@@ -177,6 +183,8 @@ impl Check<'_> {
                 if ours != expected {
                     let what = format!("we say {ours}, Postgres {expected}");
                     self.differ(what, Some(*step), None, Some(*index));
+                } else if ours && !has_key(checked, &self.truth.images[step.judged()]) {
+                    self.differ("a match has another hash key".into(), Some(*step), None, Some(*index));
                 }
             }
         }
@@ -209,6 +217,16 @@ impl Check<'_> {
                     Said::Ask => {}
                     answer => {
                         self.counts.in_memory += 1;
+                        if matches!(answer, Said::Yes(Some(_)))
+                            && !is_owner(bound, &self.truth.images[step.judged()], who)
+                        {
+                            self.differ(
+                                "a permit for another than the key's owner".into(),
+                                Some(*step),
+                                Some(index),
+                                None,
+                            );
+                        }
                         self.verdict(*step, &change, index, &answer, false, &bounds["service_role"]);
                     }
                 }
@@ -296,8 +314,10 @@ impl Check<'_> {
         let data = members(data);
         let all = self.rules.readable(who, &self.rules.all());
         let key = self.rules.readable(who, &self.round.table.key);
+        let named = all.clone();
+        let new = self.rules.readable(who, &self.rules.new_columns(step));
         let (kind, new, old) = match step {
-            Step::Insert(row) => ("INSERT", Some((row, all)), None),
+            Step::Insert(row) => ("INSERT", Some((row, new)), None),
             Step::Delete(row) => ("DELETE", None, Some((row, self.rules.readable(who, &self.rules.identity())))),
             Step::Update(from, to) => {
                 let wide = match self.rules.widened(from, who) {
@@ -305,13 +325,13 @@ impl Check<'_> {
                     Owed::Not => false,
                     Owed::May => self.object(&data, "old_record", Some((from, key.clone()))).is_err(),
                 };
-                let old = if wide { all.clone() } else { key };
-                ("UPDATE", Some((to, all)), Some((from, old)))
+                let old = if wide { all } else { key };
+                ("UPDATE", Some((to, new)), Some((from, old)))
             }
         };
         let named = match (&new, &old) {
-            (Some((_, columns)), _) | (None, Some((_, columns))) => columns.clone(),
-            (None, None) => Vec::new(),
+            (None, Some((_, columns))) => columns.clone(),
+            _ => named,
         };
         self.object(&data, "record", new)?;
         self.object(&data, "old_record", old)?;
@@ -351,6 +371,25 @@ impl Check<'_> {
             return Err(format!("{name} has too much: {names:?}"));
         }
         Ok(())
+    }
+}
+
+/// By this key the hub finds the filters that a row may match.
+fn has_key(checked: &Checked, image: &Tuple) -> bool {
+    let Checked::Predicate(predicate) = checked else { return true };
+    let Some((index, key, equality)) = predicate.eq_key() else { return true };
+    match image.get(index) {
+        Value::Text(text) => canonical(equality, text).is_some_and(|text| *text == *key),
+        Value::Null | Value::Unchanged => false,
+    }
+}
+
+/// By this key the hub finds the owners of a row.
+fn is_owner(bound: &Bound, image: &Tuple, who: &Who) -> bool {
+    let (Some(key), Some(index)) = (bound.plan().owner_key(), bound.key_column_index()) else { return true };
+    match (image.get(index), key.value(&who.principal)) {
+        (Value::Text(text), Some(value)) => *text == *value,
+        _ => false,
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Kind {
     pub(super) floating: bool,
     /// LIKE and the others are worth a try.
     pub(super) textual: bool,
+    /// Some values are stored out of line, and not sent if an UPDATE doesn't touch them.
+    pub(super) large: bool,
 }
 
 const fn kind(
@@ -27,7 +29,7 @@ const fn kind(
     values: &'static [&'static str],
     literals: &'static [&'static str],
 ) -> Kind {
-    Kind { sql, cast, values, literals, generate: None, floating: false, textual: false }
+    Kind { sql, cast, values, literals, generate: None, floating: false, textual: false, large: false }
 }
 
 const fn text(sql: &'static str, cast: &'static str) -> Kind {
@@ -94,7 +96,8 @@ pub(super) static OWNER: Kind = kind(
 );
 pub(super) static FLAG: Kind = kind("bool", "bool", &["t", "f"], &["true", "off", "yes", "1", " f ", "maybe"]);
 /// What an owner column of type text may be.
-pub(super) static OWNER_TEXTS: [Kind; 4] = [
+pub(super) static OWNER_TEXTS: [Kind; 5] = [
+    Kind { large: true, ..owner_text("text") },
     owner_text("text"),
     owner_text("text collate \"C\""),
     owner_text("varchar(60) collate \"en-x-icu\""),
@@ -140,6 +143,7 @@ const fn owner_text(sql: &'static str) -> Kind {
 #[rustfmt::skip]
 pub(super) static KINDS: &[Kind] = &[
     text("text", "text"),
+    Kind { large: true, ..text("text", "text") },
     text("text collate \"C\"", "text"),
     text("text collate \"en-x-icu\"", "text"),
     text("text collate oracle_nocase", "text"),
@@ -216,6 +220,9 @@ fn uuids(dice: &mut Dice) -> String {
 impl Kind {
     /// An input literal for a row.
     pub(super) fn value(&self, dice: &mut Dice) -> String {
+        if self.large && dice.percent(35) {
+            return dice.one(&["L", "l"]).repeat(OUT_OF_LINE);
+        }
         match self.generate {
             Some(generate) if self.values.is_empty() || dice.percent(50) => fit(self, generate(dice)),
             _ => fit(self, (*dice.one(self.values)).to_owned()),
@@ -235,6 +242,14 @@ impl Kind {
     pub(super) fn json(&self, column: &str) -> String {
         if self.sql == "bytea" { format!("to_jsonb(encode({column}, 'hex'))") } else { format!("to_jsonb({column})") }
     }
+}
+
+/// Bytes of the large values. Postgres moves values out of line above some 2000 bytes a row.
+const OUT_OF_LINE: usize = 3000;
+
+/// Whether an UPDATE that doesn't touch this value leaves it out of the stream.
+pub(super) fn is_out_of_line(value: Option<&String>) -> bool {
+    value.is_some_and(|value| value.len() >= OUT_OF_LINE)
 }
 
 /// Cuts a text to the length of its column; blanks at the end would be cut anyway.

@@ -115,7 +115,7 @@ async fn end_to_end_each_subscriber_receives_what_postgres_says_he_may_see() {
     let (started, mut counts, mut scenes) = (Instant::now(), wire::Counts::default(), 0u32);
     while let Some(seed) = budget.next() {
         println!("oracle: scene {seed}");
-        match wire::run(seed).await {
+        match wire::run(seed, None).await {
             Ok(found) => counts.add(found),
             Err(why) => panic!("end to end, with ROWCAST_ORACLE_SEED={seed}: {why}"),
         }
@@ -123,6 +123,19 @@ async fn end_to_end_each_subscriber_receives_what_postgres_says_he_may_see() {
     }
     println!("oracle: {scenes} scenes in {:.1?}, {counts:?}", started.elapsed());
     assert!(counts.owed > 100 * scenes as usize, "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_that_is_lost_repeated_or_changed_is_found() {
+    let spoils: [(wire::Spoil, &str); 3] = [
+        (|received| drop(received.pop()), "1 missing, 0 too many"),
+        (|received| received.extend(received.first().cloned()), "0 missing, 1 too many"),
+        (|received| received[0].data["record"]["n"] = "another".into(), "1 missing, 1 too many"),
+    ];
+    for (spoil, says) in spoils {
+        let why = wire::run(SCENES.start, Some(spoil)).await.expect_err(says);
+        assert!(why.contains(says), "{why}");
+    }
 }
 
 /// The oracle must find the fault within the suite's own seeds.

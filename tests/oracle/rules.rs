@@ -1,6 +1,7 @@
 //! What a subscriber is owed of a change, by what Postgres says of its images.
 
 use super::claims::Who;
+use super::column::is_out_of_line;
 use super::round::{Round, Step};
 use super::stage::{Seen, Truth};
 
@@ -18,10 +19,30 @@ pub(super) enum Owed {
 }
 
 impl Rules<'_> {
-    /// Whether the stream sends these columns of the image that decides.
+    /// Whether the stream sends these columns of the image that decides, or they are in a complete old row.
     pub(super) fn sent<'b>(&self, step: Step, mut columns: impl Iterator<Item = &'b str>) -> bool {
         let table = &self.round.table;
-        !step.is_delete() || table.full || columns.all(|name| table.key.contains(&table.find(name)))
+        columns.all(|name| {
+            let column = table.find(name);
+            table.full || if step.is_delete() { table.key.contains(&column) } else { !self.is_untouched(step, column) }
+        })
+    }
+
+    /// An UPDATE leaves this value where it is, out of line.
+    pub(super) fn is_untouched(&self, step: Step, column: usize) -> bool {
+        let rows = &self.round.rows;
+        match step {
+            Step::Update(from, to) => {
+                rows[from][column] == rows[to][column] && is_out_of_line(rows[to][column].as_ref())
+            }
+            Step::Insert(_) | Step::Delete(_) => false,
+        }
+    }
+
+    /// The columns of the new row that can be shown.
+    pub(super) fn new_columns(&self, step: Step) -> Vec<usize> {
+        let full = self.round.table.full;
+        self.all().into_iter().filter(|column| full || !self.is_untouched(step, *column)).collect()
     }
 
     /// Whether the stream sends all that policies for this role read.

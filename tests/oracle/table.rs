@@ -95,6 +95,9 @@ impl Table {
             columns.join(", "),
             granted.join(", ")
         );
+        for column in self.columns.iter().filter(|column| column.kind.large) {
+            sql.push_str(&format!("alter table public.{name} alter {} set storage external;\n", column.quoted()));
+        }
         if self.row_security {
             sql.push_str(&format!("alter table public.{name} enable row level security;\n"));
         }

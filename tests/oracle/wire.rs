@@ -73,8 +73,11 @@ struct Due {
     filter: Option<usize>,
 }
 
+/// Spoils what one of the subscribers received, to see that it is noticed.
+pub(super) type Spoil = fn(&mut Vec<Change>);
+
 /// Runs one scene. The error says what differs, with the SQL to see it again.
-pub(super) async fn run(seed: u64) -> Result<Counts, String> {
+pub(super) async fn run(seed: u64, spoil: Option<Spoil>) -> Result<Counts, String> {
     let mut stage = Stage::for_relay().await;
     stage.pg.exec(MARKS).await;
     let mut dice = Dice::new(seed);
@@ -111,7 +114,10 @@ pub(super) async fn run(seed: u64) -> Result<Counts, String> {
     counts.changes += changes.len();
     mark(&stage, "end").await;
     for (index, (phone, entries)) in phones.iter_mut().enumerate() {
-        let received = phone.changes_before("end").await;
+        let mut received = phone.changes_before("end").await;
+        if let Some(spoil) = spoil.filter(|_| index == 0) {
+            spoil(&mut received);
+        }
         counts.received += received.len();
         let due: Vec<Due> = changes.iter().flat_map(|change| due(&parts, entries, index, *change)).collect();
         counts.owed += due.iter().filter(|due| due.must).count();
@@ -279,8 +285,11 @@ fn statement(part: &Part, step: Step) -> String {
         Step::Insert(row) => table.insert(name, &[&rows[row]]),
         Step::Delete(row) => format!("delete from public.{name} where n = {row}"),
         Step::Update(from, to) => {
-            let values = table.columns.iter().zip(table.literals(&rows[to]));
-            let values: Vec<String> = values.map(|(column, value)| format!("{} = {value}", column.quoted())).collect();
+            // What stays is not mentioned, so that a value out of line stays where it is.
+            let values = table.columns.iter().zip(table.literals(&rows[to])).enumerate();
+            let values = values.filter(|(i, _)| rows[from][*i] != rows[to][*i]);
+            let values: Vec<String> =
+                values.map(|(_, (column, value))| format!("{} = {value}", column.quoted())).collect();
             format!("update public.{name} set {} where n = {from}", values.join(", "))
         }
     }
@@ -312,28 +321,30 @@ fn due(parts: &[Part], entries: &[Entry], who: usize, (part, step): (usize, Step
             columns
         };
         let (all, key) = (shown(rules.all()), shown(round.table.key.clone()));
+        let new = shown(rules.new_columns(step));
         let mut ids: Vec<i64> = entries.iter().map(|entry| entry.id).collect();
         ids.sort_unstable();
         ids.dedup();
-        let form = |new: Option<(usize, &[usize])>, old: Option<(usize, &[usize])>| {
+        let form = |named: &[usize], new: Option<(usize, &[usize])>, old: Option<(usize, &[usize])>| {
             let object = |of: (usize, &[usize])| {
                 let value = |i: &usize| (round.table.columns[*i].name.clone(), single(&truth.json[of.0][*i]));
                 of.1.iter().map(value).collect::<BTreeMap<String, String>>()
             };
-            let named = new.or(old).map_or(&[][..], |(_, columns)| columns);
             let named = named.iter().map(|i| round.table.columns[*i].name.clone()).collect();
             print(&truth.name, kind(step), &ids, named, new.map(object), old.map(object))
         };
         let forms = match step {
-            Step::Insert(row) => vec![form(Some((row, &all)), None)],
-            Step::Delete(row) => vec![form(None, Some((row, &shown(rules.identity()))))],
+            Step::Insert(row) => vec![form(&all, Some((row, &new)), None)],
+            Step::Delete(row) => {
+                let identity = shown(rules.identity());
+                vec![form(&identity, None, Some((row, &identity)))]
+            }
             Step::Update(from, to) => {
-                let (narrow, wide) =
-                    (form(Some((to, &all)), Some((from, &key))), form(Some((to, &all)), Some((from, &all))));
+                let with = |old: &[usize]| form(&all, Some((to, &new)), Some((from, old)));
                 match rules.widened(from, who) {
-                    Owed::Must => vec![wide],
-                    Owed::May => vec![narrow, wide],
-                    Owed::Not => vec![narrow],
+                    Owed::Must => vec![with(&all)],
+                    Owed::May => vec![with(&key), with(&all)],
+                    Owed::Not => vec![with(&key)],
                 }
             }
         };
