@@ -10,13 +10,12 @@ use rowcast::pgtype::canonical;
 use rowcast::policy::{Bound, DenyReason, Engine, Question, compile};
 
 use super::claims::{ROLES, Who};
-use super::column::quote;
 use super::evaluator::{Checked, Evaluator, Said, said};
 use super::filters::Filter;
 use super::json::{members, normal};
 use super::round::{Round, Step};
 use super::rules::{Owed, Rules};
-use super::stage::{Seen, Stage, Truth, assume};
+use super::stage::{Seen, Stage, Truth};
 
 /// What was compared.
 #[derive(Debug, Default, Clone, Copy)]
@@ -24,6 +23,8 @@ pub(super) struct Counts {
     pub(super) filters: u64,
     pub(super) refused: u64,
     pub(super) unsupported: u64,
+    /// Left to Postgres, which the end-to-end scenes look at.
+    pub(super) open: u64,
     pub(super) in_memory: u64,
     pub(super) asked: u64,
     pub(super) permits: u64,
@@ -36,6 +37,7 @@ impl Counts {
         self.filters += other.filters;
         self.refused += other.refused;
         self.unsupported += other.unsupported;
+        self.open += other.open;
         self.in_memory += other.in_memory;
         self.asked += other.asked;
         self.permits += other.permits;
@@ -152,7 +154,6 @@ impl Check<'_> {
             let checked = self.evaluator.check(&stage.validator, &self.truth.catalog, &self.relation, filter).await;
             match checked {
                 Ok(checked) => accepted.push((index, checked)),
-                // NOT_IN_MEMORY: see mod.rs.
                 Err(FilterError::Unsupported(_)) if super::UNSUPPORTED_IS_ALLOWED => self.counts.unsupported += 1,
                 Err(FilterError::Refused { sqlstate, message }) => {
                     self.counts.refused += 1;
@@ -178,7 +179,10 @@ impl Check<'_> {
             for step in &self.round.steps {
                 let sent = self.rules.sent(*step, filter.0.iter().map(|condition| condition.column.as_str()));
                 let expected = sent && truth[step.judged()];
-                let ours = self.evaluator.matches(checked, &self.change(*step));
+                let Some(ours) = self.evaluator.matches(checked, &self.change(*step)) else {
+                    self.counts.open += 1;
+                    continue;
+                };
                 self.counts.filters += 1;
                 if ours != expected {
                     let what = format!("we say {ours}, Postgres {expected}");
@@ -391,45 +395,4 @@ fn is_owner(bound: &Bound, image: &Tuple, who: &Who) -> bool {
         (Value::Text(text), Some(value)) => *text == *value,
         _ => false,
     }
-}
-
-/// SQL to see it again, by hand.
-pub(super) fn repeat(round: &Round, difference: &Difference) -> String {
-    let rows: Vec<_> = round.rows.iter().collect();
-    let mut sql = format!("-- {} (seed {})\n", difference.what.replace('\n', " "), round.seed);
-    sql.push_str(&round.table.create("t"));
-    sql.push_str(&round.table.insert("t", &rows));
-    if let Some(step) = difference.step {
-        sql.push_str(&format!("-- the change is {step:?}, by n\n"));
-    }
-    if let Some(who) = difference.who {
-        sql.push_str(&assume(&round.who[who]));
-        sql.push_str("select n from public.t; rollback;\n");
-    }
-    if let Some(filter) = difference.filter {
-        let filter = &round.filters[filter];
-        sql.push_str(&format!("-- the filter is {}\n", quote(&filter.text())));
-        sql.push_str(&format!("select n, {} from public.t;\n", filter.sql(&round.table)));
-    }
-    sql
-}
-
-/// The same difference with as little as possible around it.
-pub(super) async fn minimise(stage: &mut Stage, round: &Round, found: &Difference, evaluator: Evaluator) -> String {
-    let mut best = (round.clone(), found.clone());
-    let mut next = vec![round.narrowed(found.step, found.who, found.filter)];
-    while !next.is_empty() {
-        let mut smaller = Vec::new();
-        for candidate in next {
-            if let Ok((_, differences)) = check(stage, &candidate, evaluator).await
-                && let Some(difference) = differences.into_iter().next()
-            {
-                smaller = candidate.smaller();
-                best = (candidate, difference);
-                break;
-            }
-        }
-        next = smaller;
-    }
-    repeat(&best.0, &best.1)
 }

@@ -81,24 +81,19 @@ impl Evaluator {
             }
             return Ok(Checked::Each(each));
         }
-        match (validator.validate(&conditions, &columns, catalog.types()).await, &filter.0[..]) {
-            (Ok(predicate), _) => Ok(Checked::Predicate(bind(predicate))),
-            (Err(FilterError::Unsupported(why)), [only]) if self.0 == Some(Fault::Bytes) => {
-                let index = relation.column(&only.column).expect("the column");
-                let is_text = matches!(relation.columns[index].type_oid, oid::TEXT | oid::VARCHAR);
-                match only.literal() {
-                    Some(literal) if is_text && matches!(only.operator, "lt" | "lte" | "gt" | "gte") => {
-                        Ok(Checked::Bytes(index, only.operator, only.negated, literal.into()))
-                    }
-                    _ => Err(FilterError::Unsupported(why)),
-                }
+        if let (Some(Fault::Bytes), [only]) = (self.0, &filter.0[..]) {
+            let index = relation.column(&only.column).expect("the column");
+            let is_text = matches!(relation.columns[index].type_oid, oid::TEXT | oid::VARCHAR);
+            if let (true, "lt" | "lte" | "gt" | "gte", Some(literal)) = (is_text, only.operator, only.literal()) {
+                return Ok(Checked::Bytes(index, only.operator, only.negated, literal.into()));
             }
-            (Err(error), _) => Err(error),
         }
+        Ok(Checked::Predicate(bind(validator.validate(&conditions, &columns, catalog.types()).await?)))
     }
 
-    pub(super) fn matches(&self, checked: &Checked, change: &Change) -> bool {
-        match checked {
+    /// `None` if Postgres would be asked.
+    pub(super) fn matches(&self, checked: &Checked, change: &Change) -> Option<bool> {
+        Some(match checked {
             Checked::Predicate(predicate) => predicate.matches(change),
             Checked::Each(each) => each.iter().all(|(predicate, negated)| predicate.matches(change) != *negated),
             Checked::Bytes(index, operator, negated, literal) => match image(change).get(*index) {
@@ -114,7 +109,7 @@ impl Evaluator {
                 }
                 Value::Null | Value::Unchanged => false,
             },
-        }
+        })
     }
 
     pub(super) fn judge(&self, bound: &Bound, change: &Change, principal: &Principal) -> Said {

@@ -28,15 +28,17 @@ mod json;
 mod policies;
 mod round;
 mod rules;
+mod shrink;
 mod stage;
 mod table;
 mod wire;
 
 use std::time::{Duration, Instant};
 
-use check::{Counts, check, minimise};
+use check::{Counts, check};
 use evaluator::{Evaluator, Fault};
 use round::Round;
+use shrink::minimise;
 use stage::Stage;
 
 /// Filters that can't be judged in memory may be refused. Once Postgres is asked about them, false: then a refusal as "not

@@ -9,12 +9,13 @@ use rowcast::clock::Clock;
 use rowcast::dev::mint_token;
 use serde_json::{Map, Value, json};
 
-use super::check::{Difference, repeat};
+use super::check::Difference;
 use super::claims::Who;
 use super::dice::Dice;
 use super::json::normal;
 use super::round::{Round, Step};
 use super::rules::{Owed, Rules};
+use super::shrink::repeat;
 use super::stage::{Stage, Truth};
 use crate::support::token::SECRET;
 use crate::support::{Change, Relay};
