@@ -120,14 +120,18 @@ impl Check<'_> {
     fn change(&self, step: Step) -> Change {
         let (table, images) = (&self.round.table, &self.truth.images);
         let old = |row: usize| {
-            if table.full { OldRow::Full(images[row].clone()) } else { OldRow::KeyOnly(self.key_only(&images[row])) }
+            if table.is_full() {
+                OldRow::Full(images[row].clone())
+            } else {
+                OldRow::KeyOnly(self.key_only(&images[row]))
+            }
         };
         match step {
             Step::Insert(row) => Change::Insert { new: images[row].clone() },
             Step::Delete(row) => Change::Delete { old: old(row) },
             Step::Update(from, to) => {
-                let same = table.key.iter().all(|i| images[from].get(*i) == images[to].get(*i));
-                let old = (table.full || !same).then(|| old(from));
+                let same = table.identity_columns().iter().all(|i| images[from].get(*i) == images[to].get(*i));
+                let old = (table.is_full() || !same).then(|| old(from));
                 Change::Update { new: self.touched(step, &images[to]), old }
             }
         }
@@ -139,7 +143,7 @@ impl Check<'_> {
     }
 
     fn key_only(&self, tuple: &Tuple) -> Tuple {
-        let key = &self.round.table.key;
+        let key = self.round.table.identity_columns();
         let value = |i| if key.contains(&i) { tuple.get(i) } else { Value::Null };
         Tuple::from_values((0..tuple.len()).map(value))
     }
@@ -317,7 +321,7 @@ impl Check<'_> {
     fn json(&self, step: Step, who: usize, data: &str) -> Result<(), String> {
         let data = members(data);
         let all = self.rules.readable(who, &self.rules.all());
-        let key = self.rules.readable(who, &self.round.table.key);
+        let key = self.rules.readable(who, &self.round.table.identity_columns());
         let named = all.clone();
         let new = self.rules.readable(who, &self.rules.new_columns(step));
         let (kind, new, old) = match step {

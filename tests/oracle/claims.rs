@@ -11,6 +11,9 @@ pub(super) const ALICE: &str = "a11ce000-0000-4000-8000-00000000000a";
 pub(super) const ALICE_UPPER: &str = "A11CE000-0000-4000-8000-00000000000A";
 pub(super) const BOB: &str = "b0b00000-0000-4000-8000-00000000000b";
 
+/// An address that wants quoting wherever it goes.
+pub(super) const ODD: &str = "Ünï 'x' \"q\" \\b@é";
+
 /// `clerk` may read some columns; `service_role` is above row-level security.
 pub(super) const ROLES: [&str; 4] = ["authenticated", "anon", "clerk", "service_role"];
 
@@ -38,7 +41,7 @@ impl Who {
         set("sub", sub);
         let (number, bad_org) = org(dice);
         set("org", number);
-        let email = dice.one(&["Ann@Example.com", "ann@example.com", "7", ""]);
+        let email = dice.one(&["Ann@Example.com", "ann@example.com", "7", "", ODD]);
         set("email", dice.percent(80).then(|| json!(email)));
         let metadata = match dice.below(6) {
             0 => None,

@@ -132,6 +132,7 @@ const fn owner_text(sql: &'static str) -> Kind {
         super::claims::BOB,
         "7",
         "Ann@Example.com",
+        super::claims::ODD,
         "ann@example.com",
         "",
         "authenticated",

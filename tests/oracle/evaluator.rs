@@ -5,7 +5,7 @@
 use rowcast::catalog::{Catalog, Table as CatalogTable};
 use rowcast::change::{Change, OldRow, Relation, RowChange, Timestamp, Tuple, Value};
 use rowcast::claims::Principal;
-use rowcast::filter::{self, BoundPredicate, ColumnSpec, FilterError, Predicate, Validator};
+use rowcast::filter::{self, BoundPredicate, ColumnSpec, FilterError, Operator, Predicate, Validator};
 use rowcast::gateway::encode::{RowShape, write_data};
 use rowcast::pgtype::{oid, type_name};
 use rowcast::policy::{Bound, DenyReason, Judged, Permit, UndecidedReason, Verdict};
@@ -37,8 +37,8 @@ pub(super) struct Evaluator(pub(super) Option<Fault>);
 /// A filter that was accepted.
 pub(super) enum Checked {
     Predicate(BoundPredicate),
-    /// Each condition without its `not`, and whether it had one.
-    Each(Vec<(BoundPredicate, bool)>),
+    /// Each condition, and the column whose NULL would make it hold.
+    Each(Vec<(BoundPredicate, Option<usize>)>),
     /// Of bytes: column, operator, negated, literal.
     Bytes(usize, &'static str, bool, Vec<u8>),
 }
@@ -75,9 +75,10 @@ impl Evaluator {
         let bind = |predicate: Predicate| predicate.bind(&relation).expect("it is the relation that was checked");
         if self.0 == Some(Fault::NullIsFalse) {
             let mut each = Vec::new();
-            for mut condition in conditions {
-                let negated = std::mem::take(&mut condition.negated);
-                each.push((bind(validator.validate(&[condition], &columns, catalog.types()).await?), negated));
+            for condition in conditions {
+                let sees_null = matches!(condition.operator, Operator::Is | Operator::IsDistinct);
+                let fooled = (condition.negated && !sees_null).then(|| relation.column(&condition.column)).flatten();
+                each.push((bind(validator.validate(&[condition], &columns, catalog.types()).await?), fooled));
             }
             return Ok(Checked::Each(each));
         }
@@ -95,7 +96,11 @@ impl Evaluator {
     pub(super) fn matches(&self, checked: &Checked, change: &Change) -> Option<bool> {
         Some(match checked {
             Checked::Predicate(predicate) => predicate.matches(change),
-            Checked::Each(each) => each.iter().all(|(predicate, negated)| predicate.matches(change) != *negated),
+            Checked::Each(each) => each.iter().all(|(predicate, fooled)| {
+                let is_null = |column: usize| image(change).get(column) == Value::Null;
+                let real = !matches!(change, Change::Delete { old: OldRow::KeyOnly(_) });
+                predicate.matches(change) || (real && fooled.is_some_and(is_null))
+            }),
             Checked::Bytes(index, operator, negated, literal) => match image(change).get(*index) {
                 Value::Text(text) => {
                     let order = text.cmp(literal);
@@ -122,7 +127,7 @@ impl Evaluator {
             Some(Fault::OwnerCase) => {
                 let claims = serde_json::from_str(&principal.claims_json.to_lowercase()).expect("still JSON");
                 let lowered = Principal::new(claims, i64::MAX).expect("still a role");
-                return without_permit(judge(bound, &Change::Insert { new: lowered_tuple(image(change)) }, &lowered));
+                return without_permit(judge(bound, &in_lower_case(change), &lowered));
             }
             Some(Fault::NobodyOwnsNull) => {
                 if let (Some(key), Some(index)) = (bound.plan().owner_key(), bound.key_column_index()) {
@@ -194,14 +199,18 @@ fn image(change: &Change) -> &Tuple {
     }
 }
 
-fn lowered_tuple(tuple: &Tuple) -> Tuple {
-    let texts: Vec<Option<Vec<u8>>> = tuple
-        .values()
-        .map(|value| match value {
-            Value::Text(text) => Some(text.to_ascii_lowercase()),
-            Value::Null | Value::Unchanged => None,
-        })
-        .collect();
-    let values: Vec<Value<'_>> = texts.iter().map(|t| t.as_ref().map_or(Value::Null, |t| Value::Text(t))).collect();
-    Tuple::from_values(values.into_iter())
+fn in_lower_case(change: &Change) -> Change {
+    match change {
+        Change::Insert { new } => Change::Insert { new: lowered(new) },
+        Change::Update { new, old } => Change::Update { new: lowered(new), old: old.clone() },
+        Change::Delete { old: OldRow::Full(old) } => Change::Delete { old: OldRow::Full(lowered(old)) },
+        Change::Delete { old: OldRow::KeyOnly(old) } => Change::Delete { old: OldRow::KeyOnly(lowered(old)) },
+    }
+}
+
+fn lowered(tuple: &Tuple) -> Tuple {
+    let text = |value| if let Value::Text(text) = value { text.to_ascii_lowercase() } else { Vec::new() };
+    let texts: Vec<Vec<u8>> = tuple.values().map(text).collect();
+    let value = |i| if let Value::Text(_) = tuple.get(i) { Value::Text(&texts[i]) } else { tuple.get(i) };
+    Tuple::from_values((0..tuple.len()).map(value))
 }

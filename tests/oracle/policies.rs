@@ -82,7 +82,9 @@ const ASKED: &[Template] = &[
 
 #[derive(Debug, Clone)]
 pub(super) struct Policy {
-    template: &'static Template,
+    using: String,
+    columns: Vec<&'static str>,
+    single: bool,
     permissive: bool,
     command: &'static str,
     roles: &'static str,
@@ -102,30 +104,41 @@ impl Policy {
             // Says nothing about reading.
             policies.push(Policy { command: "update", ..Policy::generate(dice, asked, true) });
         }
-        policies.retain(|policy| policy.template.columns.iter().all(|name| columns.iter().any(|c| c.name == *name)));
+        policies.retain(|policy| policy.columns.iter().all(|name| columns.iter().any(|c| c.name == *name)));
         policies
     }
 
     fn generate(dice: &mut Dice, asked: bool, permissive: bool) -> Policy {
-        let asked = asked && dice.percent(70);
-        let template = dice.one(if asked { ASKED } else { PURE });
+        let template = |dice: &mut Dice| {
+            let asked = asked && dice.percent(70);
+            dice.one(if asked { ASKED } else { PURE })
+        };
+        let first = template(dice);
+        let (mut using, mut columns, mut single) = (first.sql.to_owned(), first.columns.to_vec(), first.single);
+        // Several under one roof, nested to the left.
+        while dice.percent(22) {
+            let next = template(dice);
+            using = format!("({using}) {} ({})", dice.one(&["and", "or"]), next.sql);
+            columns.extend(next.columns);
+            single = false;
+        }
         let command = if dice.percent(70) { "select" } else { "all" };
         let roles = *dice.one(&["public", "public", "authenticated", "authenticated, clerk", "anon, authenticated"]);
-        Policy { template, permissive, command, roles }
+        Policy { using, columns, single, permissive, command, roles }
     }
 
     pub(super) fn create(&self, name: &str, table: &str) -> String {
         let kind = if self.permissive { "permissive" } else { "restrictive" };
-        let (command, roles, using) = (self.command, self.roles, self.template.sql.replace("{t}", table));
+        let (command, roles, using) = (self.command, self.roles, self.using.replace("{t}", table));
         format!("create policy {name} on public.{table} as {kind} for {command} to {roles} using ({using});\n")
     }
 
     pub(super) fn reads(&self, column: &str) -> bool {
-        self.template.columns.contains(&column)
+        self.columns.contains(&column)
     }
 
-    pub(super) fn columns(&self) -> &'static [&'static str] {
-        self.template.columns
+    pub(super) fn columns(&self) -> &[&'static str] {
+        &self.columns
     }
 
     /// Whether it governs what this role reads.
@@ -135,13 +148,13 @@ impl Policy {
 
     /// Whether it casts this claim to a type that not every text fits.
     pub(super) fn casts(&self, claim: &str) -> bool {
-        let sql = self.template.sql;
-        sql.contains(&format!("'{claim}')::")) || (claim == "sub" && sql.contains("auth.uid()"))
+        let using = &self.using;
+        using.contains(&format!("'{claim}')::")) || (claim == "sub" && using.contains("auth.uid()"))
     }
 
     /// Alone, it raises whenever its claim can't be cast; among others that is the planner's affair.
     pub(super) fn is_single(&self) -> bool {
-        self.template.single
+        self.single
     }
 }
 

@@ -24,7 +24,12 @@ impl Rules<'_> {
         let table = &self.round.table;
         columns.all(|name| {
             let column = table.find(name);
-            table.full || if step.is_delete() { table.key.contains(&column) } else { !self.is_untouched(step, column) }
+            table.is_full()
+                || if step.is_delete() {
+                    table.identity_columns().contains(&column)
+                } else {
+                    !self.is_untouched(step, column)
+                }
         })
     }
 
@@ -41,7 +46,7 @@ impl Rules<'_> {
 
     /// The columns of the new row that can be shown.
     pub(super) fn new_columns(&self, step: Step) -> Vec<usize> {
-        let full = self.round.table.full;
+        let full = self.round.table.is_full();
         self.all().into_iter().filter(|column| full || !self.is_untouched(step, *column)).collect()
     }
 
@@ -68,7 +73,7 @@ impl Rules<'_> {
     /// What is logged of the old row of a DELETE.
     pub(super) fn identity(&self) -> Vec<usize> {
         let table = &self.round.table;
-        if table.full { (0..table.columns.len()).collect() } else { table.key.clone() }
+        if table.is_full() { self.all() } else { table.identity_columns() }
     }
 
     /// There is something to show: an old row needs a readable column, a new one a readable key.
@@ -95,7 +100,7 @@ impl Rules<'_> {
     pub(super) fn widened(&self, from: usize, who: usize) -> Owed {
         let exact = self.is_exact(&self.round.who[who]);
         match self.truth.seen[who][from] {
-            _ if !self.round.table.full => Owed::Not,
+            _ if !self.round.table.is_full() => Owed::Not,
             Seen::Yes if exact => Owed::Must,
             Seen::Yes => Owed::May,
             Seen::Raises if !exact => Owed::May,

@@ -11,7 +11,7 @@ pub(super) fn repeat(round: &Round, difference: &Difference) -> String {
     let rows: Vec<_> = round.rows.iter().collect();
     let mut sql = format!("-- {} (seed {})\n", difference.what.replace('\n', " "), round.seed);
     let key: Vec<String> = round.table.key.iter().map(|i| round.table.columns[*i].quoted()).collect();
-    let identity = if round.table.full { "full" } else { "default" };
+    let identity = format!("{:?}", round.table.identity).to_lowercase();
     // Without the key: two images of one row stand side by side.
     sql.push_str(&format!("-- primary key ({}), replica identity {identity}\n", key.join(", ")));
     sql.push_str(&round.table.create_images("t"));

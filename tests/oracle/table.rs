@@ -10,12 +10,21 @@ pub(super) struct Table {
     pub(super) columns: Vec<Column>,
     /// Indexes.
     pub(super) key: Vec<usize>,
-    /// REPLICA IDENTITY FULL, or else the default.
-    pub(super) full: bool,
+    pub(super) identity: Identity,
     pub(super) row_security: bool,
     pub(super) policies: Vec<Policy>,
     /// What role `clerk` may read, by index.
     pub(super) clerk: Vec<bool>,
+}
+
+/// What is logged of an old row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// The primary key.
+    Default,
+    Full,
+    /// Column `n`.
+    Index,
 }
 
 /// Input literals; `None` is NULL.
@@ -45,7 +54,12 @@ impl Table {
         let clerk =
             (0..columns.len()).map(|i| i == 0 || dice.percent(if key.contains(&i) { 92 } else { 65 })).collect();
         let policies = Policy::generate_all(dice, &columns);
-        Table { columns, key, full: dice.percent(55), row_security: dice.percent(88), policies, clerk }
+        let identity = match dice.below(20) {
+            0..=10 => Identity::Full,
+            11 | 12 => Identity::Index,
+            _ => Identity::Default,
+        };
+        Table { columns, key, identity, row_security: dice.percent(88), policies, clerk }
     }
 
     /// A row with this image number. NULLs everywhere but in the key.
@@ -67,12 +81,29 @@ impl Table {
         self.columns.iter().position(|c| c.name == name).expect("a column of the table")
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.identity == Identity::Full
+    }
+
+    /// The columns that say which row it is, and are logged of an old one at least.
+    pub(super) fn identity_columns(&self) -> Vec<usize> {
+        match self.identity {
+            Identity::Default | Identity::Full => self.key.clone(),
+            Identity::Index => vec![0],
+        }
+    }
+
     /// The published table.
     pub(super) fn create(&self, name: &str) -> String {
         let key: Vec<String> = self.key.iter().map(|i| self.columns[*i].quoted()).collect();
         let mut sql = self.body(name, &format!(", primary key ({})", key.join(", ")));
-        if self.full {
-            sql.push_str(&format!("alter table public.{name} replica identity full;\n"));
+        match self.identity {
+            Identity::Default => {}
+            Identity::Full => sql.push_str(&format!("alter table public.{name} replica identity full;\n")),
+            Identity::Index => sql.push_str(&format!(
+                "alter table public.{name} alter n set not null; create unique index {name}_n on public.{name} (n);\n\
+                 alter table public.{name} replica identity using index {name}_n;\n"
+            )),
         }
         sql.push_str(&format!("alter publication supabase_realtime add table public.{name};\n"));
         sql

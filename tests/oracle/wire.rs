@@ -321,7 +321,7 @@ fn due(parts: &[Part], entries: &[Entry], who: usize, (part, step): (usize, Step
             columns.sort_unstable();
             columns
         };
-        let (all, key) = (shown(rules.all()), shown(round.table.key.clone()));
+        let (all, key) = (shown(rules.all()), shown(round.table.identity_columns()));
         let new = shown(rules.new_columns(step));
         let mut ids: Vec<i64> = entries.iter().map(|entry| entry.id).collect();
         ids.sort_unstable();
