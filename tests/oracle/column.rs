@@ -195,7 +195,7 @@ pub(super) static KINDS: &[Kind] = &[
     kind("timetz", "timetz", &["10:15:30.5+00", "11:15:30.5+01"], &["10:15:30.5Z"]),
 ];
 
-/// What they need. `nickname` is a role that may read some columns only.
+/// The types of their own that they need.
 pub(super) const TYPES: &str = "create extension if not exists citext;
     create collation oracle_nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
     create type mood as enum ('sad', 'it''s \"ok\"', 'happy');

@@ -1,6 +1,6 @@
 //! A generated table, and the statements that make it.
 
-use super::column::{self, Column, KINDS, quote};
+use super::column::{self, Column, KINDS, is_out_of_line, quote};
 use super::dice::Dice;
 use super::policies::Policy;
 
@@ -147,7 +147,11 @@ impl Table {
 
     /// Each value as an SQL literal.
     pub(super) fn literals(&self, row: &Row) -> Vec<String> {
-        row.iter().map(|value| value.as_ref().map_or_else(|| "null".to_owned(), |text| quote(text))).collect()
+        let literal = |text: &String| match text.chars().next() {
+            Some(only) if is_out_of_line(Some(text)) => format!("repeat('{only}', {})", text.len()),
+            _ => quote(text),
+        };
+        row.iter().map(|value| value.as_ref().map_or_else(|| "null".to_owned(), literal)).collect()
     }
 
     /// Without a column that nothing needs.

@@ -356,8 +356,17 @@ fn due(parts: &[Part], entries: &[Entry], who: usize, (part, step): (usize, Step
 
 /// A value as the phone's JSON parser leaves it.
 fn single(json: &str) -> String {
-    let value: Value = serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}"));
-    normal(&value.to_string(), true)
+    readable(&serde_json::from_str(json).unwrap_or_else(|error| panic!("{error}: {json}")))
+}
+
+/// In one form; of a large value its beginning and its length, since nothing else of them differs.
+fn readable(value: &Value) -> String {
+    let text = normal(&value.to_string(), true);
+    if text.len() < 1000 {
+        text
+    } else {
+        format!("{}… ({} bytes)", text.chars().take(20).collect::<String>(), text.len())
+    }
 }
 
 type Object = Option<BTreeMap<String, String>>;
@@ -369,7 +378,7 @@ fn print(table: &str, kind: &str, ids: &[i64], columns: Vec<String>, new: Object
 fn printed(change: &Change) -> String {
     let object = |name: &str| -> Object {
         let object = change.data.get(name)?.as_object().expect("an object");
-        Some(object.iter().map(|(key, value)| (key.clone(), normal(&value.to_string(), true))).collect())
+        Some(object.iter().map(|(key, value)| (key.clone(), readable(value))).collect())
     };
     let columns = change.data["columns"].as_array().expect("an array").iter();
     let columns = columns.map(|column| column["name"].as_str().expect("a name").to_owned()).collect();
