@@ -8,6 +8,7 @@ mod crash;
 mod database;
 mod deploy;
 mod load;
+mod oracle;
 mod journey;
 mod startup;
 mod stock;
