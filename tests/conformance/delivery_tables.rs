@@ -336,6 +336,9 @@ async fn item_191_one_frame_carries_the_ids_of_all_entries_of_its_channel() {
     assert_eq!(told, [("INSERT", vec![0, 1]), ("UPDATE", vec![0])]);
 }
 
+/// A row as a test expects to see it.
+type Shown<'a> = &'a dyn Fn(i32, &str, &str) -> Value;
+
 /// Of §6.5: what UPDATE and DELETE show under each replica identity.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn item_170_each_replica_identity_shows_the_old_row_as_far_as_it_has_it() {
@@ -359,8 +362,7 @@ async fn item_170_each_replica_identity_shows_the_old_row_as_far_as_it_has_it() 
     let key = |id: i32, _: &str, _: &str| json!({ "id": id });
     let code = |_: i32, code: &str, _: &str| json!({ "code": code });
     let row = |id: i32, code: &str, note: &str| json!({ "id": id, "code": code, "note": note });
-    let shown: [(&str, &dyn Fn(i32, &str, &str) -> Value); 3] =
-        [("by_default", &key), ("by_index", &code), ("by_row", &row)];
+    let shown: [(&str, Shown<'_>); 3] = [("by_default", &key), ("by_index", &code), ("by_row", &row)];
     for (table, old) in shown {
         stage.exec(&format!("insert into {table} values (1, 'c', 'n')")).await;
         stage.exec(&format!("update {table} set note = 'm'")).await;

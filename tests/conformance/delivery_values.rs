@@ -207,9 +207,12 @@ async fn item_183_numbers_that_json_has_no_number_for_are_null() {
     come_out(&odd.map(|(kind, text)| (kind, Some(text), Json("null")))).await;
 }
 
+/// A type, a value's text unless it is NULL, and what it comes out as.
+type Written<'a> = (&'a str, Option<&'a str>, As);
+
 /// Writes one row with all of these values, changes and deletes it, and compares each of its images.
-async fn come_out(values: &[(&str, Option<&str>, As)]) {
-    let list = |part: &dyn Fn(usize, &(&str, Option<&str>, As)) -> String| {
+async fn come_out(values: &[Written<'_>]) {
+    let list = |part: &dyn Fn(usize, &Written<'_>) -> String| {
         values.iter().enumerate().map(|(index, value)| part(index, value)).collect::<Vec<_>>().join(", ")
     };
     let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));

@@ -28,7 +28,7 @@ fn both() -> Value {
 
 async fn users(stage: &Stage, entries: &Value) -> [Pair; 2] {
     let (alice, bob) = (token::user(ALICE), token::user(BOB));
-    let (alice, bob) = tokio::join!(stage.watch(&alice, entries), stage.watch(&bob, entries));
+    let (alice, bob) = tokio::join!(Box::pin(stage.watch(&alice, entries)), Box::pin(stage.watch(&bob, entries)));
     [alice, bob]
 }
 
