@@ -31,8 +31,8 @@ fn message(why: DenyReason, role: &str, tables: &str) -> String {
     }
 }
 
-/// For the targets of a channel's entries. About a table that an entry names it is an error; about one among many that a
-/// wildcard stands for, a note: some clients join again and again at an error.
+/// For the targets of a channel's entries. An error if nothing that the channel asks for by name will come but DELETEs; a note
+/// otherwise, since some clients give a channel up, or join it again and again, at an error.
 pub(super) fn warnings(
     catalog: &Catalog,
     entries: &[Entry],
@@ -40,32 +40,28 @@ pub(super) fn warnings(
     role: &str,
     options: Options,
 ) -> Vec<Warning> {
-    let mut named: BTreeSet<(DenyReason, String)> = BTreeSet::new();
-    let mut among: BTreeMap<DenyReason, Vec<String>> = BTreeMap::new();
+    let mut tables: BTreeMap<DenyReason, BTreeSet<String>> = BTreeMap::new();
+    let is_named = |entry: &Entry| matches!((&entry.schema, &entry.table), (Name::Is(_), Name::Is(_)));
+    let mut hopeless = true;
     for target in targets {
         let Some(entry) = entries.iter().find(|entry| entry.id == target.entry_id) else { continue };
         let Some(table) = catalog.table(target.table_oid) else { continue };
-        let Some(why) = policy::obstacle(catalog, table, role, options) else { continue };
-        if entry.action == Action::Delete && matches!(why, DenyReason::NoPrimaryKey | DenyReason::NoGrant) {
-            continue;
-        }
-        let text = format!("{}.{}", table.schema, table.name);
-        if matches!((&entry.schema, &entry.table), (Name::Is(_), Name::Is(_))) {
-            named.insert((why, text));
-        } else {
-            let tables = among.entry(why).or_default();
-            if !tables.contains(&text) {
-                tables.push(text);
+        let why = policy::obstacle(catalog, table, role, options);
+        let of_deletes = entry.action == Action::Delete;
+        match why.filter(|why| !(of_deletes && matches!(why, DenyReason::NoPrimaryKey | DenyReason::NoGrant))) {
+            Some(why) => {
+                hopeless &= is_named(entry);
+                tables.entry(why).or_default().insert(format!("{}.{}", table.schema, table.name));
             }
+            None => hopeless = false,
         }
     }
-    let errors = named.into_iter().map(|(why, table)| Warning { ok: false, message: message(why, role, &table) });
-    let notes = among.into_iter().map(|(why, tables)| {
-        let mut text = tables.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    let warning = |(why, tables): (DenyReason, BTreeSet<String>)| {
+        let mut text = tables.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
         if tables.len() > NAMED {
             text = format!("{text} and {} more", tables.len() - NAMED);
         }
-        Warning { ok: true, message: message(why, role, &text) }
-    });
-    errors.chain(notes).collect()
+        Warning { ok: !hopeless, message: message(why, role, &text) }
+    };
+    tables.into_iter().map(warning).collect()
 }

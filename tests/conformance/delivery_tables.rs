@@ -42,7 +42,7 @@ async fn item_186_a_table_without_a_primary_key_is_told_once_and_only_its_delete
     ]);
     pair.subscribe("room", &with_marks(&entries)).await;
     let system = pair.system("room").await;
-    assert_warning(&system, "room", "error", "Error 400: Bad Request, no primary key", &["public.keyless"]);
+    assert_warning(&system, "room", "ok", "Error 400: Bad Request, no primary key", &["public.keyless"]);
     for n in 1..=3 {
         stage.exec(&format!("insert into keyless values ({n}, 'a'); insert into keyed values ({n})")).await;
     }
@@ -54,6 +54,10 @@ async fn item_186_a_table_without_a_primary_key_is_told_once_and_only_its_delete
     assert_eq!((changes[3].old_record(), &changes[3].data["errors"]), (&json!({ "n": 1, "note": "b" }), &Value::Null));
     assert_eq!(pair.entries_of(&changes[3]), [0]);
     pair.expect_no_more_frames("room").await;
+    // Where nothing else will come, it is an error.
+    pair.subscribe("alone", &json!([{ "event": "*", "schema": "public", "table": "keyless" }])).await;
+    let system = pair.system("alone").await;
+    assert_warning(&system, "alone", "error", "Error 400: Bad Request, no primary key", &["public.keyless"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,7 +103,7 @@ async fn item_187_a_role_that_may_not_read_the_key_is_told_once_and_gets_no_rows
     ]);
     named.subscribe("room", &with_marks(&entries)).await;
     let system = named.system("room").await;
-    assert_warning(&system, "room", "error", "Error 401: Unauthorized", &["public.vault"]);
+    assert_warning(&system, "room", "ok", "Error 401: Unauthorized", &["public.vault"]);
     let mut wild = stage.pair(&clerk).await;
     wild.subscribe("room", &json!([{ "event": "*", "schema": "public" }])).await;
     let system = wild.system("room").await;

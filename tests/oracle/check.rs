@@ -7,7 +7,7 @@ use rowcast::catalog::Table as CatalogTable;
 use rowcast::change::{Change, OldRow, Position, Relation, RelationColumn, RowChange, Tuple, Value};
 use rowcast::filter::FilterError;
 use rowcast::pgtype::canonical;
-use rowcast::policy::{Bound, DenyReason, Engine, Question, compile};
+use rowcast::policy::{Bound, DenyReason, Engine, Options, Question, compile};
 
 use super::claims::{ROLES, Who};
 use super::evaluator::{Checked, Evaluator, Said, said};
@@ -22,7 +22,6 @@ use super::stage::{Seen, Stage, Truth};
 pub(super) struct Counts {
     pub(super) filters: u64,
     pub(super) refused: u64,
-    pub(super) unsupported: u64,
     /// Left to Postgres, which the end-to-end scenes look at.
     pub(super) open: u64,
     pub(super) in_memory: u64,
@@ -36,7 +35,6 @@ impl Counts {
     pub(super) fn add(&mut self, other: Counts) {
         self.filters += other.filters;
         self.refused += other.refused;
-        self.unsupported += other.unsupported;
         self.open += other.open;
         self.in_memory += other.in_memory;
         self.asked += other.asked;
@@ -86,7 +84,9 @@ pub(super) async fn check(
     check.filters(stage).await;
     let bounds: BTreeMap<&str, Bound> = ROLES
         .iter()
-        .map(|role| (*role, Arc::new(compile(&truth.catalog, table.oid, role)).bind(&check.relation)))
+        .map(|role| {
+            (*role, Arc::new(compile(&truth.catalog, table.oid, role, Options::default())).bind(&check.relation))
+        })
         .collect();
     check.policies(&bounds);
     if evaluator.0.is_none() {
@@ -158,7 +158,6 @@ impl Check<'_> {
             let checked = self.evaluator.check(&stage.validator, &self.truth.catalog, &self.relation, filter).await;
             match checked {
                 Ok(checked) => accepted.push((index, checked)),
-                Err(FilterError::Unsupported(_)) if super::UNSUPPORTED_IS_ALLOWED => self.counts.unsupported += 1,
                 Err(FilterError::Refused { sqlstate, message }) => {
                     self.counts.refused += 1;
                     if let Err(why) = self.refusal(stage, filter, &sqlstate).await {

@@ -241,7 +241,13 @@ impl Kind {
 
     /// What `to_jsonb` says of a column of this type, with the one difference that clients know: bytea without its prefix.
     pub(super) fn json(&self, column: &str) -> String {
-        if self.sql == "bytea" { format!("to_jsonb(encode({column}, 'hex'))") } else { format!("to_jsonb({column})") }
+        match self.sql {
+            "bytea" => format!("to_jsonb(encode({column}, 'hex'))"),
+            "numeric" | "numeric(10,2)" | "float4" | "float8" => format!(
+                "case when {column}::text in ('NaN', 'Infinity', '-Infinity') then 'null'::jsonb else to_jsonb({column}) end"
+            ),
+            _ => format!("to_jsonb({column})"),
+        }
     }
 }
 

@@ -66,7 +66,9 @@ impl Evaluator {
         let mut relation = relation.clone();
         let mut columns = specs(catalog, table);
         if self.0 == Some(Fault::Bytes) {
-            columns.iter_mut().for_each(|column| column.collation_deterministic = true);
+            columns.iter_mut().for_each(|column| {
+                (column.collation_deterministic, column.collation_bytewise) = (true, true);
+            });
         }
         if self.0 == Some(Fault::Padding) {
             columns.iter_mut().filter(|c| c.type_oid == oid::BPCHAR).for_each(|c| c.type_oid = oid::TEXT);
@@ -95,7 +97,10 @@ impl Evaluator {
     /// `None` if Postgres would be asked.
     pub(super) fn matches(&self, checked: &Checked, change: &Change) -> Option<bool> {
         Some(match checked {
-            Checked::Predicate(predicate) => predicate.matches(change),
+            Checked::Predicate(predicate) if predicate.matches(change) => {
+                return predicate.open(change).is_empty().then_some(true);
+            }
+            Checked::Predicate(_) => false,
             Checked::Each(each) => each.iter().all(|(predicate, fooled)| {
                 let is_null = |column: usize| image(change).get(column) == Value::Null;
                 let real = !matches!(change, Change::Delete { old: OldRow::KeyOnly(_) });
@@ -162,6 +167,9 @@ pub(super) fn specs<'a>(catalog: &'a Catalog, table: &'a CatalogTable) -> Vec<Co
         type_oid: column.type_oid,
         type_name: type_name(catalog.types(), column.type_oid),
         collation_deterministic: column.collation_deterministic,
+        collation: column.collation.as_ref().map(|collation| &*collation.name),
+        collation_bytewise: column.collation.as_ref().is_some_and(|collation| collation.bytewise),
+        utf8: catalog.is_utf8(),
         readable: true,
     };
     table.columns.iter().map(spec).collect()

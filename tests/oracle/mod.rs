@@ -41,10 +41,6 @@ use round::Round;
 use shrink::minimise;
 use stage::Stage;
 
-/// Filters that can't be judged in memory may be refused. Once Postgres is asked about them, false: then a refusal as "not
-/// supported" is a difference.
-const UNSUPPORTED_IS_ALLOWED: bool = true;
-
 /// The suite's own seeds; one more is random.
 const SEEDS: std::ops::Range<u64> = 1..25;
 

@@ -103,7 +103,7 @@ impl Stage {
         let sql = table.create(&name) + &table.create_images(&images) + &table.insert(&images, &all);
         self.client.batch_execute(&sql).await.map_err(|error| format!("{}\n{sql}", rowcast::error::chain(&error)))?;
         let roles: BTreeSet<String> = ROLES.map(str::to_owned).into();
-        let wanted = Wanted { publications: vec!["supabase_realtime".into()], roles };
+        let wanted = Wanted { publications: vec!["supabase_realtime".into()], others: Vec::new(), roles };
         let catalog = catalog::read(&mut self.client, &wanted).await.map_err(|error| rowcast::error::chain(&error))?;
         let columns: Vec<String> = table.columns.iter().map(|c| c.quoted()).collect();
         let rows = self.rows(&format!("select {} from {images} order by n", columns.join(", "))).await?;
