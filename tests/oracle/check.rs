@@ -336,10 +336,6 @@ impl Check<'_> {
                 ("UPDATE", Some((to, new)), Some((from, old)))
             }
         };
-        let named = match (&new, &old) {
-            (None, Some((_, columns))) => columns.clone(),
-            _ => named,
-        };
         self.object(&data, "record", new)?;
         self.object(&data, "old_record", old)?;
         let expected: Vec<&str> = named.iter().map(|i| self.round.table.columns[*i].name.as_str()).collect();

@@ -328,7 +328,7 @@ fn due(parts: &[Part], entries: &[Entry], who: usize, (part, step): (usize, Step
             Step::Insert(row) => vec![form(&all, Some((row, &new)), None)],
             Step::Delete(row) => {
                 let identity = shown(rules.identity());
-                vec![form(&identity, None, Some((row, &identity)))]
+                vec![form(&all, None, Some((row, &identity)))]
             }
             Step::Update(from, to) => {
                 let with = |old: &[usize]| form(&all, Some((to, &new)), Some((from, old)));
