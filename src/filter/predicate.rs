@@ -138,10 +138,17 @@ impl Predicate {
     /// Finds its columns in a relation. `None` if one is missing there or has another type than the one that was checked (except
     /// where the text and its meaning stay, such as `int4` to `int8`): then no row matches, until the filter is checked again.
     pub fn bind(&self, relation: &Relation) -> Option<BoundPredicate> {
-        let place = |column: &str, type_oid| {
-            let index = relation.column(column)?;
+        self.bind_within(relation, |_| true)
+    }
+
+    /// The same where only some columns of a complete old row are values: the old rows of a partitioned root hold what its
+    /// partitions log, and NULL for the rest.
+    pub fn bind_within(&self, relation: &Relation, is_real: impl Fn(&str) -> bool) -> Option<BoundPredicate> {
+        let place = |name: &str, type_oid| {
+            let index = relation.column(name)?;
             let column = &relation.columns[index];
-            interchangeable(column.type_oid, type_oid).then_some((index, column.key))
+            let place = Place { index, key: column.key && is_real(name), real: is_real(name) };
+            interchangeable(column.type_oid, type_oid).then_some(place)
         };
         let terms = self.terms.iter().map(|term| place(&term.column, term.type_oid));
         let asked = self.asked.iter().map(|term| place(&term.column, term.type_oid));
@@ -154,51 +161,64 @@ impl Predicate {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BoundPredicate {
     predicate: Predicate,
-    /// For each term its column and whether that is part of the identity.
-    places: SmallVec<[(usize, bool); 4]>,
+    /// For each term its column.
+    places: SmallVec<[Place; 4]>,
     /// Likewise for each asked one.
-    asked_places: SmallVec<[(usize, bool); 1]>,
+    asked_places: SmallVec<[Place; 1]>,
 }
 
-/// The value by which a column of the row is judged.
-pub(super) fn sent(change: &Change, index: usize) -> Value<'_> {
-    match change {
-        Change::Insert { new } | Change::Update { new, old: None | Some(OldRow::KeyOnly(_)) } => new.get(index),
-        Change::Update { new, old: Some(OldRow::Full(old)) } => match new.get(index) {
-            Value::Unchanged => old.get(index),
-            value => value,
-        },
-        Change::Delete { old } => old.tuple().get(index),
+/// A column of the relation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    index: usize,
+    /// Part of the identity: in a key-only old row.
+    key: bool,
+    /// In a complete old row.
+    real: bool,
+}
+
+impl Place {
+    /// The value by which the column is judged; [`Value::Unchanged`] if it was not sent.
+    fn value(self, change: &Change) -> Value<'_> {
+        let of_old = |old: &OldRow| match old {
+            OldRow::Full(_) => self.real,
+            OldRow::KeyOnly(_) => self.key,
+        };
+        match change {
+            Change::Insert { new } => new.get(self.index),
+            Change::Update { new, old } => match (new.get(self.index), old) {
+                (Value::Unchanged, Some(OldRow::Full(old))) if self.real => old.get(self.index),
+                (value, _) => value,
+            },
+            Change::Delete { old } if of_old(old) => old.tuple().get(self.index),
+            Change::Delete { .. } => Value::Unchanged,
+        }
     }
+}
+
+/// The value of a column that an open condition is about, which was found to be sent.
+pub(super) fn sent(change: &Change, index: usize) -> Value<'_> {
+    Place { index, key: true, real: true }.value(change)
 }
 
 impl BoundPredicate {
     /// Whether the row matches as far as memory can tell: the new row of INSERT and UPDATE, the old one of DELETE. What
     /// [`BoundPredicate::open`] gives is left to Postgres.
     pub fn matches(&self, change: &Change) -> bool {
-        match change {
-            Change::Delete { old: OldRow::KeyOnly(old) } => {
-                self.all(|(index, key)| if key { old.get(index) } else { Value::Unchanged })
-            }
-            _ => self.all(|(index, _)| sent(change, index)),
-        }
-    }
-
-    fn all<'a>(&self, value: impl Fn((usize, bool)) -> Value<'a>) -> bool {
-        let asked = |(term, place): (&Arc<AskedTerm>, &(usize, bool))| match value(*place) {
+        let asked = |(term, place): (&Arc<AskedTerm>, &Place)| match place.value(change) {
             Value::Unchanged => false,
             Value::Null => term.of_null.is_none_or(|answer| term.accepts(answer)),
             Value::Text(_) => true,
         };
-        self.predicate.terms.iter().zip(&self.places).all(|(term, place)| term.matches(value(*place)))
+        self.predicate.terms.iter().zip(&self.places).all(|(term, place)| term.matches(place.value(change)))
             && self.predicate.asked.iter().zip(&self.asked_places).all(asked)
     }
 
     /// What Postgres has to be asked about a row that [`BoundPredicate::matches`].
     pub fn open(&self, change: &Change) -> OpenTerms {
-        let open = |(term, (index, _)): (&Arc<AskedTerm>, &(usize, bool))| {
-            let known = term.of_null.is_some() && sent(change, *index) == Value::Null;
-            (!known).then(|| (term.clone(), *index))
+        let open = |(term, place): (&Arc<AskedTerm>, &Place)| {
+            let known = term.of_null.is_some() && place.value(change) == Value::Null;
+            (!known).then(|| (term.clone(), place.index))
         };
         self.predicate.asked.iter().zip(&self.asked_places).filter_map(open).collect()
     }
@@ -207,7 +227,7 @@ impl BoundPredicate {
     /// under that equality.
     pub fn eq_key(&self) -> Option<(usize, &[u8], Equality)> {
         let terms = self.predicate.terms.iter().zip(&self.places);
-        terms.filter_map(|(term, (index, _))| term.required().map(|(text, equality)| (*index, text, equality))).next()
+        terms.filter_map(|(term, place)| term.required().map(|(text, equality)| (place.index, text, equality))).next()
     }
 }
 
@@ -250,6 +270,20 @@ mod tests {
         }
         let by_key = term("id", 23, false, text("1")).bind(&relation()).unwrap();
         assert!(by_key.matches(&key_only));
+    }
+
+    /// A root whose partitions log their keys alone sends complete old rows with NULL in place of what it doesn't have.
+    #[test]
+    fn what_a_partitioned_roots_old_row_does_not_hold_is_not_null() {
+        let deleted = Change::Delete { old: OldRow::Full(row(ID, Value::Null)) };
+        let toasted = Change::Update { new: row(ID, Value::Unchanged), old: Some(OldRow::Full(row(ID, Value::Null))) };
+        let is_null = term("note", 25, false, Test::Null);
+        for change in [&deleted, &toasted] {
+            assert!(is_null.bind(&relation()).unwrap().matches(change));
+            assert!(!is_null.bind_within(&relation(), |name| name == "id").unwrap().matches(change));
+        }
+        let by_key = term("id", 23, false, text("1")).bind_within(&relation(), |name| name == "id").unwrap();
+        assert!(by_key.matches(&deleted));
     }
 
     #[test]

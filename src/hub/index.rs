@@ -16,7 +16,7 @@ use ahash::{AHashMap, AHashSet};
 
 use super::Action;
 use super::resolve::Target;
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, OldImage};
 use crate::change::{Change, OldRow, Position, Relation, Value};
 use crate::claims::Principal;
 use crate::filter::{BoundPredicate, OpenTerms};
@@ -270,7 +270,16 @@ impl Binding {
         sub.predicate = if sub.target.predicate.is_empty() {
             Bind::Everything
         } else {
-            sub.target.predicate.bind(&self.relation).map_or(Bind::Never, Bind::Predicate)
+            let table = catalog.table(self.relation.oid);
+            let is_real = |name: &str| {
+                table.is_none_or(|table| match table.old_image {
+                    OldImage::AsSent => true,
+                    OldImage::PrimaryKey => table.primary_key.iter().any(|key| key == name),
+                    OldImage::Nothing => false,
+                })
+            };
+            let bound = sub.target.predicate.bind_within(&self.relation, is_real);
+            bound.map_or(Bind::Never, Bind::Predicate)
         };
         sub.keep = sub.target.select.as_ref().map(|names| kept(&self.relation, names));
         let role = &sub.principal.role;

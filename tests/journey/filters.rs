@@ -314,3 +314,31 @@ async fn what_postgres_would_refuse_is_refused_at_the_door() {
         assert!(message.contains(&format!("Exception: {expected}")), "{message}");
     }
 }
+
+/// Partitions log their own keys: the root's old row claims to be complete, and has NULL for what was not logged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_row_of_a_partitioned_root_is_not_found_by_values_that_were_not_logged() {
+    let scene = Scene::with(
+        "create table public.parted (id int primary key, note text) partition by range (id);
+         create table public.parted_1 partition of public.parted for values from (0) to (100);
+         alter table public.parted replica identity full; grant select on public.parted to authenticated;
+         alter publication supabase_realtime set (publish_via_partition_root = true);
+         alter publication supabase_realtime add table public.parted;",
+    )
+    .await;
+    let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+    phone.subscribe("null", &filtered("parted", "note=is.null")).await;
+    phone.subscribe("key", &filtered("parted", "id=eq.1")).await;
+    scene.exec("insert into parted values (1, 'n'); delete from parted").await;
+    scene.mark("end").await;
+    let mut received = Vec::new();
+    loop {
+        let change = phone.next_change().await;
+        if change.is_mark("end") {
+            break;
+        }
+        received.push((change.topic.clone(), change.kind().to_owned()));
+    }
+    let expected = [("key", "INSERT"), ("key", "DELETE")].map(|(topic, kind)| (topic.to_owned(), kind.to_owned()));
+    assert_eq!(received, expected);
+}
