@@ -65,6 +65,7 @@ pub static MIGRATIONS: &[Migration] = &[
     migration!(2, Shared, "0002", "roles"),
     migration!(3, Shared, "0003", "auth"),
     migration!(4, Shared, "0004", "publication"),
+    migration!(6, Own, "0006", "retention"),
 ];
 
 /// Holds one migration at a time in this database; the number is arbitrary and ours.

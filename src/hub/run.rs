@@ -29,7 +29,7 @@ use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
 use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle};
-use crate::change::{Item, Items, Lsn, Position, Relation, RowChange, Transaction};
+use crate::change::{Change, Item, Items, Lsn, Position, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::Validator;
 use crate::log::{LogError, Read, Reader};
@@ -324,6 +324,10 @@ impl Hub {
 
     fn row(&mut self, row: RowChange) {
         let (Some(rules), Some(work)) = (&self.current, &self.work) else { return };
+        if work.transaction.is_retention() && matches!(row.change, Change::Delete { .. }) {
+            self.deps.metrics.retention_deletes_hidden.inc();
+            return;
+        }
         let oid = row.relation.oid;
         let Some(table) = rules.catalog.table(oid) else { return self.unknown_table(&row) };
         if !table.published.as_ref().is_some_and(|p| matching::is_published(p, &row.change)) {
