@@ -244,8 +244,10 @@ declare
     run     bigint;
     limit_at timestamptz;
     since   timestamptz;
-    batch   record;
-    part    record;
+    removed bigint;
+    moved   bigint;
+    reached timestamptz;
+    part    text;
     started timestamptz;
     problem text;
     done    boolean;
@@ -288,14 +290,13 @@ begin
             problem := null;
             begin
                 part := null;
-                batch := null;
                 -- Only the owner may drop, so not as the acting role.
                 if rule.drop_partitions and since is null then
-                    select * into part from rowcast.retention_partition(rule.id);
+                    select p.dropped, p.archived into part, moved from rowcast.retention_partition(rule.id) p;
                 end if;
-                if part is null or part.dropped is null then
+                if part is null then
                     perform set_config('role', acting, true);
-                    select * into batch from rowcast.retention_batch(rule.id, limit_at, since, rule.batch_rows);
+                    select b.removed, b.archived, b.reached into removed, moved, reached from rowcast.retention_batch(rule.id, limit_at, since, rule.batch_rows) b;
                 end if;
             exception when others then
                 problem := sqlerrm || ' (' || sqlstate || ')';
@@ -305,17 +306,17 @@ begin
                 errors := coalesce(errors || '; ', '') || format('%I.%I: %s', rule.schema_name, rule.table_name, problem);
                 update rowcast.retention_runs r set error = problem, ended_at = clock_timestamp() where r.id = run;
                 done := true;
-            elsif part is not null and part.dropped is not null then
+            elsif part is not null then
                 partitions := partitions + 1;
-                archived := archived + part.archived;
-                update rowcast.retention_runs r set partitions = r.partitions + 1, archived = r.archived + part.archived,
+                archived := archived + moved;
+                update rowcast.retention_runs r set partitions = r.partitions + 1, archived = r.archived + moved,
                     waited = r.waited + (clock_timestamp() - started) where r.id = run;
             else
-                deleted := deleted + batch.removed;
-                archived := archived + batch.archived;
-                since := coalesce(batch.reached, since, '-infinity');
-                done := batch.removed < rule.batch_rows;
-                update rowcast.retention_runs r set deleted = r.deleted + batch.removed, archived = r.archived + batch.archived,
+                deleted := deleted + removed;
+                archived := archived + moved;
+                since := coalesce(reached, since, '-infinity');
+                done := removed < rule.batch_rows;
+                update rowcast.retention_runs r set deleted = r.deleted + removed, archived = r.archived + moved,
                     batches = r.batches + 1, waited = r.waited + (clock_timestamp() - started), finished = done,
                     ended_at = case when done then clock_timestamp() end where r.id = run;
             end if;

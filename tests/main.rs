@@ -5,6 +5,7 @@ mod support;
 mod architecture;
 mod crash;
 mod database;
+mod dba;
 mod load;
 mod journey;
 mod startup;
