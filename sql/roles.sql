@@ -73,7 +73,9 @@ begin
             execute format('create role %I', wanted.name);
         end if;
         execute format('alter role %I nosuperuser nocreatedb nocreaterole %s', wanted.name, wanted.attributes);
-        execute format('grant connect on database %I to %I', current_database(), wanted.name);
+        if wanted.name <> 'rowcast_retention' then
+            execute format('grant connect on database %I to %I', current_database(), wanted.name);
+        end if;
         execute format('grant usage on schema rowcast to %I', wanted.name);
         execute format('alter role %I set search_path = ''$user'', public', wanted.name);
     end loop;

@@ -94,6 +94,8 @@ metrics! {
     retention_runs: Labelled = "retention_runs";
     /// When this relay's last run of retention without an error ended, in seconds since 1970
     retention_last_run: Gauge = "retention_last_run_timestamp" in Seconds;
+    /// Times the relay's own status was written to the database, by result: written, failed
+    reports: Labelled = "reports";
     /// Time Postgres took to judge one change for one role
     ask: Histogram = "ask" in Seconds, latency();
     /// Questions to Postgres asked again because the change was not yet visible to others

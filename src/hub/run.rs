@@ -17,10 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::census::Census;
 use super::control::Resolved;
 use super::event::Outgoing;
 use super::lane::{Lane, LaneRow};
@@ -96,6 +97,8 @@ pub struct Hub {
     pub(super) failed_reads: u32,
     /// Members in `out`.
     pub(super) queued: usize,
+    /// For the operator.
+    pub(super) census: watch::Sender<Arc<Census>>,
 }
 
 impl Hub {
@@ -134,10 +137,16 @@ impl Hub {
             read_at: None,
             failed_reads: 0,
             queued: 0,
+            census: watch::Sender::default(),
             config,
             deps,
         };
         (hub, HubHandle::new(sender))
+    }
+
+    /// The latest count of who is subscribed to what.
+    pub fn census(&self) -> watch::Receiver<Arc<Census>> {
+        self.census.subscribe()
     }
 
     /// Runs until the drain.
@@ -168,6 +177,8 @@ impl Hub {
                 _ = sweep.tick() => {
                     self.registry.sweep();
                     self.count();
+                    let catalog = self.current.as_ref().map(|rules| &*rules.catalog);
+                    self.census.send_replace(Arc::new(Census::take(&self.registry, catalog)));
                 }
                 () = std::future::ready(()), if runnable => {}
                 () = sleep_until(poke_at), if poke_at.is_some() => {
