@@ -1,8 +1,12 @@
 //! The scripts of `sql/`, run with plain psql as the role they name, twice, and undone.
 
+mod events;
+mod monitor;
 mod publications;
 mod retention;
 mod roles;
+mod slots;
+mod supabase;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
