@@ -16,8 +16,8 @@ create table rowcast.retention (
     type_column     name,
     pattern         text,
     keep            interval    not null default '30 days' check (keep > '0'),
-    batch_rows      integer     not null default 1000 check (batch_rows between 1 and 100000),
-    pause           interval    not null default '100 milliseconds' check (pause >= '0'),
+    batch_rows      integer     not null default 200 check (batch_rows between 1 and 100000),
+    pause           interval    not null default '20 milliseconds' check (pause >= '0'),
     drop_partitions boolean     not null default false,
     archive_schema  name,
     archive_table   name,
@@ -29,7 +29,7 @@ create table rowcast.retention (
 );
 create unique index retention_one_rule on rowcast.retention (schema_name, table_name, coalesce(pattern, ''));
 
--- What each run did for each rule. The last thousand are kept.
+-- What each run did for each rule, and the time of the last row it removed. The last thousand are kept.
 create table rowcast.retention_runs (
     id          bigint      generated always as identity primary key,
     rule        bigint      not null,
@@ -42,6 +42,7 @@ create table rowcast.retention_runs (
     partitions  integer     not null default 0,
     batches     integer     not null default 0,
     waited      interval    not null default '0',
+    reached     timestamptz,
     marked      boolean     not null,
     finished    boolean     not null default false,
     error       text,
@@ -280,11 +281,14 @@ begin
         insert into rowcast.retention_runs (rule, what, cutoff, marked)
         values (rule.id, format('%I.%I', rule.schema_name, rule.table_name) || coalesce(' ' || rule.pattern, ''), limit_at, not unmarked)
         returning id into run;
+        -- A run that was only out of time a moment ago has looked at what is older.
+        select r.reached into since from (
+            select * from rowcast.retention_runs o where o.rule = rule.id and o.id < run order by o.id desc limit 1) r
+        where not r.finished and r.error is null and r.ended_at > clock_timestamp() - interval '1 minute';
         commit;
-        since := null;
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
         done := false;
         loop
-            perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
             perform set_config('synchronous_commit', 'off', true), set_config('lock_timeout', '2s', true);
             started := clock_timestamp();
             problem := null;
@@ -317,15 +321,15 @@ begin
                 since := coalesce(reached, since, '-infinity');
                 done := removed < rule.batch_rows;
                 update rowcast.retention_runs r set deleted = r.deleted + removed, archived = r.archived + moved,
-                    batches = r.batches + 1, waited = r.waited + (clock_timestamp() - started), finished = done,
+                    batches = r.batches + 1, reached = since, waited = r.waited + (clock_timestamp() - started), finished = done,
                     ended_at = case when done then clock_timestamp() end where r.id = run;
             end if;
             commit;
+            perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
             exit when done;
             if lasted is not null and clock_timestamp() - began > lasted then
                 more := true;
                 update rowcast.retention_runs r set ended_at = clock_timestamp() where r.id = run;
-                commit;
                 exit;
             end if;
             perform pg_catalog.pg_sleep(extract(epoch from rule.pause));

@@ -120,6 +120,7 @@ begin
     end if;
 
     execute format('alter table %s enable row level security', full_);
+    perform set_config('client_min_messages', 'warning', true);
     foreach rule in array array['users see their own events', 'users see events of their sessions', 'users see events of their topics']::name[] loop
         execute format('drop policy if exists %I on %s', rule, full_);
     end loop;
@@ -135,7 +136,9 @@ begin
 
     -- Users read; only the worker writes.
     execute format('revoke all on %s from public, anon, authenticated', full_);
-    execute format('grant usage on schema %I to authenticated, %I', schema_, current_setting('rowcast.worker'));
+    if not has_schema_privilege('authenticated', schema_, 'USAGE') or not has_schema_privilege(current_setting('rowcast.worker'), schema_, 'USAGE') then
+        execute format('grant usage on schema %I to authenticated, %I', schema_, current_setting('rowcast.worker'));
+    end if;
     execute format('grant select on %s to authenticated', full_);
     execute format('grant select, insert on %s to %I', full_, current_setting('rowcast.worker'));
     if not (select rolbypassrls or rolsuper from pg_roles where rolname = current_setting('rowcast.worker')) then

@@ -3,11 +3,11 @@
 -- Usage:          psql "$DATABASE_URL" -v table=public.session_events -v type_column=event_type -v pattern='dm.%' -v keep='30 days' -f sql/retention_set.sql
 --                 psql "$DATABASE_URL" -v table=public.session_events -v keep='7 days' -f sql/retention_set.sql
 --                 -v keep=interval            30 days
---                 -v time_column=name         created_at; timestamptz, timestamp (taken as UTC) or date
+--                 -v time_column=name         created_at; timestamptz, timestamp (taken as UTC) or date. Rows without a time are kept
 --                 -v type_column=name         with -v pattern='…', a LIKE pattern. Of several that match, the longest decides
 --                 -v archive=schema.table     rows go there first; it needs the columns of the same names
 --                 -v drop_partitions=yes      drop a whole partition once all rules of the table have passed it
---                 -v batch_rows=1000 -v pause='100 ms'
+--                 -v batch_rows=200 -v pause='20 ms': small batches, since the stream carries each as a whole and what commits after it waits
 --                 -v remove=yes               removes the rule for this table and pattern
 -- Who may run it: `rowcast_dba` if it is a member of the table's owner (roles.sql -v table_owner=…), or a superuser. It grants
 --                 rowcast_retention what the rule needs on the table.
@@ -25,8 +25,8 @@
 \if :{?pattern} \else \set pattern '' \endif
 \if :{?archive} \else \set archive '' \endif
 \if :{?drop_partitions} \else \set drop_partitions no \endif
-\if :{?batch_rows} \else \set batch_rows 1000 \endif
-\if :{?pause} \else \set pause '100 ms' \endif
+\if :{?batch_rows} \else \set batch_rows 200 \endif
+\if :{?pause} \else \set pause '20 ms' \endif
 \if :{?remove} \else \set remove no \endif
 
 begin;
@@ -50,6 +50,7 @@ declare
     acting   constant boolean := exists (select from pg_roles where rolname = 'rowcast_retention');
     class    record;
     time_type regtype;
+    gone     rowcast.retention;
 begin
     if wanted = '' or target is null then
         raise undefined_table using message = format('there is no table %L', wanted), hint = 'Write it like public.orders.';
@@ -61,11 +62,17 @@ begin
 
     if current_setting('rowcast.remove') = 'yes' then
         delete from rowcast.retention
-        where (schema_name, table_name) = (class.nspname, class.relname) and coalesce(pattern, '') = coalesce(like_, '');
+        where (schema_name, table_name) = (class.nspname, class.relname) and coalesce(pattern, '') = coalesce(like_, '')
+        returning * into gone;
         raise notice '%', case when found then 'the rule was removed' else 'there was no such rule' end;
         if acting and not exists (select from rowcast.retention where (schema_name, table_name) = (class.nspname, class.relname)) then
+            -- On a table, with what there is on its columns.
             execute format('revoke all on %s from rowcast_retention', target);
-            execute format('revoke update (%I) on %s from rowcast_retention', time_, target);
+        end if;
+        into_ := to_regclass(quote_ident(gone.archive_schema) || '.' || quote_ident(gone.archive_table));
+        if acting and into_ is not null and not exists (select from rowcast.retention
+            where (archive_schema, archive_table) = (gone.archive_schema, gone.archive_table)) then
+            execute format('revoke all on %s from rowcast_retention', into_);
         end if;
         return;
     end if;
@@ -109,10 +116,14 @@ begin
         set_by = session_user, set_at = now();
 
     if acting then
-        execute format('grant usage on schema %I to rowcast_retention', class.nspname);
+        if not has_schema_privilege('rowcast_retention', class.nspname, 'USAGE') then
+            execute format('grant usage on schema %I to rowcast_retention', class.nspname);
+        end if;
         execute format('grant select, delete, update (%I) on %s to rowcast_retention', time_, target);
         if into_ is not null then
-            execute format('grant usage on schema %I to rowcast_retention', (select relnamespace::regnamespace::text from pg_class where oid = into_));
+            if not has_schema_privilege('rowcast_retention', (select relnamespace from pg_class where oid = into_), 'USAGE') then
+                execute format('grant usage on schema %s to rowcast_retention', (select relnamespace::regnamespace from pg_class where oid = into_));
+            end if;
             execute format('grant insert on %s to rowcast_retention', into_);
         end if;
         if not has_table_privilege('rowcast_retention', target, 'DELETE') then

@@ -132,8 +132,6 @@ begin
     for granted in select p.pubname from pg_publication p join rowcast.installed i on i.kind = 'publication' and i.identity = p.pubname loop
         execute format('alter publication %I owner to rowcast_dba', granted.pubname);
     end loop;
-    -- An owner of publications needs it to keep them.
-    execute format('grant create on database %I to rowcast_dba', current_database());
     if current_setting('rowcast.table_owner') <> '' then
         if exists (select from pg_roles where rolname = current_setting('rowcast.table_owner') and rolsuper) then
             raise invalid_parameter_value using message = format('%I is a superuser: rowcast_dba would be one', current_setting('rowcast.table_owner')),

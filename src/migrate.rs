@@ -21,7 +21,7 @@ use crate::pg::{PgError, is_transient};
 /// Whether the relay needs the objects for itself, or applications and policies do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Schema `rowcast`, `rowcast_facts`: `serve` makes these.
+    /// Schema `rowcast` with all in it, `rowcast_facts`: `serve` makes these.
     Own,
     /// Roles, `auth`, the publication: only on request.
     Shared,

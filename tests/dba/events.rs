@@ -83,7 +83,7 @@ async fn by_day_it_keeps_partitions_ahead_and_retention_drops_those_that_all_rul
     let pg = database().await;
     pg.exec("alter publication supabase_realtime set (publish_via_partition_root = true)").await;
     for _ in 0..2 {
-        run(&pg, "rowcast_dba", EVENTS, &[("partitioned", "yes")]).await.says(&["| 9"]);
+        run(&pg, "rowcast_dba", EVENTS, &[("partitioned", "yes")]).await.says(&["|          9"]);
     }
     let table = ("table", "public.events");
     let keep = |days| [table, ("keep", days), ("drop_partitions", "yes")];

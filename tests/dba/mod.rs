@@ -1,6 +1,7 @@
 //! The scripts of `sql/`, run with plain psql as the role they name, twice, and undone.
 
 mod events;
+mod load;
 mod monitor;
 mod publications;
 mod retention;
@@ -73,7 +74,10 @@ async fn psql(url: String, script: &str, variables: &[(&str, &str)]) -> Printed 
         command.arg("-v").arg(format!("{name}={value}"));
     }
     command.arg("-f").arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("sql").join(script));
-    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("psql runs");
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .expect("no panic")
+        .expect("psql, which comes with the server's package");
     let text = [output.stderr, output.stdout].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     Printed { ok: output.status.success(), text }
 }
