@@ -15,6 +15,9 @@ const MOST_CHANNELS: usize = 20_000;
 /// More tables or users than this are not listed; the ones with most subscriptions are.
 const LISTED: usize = 100;
 
+/// Role and subject.
+type User<'a> = (&'a Arc<str>, &'a Arc<str>);
+
 /// Subscriptions at one moment, the most numerous first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Census {
@@ -39,7 +42,7 @@ impl Census {
         if census.channels > MOST_CHANNELS {
             return census;
         }
-        let mut users: AHashMap<(&Arc<str>, &Arc<str>), (usize, usize)> = AHashMap::new();
+        let mut users: AHashMap<User<'_>, (usize, usize)> = AHashMap::new();
         for channel in registry.channels() {
             let user = users.entry((&channel.principal.role, &channel.principal.subject)).or_default();
             user.0 += 1;

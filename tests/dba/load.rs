@@ -45,15 +45,16 @@ async fn measure(rows: i64, before: Duration) -> [Duration; 2] {
     for name in &users {
         let mut phone = Phone::connect(&relay.base(), &user(name), Version::V2).await;
         phone.subscribe("events", &json!([{ "event": "*", "schema": "public", "table": "events" }])).await;
-        phones.push(tokio::spawn(collect(phone)));
+        phones.push(rowcast::task::spawn("phone", collect(phone)));
     }
     let removing = Arc::new(AtomicBool::new(true));
-    let waits = tokio::spawn(watch_locks(pg.client().await, removing.clone()));
+    let waits = rowcast::task::spawn("locks", watch_locks(pg.client().await, removing.clone()));
     let writer = pg.client().await;
     let mut committed = Vec::new();
     write(&writer, &users, &mut committed, || committed_for(before)).await;
     let quiet = committed.len();
-    let retention = tokio::spawn(run(&pg, "rowcast_dba", "retention_run.sql", &[("table", "public.events")]));
+    let retention =
+        rowcast::task::spawn("retention", run(&pg, "rowcast_dba", "retention_run.sql", &[("table", "public.events")]));
     let started = Instant::now();
     write(&writer, &users, &mut committed, || {
         let retention = &retention;
@@ -115,7 +116,7 @@ async fn prepare(pg: &TestPg, rows: i64) {
     // The session for this has no time limit.
     let config: tokio_postgres::Config = pg.url().parse().expect("a URL");
     let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("a connection");
-    let driver = tokio::spawn(connection);
+    let driver = rowcast::task::spawn("fill", connection);
     client.batch_execute(&fill).await.expect("rows");
     client.batch_execute("analyze public.events").await.expect("statistics");
     drop(client);
