@@ -196,7 +196,11 @@ fn revoke(right: &str, role: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_right_of_the_relays_login_is_needed_and_there_is_no_other() {
     let pg = scene().await;
-    let needed = needed();
+    let mut needed = needed();
+    // A migration may have made it: as it, Postgres judges filters.
+    if value::<bool>(&pg, "select to_regrole('rowcast_filter') is not null").await {
+        needed.push(("member rowcast_filter", Breaks::Tokens("rowcast_filter")));
+    }
     let named: BTreeSet<String> = needed.iter().map(|(right, _)| (*right).to_owned()).collect();
     assert_eq!(rights(&pg, "rowcast_relay").await, named);
     for (right, breaks) in needed {

@@ -126,7 +126,7 @@ fn transaction(end: u64, items: &[Made]) -> Arc<Transaction> {
             _ => builder.message(Lsn(end), b"prefix", text).expect("message"),
         }
     }
-    let origin = (end % 3 == 0).then(|| "rowcast_retention".into());
+    let origin = end.is_multiple_of(3).then(|| "rowcast_retention".into());
     let made = builder.finish(end as u32, Lsn(end - 1), Lsn(end), Timestamp(-(end as i64)), None);
     Arc::new(Transaction { origin, ..made })
 }
