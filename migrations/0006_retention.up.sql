@@ -17,7 +17,7 @@ create table rowcast.retention (
     pattern         text,
     keep            interval    not null default '30 days' check (keep > '0'),
     batch_rows      integer     not null default 200 check (batch_rows between 1 and 100000),
-    pause           interval    not null default '20 milliseconds' check (pause >= '0'),
+    pause           interval    not null default '20 milliseconds' check (pause between '0' and '1 minute'),
     drop_partitions boolean     not null default false,
     archive_schema  name,
     archive_table   name,
@@ -69,7 +69,7 @@ create table rowcast.status_samples (
     changes     bigint,
     deliveries  bigint
 );
-create index status_samples_by_slot on rowcast.status_samples (slot, taken_at);
+create index status_samples_by_time on rowcast.status_samples (taken_at);
 
 -- Takes a sample of every slot of this database that belongs to a relay, at most one in two seconds.
 create function rowcast.take_sample()
@@ -85,7 +85,7 @@ create function rowcast.take_sample()
     where s.slot_type = 'logical' and s.database = current_database()
       and (r.status is not null or exists (select from rowcast.lineage l where l.slot = s.slot_name))
       and not exists (select from rowcast.status_samples t
-                      where t.slot = s.slot_name and t.taken_at > clock_timestamp() - interval '2 seconds');
+                      where t.slot = s.slot_name and t.taken_at > now() - interval '2 seconds');
 $$;
 revoke all on function rowcast.take_sample() from public;
 

@@ -3,12 +3,13 @@
 //! Invariants:
 //! * Runs only if the setting says so, on a connection of its own: deleting never delays a question or a reading of the rules.
 //! * One call lasts a few seconds and holds the procedure's advisory lock that long, so any number of relays and people take
-//!   turns, and a drain waits for no batch: the connection is dropped and Postgres rolls the batch back.
+//!   turns. A drain waits for no batch: it ends the session, and Postgres rolls the batch back.
 //! * The deletes carry the origin [`crate::change::RETENTION_ORIGIN`]. Where the login may not mark them, nothing is deleted.
 //!
 //! Rejected: deleting from here with statements of our own. The rules, the rights and the marking would exist twice.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,6 +25,8 @@ use crate::task::Drain;
 const CALL: &str = "call rowcast.run_retention(lasted => '5 seconds')";
 /// For one call, its last batch included. The server gives up a little earlier than we do.
 const DEADLINE: Duration = Duration::from_secs(90);
+/// For ending a session at the drain.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// Between two calls of one run.
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -57,13 +60,32 @@ impl Retention {
     /// Runs until the drain.
     pub async fn run(mut self) {
         let drain = self.drain.clone();
+        let session = AtomicI32::new(0);
         tokio::select! {
             () = drain.draining() => {}
-            () = self.forever() => {}
+            () = self.forever(&session) => {}
+        }
+        let pid = session.into_inner();
+        if pid != 0
+            && let Err(error) =
+                tokio::time::timeout(GOODBYE, self.end(pid)).await.unwrap_or(Err(PgError::Timeout(GOODBYE)))
+        {
+            tracing::warn!(
+                error = chain(&error),
+                "a session that runs retention goes on after us, for some seconds at most"
+            );
         }
     }
 
-    async fn forever(&mut self) {
+    /// Dropping the client is not enough: the session would finish its call first.
+    async fn end(&self, pid: i32) -> Result<(), PgError> {
+        let sql = "select pg_terminate_backend(pid) from pg_stat_activity \
+                   where pid = $1 and usename = current_user and query like 'call rowcast.run_retention%'";
+        let ended = self.pg.connect().await?.execute(sql, &[&pid]).await;
+        ended.map(drop).map_err(PgError::query("cannot end the session that runs retention"))
+    }
+
+    async fn forever(&mut self, session: &AtomicI32) {
         let mut told = String::new();
         // Closed only if ingest is gone, and then the process ends.
         if self.ready.wait_for(|ready| *ready).await.is_err() {
@@ -73,7 +95,9 @@ impl Retention {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let problem = match self.once().await {
+            let ended = self.once(session).await;
+            session.store(0, Ordering::Relaxed);
+            let problem = match ended {
                 Ok(problem) => problem,
                 Err(error) => {
                     self.count("failed");
@@ -92,10 +116,13 @@ impl Retention {
     }
 
     /// Calls until nothing is left, and says what did not work.
-    async fn once(&self) -> Result<Option<String>, PgError> {
+    async fn once(&self, session: &AtomicI32) -> Result<Option<String>, PgError> {
         let client =
             PgConfig { statement_timeout: DEADLINE - Duration::from_secs(5), ..self.pg.clone() }.connect().await?;
-        // So that the server notices at once when we go away. Not every platform has it.
+        let what = "cannot ask for the session's number";
+        let row = client.query_one("select pg_backend_pid()", &[]).await.map_err(PgError::query(what))?;
+        session.store(row.try_get(0).map_err(PgError::query(what))?, Ordering::Relaxed);
+        // So that the server notices when we are killed. Not every platform has it.
         let _ = client.batch_execute("set client_connection_check_interval = '1s'").await;
         loop {
             let called = call(&client).await?;

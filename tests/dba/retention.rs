@@ -1,8 +1,14 @@
 //! Retention: who may set and run it, what it removes, and that clients never take it for a user's delete.
 
+use std::time::Duration;
+
+use rowcast::clock::Clock;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{refused, run, value};
+use crate::support::phone::PATIENCE;
+use crate::support::relay::pause;
 use crate::support::token::{ALICE, user};
 use crate::support::{Relay, TestPg, summary};
 
@@ -102,6 +108,7 @@ async fn rules_that_cannot_work_are_refused_with_the_reason() {
         ("rowcast_dba", vec![events, ("time_column", "type")], "not a time"),
         ("rowcast_dba", vec![events, ("pattern", "x%")], "type_column"),
         ("rowcast_dba", vec![events, ("keep", "-1 day")], "check constraint"),
+        ("rowcast_dba", vec![events, ("pause", "1 hour")], "check constraint"),
         ("rowcast_dba", vec![events, ("keep", "soon")], "invalid input syntax"),
         ("rowcast_dba", vec![events, ("archive", "absent")], "create table absent (like public.events"),
         ("rowcast_dba", vec![("table", "public.others")], "permission denied"),
@@ -230,4 +237,29 @@ async fn a_run_bounded_in_time_stops_between_batches_and_the_next_goes_on() {
     assert_eq!((row.get::<_, i64>("deleted"), row.get::<_, bool>("more")), (10, true));
     let row = session.query_one("call rowcast.run_retention()", &[]).await.expect("it answers");
     assert_eq!((row.get::<_, i64>("deleted"), row.get::<_, bool>("more")), (90, false));
+}
+
+#[tokio::test]
+async fn a_relay_that_stops_in_the_middle_of_a_run_waits_for_no_batch_and_leaves_no_lock() {
+    let pg = with_events().await;
+    run(&pg, "postgres", "roles.sql", &[("table_owner", "app"), ("runner", "relay")]).await;
+    // Between two batches it sleeps for as long as a test may take.
+    let rule = [("table", "events"), ("keep", "7 days"), ("batch_rows", "1"), ("pause", "1 minute")];
+    run(&pg, "rowcast_dba", SET, &rule).await;
+    fill(&pg, &[("old", 9), ("old", 8), ("old", 8)]).await;
+    let relay = Relay::with(&pg, Clock::system(), |config| config.retention = Some(Duration::from_secs(1))).await;
+    let deadline = Instant::now() + PATIENCE;
+    let until = async |sql: &'static str| {
+        while !value::<bool>(&pg, sql).await {
+            assert!(Instant::now() < deadline, "not yet: {sql}");
+            pause().await;
+        }
+    };
+    until("select count(*) = 2 from public.events").await;
+    relay.drain().await;
+    until("select not exists (select from pg_locks where locktype = 'advisory')").await;
+    let faster = [("table", "events"), ("keep", "7 days")];
+    run(&pg, "rowcast_dba", SET, &faster).await;
+    run(&pg, "rowcast_dba", RUN, &[]).await;
+    assert_eq!(left(&pg).await, "");
 }
