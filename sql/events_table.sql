@@ -134,6 +134,12 @@ begin
                         using (topic in (select topic from %s where user_id = auth.uid()))', full_, current_setting('rowcast.members')::regclass);
     end if;
 
+    if policy in ('session', 'topic') and not has_table_privilege('authenticated',
+        (case policy when 'session' then current_setting('rowcast.sessions') else current_setting('rowcast.members') end)::regclass, 'SELECT') then
+        raise warning 'authenticated may not read %, which the policy looks into: every look at % fails', case policy when 'session'
+            then current_setting('rowcast.sessions') else current_setting('rowcast.members') end, full_;
+    end if;
+
     -- Users read; only the worker writes.
     execute format('revoke all on %s from public, anon, authenticated', full_);
     if not has_schema_privilege('authenticated', schema_, 'USAGE') or not has_schema_privilege(current_setting('rowcast.worker'), schema_, 'USAGE') then

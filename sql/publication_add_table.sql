@@ -29,6 +29,7 @@ declare
     target constant regclass := to_regclass(nullif(current_setting('rowcast.target'), ''));
     pub    pg_publication;
     class  pg_class;
+    other  record;
 begin
     if wanted = '' or target is null then
         raise undefined_table using message = format('there is no table %L', wanted), hint = 'Write it like public.orders.';
@@ -46,6 +47,23 @@ begin
         raise undefined_object using message = format('there is no publication %L', current_setting('rowcast.publication')),
             hint = 'rowcast migrate up makes supabase_realtime.';
     end if;
+    -- Two publications of one stream that list different columns of a table stop the stream for good, and no repair helps.
+    for other in
+        select o.pubname, o.pubname in ('supabase_realtime', 'rowcast_facts') as ours, r.prattrs is not null as listed, r.prqual is not null as filtered
+        from pg_publication_rel r join pg_publication o on o.oid = r.prpubid
+        where r.prrelid = target and o.oid <> pub.oid and (r.prattrs is not null or r.prqual is not null)
+          and not exists (select from pg_publication_rel m where m.prpubid = pub.oid and m.prrelid = target)
+    loop
+        if other.listed and other.ours then
+            raise object_not_in_prerequisite_state using
+                message = format('publication %I lists some columns of %s: a relay that reads both would stop for good (0A000)', other.pubname, target),
+                hint = format('alter publication %I drop table %s; or publish the same columns here by hand.', other.pubname, target);
+        elsif other.listed then
+            raise warning 'publication % lists some columns of %: a relay that reads both would stop for good (0A000)', other.pubname, target;
+        else
+            raise warning 'publication % has a row filter for %: the relay applies the filters of the publications that clients subscribe to, and only those', other.pubname, target;
+        end if;
+    end loop;
     if pub.puballtables then
         raise notice 'publication % is FOR ALL TABLES: % is in it already', pub.pubname, target;
     elsif exists (select from pg_publication_rel where prpubid = pub.oid and prrelid = target) then

@@ -6,7 +6,8 @@
 --                 -v time_column=name         created_at; timestamptz, timestamp (taken as UTC) or date. Rows without a time are kept
 --                 -v type_column=name         with -v pattern='…', a LIKE pattern. Of several that match, the longest decides
 --                 -v archive=schema.table     rows go there first; it needs the columns of the same names
---                 -v drop_partitions=yes      drop a whole partition once all rules of the table have passed it
+--                 -v drop_partitions=yes      drop a whole partition once all rules of the table have passed it, where who
+--                                             runs retention may drop it; its rows are deleted otherwise
 --                 -v batch_rows=200 -v pause='20 ms': small batches, since the stream carries each as a whole and what commits after it waits
 --                 -v remove=yes               removes the rule for this table and pattern
 -- Who may run it: `rowcast_dba` if it is a member of the table's owner (roles.sql -v table_owner=…), or a superuser. It grants

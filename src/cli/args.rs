@@ -127,7 +127,7 @@ pub(super) struct ServeArgs {
 
     /// Remove rows that the rules in rowcast.retention no longer keep (sql/retention_set.sql): on or off [env: ROWCAST_RETENTION]
     /// [default: off]
-    #[arg(long, value_name = "SWITCH", help_heading = "Database")]
+    #[arg(long, value_name = "SWITCH", num_args = 0..=1, default_missing_value = "on", help_heading = "Database")]
     retention: Option<String>,
     /// Time between two runs of it [env: ROWCAST_RETENTION_INTERVAL] [default: 10m]
     #[arg(long, value_name = "TIME", help_heading = "Database")]

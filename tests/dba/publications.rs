@@ -67,6 +67,11 @@ async fn what_cannot_be_published_is_refused_with_the_reason() {
         let variables = [("table", table), ("publication", publication)];
         refused(&pg, "keeper", ADD, &variables).await.says(&[says]);
     }
+    // Different columns of one table in two publications of a stream would stop it for good.
+    pg.exec("alter publication rowcast_facts add table public.keyless (n)").await;
+    let keyless = [("table", "public.keyless")];
+    refused(&pg, "keeper", ADD, &keyless).await.says(&["rowcast_facts lists some columns", "0A000"]);
+    pg.exec("alter publication rowcast_facts drop table public.keyless").await;
     refused(&pg, "keeper", ADD, &[]).await.says(&["-v table="]);
     assert_eq!(published(&pg).await, "");
     assert!(value::<bool>(&pg, "select to_regclass('public.keyless') is not null").await);

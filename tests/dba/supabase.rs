@@ -3,7 +3,7 @@
 use rowcast::migrate;
 use tokio_postgres::Client;
 
-use super::run;
+use super::{run, value};
 use crate::support::TestPg;
 
 /// What Supabase has, as `protocol.md` §12 and its own migrations describe it.
@@ -91,6 +91,7 @@ async fn nothing_of_supabases_is_changed() {
     run(&pg, "postgres", "roles.sql", &[("undo", "yes")]).await;
     let report = migrate::down(&mut client, None).await.expect("down");
     assert!(report.kept.is_empty(), "{report}");
+    assert_eq!(value::<i64>(&pg, "select count(*) from pg_replication_origin").await, 0);
     let without_version = |lines: Vec<String>| -> Vec<String> {
         // The row of `auth` was written twice; what it says is what it said.
         lines
