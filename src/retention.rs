@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use crate::clock::Clock;
 use crate::error::chain;
@@ -101,7 +102,9 @@ impl Retention {
                 Ok(problem) => problem,
                 Err(error) => {
                     self.count("failed");
-                    Some(chain(&error))
+                    let rights = error.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+                    let advice = if rights { "; sql/roles.sql -v runner=relay gives a login the rights" } else { "" };
+                    Some(chain(&error) + advice)
                 }
             };
             match problem {

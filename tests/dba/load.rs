@@ -154,7 +154,12 @@ async fn insert(client: &tokio_postgres::Client, user: &str, number: usize) {
 /// Everything until the last event of all.
 async fn collect(mut phone: Phone) -> Got {
     let mut got = Vec::new();
+    let mut heartbeat = Instant::now();
     loop {
+        if heartbeat.elapsed() > Duration::from_secs(20) {
+            phone.heartbeat().await;
+            heartbeat = Instant::now();
+        }
         let change = phone.next_change().await;
         assert_eq!(change.kind(), "INSERT", "{:?}", change.data);
         let number = change.record()["payload"]["n"].as_u64().and_then(|n| usize::try_from(n).ok()).expect("a number");
