@@ -54,6 +54,8 @@ pub mod gateway;
 pub mod admin;
 pub mod config;
 pub mod migrate;
+pub mod retention;
+pub mod report;
 pub mod app;
 pub mod dev;
 pub mod cli;

@@ -86,6 +86,16 @@ metrics! {
     refusals: Labelled = "refusals";
     /// Changes whose decision stayed open beyond the bound, told to the client as a gap
     undecided_gaps: Counter = "undecided_gaps";
+    /// Deletes made by retention, which are told to nobody
+    retention_deletes_hidden: Counter = "retention_deletes_hidden";
+    /// Rows that this relay's own runs of retention have removed
+    retention_rows: Counter = "retention_rows";
+    /// Runs of retention by result: done, busy, failed
+    retention_runs: Labelled = "retention_runs";
+    /// When this relay's last run of retention without an error ended, in seconds since 1970
+    retention_last_run: Gauge = "retention_last_run_timestamp" in Seconds;
+    /// Times the relay's own status was written to the database, by result: written, failed
+    reports: Labelled = "reports";
     /// Time Postgres took to judge one change for one role
     ask: Histogram = "ask" in Seconds, latency();
     /// Questions to Postgres asked again because the change was not yet visible to others

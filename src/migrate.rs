@@ -21,7 +21,7 @@ use crate::pg::{PgError, is_transient};
 /// Whether the relay needs the objects for itself, or applications and policies do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Schema `rowcast`, `rowcast_facts`: `serve` makes these.
+    /// Schema `rowcast` with all in it, `rowcast_facts`: `serve` makes these.
     Own,
     /// Roles, `auth`, the publication: only on request.
     Shared,
@@ -66,6 +66,7 @@ pub static MIGRATIONS: &[Migration] = &[
     migration!(3, Shared, "0003", "auth"),
     migration!(4, Shared, "0004", "publication"),
     migration!(5, Shared, "0005", "filter_role"),
+    migration!(6, Own, "0006", "retention"),
 ];
 
 /// Holds one migration at a time in this database; the number is arbitrary and ours.

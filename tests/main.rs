@@ -7,6 +7,7 @@ mod conformance;
 mod crash;
 mod database;
 mod deploy;
+mod dba;
 mod load;
 mod oracle;
 mod journey;

@@ -32,6 +32,8 @@ use crate::ingest::{Ingest, IngestHandle};
 use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
+use crate::report::Reporter;
+use crate::retention::Retention;
 use crate::task::{Connections, Drain};
 use running::{Service, service};
 
@@ -41,6 +43,8 @@ struct Drains {
     gateway: Drain,
     hub: Drain,
     ingest: Drain,
+    /// Retention and the report: they need nobody and nobody needs them.
+    chores: Drain,
     admin: Drain,
 }
 
@@ -58,6 +62,8 @@ pub struct App {
     metrics: Arc<Metrics>,
     connections: Connections,
     pool: Pool,
+    retention: Option<Retention>,
+    reporter: Reporter,
     drains: Drains,
 }
 
@@ -107,6 +113,25 @@ impl App {
         let (hub, commands) = Hub::new(config.hub.clone(), deps);
         let connections = Connections::default();
         let verifier = Arc::new(Verifier::new(config.verifier.clone(), clock.clone(), metrics.clone()));
+        let retention = config.retention.map(|interval| Retention {
+            pg: config.pg.clone(),
+            interval,
+            ready: handle.ready.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            drain: drains.chores.clone(),
+        });
+        let reporter = Reporter {
+            pg: config.pg.clone(),
+            interval: config.report_interval,
+            slot: config.ingest.wal.slot.clone(),
+            log: log.clone(),
+            ingest: handle.clone(),
+            connections: connections.clone(),
+            census: hub.census(),
+            metrics: metrics.clone(),
+            drain: drains.chores.clone(),
+        };
         let deps = gateway::Deps {
             hub: commands,
             verifier: verifier.clone(),
@@ -132,6 +157,8 @@ impl App {
             metrics,
             connections,
             pool,
+            retention,
+            reporter,
             drains,
         })
     }
@@ -139,20 +166,9 @@ impl App {
     /// Starts everything. Must be called in a tokio runtime.
     pub fn spawn(self) -> Running {
         let App {
-            config,
-            gateway,
-            verifier,
-            admin,
-            hub,
-            shards,
-            ingest,
-            handle,
-            log,
-            metrics,
-            connections,
-            pool,
-            drains,
+            config, gateway, verifier, admin, hub, shards, ingest, handle, log, metrics, connections, pool, ..
         } = self;
+        let App { retention, reporter, drains, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -179,6 +195,16 @@ impl App {
             }));
         }
         services.extend(stream(&config, hub, ingest, &drains));
+        if let Some(retention) = retention {
+            services.push(service("retention", async move {
+                retention.run().await;
+                Ok(())
+            }));
+        }
+        services.push(service("report", async move {
+            reporter.run().await;
+            Ok(())
+        }));
         Running {
             local_addr,
             admin_addr,

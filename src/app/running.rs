@@ -129,6 +129,7 @@ impl Running {
         let (clients, hub, shards, ingest, admin) = (stage(5), stage(6), stage(6), deadline, deadline);
         let mut drained = Drained::default();
         tracing::info!(connections = self.connections.len(), "draining");
+        self.drains.chores.drain();
         self.drains.gateway.drain();
         self.join("gateway", clients, &mut drained).await;
         self.join("keys", clients, &mut drained).await;
@@ -139,6 +140,8 @@ impl Running {
         self.drains.hub.drain();
         self.join("hub", hub, &mut drained).await;
         self.join("shard", shards, &mut drained).await;
+        self.join("retention", shards, &mut drained).await;
+        self.join("report", shards, &mut drained).await;
         self.drains.ingest.drain();
         self.join("ingest", ingest, &mut drained).await;
         self.drains.admin.drain();

@@ -167,6 +167,10 @@ impl fmt::Debug for Body {
     }
 }
 
+/// The replication origin that retention marks its transactions with: their deletes are housekeeping, not somebody's wish.
+/// Only who was granted `pg_replication_origin_session_setup` can set one, so a client's login can't hide a delete with it.
+pub const RETENTION_ORIGIN: &str = "rowcast_retention";
+
 /// One committed transaction, whole.
 #[derive(Debug, Clone)]
 pub struct Transaction {
@@ -181,6 +185,8 @@ pub struct Transaction {
     /// The relations its records refer to by index, in order of first use. One oid may stand here twice, if its shape changed
     /// in the middle.
     pub relations: Vec<Arc<Relation>>,
+    /// The replication origin its session had set up, by name; `None` for ordinary writers.
+    pub origin: Option<Arc<str>>,
     /// Number of items.
     pub items: u32,
     /// The items.
@@ -190,6 +196,11 @@ pub struct Transaction {
 impl Transaction {
     /// The longest record: a row and its old image, of 1 GB each at most, as Postgres has it.
     pub const MAX_RECORD: usize = 0x7FFF_FFFF;
+
+    /// Whether retention made it: its deletes are told to nobody, but keep their positions.
+    pub fn is_retention(&self) -> bool {
+        self.origin.as_deref() == Some(RETENTION_ORIGIN)
+    }
 
     /// The position of its last item, or of its commit if it has none.
     pub fn last_position(&self) -> Position {
@@ -438,7 +449,8 @@ impl TransactionBuilder {
             Some(body) => Body::Spilled(body),
             None => Body::Memory(Bytes::from(self.buffer)),
         };
-        Transaction { xid, commit_lsn, end_lsn, commit_time, relations: self.relations, items: self.items, body }
+        let (relations, items) = (self.relations, self.items);
+        Transaction { xid, commit_lsn, end_lsn, commit_time, relations, origin: None, items, body }
     }
 
     fn index_of(&mut self, relation: &Arc<Relation>) -> u32 {

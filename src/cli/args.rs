@@ -147,6 +147,14 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "TIME", help_heading = "Database")]
     startup_timeout: Option<String>,
 
+    /// Remove rows that the rules in rowcast.retention no longer keep (sql/retention_set.sql): on or off [env: ROWCAST_RETENTION]
+    /// [default: off]
+    #[arg(long, value_name = "SWITCH", num_args = 0..=1, default_missing_value = "on", help_heading = "Database")]
+    retention: Option<String>,
+    /// Time between two runs of it [env: ROWCAST_RETENTION_INTERVAL] [default: 10m]
+    #[arg(long, value_name = "TIME", help_heading = "Database")]
+    retention_interval: Option<String>,
+
     /// Secret of the users' tokens (HS256, HS384, HS512), at least 32 bytes [env: JWT_SECRET]
     #[arg(long, value_name = "SECRET", help_heading = "Who may see what")]
     jwt_secret: Option<String>,
@@ -223,6 +231,8 @@ impl ServeArgs {
             ("slot", &self.slot),
             ("migrate", &self.migrate),
             ("startup_timeout", &self.startup_timeout),
+            ("retention", &self.retention),
+            ("retention_interval", &self.retention_interval),
             ("jwt_secret", &self.jwt_secret),
             ("jwks_url", &self.jwks_url),
             ("jwks_refresh", &self.jwks_refresh),

@@ -54,6 +54,10 @@ pub struct Config {
     pub publications: Vec<String>,
     /// Bring the whole database to the wanted state first, not only what is the relay's own.
     pub migrate: bool,
+    /// Rows that the rules in `rowcast.retention` no longer keep are removed this often; `None` for never.
+    pub retention: Option<Duration>,
+    /// How often the relay writes into `rowcast.relay_status` what `sql/monitor.sql` shows.
+    pub report_interval: Duration,
     /// How long a database or a key set that can't be reached is waited for at the start.
     pub startup_timeout: Duration,
     /// For the whole drain.
@@ -94,6 +98,8 @@ impl Config {
             data_dir: data_dir.to_owned(),
             publications,
             migrate: false,
+            retention: None,
+            report_interval: Duration::from_secs(10),
             startup_timeout: Duration::from_secs(20),
             drain_timeout: Duration::from_secs(10),
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(8),

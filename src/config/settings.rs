@@ -30,6 +30,8 @@ const NAMES: &[(&str, &str)] = &[
     ("publication", "ROWCAST_PUBLICATION"),
     ("migrate", "ROWCAST_MIGRATE"),
     ("startup_timeout", "ROWCAST_STARTUP_TIMEOUT"),
+    ("retention", "ROWCAST_RETENTION"),
+    ("retention_interval", "ROWCAST_RETENTION_INTERVAL"),
     ("deletes", "ROWCAST_DELETES"),
     ("open_partitions", "ROWCAST_OPEN_PARTITIONS"),
     ("log_retain_bytes", "ROWCAST_LOG_RETAIN_BYTES"),
@@ -45,6 +47,9 @@ const NAMES: &[(&str, &str)] = &[
 pub fn is_setting(variable: &str) -> bool {
     NAMES.iter().any(|(_, known)| *known == variable)
 }
+/// Between two runs of retention, unless told otherwise.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
+const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -284,6 +289,11 @@ impl<'a> Reading<'a> {
         let admin = self.read("admin_addr", "Write it like 127.0.0.1:4001, or off.", parse::admin);
         let migrate = self.read("migrate", "Set it to true or false.", parse::switch);
         let startup = self.read("startup_timeout", "Write it like 20s.", parse::duration);
+        let retention = self.read("retention", "Set it to on or off.", parse::switch);
+        let retention_interval = self.read("retention_interval", "Write it like 10m, at least 1s.", |text| {
+            parse::duration(text)
+                .and_then(|time| if time < SHORTEST_INTERVAL { Err("is under 1s".into()) } else { Ok(time) })
+        });
         let retain_bytes = self.read("log_retain_bytes", "Write it like 4GiB.", parse::bytes);
         let retain_age = self.read("log_retain_age", "Write it like 24h.", parse::duration);
         let outbox = self.read("outbox_bytes", "Write it like 1MiB.", |text| {
@@ -309,6 +319,7 @@ impl<'a> Reading<'a> {
         config.port = port.unwrap_or(config.port);
         config.admin = admin.unwrap_or(config.admin);
         config.migrate = migrate.unwrap_or(config.migrate);
+        config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));
         config.startup_timeout = startup.unwrap_or(config.startup_timeout);
         config.hub.policy.deletes = deletes.unwrap_or_default();
         config.hub.policy.open_partitions = partitions.unwrap_or_default();

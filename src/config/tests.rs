@@ -36,6 +36,7 @@ fn flags_win_over_the_environment_and_that_over_the_file_and_that_over_defaults(
     assert_eq!(config.publications, ["a", "b"]);
     assert_eq!(config.stream_publications(), ["a", "b", FACTS_PUBLICATION]);
     assert!(config.migrate);
+    assert_eq!(config.retention, None, "off unless told");
     assert_eq!(config.data_dir, Path::new("/default"));
     assert_eq!(config.log.dir, Path::new("/default/log"));
     assert_eq!(config.admin.map(|a| a.to_string()).as_deref(), Some("127.0.0.1:4001"));
@@ -55,6 +56,8 @@ fn every_mistake_is_reported_by_the_name_of_its_setting() {
         ("ROWCAST_DELETES", "all"),
         ("ROWCAST_MIGRATE", "perhaps"),
         ("ROWCAST_STARTUP_TIMEOUT", "soon"),
+        ("ROWCAST_RETENTION", "perhaps"),
+        ("ROWCAST_RETENTION_INTERVAL", "0s"),
         ("ROWCAST_LOG_RETAIN_BYTES", "much"),
         ("ROWCAST_LOG_RETAIN_AGE", "long"),
         ("ROWCAST_OUTBOX_BYTES", "-1"),
@@ -129,4 +132,19 @@ fn a_key_set_can_stand_beside_the_secret_or_in_its_place() {
     assert_eq!(own.ca.as_deref(), Some(Path::new("/b")));
     // Set for other programs; nothing here needs it.
     assert!(load("", &[("DATABASE_URL", URL), ("JWT_SECRET", SECRET), ("SSL_CERT_FILE", "/no/such")], &[]).is_ok());
+}
+
+#[test]
+fn retention_runs_only_when_told_to() {
+    let base = [("DATABASE_URL", URL), ("JWT_SECRET", SECRET)];
+    for (more, expected) in [
+        (vec![("ROWCAST_RETENTION", "off"), ("ROWCAST_RETENTION_INTERVAL", "1m")], None),
+        (vec![("ROWCAST_RETENTION_INTERVAL", "1m")], None),
+        (vec![("ROWCAST_RETENTION", "on")], Some(600)),
+        (vec![("ROWCAST_RETENTION", "on"), ("ROWCAST_RETENTION_INTERVAL", "1m")], Some(60)),
+    ] {
+        let environment: Vec<_> = base.into_iter().chain(more).collect();
+        let config = load("", &environment, &[]).expect("good");
+        assert_eq!(config.retention.map(|interval| interval.as_secs()), expected, "{environment:?}");
+    }
 }

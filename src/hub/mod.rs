@@ -4,6 +4,7 @@
 //! `policy` judge them, waits for Postgres where it must (`lane`), and hands what is permitted to the shards as [`Batch`]es.
 //! It does not encode, touches no socket, and is never pushed at.
 
+mod census;
 mod command;
 mod control;
 mod event;
@@ -22,6 +23,7 @@ mod warnings;
 #[cfg(test)]
 mod tests;
 
+pub use census::Census;
 pub use command::{
     Action, ChannelId, Command, Entry, HubHandle, Name, Port, SUBSCRIBED, Stage, SubscribeError, Subscribed, Version,
     Warning,

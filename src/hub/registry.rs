@@ -22,6 +22,13 @@ pub(super) struct Channel {
     pub(super) from: Position,
 }
 
+impl Channel {
+    /// How many.
+    pub(super) fn subscriptions(&self) -> usize {
+        self.targets.len()
+    }
+}
+
 /// All channels. Slots are reused, [`ChannelId`]s are not.
 pub(super) struct Registry {
     options: policy::Options,
@@ -145,6 +152,11 @@ impl Registry {
         for table in self.tables.values_mut() {
             table.apply_rules(catalog);
         }
+    }
+
+    /// Tables that somebody subscribes to, by oid, with the number of subscriptions.
+    pub(super) fn by_table(&self) -> impl Iterator<Item = (u32, usize)> {
+        self.tables.iter().map(|(oid, table)| (*oid, table.len()))
     }
 
     pub(super) fn subscriptions(&self) -> usize {

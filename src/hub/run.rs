@@ -17,10 +17,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::census::Census;
 use super::control::Resolved;
 use super::event::Outgoing;
 use super::filters::RowFilters;
@@ -31,7 +32,7 @@ use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
 use super::settle;
 use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle};
-use crate::change::{Item, Items, Lsn, Position, Relation, RowChange, Transaction};
+use crate::change::{Change, Item, Items, Lsn, Position, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::log::{LogError, Read, Reader};
@@ -98,6 +99,8 @@ pub struct Hub {
     pub(super) failed_reads: u32,
     /// Members in `out`.
     pub(super) queued: usize,
+    /// For the operator.
+    pub(super) census: watch::Sender<Arc<Census>>,
 }
 
 impl Hub {
@@ -137,10 +140,16 @@ impl Hub {
             read_at: None,
             failed_reads: 0,
             queued: 0,
+            census: watch::Sender::default(),
             config,
             deps,
         };
         (hub, HubHandle::new(sender))
+    }
+
+    /// The latest count of who is subscribed to what.
+    pub fn census(&self) -> watch::Receiver<Arc<Census>> {
+        self.census.subscribe()
     }
 
     /// Runs until the drain.
@@ -171,6 +180,8 @@ impl Hub {
                 _ = sweep.tick() => {
                     self.registry.sweep();
                     self.count();
+                    let catalog = self.current.as_ref().map(|rules| &*rules.catalog);
+                    self.census.send_replace(Arc::new(Census::take(&self.registry, catalog)));
                 }
                 () = std::future::ready(()), if runnable => {}
                 () = sleep_until(poke_at), if poke_at.is_some() => {
@@ -327,6 +338,10 @@ impl Hub {
 
     fn row(&mut self, row: RowChange) {
         let (Some(rules), Some(work)) = (&self.current, &self.work) else { return };
+        if work.transaction.is_retention() && matches!(row.change, Change::Delete { .. }) {
+            self.deps.metrics.retention_deletes_hidden.inc();
+            return;
+        }
         let oid = row.relation.oid;
         let Some(table) = rules.catalog.table(oid) else { return self.unknown_table(&row) };
         if !table.published.as_ref().is_some_and(|p| matching::is_published(p, &row.change)) {

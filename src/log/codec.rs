@@ -13,7 +13,8 @@
 //!
 //! Payload of `T`: head length `u32`, head, body. Head: xid `u32`, items `u32`, commit LSN `u64`, end LSN `u64`, commit time
 //! `i64`, relation count `u32`, then per relation its number in the segment's dictionary `u32`; with the top bit set the
-//! definition follows and takes that number. The body is [`crate::change::Body`]'s bytes, as they are.
+//! definition follows and takes that number; then, if its writer had set up a replication origin, the origin's name as
+//! length `u16` and text (nothing if not, as in records from before there was such a field). The body is [`crate::change::Body`]'s bytes, as they are.
 //! Payload of `A`: LSN `u64`.
 //!
 //! The CRC comes last so that a body of any size can be streamed from its spill without reading it twice. The marker is
@@ -90,6 +91,7 @@ pub(super) struct Head {
     pub(super) end_lsn: Lsn,
     pub(super) commit_time: Timestamp,
     pub(super) relations: Vec<RelationRef>,
+    pub(super) origin: Option<String>,
 }
 
 /// Writes the head with its length before it. `relations` are the numbers of the transaction's relations, each with whether
@@ -118,6 +120,9 @@ pub(super) fn encode_head(
             out.extend_from_slice(&number.to_le_bytes());
         }
     }
+    if let Some(origin) = &transaction.origin {
+        encode_text(origin, out)?;
+    }
     let length = u32::try_from(out.len() - start - 4).map_err(|_| "its relations take more than 4 GiB")?;
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
     Ok(())
@@ -133,6 +138,7 @@ pub(super) fn decode_head(bytes: &[u8]) -> Result<Head, &'static str> {
         end_lsn: Lsn(fields.u64()?),
         commit_time: Timestamp(fields.u64()? as i64),
         relations: Vec::new(),
+        origin: None,
     };
     let count = fields.u32()? as usize;
     if count > (bytes.len() - FIXED_HEAD) / 4 {
@@ -145,6 +151,9 @@ pub(super) fn decode_head(bytes: &[u8]) -> Result<Head, &'static str> {
             0 => RelationRef::Known(number),
             _ => RelationRef::New(number & !DEFINES, decode_relation(&mut fields)?),
         });
+    }
+    if !fields.0.is_empty() {
+        head.origin = Some(fields.text()?);
     }
     if fields.0.is_empty() { Ok(head) } else { Err("a record with bytes after its head") }
 }
@@ -278,6 +287,7 @@ mod tests {
         fn a_head_comes_back(
             relations in proptest::collection::vec((relation(), any::<bool>()), 0..6),
             (xid, items, commit, end, time) in any::<(u32, u32, u64, u64, i64)>(),
+            origin in proptest::option::of(".{0,12}"),
         ) {
             let transaction = Transaction {
                 xid,
@@ -285,6 +295,7 @@ mod tests {
                 end_lsn: Lsn(end),
                 commit_time: Timestamp(time),
                 relations: relations.iter().map(|(r, _)| Arc::new(r.clone())).collect(),
+                origin: origin.as_deref().map(Arc::from),
                 items,
                 body: Body::Memory(Bytes::new()),
             };
@@ -295,6 +306,7 @@ mod tests {
             prop_assert_eq!(u32::from_le_bytes([out[0], out[1], out[2], out[3]]) as usize, out.len() - 4);
             prop_assert_eq!((head.xid, head.items, head.commit_lsn.0, head.end_lsn.0), (xid, items, commit, end));
             prop_assert_eq!(head.commit_time.0, time);
+            prop_assert_eq!(&head.origin, &origin);
             let expected: Vec<_> = relations.into_iter().enumerate().map(|(i, (r, new))| match new {
                 true => RelationRef::New(i as u32, r),
                 false => RelationRef::Known(i as u32),

@@ -73,7 +73,16 @@ mod tests {
     fn transaction(end: u64, bytes: usize) -> Arc<Transaction> {
         let body = Body::Memory(Bytes::from(vec![0; bytes]));
         let (commit_lsn, end_lsn, commit_time) = (Lsn(end - 1), Lsn(end), Timestamp(0));
-        Arc::new(Transaction { xid: 1, commit_lsn, end_lsn, commit_time, relations: Vec::new(), items: 0, body })
+        Arc::new(Transaction {
+            xid: 1,
+            commit_lsn,
+            end_lsn,
+            commit_time,
+            relations: Vec::new(),
+            origin: None,
+            items: 0,
+            body,
+        })
     }
 
     fn after(tail: &Tail, lsn: u64) -> Option<u64> {

@@ -93,7 +93,7 @@ impl LogWriter {
                     writer.write_spilled(active, &**body)?;
                     let (file, offset) = (active.file.clone(), active.offset + before_body);
                     let body = Body::Spilled(Arc::new(SegmentRange { file, offset, length: size }));
-                    Arc::new(Transaction { body, relations: transaction.relations.clone(), ..**transaction })
+                    Arc::new(Transaction { body, ..Transaction::clone(transaction) })
                 }
             };
             Ok((before_body + size + TRAILER as u64, stored))

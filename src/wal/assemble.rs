@@ -9,6 +9,8 @@
 //! * No more than twice the threshold of a transaction is in memory: one block being written, one being filled.
 //! * A keepalive gives a position only while no transaction is open or waiting to be handed out.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::change::{Lsn, Timestamp, Transaction, TransactionBuilder};
@@ -36,6 +38,7 @@ struct Open {
     commit_time: Timestamp,
     /// Set by Commit.
     end_lsn: Option<Lsn>,
+    origin: Option<Arc<str>>,
     builder: TransactionBuilder,
     items: u32,
     rows: u64,
@@ -81,7 +84,12 @@ impl Assembler {
                 tracing::trace!(%lsn, "a non-transactional logical message is passed over");
                 Ok(())
             }
-            Message::Type | Message::Origin => Ok(()),
+            Message::Origin { name } => {
+                let open = self.open.as_mut().filter(|o| o.end_lsn.is_none()).ok_or(Malformed::Outside("Origin"))?;
+                open.origin = Some(name.into());
+                Ok(())
+            }
+            Message::Type => Ok(()),
         }
     }
 
@@ -90,7 +98,8 @@ impl Assembler {
             return Err(Malformed::Nested { outer: open.xid, inner: xid });
         }
         let builder = TransactionBuilder::default();
-        self.open = Some(Open { xid, commit_lsn, commit_time, end_lsn: None, builder, items: 0, rows: 0, spill: None });
+        let (end_lsn, origin, spill) = (None, None, None);
+        self.open = Some(Open { xid, commit_lsn, commit_time, end_lsn, origin, builder, items: 0, rows: 0, spill });
         Ok(())
     }
 
@@ -137,10 +146,10 @@ impl Assembler {
         let Some(end_lsn) = open.end_lsn else { return Ok(None) };
         let Some(open) = self.open.take() else { return Ok(None) };
         self.last = end_lsn;
-        let Open { xid, commit_lsn, commit_time, builder, rows, spill, .. } = open;
+        let Open { xid, commit_lsn, commit_time, origin, builder, rows, spill, .. } = open;
         let body = spill.and_then(Spill::into_body);
         let spilled = body.is_some();
-        let transaction = builder.finish(xid, commit_lsn, end_lsn, commit_time, body);
+        let transaction = Transaction { origin, ..builder.finish(xid, commit_lsn, end_lsn, commit_time, body) };
         Ok(Some(Completed { transaction, rows, spilled }))
     }
 
@@ -203,6 +212,7 @@ mod tests {
         let mut assembler = in_memory();
         let messages = [
             write::begin(100, 7),
+            write::named(b'O', &9u64.to_be_bytes(), &["elsewhere"]),
             write::relation(&table(1, 1)),
             insert(1, b"a"),
             write::logical(true, 90, "p", b"c"),
@@ -216,6 +226,7 @@ mod tests {
         let items: Vec<Item> = transaction.iter().collect::<Result<_, _>>().expect("items");
         assert!(matches!(&items[..], [Item::Row(_), Item::Message(_), Item::Truncate(_)]), "{items:?}");
         assert_eq!(transaction.last_position().ordinal, 2);
+        assert_eq!(transaction.origin.as_deref(), Some("elsewhere"));
     }
 
     #[tokio::test]

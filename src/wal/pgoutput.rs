@@ -119,8 +119,8 @@ pub(super) enum Message {
     /// A non-built-in type, before the Relation that uses it. Values travel as text with the type's oid, so its name is
     /// not kept.
     Type,
-    /// The transaction was replicated here from elsewhere.
-    Origin,
+    /// Right after Begin: the replication origin that the writer's session had set up.
+    Origin { name: String },
 }
 
 /// Takes one message apart.
@@ -168,8 +168,7 @@ pub(super) fn decode(data: &Bytes) -> Result<Message, Malformed> {
         }
         b'O' => {
             fields.lsn()?;
-            fields.c_string()?;
-            Message::Origin
+            Message::Origin { name: fields.name()? }
         }
         byte => return Err(Malformed::UnknownType { byte, name: message }),
     };
@@ -437,7 +436,7 @@ mod tests {
         assert_eq!(read[8], Message::Logical { transactional: true, lsn: Lsn(9), prefix, content });
         assert!(matches!(&read[9], Message::Logical { transactional: false, content, .. } if content.is_empty()));
         assert_eq!(read[10], Message::Type);
-        assert_eq!(read[11], Message::Origin);
+        assert_eq!(read[11], Message::Origin { name: "elsewhere".into() });
     }
 
     #[test]

@@ -126,7 +126,9 @@ fn transaction(end: u64, items: &[Made]) -> Arc<Transaction> {
             _ => builder.message(Lsn(end), b"prefix", text).expect("message"),
         }
     }
-    Arc::new(builder.finish(end as u32, Lsn(end - 1), Lsn(end), Timestamp(-(end as i64)), None))
+    let origin = end.is_multiple_of(3).then(|| "rowcast_retention".into());
+    let made = builder.finish(end as u32, Lsn(end - 1), Lsn(end), Timestamp(-(end as i64)), None);
+    Arc::new(Transaction { origin, ..made })
 }
 
 fn items(transaction: &Transaction) -> Vec<Item> {
@@ -135,7 +137,7 @@ fn items(transaction: &Transaction) -> Vec<Item> {
 
 /// Asserts that nothing of a transaction changed.
 fn assert_same(read: &Transaction, appended: &Transaction) {
-    let header = |t: &Transaction| (t.xid, t.commit_lsn, t.end_lsn, t.commit_time, t.items);
+    let header = |t: &Transaction| (t.xid, t.commit_lsn, t.end_lsn, t.commit_time, t.origin.clone(), t.items);
     assert_eq!(header(read), header(appended));
     assert_eq!(read.relations, appended.relations);
     assert_eq!(items(read), items(appended));
