@@ -106,6 +106,10 @@ metrics! {
     commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
     /// Connections closed by us by reason: slow, drain, idle, protocol
     closes: Labelled = "closes";
+    /// TLS handshakes of clients that failed by reason: timeout, failed
+    tls_handshake_failures: Labelled = "tls_handshake_failures";
+    /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)
+    tls_reloads: Labelled = "tls_reloads";
     /// Frames from clients that were malformed and dropped
     malformed_frames: Counter = "malformed_frames";
 }

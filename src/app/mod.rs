@@ -26,7 +26,7 @@ use crate::claims::Verifier;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::shard::Shard;
-use crate::gateway::{self, Gateway};
+use crate::gateway::{self, Gateway, Tls};
 use crate::hub::{Hub, HubDeps};
 use crate::ingest::{Ingest, IngestHandle};
 use crate::log::{self, Files, Log, RealFiles};
@@ -107,6 +107,10 @@ impl App {
         let (hub, commands) = Hub::new(config.hub.clone(), deps);
         let connections = Connections::default();
         let verifier = Arc::new(Verifier::new(config.verifier.clone(), clock.clone(), metrics.clone()));
+        let tls = match config.gateway.tls.clone() {
+            Some(files) => Some(Arc::new(Tls::load(files, config.gateway.tls_poll, metrics.clone())?)),
+            None => None,
+        };
         let deps = gateway::Deps {
             hub: commands,
             verifier: verifier.clone(),
@@ -116,6 +120,7 @@ impl App {
             connections: connections.clone(),
             ready: handle.ready.clone(),
             shards: count,
+            tls,
         };
         let address = SocketAddr::new(config.host, config.port);
         let gateway = Gateway::new(config.gateway.clone(), deps).bind(address).await?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::tls::TlsFiles;
 use crate::metrics::Metrics;
 
 /// The gateway's settings.
@@ -15,7 +16,7 @@ pub struct GatewayConfig {
     pub max_connections: usize,
     /// TCP connections that have not become a WebSocket yet; more wait to be accepted.
     pub max_unauthenticated: usize,
-    /// Time for the head of a request, and between two requests of a connection.
+    /// Time for the TLS handshake; for the head of a request, and between two requests of a connection.
     pub header_timeout: Duration,
     /// Bytes of a request's head, at least 8192; more get 431.
     pub max_head_bytes: usize,
@@ -61,6 +62,10 @@ pub struct GatewayConfig {
     pub tick: Duration,
     /// Public channels are refused.
     pub private_only: bool,
+    /// TLS on our own listener; `None` for none.
+    pub tls: Option<TlsFiles>,
+    /// Between two looks at the files of `tls`.
+    pub tls_poll: Duration,
 }
 
 impl Default for GatewayConfig {
@@ -91,6 +96,8 @@ impl Default for GatewayConfig {
             retry: Duration::from_secs(5),
             tick: Duration::from_secs(15),
             private_only: false,
+            tls: None,
+            tls_poll: Duration::from_secs(2),
         }
     }
 }

@@ -22,6 +22,11 @@ use tokio::sync::Notify;
 pub trait Transmit: Send + Sync + 'static {
     /// Writes what it can; `WouldBlock` if nothing.
     fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// For a socket that keeps something of what it took, as TLS does: `WouldBlock` while that is not out.
+    fn try_flush(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What [`Outbox::flush`] left behind.
@@ -201,6 +206,11 @@ impl Outbox {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return self.fail(state),
             }
+        }
+        match self.socket.try_flush() {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
+            Err(_) => return self.fail(state),
         }
         // A burst may have grown the queue; an idle connection should not keep it.
         if state.queue.capacity() > FRAMES_PER_WRITE {

@@ -95,6 +95,7 @@ async fn relay(config: GatewayConfig) -> Relay {
         connections: connections.clone(),
         ready: ready_seen,
         shards: 2,
+        tls: None,
     };
     let asked = Arc::new(Asked::default());
     let hub = asked.clone();
