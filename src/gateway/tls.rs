@@ -71,7 +71,9 @@ impl Fault for TlsError {
                  fullchain.pem)."
                     .into()
             }
-            TlsError::Unusable(_) => "The key must be the one that the first certificate in the file was made for.".into(),
+            TlsError::Unusable(_) => {
+                "The key must be the one that the first certificate in the file was made for.".into()
+            }
         }
     }
 }

@@ -342,6 +342,36 @@ mod tests {
         assert_eq!(pipe.bytes(), b"12345<slow>");
     }
 
+    /// A socket that takes everything and lets it out when told.
+    #[derive(Clone, Default)]
+    struct Keeping(Arc<Mutex<bool>>);
+
+    impl Transmit for Keeping {
+        fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            Ok(parts.iter().map(|part| part.len()).sum())
+        }
+
+        fn try_flush(&self) -> io::Result<()> {
+            if *self.0.lock().unwrap() { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_socket_keeps_is_asked_for_until_it_is_out() {
+        let socket = Keeping::default();
+        let outbox = Outbox::new(Box::new(socket.clone()), 10, Bytes::from_static(b"<slow>"));
+        outbox.send(Bytes::from_static(b"one"));
+        outbox.attention().await;
+        assert_eq!((outbox.waiting(), outbox.flush()), (0, Flushed::Blocked));
+        // Nothing is given to it meanwhile, and what waits is bounded as ever.
+        outbox.send(Bytes::from_static(b"two"));
+        assert_eq!(outbox.waiting(), 3);
+        outbox.close(CloseReason::Drain, Bytes::from_static(b"<drain>"));
+        assert_eq!(outbox.flush(), Flushed::Blocked);
+        *socket.0.lock().unwrap() = true;
+        assert_eq!(outbox.flush(), Flushed::Finished);
+    }
+
     #[test]
     fn an_answer_larger_than_the_bound_fits_an_empty_outbox() {
         let pipe = Pipe::default();
