@@ -12,6 +12,7 @@
 mod database;
 mod error;
 mod running;
+mod slot;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::shard::Shard;
 use crate::gateway::{self, Gateway, Tls};
-use crate::hub::{Hub, HubDeps};
+use crate::hub::{Hub, HubDeps, HubHandle};
 use crate::ingest::{Ingest, IngestHandle};
 use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
@@ -51,6 +52,7 @@ pub struct App {
     verifier: Arc<Verifier>,
     admin: Option<Admin>,
     hub: Hub,
+    commands: HubHandle,
     shards: Vec<Shard>,
     ingest: Ingest,
     handle: IngestHandle,
@@ -112,7 +114,7 @@ impl App {
             None => None,
         };
         let deps = gateway::Deps {
-            hub: commands,
+            hub: commands.clone(),
             verifier: verifier.clone(),
             clock,
             metrics: metrics.clone(),
@@ -130,6 +132,7 @@ impl App {
             verifier,
             admin,
             hub,
+            commands,
             shards,
             ingest,
             handle,
@@ -149,6 +152,7 @@ impl App {
             verifier,
             admin,
             hub,
+            commands,
             shards,
             ingest,
             handle,
@@ -169,6 +173,7 @@ impl App {
                 connections: connections.clone(),
                 drain: drains.gateway.clone(),
                 slot: config.ingest.wal.slot.as_str().into(),
+                hub: commands,
             };
             let stop = drains.admin.clone();
             services.push(service("admin", async move {
@@ -184,6 +189,11 @@ impl App {
             }));
         }
         services.extend(stream(&config, hub, ingest, &drains));
+        let watch = slot::Watch::new(pool.clone(), &config.ingest.wal.slot, metrics.clone(), drains.ingest.clone());
+        services.push(service("slot", async move {
+            watch.run().await;
+            Ok(())
+        }));
         Running {
             local_addr,
             admin_addr,

@@ -133,6 +133,7 @@ struct Doors {
 /// How a request of an upgraded connection leaves the HTTP half of the task.
 #[derive(Clone)]
 struct Handover {
+    connection: u64,
     peer: SocketAddr,
     accepted: Arc<Mutex<Option<Accepted>>>,
 }
@@ -219,7 +220,7 @@ where
 {
     let first = Box::pin(async move {
         let Arrival { stream, peer, permit, connection, shard, tls } = arrival;
-        let handover = Handover { peer, accepted: Arc::default() };
+        let handover = Handover { connection, peer, accepted: Arc::default() };
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "TCP_NODELAY could not be set");
         }
@@ -334,6 +335,7 @@ async fn shake_hands(
     handover: &Handover,
 ) -> Response<String> {
     let shared = &doors.shared;
+    let Handover { connection, peer, .. } = *handover;
     let check = || handshake::check(method, headers, &query, shared.verifier.as_ref(), shared.clock.unix_seconds());
     let mut checked = check();
     if let Err(Refusal::Token(error)) = &checked
@@ -346,11 +348,14 @@ async fn shake_hands(
     }
     let granted = checked.and_then(|grant| {
         let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;
-        let admitted = doors.admission.admit().ok_or(Refusal::TooManyConnections)?;
+        let admitted = doors.admission.admit(grant.version).ok_or(Refusal::TooManyConnections)?;
         Ok(Accepted { upgrade, grant, admitted })
     });
     match granted {
         Ok(accepted) => {
+            let Grant { principal, version, .. } = &accepted.grant;
+            info!(target: "audit", connection, %peer, user = &*principal.subject, role = &*principal.role,
+                version = version.as_str(), "connected");
             let response = accepted.grant.response();
             *handover.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
             response
@@ -358,7 +363,7 @@ async fn shake_hands(
         Err(refusal) => {
             let code = refusal.code();
             shared.metrics.refusals.get_or_create(&[("code", code)]).inc();
-            info!(target: "audit", peer = %handover.peer, reason = code, "handshake refused");
+            info!(target: "audit", connection, %peer, reason = code, "handshake refused");
             tokio::time::sleep(shared.config.handshake_failure_delay).await;
             refusal.response()
         }

@@ -144,7 +144,7 @@ impl Tls {
         let label = match result {
             Ok(config) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
-                info!(certificate = %self.files.certificate.display(), "the new TLS certificate is in use for new connections");
+                info!(target: "audit", certificate = %self.files.certificate.display(), "certificate changed");
                 "changed"
             }
             Err(failed) => {

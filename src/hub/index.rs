@@ -103,6 +103,10 @@ impl TableIndex {
         self.subs.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.subs.len()
+    }
+
     pub(super) fn insert(
         &mut self,
         key: SubKey,

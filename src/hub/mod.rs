@@ -17,6 +17,7 @@ mod reshaped;
 mod resolve;
 mod rules;
 mod run;
+mod summary;
 mod warnings;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ pub use command::{
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
+pub use summary::{Summary, TableCount, UserCount};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -17,7 +17,7 @@ pub(super) struct Channel {
     pub(super) port: Arc<Port>,
     pub(super) principal: Arc<Principal>,
     pub(super) entries: Arc<Vec<Entry>>,
-    targets: Vec<Target>,
+    pub(super) targets: Vec<Target>,
     /// Rows at or before this are not for it.
     pub(super) from: Position,
 }
@@ -145,6 +145,11 @@ impl Registry {
         for table in self.tables.values_mut() {
             table.apply_rules(catalog);
         }
+    }
+
+    /// How many subscriptions each table has.
+    pub(super) fn by_table(&self) -> impl Iterator<Item = (u32, usize)> {
+        self.tables.iter().map(|(oid, table)| (*oid, table.len()))
     }
 
     pub(super) fn subscriptions(&self) -> usize {

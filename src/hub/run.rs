@@ -107,7 +107,7 @@ impl Hub {
             deps.catalog_pool.clone(),
             (config.publications.clone(), config.other_publications.clone()),
             config.catalog_interval,
-            deps.metrics.clone(),
+            (deps.clock.clone(), deps.metrics.clone()),
             deps.drain.clone(),
         );
         let asker = Asker::new(deps.pool.clone(), config.ask.clone(), deps.metrics.clone());
@@ -154,6 +154,7 @@ impl Hub {
         loop {
             self.turn().await;
             self.flush().await;
+            self.lane.measure(&self.deps.metrics);
             let (runnable, reads) = (self.is_runnable(), self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
@@ -221,6 +222,9 @@ impl Hub {
         }
         match read {
             Ok(Read::Transaction(transaction)) => {
+                if let Some(appended) = self.reader.appended_at() {
+                    self.deps.metrics.append_to_match.observe(appended.elapsed().as_secs_f64());
+                }
                 self.xids.push_back(transaction.xid);
                 self.shared_xids = None;
                 let known = |r: &Arc<Relation>| self.relations.get(&r.oid).is_some_and(|k| Arc::ptr_eq(k, r) || k == r);
@@ -341,7 +345,7 @@ impl Hub {
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
         metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
-        let event = matching::event(row, work.transaction.commit_time, rules.catalog.types());
+        let event = matching::event(row, work.transaction.commit_time, work.received.into_std(), rules.catalog.types());
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.deliveries.inc_by(sent);

@@ -421,6 +421,7 @@ impl Connection {
         if let Some(reason) = reason.filter(|reason| *reason != CloseReason::Peer) {
             shared.metrics.closes.get_or_create(&[("reason", reason.as_str())]).inc();
         }
+        session.audit_end(reason);
         let deadline = TokioInstant::now() + shared.config.close_timeout;
         let goodbye = async {
             while outbox.flush() == Flushed::Blocked && write.writable().await.is_ok() {}

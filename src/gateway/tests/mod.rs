@@ -56,6 +56,7 @@ impl Asked {
                 self.reclaims.lock().unwrap().push(id);
                 let _ = reply.send(Ok(Vec::new()));
             }
+            Command::Describe { .. } => {}
             Command::Leave { id } => {
                 self.ports.lock().unwrap().remove(&id);
             }
