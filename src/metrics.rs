@@ -1,5 +1,8 @@
 //! Every metric, in one struct: the field's doc comment is the metric's help text.
 //!
+//! What has a label begins with its usual values at zero, since to Prometheus the first of something that was not there
+//! before is no increase.
+//!
 //! Rejected: metrics registered where they are used, which nobody can list.
 
 use std::sync::atomic::AtomicU64;
@@ -25,7 +28,7 @@ fn latency() -> Histogram {
 }
 
 macro_rules! metrics {
-    ($($(#[doc = $help:literal])+ $field:ident : $kind:ty = $name:literal $(in $unit:ident)? $(, $make:expr)?;)*) => {
+    ($($(#[doc = $help:literal])+ $field:ident : $kind:ty = $name:literal $(in $unit:ident)? $(by $label:literal [$($value:literal),+])? $(, $make:expr)?;)*) => {
         /// All metrics of one relay.
         pub struct Metrics {
             registry: Registry,
@@ -40,6 +43,7 @@ macro_rules! metrics {
                     let $field: $kind = metrics!(@make $kind $(, $make)?);
                     let help = concat!($($help),+).trim().trim_end_matches('.');
                     metrics!(@register registry, $name, help, $field $(, $unit)?);
+                    $($(drop($field.get_or_create(&[($label, $value)]));)+)?
                 )*
                 Metrics { registry, $($field,)* }
             }
@@ -67,7 +71,7 @@ metrics! {
     /// 1 while changes are streaming
     streaming: Gauge = "streaming";
     /// Replication stream failures by SQLSTATE class or kind
-    stream_errors: Labelled = "stream_errors";
+    stream_errors: Labelled = "stream_errors" by "kind" ["connection", "timeout", "silence", "authentication", "slot_lost"];
     /// 1 while a process holds our slot
     slot_active: Gauge = "slot_active";
     /// Bytes of WAL between the slot's confirmed position and the server's end of WAL, looked at every 15 s
@@ -77,11 +81,11 @@ metrics! {
     /// Seconds until the slot exceeds max_slot_wal_keep_size if it goes on as in the last five minutes; +Inf if it won't or there is no such limit
     slot_forecast: Seconds = "slot_forecast" in Seconds;
     /// Looks at the slot by result: seen, missing, lost (the server dropped WAL it needed), failed
-    slot_looks: Labelled = "slot_looks";
+    slot_looks: Labelled = "slot_looks" by "result" ["seen", "missing", "lost", "failed"];
     /// LSN up to which the log is durable and the slot confirmed
     confirmed_lsn: Gauge = "confirmed_lsn";
     /// Histories begun in the log by reason; every one after the first is a gap for clients that come back
-    epochs: Labelled = "epochs";
+    epochs: Labelled = "epochs" by "reason" ["new_slot", "slot_lost", "log_lost", "other_cluster", "other_history", "log_behind", "server_behind"];
     /// LSN of the oldest position that the log can be read from
     log_floor_lsn: Gauge = "log_floor_lsn";
     /// LSN of the log's end, durable or not
@@ -111,7 +115,7 @@ metrics! {
     /// Open client connections
     connections: Gauge = "connections";
     /// Open client connections by version of the Phoenix serializer
-    connections_by_protocol: LabelledGauge = "connections_by_protocol";
+    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0"];
     /// Channels joined
     joins: Counter = "joins";
     /// Channels left by the client, or joined anew
@@ -127,11 +131,11 @@ metrics! {
     /// Frames with a change handed to client outboxes
     deliveries: Counter = "deliveries";
     /// Verdicts on (change, subscriber) pairs by kind: permit, deny, undecided
-    verdicts: Labelled = "verdicts";
+    verdicts: Labelled = "verdicts" by "kind" ["permit", "deny", "undecided"];
     /// Denials by reason
-    denials: Labelled = "denials";
+    denials: Labelled = "denials" by "reason" ["policy", "no_policy", "no_grant", "missing_evidence", "expired"];
     /// Refused handshakes, joins and new tokens by code
-    refusals: Labelled = "refusals";
+    refusals: Labelled = "refusals" by "code" ["MalformedJWT", "JwtSignatureError", "JwtSignerError", "InvalidJWTToken", "MissingAPIKey"];
     /// Changes whose decision stayed open beyond the bound, told to the client as a gap
     undecided_gaps: Counter = "undecided_gaps";
     /// Time Postgres took to judge one change for one role
@@ -143,23 +147,23 @@ metrics! {
     /// Filter conditions that Postgres was asked about
     filter_terms: Counter = "filter_terms";
     /// Filter conditions without an answer from Postgres by kind: timeout, raised, connection, role, too_many
-    filter_failures: Labelled = "filter_failures";
+    filter_failures: Labelled = "filter_failures" by "kind" ["timeout", "raised", "connection", "role", "too_many"];
     /// Catalog reads by result: changed, same, failed
-    catalog_reads: Labelled = "catalog_reads";
+    catalog_reads: Labelled = "catalog_reads" by "result" ["changed", "same", "failed"];
     /// When the reading of the catalog that is in force began, in seconds since 1970
     catalog_read_timestamp: Gauge = "catalog_read_timestamp" in Seconds;
     /// Key set (JWKS) fetches by result: changed, same, failed
-    jwks_fetches: Labelled = "jwks_fetches";
+    jwks_fetches: Labelled = "jwks_fetches" by "result" ["changed", "same", "failed"];
     /// Usable keys in the key set (JWKS) at hand
     jwks_keys: Gauge = "jwks_keys";
     /// Seconds from the commit to the hand-over of the frame to the socket, by the two machines' clocks
     commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
-    /// Connections closed by us by reason: slow, drain, idle, protocol
-    closes: Labelled = "closes";
+    /// Connections closed by us by reason: slow, drain, idle, joins, protocol
+    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "joins", "protocol"];
     /// TLS handshakes of clients that failed by reason: timeout, failed
-    tls_handshake_failures: Labelled = "tls_handshake_failures";
+    tls_handshake_failures: Labelled = "tls_handshake_failures" by "reason" ["timeout", "failed"];
     /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)
-    tls_reloads: Labelled = "tls_reloads";
+    tls_reloads: Labelled = "tls_reloads" by "result" ["changed", "failed"];
     /// Frames from clients that were malformed and dropped
     malformed_frames: Counter = "malformed_frames";
 }

@@ -9,5 +9,6 @@ mod database;
 mod deploy;
 mod load;
 mod journey;
+mod ops;
 mod startup;
 mod stock;

@@ -5,5 +5,5 @@ mod client_tls;
 mod jwks;
 mod life;
 mod mistakes;
-mod process;
+pub(crate) mod process;
 mod tls;
