@@ -81,8 +81,8 @@ select relay, (status ->> 'tcp_connections')::numeric as tcp, (status #>> '{coun
 from rowcast.relay_status order by relay;
 
 \echo 'Subscriptions by table (the most numerous)'
-select relay, t ->> 'schema' as schema, t ->> 'table' as "table", (t ->> 'subscriptions')::bigint as subscriptions
-from rowcast.relay_status, jsonb_array_elements(status -> 'tables') t order by relay, 4 desc, 3 limit 50;
+select relay, t ->> 'table' as "table", (t ->> 'subscriptions')::bigint as subscriptions
+from rowcast.relay_status, jsonb_array_elements(status -> 'tables') t order by relay, 3 desc, 2 limit 50;
 
 \echo 'Subscriptions by user (the most numerous)'
 select relay, u ->> 'role' as role, u ->> 'user' as "user", (u ->> 'channels')::bigint as channels, (u ->> 'subscriptions')::bigint as subscriptions

@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -13,6 +14,7 @@ use warp::http::StatusCode;
 use warp::{Filter, Rejection, Reply};
 
 use crate::error::{Fault, Remedy};
+use crate::hub::{HubHandle, Summary};
 use crate::ingest::{IngestHandle, IngestState};
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -60,6 +62,8 @@ pub struct AdminDeps {
     pub drain: Drain,
     /// Our slot.
     pub slot: Arc<str>,
+    /// Who subscribed to what.
+    pub hub: HubHandle,
 }
 
 /// The reserved admin port.
@@ -92,6 +96,9 @@ impl Admin {
     }
 }
 
+/// Of the hub's part of the state.
+const HUB_DEADLINE: Duration = Duration::from_secs(2);
+
 fn routes(deps: AdminDeps) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
     let (shown, ready) = (deps.clone(), deps.clone());
     let metrics = warp::path!("metrics").map(move || {
@@ -109,11 +116,19 @@ fn routes(deps: AdminDeps) -> impl Filter<Extract = (impl Reply,), Error = Rejec
         };
         warp::reply::with_status(text, status).into_response()
     });
-    let state = warp::path!("state").map(move || warp::reply::json(&dump(&shown)).into_response());
+    let state = warp::path!("state").then(move || {
+        let shown = shown.clone();
+        async move {
+            tracing::info!(target: "audit", "state read");
+            // A hub that waits for something is one of the things worth seeing here.
+            let hub = tokio::time::timeout(HUB_DEADLINE, shown.hub.describe()).await.ok().flatten();
+            warp::reply::json(&dump(&shown, hub.as_ref())).into_response()
+        }
+    });
     warp::get().and(metrics.or(health).unify().or(readiness).unify().or(state).unify())
 }
 
-fn dump(deps: &AdminDeps) -> serde_json::Value {
+fn dump(deps: &AdminDeps, hub: Option<&Summary>) -> serde_json::Value {
     let (name, reason) = match &*deps.ingest.state.borrow() {
         IngestState::Starting => ("starting", None),
         IngestState::Streaming => ("streaming", None),
@@ -126,6 +141,7 @@ fn dump(deps: &AdminDeps) -> serde_json::Value {
             "incarnation": format!("{:032x}", epoch.incarnation),
         })
     });
+    let by_protocol = |version| deps.metrics.connections_by_protocol.get_or_create(&[("version", version)]).get();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "draining": deps.drain.is_draining(),
@@ -138,11 +154,29 @@ fn dump(deps: &AdminDeps) -> serde_json::Value {
             "durable": deps.log.durable().to_string(),
             "bytes": deps.log.bytes(),
         },
+        "hub": hub.map(hub_json),
         "connections": {
             "tcp": deps.connections.len(),
             "websocket": deps.metrics.connections.get(),
+            "by_protocol": { "1.0.0": by_protocol("1.0.0"), "2.0.0": by_protocol("2.0.0") },
             "channels": deps.metrics.channels.get(),
             "subscriptions": deps.metrics.subscriptions.get(),
         },
+    })
+}
+
+fn hub_json(hub: &Summary) -> serde_json::Value {
+    let tables = hub.tables.iter().map(|t| json!({ "table": t.table, "subscriptions": t.subscriptions }));
+    let users = hub.users.iter().map(
+        |u| json!({ "role": &*u.role, "user": &*u.subject, "channels": u.channels, "subscriptions": u.subscriptions }),
+    );
+    json!({
+        "position": hub.position.to_string(),
+        "channels": hub.channels,
+        "subscriptions": hub.subscriptions,
+        "lane": { "rows": hub.lane_rows, "bytes": hub.lane_bytes, "questions": hub.questions },
+        "catalog_age_seconds": hub.catalog_age.map(|age| age.as_secs_f64()),
+        "subscriptions_by_table": tables.collect::<Vec<_>>(),
+        "subscriptions_by_user": users.collect::<Vec<_>>(),
     })
 }

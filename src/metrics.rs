@@ -1,6 +1,11 @@
 //! Every metric, in one struct: the field's doc comment is the metric's help text.
 //!
+//! What has a label begins with its usual values at zero, since to Prometheus the first of something that was not there
+//! before is no increase.
+//!
 //! Rejected: metrics registered where they are used, which nobody can list.
+
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -12,12 +17,18 @@ use prometheus_client::registry::{Registry, Unit};
 /// A counter per value of one label.
 pub type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
 
+/// A gauge per value of one label.
+pub type LabelledGauge = Family<[(&'static str, &'static str); 1], Gauge>;
+
+/// A gauge of seconds with a fraction; may be infinite.
+pub type Seconds = Gauge<f64, AtomicU64>;
+
 fn latency() -> Histogram {
     Histogram::new(exponential_buckets(0.000_05, 2.0, 20))
 }
 
 macro_rules! metrics {
-    ($($(#[doc = $help:literal])+ $field:ident : $kind:ty = $name:literal $(in $unit:ident)? $(, $make:expr)?;)*) => {
+    ($($(#[doc = $help:literal])+ $field:ident : $kind:ty = $name:literal $(in $unit:ident)? $(by $label:literal [$($value:literal),+])? $(, $make:expr)?;)*) => {
         /// All metrics of one relay.
         pub struct Metrics {
             registry: Registry,
@@ -32,6 +43,7 @@ macro_rules! metrics {
                     let $field: $kind = metrics!(@make $kind $(, $make)?);
                     let help = concat!($($help),+).trim().trim_end_matches('.');
                     metrics!(@register registry, $name, help, $field $(, $unit)?);
+                    $($(drop($field.get_or_create(&[($label, $value)]));)+)?
                 )*
                 Metrics { registry, $($field,)* }
             }
@@ -59,19 +71,59 @@ metrics! {
     /// 1 while changes are streaming
     streaming: Gauge = "streaming";
     /// Replication stream failures by SQLSTATE class or kind
-    stream_errors: Labelled = "stream_errors";
+    stream_errors: Labelled = "stream_errors" by "kind" ["connection", "timeout", "silence", "authentication", "slot_lost"];
+    /// 1 while a process holds our slot
+    slot_active: Gauge = "slot_active";
+    /// Bytes of WAL between the slot's confirmed position and the server's end of WAL, looked at every 15 s
+    slot_lag: Gauge = "slot_lag" in Bytes;
+    /// Bytes of WAL that the server keeps for the slot, from its restart_lsn, looked at every 15 s
+    slot_retained: Gauge = "slot_retained" in Bytes;
+    /// Seconds until the slot exceeds max_slot_wal_keep_size if it goes on as in the last five minutes; +Inf if it won't or there is no such limit
+    slot_forecast: Seconds = "slot_forecast" in Seconds;
+    /// Looks at the slot by result: seen, missing, lost (the server dropped WAL it needed), failed
+    slot_looks: Labelled = "slot_looks" by "result" ["seen", "missing", "lost", "failed"];
     /// LSN up to which the log is durable and the slot confirmed
     confirmed_lsn: Gauge = "confirmed_lsn";
     /// Histories begun in the log by reason; every one after the first is a gap for clients that come back
-    epochs: Labelled = "epochs";
+    epochs: Labelled = "epochs" by "reason" ["new_slot", "slot_lost", "log_lost", "other_cluster", "other_history", "log_behind", "server_behind"];
+    /// LSN of the oldest position that the log can be read from
+    log_floor_lsn: Gauge = "log_floor_lsn";
+    /// LSN of the log's end, durable or not
+    log_end_lsn: Gauge = "log_end_lsn";
     /// Bytes in the log's segments
     log_bytes: Gauge = "log_size" in Bytes;
     /// Times an append to the log failed (disk full and the like)
     log_append_errors: Counter = "log_append_errors";
     /// Time one fsync of the log took
     log_fsync: Histogram = "log_fsync" in Seconds, latency();
+    /// Time from the first message of a transaction to its last, decoded
+    decode: Histogram = "decode" in Seconds, latency();
+    /// Time one transaction took to be written to the log, not durable yet
+    log_append: Histogram = "log_append" in Seconds, latency();
+    /// Seconds from the commit to the append to the log, by the two machines' clocks
+    commit_to_append: Histogram = "commit_to_append" in Seconds, latency();
+    /// Time from the append of a transaction until the hub took it up; without those that it read from disk because it lagged
+    append_to_match: Histogram = "append_to_match" in Seconds, latency();
+    /// Time from the taking up of a transaction to the hand-over of its frames to the sockets, waiting for Postgres's answers included
+    match_to_write: Histogram = "match_to_write" in Seconds, latency();
+    /// Rows that wait for Postgres's answers, or behind others that do
+    lane_rows: Gauge = "lane_rows";
+    /// Bytes of the rows that wait for Postgres's answers, or behind others that do
+    lane_size: Gauge = "lane_size" in Bytes;
+    /// Questions that Postgres is answering now
+    lane_questions: Gauge = "lane_questions";
     /// Open client connections
     connections: Gauge = "connections";
+    /// Open client connections by version of the Phoenix serializer
+    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0"];
+    /// Channels joined
+    joins: Counter = "joins";
+    /// Channels left by the client, or joined anew
+    leaves: Counter = "leaves";
+    /// Channels ended because their token's time was over
+    expiries: Counter = "expiries";
+    /// Tokens that took another's place on a joined channel
+    token_refreshes: Counter = "token_refreshes";
     /// Joined channels
     channels: Gauge = "channels";
     /// Active postgres_changes subscriptions
@@ -79,11 +131,11 @@ metrics! {
     /// Frames with a change handed to client outboxes
     deliveries: Counter = "deliveries";
     /// Verdicts on (change, subscriber) pairs by kind: permit, deny, undecided
-    verdicts: Labelled = "verdicts";
+    verdicts: Labelled = "verdicts" by "kind" ["permit", "deny", "undecided"];
     /// Denials by reason
-    denials: Labelled = "denials";
-    /// Refused handshakes and joins by code
-    refusals: Labelled = "refusals";
+    denials: Labelled = "denials" by "reason" ["policy", "no_policy", "no_grant", "missing_evidence", "expired"];
+    /// Refused handshakes, joins and new tokens by code
+    refusals: Labelled = "refusals" by "code" ["MalformedJWT", "JwtSignatureError", "JwtSignerError", "InvalidJWTToken", "MissingAPIKey"];
     /// Changes whose decision stayed open beyond the bound, told to the client as a gap
     undecided_gaps: Counter = "undecided_gaps";
     /// Deletes made by retention, which are told to nobody
@@ -105,17 +157,23 @@ metrics! {
     /// Filter conditions that Postgres was asked about
     filter_terms: Counter = "filter_terms";
     /// Filter conditions without an answer from Postgres by kind: timeout, raised, connection, role, too_many
-    filter_failures: Labelled = "filter_failures";
+    filter_failures: Labelled = "filter_failures" by "kind" ["timeout", "raised", "connection", "role", "too_many"];
     /// Catalog reads by result: changed, same, failed
-    catalog_reads: Labelled = "catalog_reads";
+    catalog_reads: Labelled = "catalog_reads" by "result" ["changed", "same", "failed"];
+    /// When the reading of the catalog that is in force began, in seconds since 1970
+    catalog_read_timestamp: Gauge = "catalog_read_timestamp" in Seconds;
     /// Key set (JWKS) fetches by result: changed, same, failed
-    jwks_fetches: Labelled = "jwks_fetches";
+    jwks_fetches: Labelled = "jwks_fetches" by "result" ["changed", "same", "failed"];
     /// Usable keys in the key set (JWKS) at hand
     jwks_keys: Gauge = "jwks_keys";
     /// Seconds from the commit to the hand-over of the frame to the socket, by the two machines' clocks
     commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
-    /// Connections closed by us by reason: slow, drain, idle, protocol
-    closes: Labelled = "closes";
+    /// Connections closed by us by reason: slow, drain, idle, joins, protocol
+    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "joins", "protocol"];
+    /// TLS handshakes of clients that failed by reason: timeout, failed
+    tls_handshake_failures: Labelled = "tls_handshake_failures" by "reason" ["timeout", "failed"];
+    /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)
+    tls_reloads: Labelled = "tls_reloads" by "result" ["changed", "failed"];
     /// Frames from clients that were malformed and dropped
     malformed_frames: Counter = "malformed_frames";
 }

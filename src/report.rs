@@ -12,16 +12,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::watch;
 use tokio_postgres::Client;
 
 use crate::error::chain;
-use crate::hub::Census;
+use crate::hub::{HubHandle, UserCount};
 use crate::ingest::IngestHandle;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::pg::{PgConfig, PgError};
 use crate::task::{Connections, Drain};
+
+/// For the hub's answer.
+const HUB_DEADLINE: Duration = Duration::from_secs(2);
 
 /// For one report.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -45,7 +47,7 @@ pub struct Reporter {
     /// The open connections.
     pub connections: Connections,
     /// Who is subscribed to what.
-    pub census: watch::Receiver<Arc<Census>>,
+    pub hub: HubHandle,
     /// All that is counted.
     pub metrics: Arc<Metrics>,
     /// When to stop.
@@ -75,7 +77,7 @@ impl Reporter {
         loop {
             tick.tick().await;
             let now = Samples::parse(&self.metrics.render());
-            let status = self.status(&now, &before);
+            let status = self.status(&now, &before).await;
             before = now;
             let written = tokio::time::timeout(DEADLINE, self.write(&mut client, &status, started.elapsed())).await;
             let result = match written.unwrap_or(Err(PgError::Timeout(DEADLINE))) {
@@ -113,20 +115,17 @@ impl Reporter {
         Ok(())
     }
 
-    fn status(&self, now: &Samples, before: &Samples) -> Value {
-        let census = self.census.borrow().clone();
-        let tables: Vec<Value> = census
-            .tables
-            .iter()
-            .map(|(schema, table, count)| json!({ "schema": schema, "table": table, "subscriptions": count }))
-            .collect();
-        let users: Vec<Value> = census
-            .users
-            .iter()
-            .map(|(role, subject, channels, count)| {
-                json!({ "role": role, "user": subject, "channels": channels, "subscriptions": count })
+    async fn status(&self, now: &Samples, before: &Samples) -> Value {
+        let hub = tokio::time::timeout(HUB_DEADLINE, self.hub.describe()).await.ok().flatten();
+        let (tables, users) = hub.map(|hub| (hub.tables, hub.users)).unwrap_or_default();
+        let tables: Vec<Value> =
+            tables.iter().map(|t| json!({ "table": t.table, "subscriptions": t.subscriptions })).collect();
+        let user = |user: &UserCount| {
+            json!({
+                "role": user.role, "user": user.subject, "channels": user.channels, "subscriptions": user.subscriptions
             })
-            .collect();
+        };
+        let users: Vec<Value> = users.iter().map(user).collect();
         json!({
             "state": self.ingest.state.borrow().to_string(),
             "log": {

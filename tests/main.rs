@@ -11,5 +11,6 @@ mod dba;
 mod load;
 mod oracle;
 mod journey;
+mod ops;
 mod startup;
 mod stock;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::admin::AdminError;
 use crate::claims::KeySetError;
 use crate::error::{Fault, Remedy};
-use crate::gateway::BindError;
+use crate::gateway::{BindError, TlsError};
 use crate::hub::HubError;
 use crate::ingest::IngestError;
 use crate::log::LogError;
@@ -20,6 +20,9 @@ pub enum AppError {
     /// The clients' port.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The certificate for clients.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The admin port.
     #[error(transparent)]
     Admin(#[from] AdminError),
@@ -83,6 +86,7 @@ impl Fault for AppError {
     fn remedy(&self) -> Remedy {
         match self {
             AppError::Bind(error) => error.remedy(),
+            AppError::Tls(error) => error.remedy(),
             AppError::Admin(error) => error.remedy(),
             AppError::Log(error) => error.remedy(),
             AppError::Pg(error) => error.remedy(),
@@ -102,6 +106,7 @@ impl Fault for AppError {
     fn advice(&self) -> String {
         match self {
             AppError::Bind(error) => error.advice(),
+            AppError::Tls(error) => error.advice(),
             AppError::Admin(error) => error.advice(),
             AppError::Log(error) => error.advice(),
             AppError::Pg(error) => error.advice(),

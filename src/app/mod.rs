@@ -12,6 +12,7 @@
 mod database;
 mod error;
 mod running;
+mod slot;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,8 +27,8 @@ use crate::claims::Verifier;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::gateway::shard::Shard;
-use crate::gateway::{self, Gateway};
-use crate::hub::{Hub, HubDeps};
+use crate::gateway::{self, Gateway, Tls};
+use crate::hub::{Hub, HubDeps, HubHandle};
 use crate::ingest::{Ingest, IngestHandle};
 use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
@@ -55,6 +56,7 @@ pub struct App {
     verifier: Arc<Verifier>,
     admin: Option<Admin>,
     hub: Hub,
+    commands: HubHandle,
     shards: Vec<Shard>,
     ingest: Ingest,
     handle: IngestHandle,
@@ -128,12 +130,16 @@ impl App {
             log: log.clone(),
             ingest: handle.clone(),
             connections: connections.clone(),
-            census: hub.census(),
+            hub: commands.clone(),
             metrics: metrics.clone(),
             drain: drains.chores.clone(),
         };
+        let tls = match config.gateway.tls.clone() {
+            Some(files) => Some(Arc::new(Tls::load(files, config.gateway.tls_poll, metrics.clone())?)),
+            None => None,
+        };
         let deps = gateway::Deps {
-            hub: commands,
+            hub: commands.clone(),
             verifier: verifier.clone(),
             clock,
             metrics: metrics.clone(),
@@ -141,6 +147,7 @@ impl App {
             connections: connections.clone(),
             ready: handle.ready.clone(),
             shards: count,
+            tls,
         };
         let address = SocketAddr::new(config.host, config.port);
         let gateway = Gateway::new(config.gateway.clone(), deps).bind(address).await?;
@@ -150,6 +157,7 @@ impl App {
             verifier,
             admin,
             hub,
+            commands,
             shards,
             ingest,
             handle,
@@ -166,7 +174,20 @@ impl App {
     /// Starts everything. Must be called in a tokio runtime.
     pub fn spawn(self) -> Running {
         let App {
-            config, gateway, verifier, admin, hub, shards, ingest, handle, log, metrics, connections, pool, ..
+            config,
+            gateway,
+            verifier,
+            admin,
+            hub,
+            commands,
+            shards,
+            ingest,
+            handle,
+            log,
+            metrics,
+            connections,
+            pool,
+            ..
         } = self;
         let App { retention, reporter, drains, .. } = self;
         let local_addr = gateway.local_addr();
@@ -180,6 +201,7 @@ impl App {
                 connections: connections.clone(),
                 drain: drains.gateway.clone(),
                 slot: config.ingest.wal.slot.as_str().into(),
+                hub: commands,
             };
             let stop = drains.admin.clone();
             services.push(service("admin", async move {
@@ -203,6 +225,11 @@ impl App {
         }
         services.push(service("report", async move {
             reporter.run().await;
+            Ok(())
+        }));
+        let watch = slot::Watch::new(pool.clone(), &config.ingest.wal.slot, metrics.clone(), drains.ingest.clone());
+        services.push(service("slot", async move {
+            watch.run().await;
             Ok(())
         }));
         Running {

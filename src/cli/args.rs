@@ -192,6 +192,12 @@ pub(super) struct ServeArgs {
     /// What may wait for one slow client before it is closed with 1013 [env: ROWCAST_OUTBOX_BYTES] [default: 1MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
     outbox_bytes: Option<String>,
+    /// PEM file of the certificate for TLS, with the intermediate ones; read again when it changes [env: ROWCAST_TLS_CERT]
+    #[arg(long, value_name = "FILE", help_heading = "Clients")]
+    tls_cert: Option<String>,
+    /// PEM file of the certificate's private key [env: ROWCAST_TLS_KEY]
+    #[arg(long, value_name = "FILE", help_heading = "Clients")]
+    tls_key: Option<String>,
 
     /// Where the log is kept; one relay per folder [env: ROWCAST_DATA_DIR] [default: /var/lib/rowcast for root, else
     /// $XDG_STATE_HOME/rowcast, else ~/.local/state/rowcast]
@@ -244,6 +250,8 @@ impl ServeArgs {
             ("host", &self.host),
             ("max_connections", &self.max_connections),
             ("outbox_bytes", &self.outbox_bytes),
+            ("tls_cert", &self.tls_cert),
+            ("tls_key", &self.tls_key),
             ("data_dir", &self.data_dir),
             ("log_retain_bytes", &self.log_retain_bytes),
             ("log_retain_age", &self.log_retain_age),

@@ -1,9 +1,12 @@
 //! `rowcast health`: asks a relay on this machine whether changes are streaming; for containers, which have no curl.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::Environment;
 use super::Failure;
@@ -25,7 +28,8 @@ pub(super) async fn health(args: &HealthArgs, environment: &Environment) -> Resu
     let failed = |text: String| Failure { text, advice: String::new(), exit: 1 };
     let address = format!("{host} port {port}");
     let number: u16 = port.parse().map_err(|_| failed(format!("PORT is {port:?}")))?;
-    match tokio::time::timeout(DEADLINE, ask(&host, number)).await {
+    let tls = settings.get("tls_cert").is_some();
+    match tokio::time::timeout(DEADLINE, ask(&host, number, tls)).await {
         Ok(Ok(status)) if status.split(' ').nth(1) == Some("200") => {
             println!("ready");
             Ok(())
@@ -37,8 +41,18 @@ pub(super) async fn health(args: &HealthArgs, environment: &Environment) -> Resu
 }
 
 /// The status line of `/readyz`.
-async fn ask(host: &str, port: u16) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect((host, port)).await?;
+async fn ask(host: &str, port: u16, tls: bool) -> std::io::Result<String> {
+    let stream = TcpStream::connect((host, port)).await?;
+    if !tls {
+        return status(stream).await;
+    }
+    // Whether the certificate is good is for clients to say, who know the name that it is made out to.
+    let config = crate::pg::unverified_tls().map_err(std::io::Error::other)?;
+    let name = ServerName::try_from("localhost").map_err(std::io::Error::other)?;
+    status(TlsConnector::from(Arc::new(config)).connect(name, stream).await?).await
+}
+
+async fn status(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> std::io::Result<String> {
     stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer).await?;

@@ -59,6 +59,7 @@ pub(super) async fn serve(args: &ServeArgs, environment: &Environment) -> Result
     };
     match ended {
         Ok(name) => {
+            tracing::info!(target: "audit", signal = name, "stop asked for");
             tracing::info!(signal = name, "stopping; a second signal stops at once");
             drain(running, &mut signals).await;
             Ok(())

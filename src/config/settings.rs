@@ -11,6 +11,7 @@ use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
 use crate::claims::KeySetConfig;
+use crate::gateway::TlsFiles;
 use crate::pg::PgConfig;
 use crate::policy::Deletes;
 
@@ -38,6 +39,8 @@ const NAMES: &[(&str, &str)] = &[
     ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
     ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
     ("max_connections", "ROWCAST_MAX_CONNECTIONS"),
+    ("tls_cert", "ROWCAST_TLS_CERT"),
+    ("tls_key", "ROWCAST_TLS_KEY"),
     ("admin_addr", "ROWCAST_ADMIN_ADDR"),
     ("log", "ROWCAST_LOG"),
     ("log_format", "ROWCAST_LOG_FORMAT"),
@@ -302,6 +305,7 @@ impl<'a> Reading<'a> {
         let most = self.read("max_connections", "Set it to a number above 0.", |text| {
             number(text).and_then(|n: usize| if n == 0 { Err("is 0".into()) } else { Ok(n) })
         });
+        let tls = self.tls();
         // Made with some database even if ours can't be used, so that the slot's name is looked at too.
         let stand_in = || PgConfig::from_url("postgres://nobody@localhost/nothing").ok();
         let usable = pg.is_some();
@@ -327,6 +331,7 @@ impl<'a> Reading<'a> {
         config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
+        config.gateway.tls = tls;
         usable.then_some(config)
     }
 
@@ -345,6 +350,23 @@ impl<'a> Reading<'a> {
                 None
             }
             Some(secret) => Some(secret.as_bytes().to_vec()),
+        }
+    }
+
+    /// Certificate and key belong together.
+    fn tls(&mut self) -> Option<TlsFiles> {
+        let remedy = "Set both to PEM files, or neither for connections without TLS, as behind a proxy.";
+        match (self.settings.get("tls_cert"), self.settings.get("tls_key")) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate: certificate.into(), key: key.into() }),
+            (Some(_), None) => {
+                self.mistake("tls_key", "is not set, but ROWCAST_TLS_CERT is", remedy);
+                None
+            }
+            (None, Some(_)) => {
+                self.mistake("tls_cert", "is not set, but ROWCAST_TLS_KEY is", remedy);
+                None
+            }
+            (None, None) => None,
         }
     }
 

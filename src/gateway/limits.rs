@@ -6,6 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::tls::TlsFiles;
+use crate::hub::Version;
 use crate::metrics::Metrics;
 
 /// The gateway's settings.
@@ -15,7 +19,7 @@ pub struct GatewayConfig {
     pub max_connections: usize,
     /// TCP connections that have not become a WebSocket yet; more wait to be accepted.
     pub max_unauthenticated: usize,
-    /// Time for the head of a request, and between two requests of a connection.
+    /// Time for the TLS handshake; for the head of a request, and between two requests of a connection.
     pub header_timeout: Duration,
     /// Bytes of a request's head, at least 8192; more get 431.
     pub max_head_bytes: usize,
@@ -61,6 +65,10 @@ pub struct GatewayConfig {
     pub tick: Duration,
     /// Public channels are refused.
     pub private_only: bool,
+    /// TLS on our own listener; `None` for none.
+    pub tls: Option<TlsFiles>,
+    /// Between two looks at the files of `tls`.
+    pub tls_poll: Duration,
 }
 
 impl Default for GatewayConfig {
@@ -91,6 +99,8 @@ impl Default for GatewayConfig {
             retry: Duration::from_secs(5),
             tick: Duration::from_secs(15),
             private_only: false,
+            tls: None,
+            tls_poll: Duration::from_secs(2),
         }
     }
 }
@@ -141,23 +151,34 @@ impl Admission {
     }
 
     /// A place, if one is free.
-    pub(super) fn admit(&self) -> Option<Admitted> {
+    pub(super) fn admit(&self, version: Version) -> Option<Admitted> {
         let take = |open: usize| (open < self.max).then_some(open + 1);
         self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?;
+        let admitted = Admitted { to: self.clone(), version };
         self.metrics.connections.inc();
-        Some(Admitted { to: self.clone() })
+        admitted.by_protocol().inc();
+        Some(admitted)
     }
 }
 
 /// One connection's place; free again when dropped.
 pub(in crate::gateway) struct Admitted {
     to: Admission,
+    version: Version,
+}
+
+impl Admitted {
+    fn by_protocol(&self) -> Gauge {
+        let label = [("version", self.version.as_str())];
+        self.to.metrics.connections_by_protocol.get_or_create(&label).clone()
+    }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.to.open.fetch_sub(1, Ordering::Relaxed);
         self.to.metrics.connections.dec();
+        self.by_protocol().dec();
     }
 }
 
@@ -184,11 +205,13 @@ mod tests {
     fn a_place_is_free_again_when_its_holder_is_gone() {
         let metrics = Arc::new(Metrics::new());
         let admission = Admission::new(2, metrics.clone());
-        let (one, two) = (admission.admit(), admission.admit());
-        assert!(one.is_some() && two.is_some() && admission.admit().is_none());
+        let (one, two) = (admission.admit(Version::V1), admission.admit(Version::V2));
+        assert!(one.is_some() && two.is_some() && admission.admit(Version::V1).is_none());
         assert_eq!(metrics.connections.get(), 2);
         drop(one);
-        assert!(admission.admit().is_some());
+        assert!(admission.admit(Version::V1).is_some());
         assert_eq!(metrics.connections.get(), 1);
+        let of = |version| metrics.connections_by_protocol.get_or_create(&[("version", version)]).get();
+        assert_eq!((of("1.0.0"), of("2.0.0")), (0, 1));
     }
 }

@@ -7,6 +7,8 @@ mod handshake;
 mod http;
 mod limits;
 pub mod shard;
+mod stream;
+mod tls;
 pub mod phoenix;
 
 #[cfg(test)]
@@ -14,6 +16,7 @@ mod tests;
 
 pub use http::{BindError, Bound, Deps, Gateway};
 pub use limits::GatewayConfig;
+pub use tls::{Tls, TlsError, TlsFiles};
 
 use std::sync::Arc;
 

@@ -6,6 +6,7 @@
 //! Rejected: a wake-up per connection and delivery, at twice the CPU (numbers.md §2).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -30,6 +31,8 @@ pub struct Shard {
     shapes: Vec<(Arc<Relation>, Arc<Types>, Arc<RowShape>)>,
     data: Vec<u8>,
     frames: Vec<Frame>,
+    /// When the transactions of the batch at hand were taken up.
+    taken: Vec<Instant>,
 }
 
 /// Something for one connection.
@@ -52,7 +55,15 @@ impl Shard {
     /// The shard and the way to it.
     pub fn new(metrics: Arc<Metrics>, clock: Clock) -> (Shard, mpsc::Sender<Batch>) {
         let (sender, batches) = mpsc::channel(QUEUE);
-        let shard = Shard { batches, metrics, clock, shapes: Vec::new(), data: Vec::new(), frames: Vec::new() };
+        let shard = Shard {
+            batches,
+            metrics,
+            clock,
+            shapes: Vec::new(),
+            data: Vec::new(),
+            frames: Vec::new(),
+            taken: Vec::new(),
+        };
         (shard, sender)
     }
 
@@ -86,6 +97,9 @@ impl Shard {
             frames[0].port.outbox.send_all(written.map(|frame| &frame.bytes));
         }
         self.frames.clear();
+        for taken in self.taken.drain(..) {
+            self.metrics.match_to_write.observe(taken.elapsed().as_secs_f64());
+        }
     }
 
     fn change(&mut self, fanout: &Fanout, now: i64) {
@@ -93,6 +107,9 @@ impl Shard {
         let permit = fanout.event.permit();
         let latency = now - event.commit_time.unix_micros().div_euclid(1000);
         self.metrics.commit_to_write.observe(latency.max(0) as f64 / 1000.0);
+        if self.taken.last() != Some(&event.taken) {
+            self.taken.push(event.taken);
+        }
         let shape = self.shape(event);
         let buffer = &mut self.data;
         let data = event.data(permit, || {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::Outbox;
+use super::{Outbox, Summary};
 use crate::claims::Principal;
 
 /// One joined channel instance, unique in the process.
@@ -23,6 +23,16 @@ pub enum Version {
     V1,
     /// JSON arrays.
     V2,
+}
+
+impl Version {
+    /// As clients write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Version::V1 => "1.0.0",
+            Version::V2 => "2.0.0",
+        }
+    }
 }
 
 /// A joined channel as the hub and the shards see it.
@@ -198,6 +208,11 @@ pub enum Command {
         /// Answered when it is in force. The entries are validated again; refused ones end all entries of the channel.
         reply: oneshot::Sender<Subscribed>,
     },
+    /// Tell what there is.
+    Describe {
+        /// Answered at once.
+        reply: oneshot::Sender<Summary>,
+    },
     /// Forget a channel.
     Leave {
         /// The channel.
@@ -238,6 +253,13 @@ impl HubHandle {
     pub async fn reclaim(&self, id: ChannelId, principal: Arc<Principal>) -> Subscribed {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Reclaim { id, principal, reply }, answer).await
+    }
+
+    /// What there is; `None` if the hub is gone.
+    pub async fn describe(&self) -> Option<Summary> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Describe { reply }).await.ok()?;
+        answer.await.ok()
     }
 
     /// Forgets the channel. Never fails: without a hub there is nothing to forget.

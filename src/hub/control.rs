@@ -109,6 +109,7 @@ impl Hub {
                     let _ = reply.send(Err(SubscribeError { message, retry: false }));
                 }
             },
+            Command::Describe { reply } => drop(reply.send(self.describe())),
             Command::Leave { id } => {
                 self.forget(id);
                 self.count();

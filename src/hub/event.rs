@@ -4,6 +4,7 @@
 //! the first writer fills an entry, the rest share it. Two permits that show different columns never share an entry.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -32,6 +33,8 @@ pub struct Event {
     pub row: Arc<RowChange>,
     /// When its transaction committed.
     pub commit_time: Timestamp,
+    /// When the hub took its transaction up.
+    pub taken: Instant,
     /// The types as of the catalog it was judged with.
     pub types: Arc<Types>,
     encodings: Mutex<Encodings>,
@@ -48,8 +51,8 @@ const FRAMES_KEPT: usize = 32;
 
 impl Event {
     /// Nothing is encoded yet.
-    pub fn new(row: Arc<RowChange>, commit_time: Timestamp, types: Arc<Types>) -> Event {
-        Event { row, commit_time, types, encodings: Mutex::default() }
+    pub fn new(row: Arc<RowChange>, commit_time: Timestamp, taken: Instant, types: Arc<Types>) -> Event {
+        Event { row, commit_time, taken, types, encodings: Mutex::default() }
     }
 
     /// The `data` object for this permit; `encode` runs if nobody has made it yet.

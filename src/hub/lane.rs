@@ -20,6 +20,7 @@ use super::filters::{Conditional, Failures, RowFilters};
 use super::{ChannelId, Port};
 use crate::claims::Principal;
 use crate::filter::{FilterAnswer, FilterAsker, FilterQuestion, MAX_TERMS};
+use crate::metrics::Metrics;
 use crate::policy::{Asker, Bound, ColumnMask, Permit, Question, Verdict};
 
 /// A channel's part in a row: its matching entries of one selection.
@@ -156,6 +157,18 @@ impl Lane {
 
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
+    }
+
+    /// Rows, their bytes, and the questions under way.
+    pub(super) fn depth(&self) -> (usize, usize, usize) {
+        (self.rows.len(), self.bytes, self.asking.len())
+    }
+
+    pub(super) fn measure(&self, metrics: &Metrics) {
+        let (rows, bytes, questions) = self.depth();
+        metrics.lane_rows.set(rows as i64);
+        metrics.lane_size.set(bytes as i64);
+        metrics.lane_questions.set(questions as i64);
     }
 
     pub(super) fn has_room(&self) -> bool {

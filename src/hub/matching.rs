@@ -1,6 +1,7 @@
 //! One row: who is concerned, who may see it, who gets it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ahash::AHashMap;
 use smallvec::SmallVec;
@@ -238,8 +239,8 @@ pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: boo
 }
 
 /// An event of a row, not encoded yet.
-pub(super) fn event(row: RowChange, commit_time: Timestamp, types: &Arc<Types>) -> Arc<Event> {
-    Arc::new(Event::new(Arc::new(row), commit_time, types.clone()))
+pub(super) fn event(row: RowChange, commit_time: Timestamp, taken: Instant, types: &Arc<Types>) -> Arc<Event> {
+    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone()))
 }
 
 /// Verdicts of one row, reported together.

@@ -4,7 +4,6 @@
 //! `policy` judge them, waits for Postgres where it must (`lane`), and hands what is permitted to the shards as [`Batch`]es.
 //! It does not encode, touches no socket, and is never pushed at.
 
-mod census;
 mod command;
 mod control;
 mod event;
@@ -19,11 +18,11 @@ mod resolve;
 mod rules;
 mod run;
 mod settle;
+mod summary;
 mod warnings;
 #[cfg(test)]
 mod tests;
 
-pub use census::Census;
 pub use command::{
     Action, ChannelId, Command, Entry, HubHandle, Name, Port, SUBSCRIBED, Stage, SubscribeError, Subscribed, Version,
     Warning,
@@ -31,6 +30,7 @@ pub use command::{
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
+pub use summary::{Summary, TableCount, UserCount};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -22,6 +22,11 @@ use tokio::sync::Notify;
 pub trait Transmit: Send + Sync + 'static {
     /// Writes what it can; `WouldBlock` if nothing.
     fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// For a socket that keeps something of what it took, as TLS does: `WouldBlock` while that is not out.
+    fn try_flush(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What [`Outbox::flush`] left behind.
@@ -202,6 +207,11 @@ impl Outbox {
                 Err(_) => return self.fail(state),
             }
         }
+        match self.socket.try_flush() {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
+            Err(_) => return self.fail(state),
+        }
         // A burst may have grown the queue; an idle connection should not keep it.
         if state.queue.capacity() > FRAMES_PER_WRITE {
             state.queue.shrink_to(8);
@@ -330,6 +340,36 @@ mod tests {
         pipe.make_room(100);
         assert_eq!(outbox.flush(), Flushed::Finished);
         assert_eq!(pipe.bytes(), b"12345<slow>");
+    }
+
+    /// A socket that takes everything and lets it out when told.
+    #[derive(Clone, Default)]
+    struct Keeping(Arc<Mutex<bool>>);
+
+    impl Transmit for Keeping {
+        fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            Ok(parts.iter().map(|part| part.len()).sum())
+        }
+
+        fn try_flush(&self) -> io::Result<()> {
+            if *self.0.lock().unwrap() { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_socket_keeps_is_asked_for_until_it_is_out() {
+        let socket = Keeping::default();
+        let outbox = Outbox::new(Box::new(socket.clone()), 10, Bytes::from_static(b"<slow>"));
+        outbox.send(Bytes::from_static(b"one"));
+        outbox.attention().await;
+        assert_eq!((outbox.waiting(), outbox.flush()), (0, Flushed::Blocked));
+        // Nothing is given to it meanwhile, and what waits is bounded as ever.
+        outbox.send(Bytes::from_static(b"two"));
+        assert_eq!(outbox.waiting(), 3);
+        outbox.close(CloseReason::Drain, Bytes::from_static(b"<drain>"));
+        assert_eq!(outbox.flush(), Flushed::Blocked);
+        *socket.0.lock().unwrap() = true;
+        assert_eq!(outbox.flush(), Flushed::Finished);
     }
 
     #[test]

@@ -17,16 +17,9 @@ pub(super) struct Channel {
     pub(super) port: Arc<Port>,
     pub(super) principal: Arc<Principal>,
     pub(super) entries: Arc<Vec<Entry>>,
-    targets: Vec<Target>,
+    pub(super) targets: Vec<Target>,
     /// Rows at or before this are not for it.
     pub(super) from: Position,
-}
-
-impl Channel {
-    /// How many.
-    pub(super) fn subscriptions(&self) -> usize {
-        self.targets.len()
-    }
 }
 
 /// All channels. Slots are reused, [`ChannelId`]s are not.

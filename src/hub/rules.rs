@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::catalog::{self, Catalog, Snapshot, Wanted};
+use crate::clock::Clock;
 use crate::error::chain;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
@@ -95,6 +96,7 @@ pub(super) struct RulesReader {
     others: Vec<String>,
     interval: Duration,
     metrics: Arc<Metrics>,
+    clock: Clock,
     drain: Drain,
     publish: watch::Sender<Option<Rules>>,
     shared: Arc<Requests>,
@@ -109,21 +111,30 @@ impl RulesReader {
         pool: Pool,
         (publications, others): (Vec<String>, Vec<String>),
         interval: Duration,
-        metrics: Arc<Metrics>,
+        (clock, metrics): (Clock, Arc<Metrics>),
         drain: Drain,
     ) -> (RulesReader, RulesHandle) {
         let (publish, latest) = watch::channel(None);
         let roles: BTreeSet<String> = ["anon", "authenticated", "service_role"].map(String::from).into();
         let shared = Arc::new(Requests { roles: Mutex::new(roles), wake: Notify::new() });
-        let reader =
-            RulesReader { pool, publications, others, interval, metrics, drain, publish, shared: shared.clone() };
+        let reader = RulesReader {
+            pool,
+            publications,
+            others,
+            interval,
+            metrics,
+            clock,
+            drain,
+            publish,
+            shared: shared.clone(),
+        };
         (reader, RulesHandle { latest, shared })
     }
 
     pub(super) async fn run(self) {
         let mut failing = false;
         loop {
-            let read_at = Instant::now();
+            let (read_at, unix) = (Instant::now(), self.clock.unix_seconds());
             let roles = self.roles();
             match self.read(&roles).await {
                 Ok(catalog) => {
@@ -135,6 +146,7 @@ impl RulesReader {
                     }
                     failing = false;
                     self.publish(catalog, roles, read_at);
+                    self.metrics.catalog_read_timestamp.set(unix);
                 }
                 Err(error) => {
                     self.count("failed");

@@ -17,11 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::census::Census;
 use super::control::Resolved;
 use super::event::Outgoing;
 use super::filters::RowFilters;
@@ -99,8 +98,6 @@ pub struct Hub {
     pub(super) failed_reads: u32,
     /// Members in `out`.
     pub(super) queued: usize,
-    /// For the operator.
-    pub(super) census: watch::Sender<Arc<Census>>,
 }
 
 impl Hub {
@@ -111,7 +108,7 @@ impl Hub {
             deps.catalog_pool.clone(),
             (config.publications.clone(), config.other_publications.clone()),
             config.catalog_interval,
-            deps.metrics.clone(),
+            (deps.clock.clone(), deps.metrics.clone()),
             deps.drain.clone(),
         );
         let asker = Asker::new(deps.pool.clone(), config.ask.clone(), deps.metrics.clone());
@@ -140,16 +137,10 @@ impl Hub {
             read_at: None,
             failed_reads: 0,
             queued: 0,
-            census: watch::Sender::default(),
             config,
             deps,
         };
         (hub, HubHandle::new(sender))
-    }
-
-    /// The latest count of who is subscribed to what.
-    pub fn census(&self) -> watch::Receiver<Arc<Census>> {
-        self.census.subscribe()
     }
 
     /// Runs until the drain.
@@ -164,6 +155,7 @@ impl Hub {
         loop {
             self.turn().await;
             self.flush().await;
+            self.lane.measure(&self.deps.metrics);
             let (runnable, reads) = (self.is_runnable(), self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
@@ -180,8 +172,6 @@ impl Hub {
                 _ = sweep.tick() => {
                     self.registry.sweep();
                     self.count();
-                    let catalog = self.current.as_ref().map(|rules| &*rules.catalog);
-                    self.census.send_replace(Arc::new(Census::take(&self.registry, catalog)));
                 }
                 () = std::future::ready(()), if runnable => {}
                 () = sleep_until(poke_at), if poke_at.is_some() => {
@@ -233,6 +223,9 @@ impl Hub {
         }
         match read {
             Ok(Read::Transaction(transaction)) => {
+                if let Some(appended) = self.reader.appended_at() {
+                    self.deps.metrics.append_to_match.observe(appended.elapsed().as_secs_f64());
+                }
                 self.xids.push_back(transaction.xid);
                 self.shared_xids = None;
                 let known = |r: &Arc<Relation>| self.relations.get(&r.oid).is_some_and(|k| Arc::ptr_eq(k, r) || k == r);
@@ -357,7 +350,7 @@ impl Hub {
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
         metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
-        let event = matching::event(row, work.transaction.commit_time, rules.catalog.types());
+        let event = matching::event(row, work.transaction.commit_time, work.received.into_std(), rules.catalog.types());
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.deliveries.inc_by(sent);

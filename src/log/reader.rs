@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
@@ -35,6 +36,8 @@ pub struct Reader {
     shared: Arc<Shared>,
     generation: u64,
     position: Lsn,
+    /// When the latest transaction that was yielded was appended; `None` if it came from disk.
+    appended_at: Option<Instant>,
     /// Read from disk and not yet handed out.
     ready: VecDeque<Read>,
     cursor: Option<Cursor>,
@@ -51,12 +54,25 @@ enum Step {
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, from: Lsn) -> Reader {
         let generation = shared.state().generation;
-        Reader { shared, generation, position: from, ready: VecDeque::new(), cursor: None, pending: None }
+        Reader {
+            shared,
+            generation,
+            position: from,
+            appended_at: None,
+            ready: VecDeque::new(),
+            cursor: None,
+            pending: None,
+        }
     }
 
     /// Everything up to here has been yielded.
     pub fn position(&self) -> Lsn {
         self.position
+    }
+
+    /// When the latest thing yielded was appended, if it is a transaction that did not have to be read from disk.
+    pub fn appended_at(&self) -> Option<Instant> {
+        self.appended_at
     }
 
     /// The next thing; waits at the end of the log, as long as it takes. Cancel-safe. After an error the position is where it
@@ -114,7 +130,11 @@ impl Reader {
         }
         self.cursor = None;
         match state.tail.after(self.position) {
-            Some(transaction) => self.yielded(Read::Transaction(transaction.clone())),
+            Some((transaction, at)) => {
+                let step = self.yielded(Read::Transaction(transaction.clone()));
+                self.appended_at = Some(*at);
+                step
+            }
             None if state.end > self.position => self.yielded(Read::Idle(state.end)),
             None => Step::End,
         }
@@ -125,6 +145,7 @@ impl Reader {
     }
 
     fn yielded(&mut self, read: Read) -> Step {
+        self.appended_at = None;
         self.position = match &read {
             Read::Transaction(transaction) => transaction.end_lsn,
             Read::Idle(lsn) => *lsn,

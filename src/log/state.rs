@@ -82,7 +82,7 @@ impl Shared {
     ) -> Arc<Shared> {
         let (changed, sync_lock, state) = (Notify::new(), Mutex::new(()), Mutex::new(state));
         let shared = Shared { config, files, clock, metrics, interner, changed, sync_lock, state };
-        shared.metrics.log_bytes.set(shared.state().bytes().cast_signed());
+        shared.measure(&shared.state());
         Arc::new(shared)
     }
 
@@ -95,11 +95,17 @@ impl Shared {
         super::segment::path(&self.config.dir, sequence)
     }
 
+    fn measure(&self, state: &State) {
+        self.metrics.log_bytes.set(state.bytes().cast_signed());
+        self.metrics.log_floor_lsn.set(state.floor.0.cast_signed());
+        self.metrics.log_end_lsn.set(state.end.0.cast_signed());
+    }
+
     /// Changes the state and wakes the readers.
     pub(super) fn publish(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.state();
         change(&mut state);
-        self.metrics.log_bytes.set(state.bytes().cast_signed());
+        self.measure(&state);
         drop(state);
         self.changed.notify_waiters();
     }
@@ -113,6 +119,7 @@ impl Shared {
             self.metrics.log_bytes.inc_by(grown.cast_signed());
         }
         state.end = end;
+        self.metrics.log_end_lsn.set(end.0.cast_signed());
         if let Some(transaction) = transaction {
             state.tail.push(transaction.clone());
         }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::change::{Body, Lsn, Transaction};
 
@@ -10,7 +11,8 @@ const OVERHEAD: usize = 512;
 
 /// Every transaction with an end LSN above [`Tail::from`], bounded in bytes.
 pub(super) struct Tail {
-    entries: VecDeque<Arc<Transaction>>,
+    /// With the time of the append.
+    entries: VecDeque<(Arc<Transaction>, Instant)>,
     from: Lsn,
     bytes: usize,
     limit: usize,
@@ -29,9 +31,9 @@ impl Tail {
     /// Adds the newest, and drops from the old end what is over the limit.
     pub(super) fn push(&mut self, transaction: Arc<Transaction>) {
         self.bytes += cost(&transaction);
-        self.entries.push_back(transaction);
+        self.entries.push_back((transaction, Instant::now()));
         while self.bytes > self.limit {
-            let Some(dropped) = self.entries.pop_front() else { break };
+            let Some((dropped, _)) = self.entries.pop_front() else { break };
             self.bytes -= cost(&dropped);
             self.from = dropped.end_lsn;
         }
@@ -39,18 +41,18 @@ impl Tail {
 
     /// Takes back everything above `lsn`.
     pub(super) fn truncate(&mut self, lsn: Lsn) {
-        while self.entries.back().is_some_and(|t| t.end_lsn > lsn) {
-            self.bytes -= self.entries.pop_back().map_or(0, |t| cost(&t));
+        while self.entries.back().is_some_and(|(t, _)| t.end_lsn > lsn) {
+            self.bytes -= self.entries.pop_back().map_or(0, |(t, _)| cost(&t));
         }
         self.from = self.from.min(lsn);
     }
 
-    /// The first transaction that ends above `lsn`, which must not be below [`Tail::from`].
-    pub(super) fn after(&self, lsn: Lsn) -> Option<&Arc<Transaction>> {
+    /// The first transaction that ends above `lsn`, which must not be below [`Tail::from`], and when it was appended.
+    pub(super) fn after(&self, lsn: Lsn) -> Option<&(Arc<Transaction>, Instant)> {
         // A reader who keeps up wants the newest one.
-        match self.entries.len().checked_sub(2).map(|i| self.entries[i].end_lsn <= lsn) {
-            Some(true) => self.entries.back().filter(|t| t.end_lsn > lsn),
-            _ => self.entries.get(self.entries.partition_point(|t| t.end_lsn <= lsn)),
+        match self.entries.len().checked_sub(2).map(|i| self.entries[i].0.end_lsn <= lsn) {
+            Some(true) => self.entries.back().filter(|(t, _)| t.end_lsn > lsn),
+            _ => self.entries.get(self.entries.partition_point(|(t, _)| t.end_lsn <= lsn)),
         }
     }
 }
@@ -86,7 +88,7 @@ mod tests {
     }
 
     fn after(tail: &Tail, lsn: u64) -> Option<u64> {
-        tail.after(Lsn(lsn)).map(|t| t.end_lsn.0)
+        tail.after(Lsn(lsn)).map(|(t, _)| t.end_lsn.0)
     }
 
     #[test]

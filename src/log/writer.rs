@@ -2,6 +2,7 @@
 
 use std::io::Read as _;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::codec::{self, FRAME, Frame, Kind, TRAILER};
 use super::files::LogFile;
@@ -81,6 +82,7 @@ impl LogWriter {
         if transaction.end_lsn <= self.end() {
             return Ok(None);
         }
+        let started = Instant::now();
         let size = transaction.body.len();
         let (length, stored) = self.attempt(size, |writer, active, synced| {
             let before_body = writer.encode_head(active, transaction, synced)?;
@@ -104,6 +106,10 @@ impl LogWriter {
             }
         }
         self.shared.appended(length, transaction.end_lsn, Some(&stored));
+        let metrics = &self.shared.metrics;
+        metrics.log_append.observe(started.elapsed().as_secs_f64());
+        let since_commit = self.shared.clock.unix_millis() - transaction.commit_time.unix_micros().div_euclid(1000);
+        metrics.commit_to_append.observe(since_commit.max(0) as f64 / 1000.0);
         Ok(Some(stored))
     }
 

@@ -21,6 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use tls::TlsFault;
+pub(crate) use tls::unverified as unverified_tls;
 pub use tls::{SslMode, TlsParameters, VerifiedName};
 
 use crate::error::{Fault, Remedy};

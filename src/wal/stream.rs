@@ -41,6 +41,8 @@ pub struct Stream {
     silence_timeout: Duration,
     /// When the last message came.
     heard: Instant,
+    /// When the transaction at hand began to come.
+    begun: Instant,
     /// Nothing above may be confirmed.
     returned: Lsn,
     confirmed: AtomicU64,
@@ -86,6 +88,7 @@ impl Stream {
             flushed_at_connect: Lsn(identity.xlogpos.0),
             silence_timeout: config.silence_timeout,
             heard: Instant::now(),
+            begun: Instant::now(),
             returned: start,
             confirmed: AtomicU64::new(start.0),
             told,
@@ -137,6 +140,7 @@ impl Stream {
                 if completed.transaction.items == 0 {
                     return Ok(Received::Idle(completed.transaction.end_lsn));
                 }
+                self.metrics.decode.observe(self.begun.elapsed().as_secs_f64());
                 self.metrics.transactions.inc();
                 self.metrics.changes.inc_by(completed.rows);
                 self.metrics.spilled_transactions.inc_by(u64::from(completed.spilled));
@@ -146,6 +150,9 @@ impl Stream {
             let received = timeout_at(self.heard + self.silence_timeout, self.session.receive()).await;
             let event = received.map_err(|_| WalError::Silence(self.silence_timeout))??;
             self.heard = Instant::now();
+            if matches!(event, ReplicationEvent::Begin { .. }) {
+                self.begun = self.heard;
+            }
             if let ReplicationEvent::KeepAlive { wal_end, .. } = event {
                 match self.assembler.keepalive(Lsn(wal_end.0)) {
                     Some(position) => return Ok(Received::Idle(position)),

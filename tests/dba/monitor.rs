@@ -28,7 +28,6 @@ async fn it_shows_who_is_connected_while_a_relay_runs_and_since_when_none_does()
     phone.subscribe("mine", &entries).await;
     pg.exec(&format!("insert into public.notifications (user_id, kind) values ('{ALICE}', 'x')")).await;
     phone.next_change().await;
-    // The census is taken every ten seconds.
     let deadline = Instant::now() + PATIENCE;
     let reported = "select coalesce((select status #>> '{users,0,user}' is not null and (status #>> '{counters,rowcast_deliveries_total}')::float8 > 0 \
                     from rowcast.relay_status), false)";

@@ -1,8 +1,9 @@
 //! The built binary, from its start to its exit: each mistake is one clear message on standard error and an exit code.
 
 mod app;
+mod client_tls;
 mod jwks;
 mod life;
 mod mistakes;
-mod process;
+pub(crate) mod process;
 mod tls;

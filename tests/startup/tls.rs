@@ -12,9 +12,9 @@ use super::process::Rowcast;
 use crate::support::pg::TestPgOptions;
 use crate::support::{Relay, TestPg, token};
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub(super) type Authority = CertifiedIssuer<'static, KeyPair>;
 
-fn authority(name: &str) -> Authority {
+pub(super) fn authority(name: &str) -> Authority {
     let mut parameters = CertificateParams::new(Vec::new()).expect("parameters");
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     parameters.distinguished_name.push(DnType::CommonName, name);
@@ -22,7 +22,7 @@ fn authority(name: &str) -> Authority {
 }
 
 /// Certificate and key, made out to a host and to a common name.
-fn certificate(authority: &Authority, name: &str) -> (String, String) {
+pub(super) fn certificate(authority: &Authority, name: &str) -> (String, String) {
     let key = KeyPair::generate().expect("a key");
     let mut parameters = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
     parameters.distinguished_name.push(DnType::CommonName, name);

@@ -11,10 +11,11 @@ use std::time::Duration;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::{Error, Message};
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::Change;
 
@@ -43,10 +44,15 @@ pub(crate) struct Frame {
     pub(crate) text: String,
 }
 
+/// What a connection runs over.
+pub(crate) trait Line: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Line for T {}
+
 /// A connection.
 pub(crate) struct Phone {
     /// Gone once the connection has ended.
-    socket: Option<WebSocketStream<MaybeTlsStream<TcpStream>>>,
+    socket: Option<WebSocketStream<Box<dyn Line>>>,
     version: Version,
     token: String,
     next_ref: u64,
@@ -63,19 +69,41 @@ impl Phone {
     #[track_caller]
     pub(crate) fn connect(base: &str, token: &str, version: Version) -> impl Future<Output = Phone> + use<> {
         let at = Location::caller();
+        let host = base.strip_prefix("ws://").and_then(|rest| rest.split('/').next()).expect("ws://").to_owned();
+        let (base, token) = (base.to_owned(), token.to_owned());
+        async move {
+            let line = tokio::time::timeout(PATIENCE, TcpStream::connect(host)).await;
+            let line = line.unwrap_or_else(|_| panic!("at {at}: no connection within {PATIENCE:?}"));
+            let line = line.unwrap_or_else(|error| panic!("at {at}: no connection: {error}"));
+            Phone::over_at(Box::new(line), &base, &token, version, at).await
+        }
+    }
+
+    /// The same over a line of the test's own.
+    #[track_caller]
+    pub(crate) fn over(
+        line: Box<dyn Line>,
+        base: &str,
+        token: &str,
+        version: Version,
+    ) -> impl Future<Output = Phone> + use<> {
+        let at = Location::caller();
+        let (base, token) = (base.to_owned(), token.to_owned());
+        async move { Phone::over_at(line, &base, &token, version, at).await }
+    }
+
+    async fn over_at(line: Box<dyn Line>, base: &str, token: &str, version: Version, at: &Location<'_>) -> Phone {
         let vsn = match version {
             Version::V1 => "1.0.0",
             Version::V2 => "2.0.0",
         };
         let url = format!("{base}/websocket?apikey={token}&vsn={vsn}");
         let token = token.to_owned();
-        async move {
-            let connecting = tokio::time::timeout(PATIENCE, connect_async(url));
-            let connected = connecting.await.unwrap_or_else(|_| panic!("at {at}: no connection within {PATIENCE:?}"));
-            let (socket, _) = connected.unwrap_or_else(|error| panic!("at {at}: no connection: {error}"));
-            let (joins, inbox) = (HashMap::new(), VecDeque::new());
-            Phone { socket: Some(socket), version, token, next_ref: 1, joins, inbox, code: None }
-        }
+        let connecting = tokio::time::timeout(PATIENCE, client_async(url, line));
+        let connected = connecting.await.unwrap_or_else(|_| panic!("at {at}: no handshake within {PATIENCE:?}"));
+        let (socket, _) = connected.unwrap_or_else(|error| panic!("at {at}: no handshake: {error}"));
+        let (joins, inbox) = (HashMap::new(), VecDeque::new());
+        Phone { socket: Some(socket), version, token, next_ref: 1, joins, inbox, code: None }
     }
 
     /// The token that joins send from now on.

@@ -72,6 +72,11 @@ impl Relay {
         self.addr
     }
 
+    /// Where metrics and the state are.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// A connected raw client.
     #[track_caller]
     pub(crate) fn phone(&self, token: &str) -> impl Future<Output = Phone> + use<> {

@@ -62,21 +62,36 @@ impl SdkPhone {
     /// Starts the client and lets it connect. `base` is such as `ws://127.0.0.1:4000/realtime/v1`.
     #[track_caller]
     pub(crate) fn connect(stock: Stock, base: &str, token: &str) -> impl Future<Output = SdkPhone> + use<> {
+        SdkPhone::connect_trusting(stock, base, token, None)
+    }
+
+    /// The same; this authority, a PEM file, is trusted with `wss://`.
+    #[track_caller]
+    pub(crate) fn connect_trusting(
+        stock: Stock,
+        base: &str,
+        token: &str,
+        authority: Option<&Path>,
+    ) -> impl Future<Output = SdkPhone> + use<> {
         let at = Location::caller();
+        let authority = authority.map(Path::to_owned);
         let mut command = json!({ "do": "connect", "url": base, "token": token });
         if stock == Stock::JavaScriptV1 {
             command["vsn"] = json!("1.0.0");
         }
         async move {
-            let mut phone = SdkPhone::start(stock);
+            let mut phone = SdkPhone::start(stock, authority.as_deref());
             phone.wait("the client's start", at, |event| event["event"] == "ready").await;
             phone.tell(&command);
             phone
         }
     }
 
-    fn start(stock: Stock) -> SdkPhone {
+    fn start(stock: Stock, authority: Option<&Path>) -> SdkPhone {
         let mut command = stock.command();
+        if let Some(authority) = authority {
+            command.env("NODE_EXTRA_CA_CERTS", authority).env("SSL_CERT_FILE", authority);
+        }
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
         let mut child = spawned.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
         let input = child.stdin.take().expect("piped");

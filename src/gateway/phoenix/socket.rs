@@ -22,8 +22,6 @@ use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -34,6 +32,7 @@ use super::codec::{self, Decoded};
 use super::session::{Effect, Now, Session, Visitor};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
+use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close};
 use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Stage, SubscribeError, Transmit, Version};
 
@@ -45,17 +44,21 @@ const HEAVY_MESSAGE: usize = 64 * 1024;
 const HUB_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The half that the outbox writes to, as long as the connection's task holds it.
-struct Lent(Weak<OwnedWriteHalf>);
+struct Lent(Weak<WriteHalf>);
 
 impl Transmit for Lent {
     fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         self.0.upgrade().ok_or(io::ErrorKind::BrokenPipe)?.try_write_vectored(parts)
     }
+
+    fn try_flush(&self) -> io::Result<()> {
+        self.0.upgrade().ok_or(io::ErrorKind::BrokenPipe)?.try_flush()
+    }
 }
 
 /// What tungstenite takes for its socket.
 struct Inbound {
-    read: OwnedReadHalf,
+    read: ReadHalf,
     outbox: Arc<Outbox>,
     /// Bytes that tungstenite got so far.
     taken: u64,
@@ -110,7 +113,7 @@ struct Connection {
     version: Version,
     shard: usize,
     outbox: Arc<Outbox>,
-    write: Arc<OwnedWriteHalf>,
+    write: Arc<WriteHalf>,
     session: Session,
     operations: FuturesUnordered<Operation>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
@@ -162,7 +165,7 @@ pub(in crate::gateway) async fn run(
     shared: Arc<Shared>,
     visitor: Visitor,
     shard: usize,
-    stream: TcpStream,
+    stream: Stream,
     leftover: Bytes,
     place: Admitted,
 ) {
@@ -411,16 +414,18 @@ impl Connection {
     }
 
     /// Sends what waits and says goodbye; makes the hub forget the channels. Both within the close timeout.
-    async fn finish(self, mut read: OwnedReadHalf) {
+    async fn finish(self, mut read: ReadHalf) {
         let Connection { shared, outbox, write, session, mut operations, asked, learning, number, .. } = self;
         asked.values().chain(&learning).for_each(AbortHandle::abort);
         let reason = outbox.closing();
         if let Some(reason) = reason.filter(|reason| *reason != CloseReason::Peer) {
             shared.metrics.closes.get_or_create(&[("reason", reason.as_str())]).inc();
         }
+        session.audit_end(reason);
         let deadline = TokioInstant::now() + shared.config.close_timeout;
         let goodbye = async {
             while outbox.flush() == Flushed::Blocked && write.writable().await.is_ok() {}
+            write.say_goodbye();
             // Half-closes the socket: the peer sees the end behind the close frame.
             drop(write);
             // Unread bytes would turn the close into a reset, which may overtake the close frame.

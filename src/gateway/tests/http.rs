@@ -135,6 +135,7 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
         connections: Connections::default(),
         ready: watch::channel(false).1,
         shards: 1,
+        tls: None,
     };
     let Err(error) = Gateway::new(quick(), deps).bind(relay.addr).await else { panic!("bound twice") };
     assert!(chain(&error).starts_with(&format!("cannot listen on {}: ", relay.addr)), "{}", chain(&error));

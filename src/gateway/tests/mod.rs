@@ -56,6 +56,7 @@ impl Asked {
                 self.reclaims.lock().unwrap().push(id);
                 let _ = reply.send(Ok(Vec::new()));
             }
+            Command::Describe { .. } => {}
             Command::Leave { id } => {
                 self.ports.lock().unwrap().remove(&id);
             }
@@ -95,6 +96,7 @@ async fn relay(config: GatewayConfig) -> Relay {
         connections: connections.clone(),
         ready: ready_seen,
         shards: 2,
+        tls: None,
     };
     let asked = Arc::new(Asked::default());
     let hub = asked.clone();

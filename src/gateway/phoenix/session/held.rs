@@ -79,6 +79,7 @@ impl Session {
         };
         let (topic, backlog) = match pending.what {
             What::Held { mut channel, held } => {
+                self.counted_join(&channel);
                 out.push(Effect::Greet { stage: held.stage, greeting: held.greeting });
                 channel.feed.as_mut().into_iter().for_each(|feed| feed.retry_every(self.shared.config.retry));
                 (Topic::Joined(channel), pending.backlog)

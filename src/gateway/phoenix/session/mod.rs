@@ -30,6 +30,8 @@ use crate::gateway::Shared;
 use crate::gateway::limits::JoinRate;
 use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
 
+/// Why a channel that is joined gets no changes; the client has the text.
+const CHANGES_REFUSED: &str = "ChangesRefused";
 /// A held join's subscription is tried again after this, if the ordinary time is longer.
 const HELD_RETRY: Duration = Duration::from_secs(1);
 
@@ -174,6 +176,8 @@ impl Session {
         let too_often = !self.joins.admit(now.at, config.max_joins_per_second);
         // The old instance ends first, whether or not the new one begins; its close is told after the new one's reply.
         if let Some(Topic::Joined(old)) = self.topics.remove(message.topic.as_ref()) {
+            self.shared.metrics.leaves.inc();
+            self.audit("left", &old.topic, &old.principal, Some("rejoined"));
             out.extend(old.feed.is_some().then_some(Effect::Leave(old.id)));
             // A Python client, whose join_ref is null, would take the close for the new instance's (decision 4).
             if !old.join_ref.is_null() {
@@ -337,13 +341,17 @@ impl Session {
 
     /// The join is answered; its changes are asked for.
     fn joined(&mut self, mut channel: Box<Channel>, join: &Join, out: &mut Vec<Effect>) {
+        self.counted_join(&channel);
         match entries(join) {
             Ok(entries) if entries.is_empty() => {}
             Ok(entries) => {
                 channel.feed = Some(Feed::new(entries, self.shared.config.retry));
                 out.extend(channel.ask(Request::Subscribe { again: false }));
             }
-            Err(text) => out.push(channel.notice(self.visitor.version, &Notice::Refused(text))),
+            Err(text) => {
+                self.refused("changes refused", &channel.topic, &channel.principal, CHANGES_REFUSED);
+                out.push(channel.notice(self.visitor.version, &Notice::Refused(text)));
+            }
         }
         self.topics.insert(channel.topic.clone(), Topic::Joined(channel));
     }
@@ -370,17 +378,27 @@ impl Session {
     }
 
     fn refusal(&self, asker: &Asker<'_>, error: &JoinError) -> Bytes {
-        self.audit("join refused", asker.topic, &self.visitor.principal, error.code());
+        self.refused("join refused", asker.topic, &self.visitor.principal, error.code());
         let reason = error.client_text();
         codec::refusal(self.visitor.version, asker.join_ref, asker.reference, asker.topic, &reason)
     }
 
     // --- Joined channels.
 
-    fn audit(&self, what: &'static str, topic: &str, principal: &Principal, code: &'static str) {
-        self.shared.metrics.refusals.get_or_create(&[("code", code)]).inc();
+    /// A line of the audit log: who and where, and nothing of what was sent.
+    fn audit(&self, what: &'static str, topic: &str, principal: &Principal, reason: Option<&'static str>) {
         let connection = self.visitor.connection;
-        info!(target: "audit", connection, user = ?principal.subject, ?topic, reason = code, "{what}");
+        info!(target: "audit", connection, user = &*principal.subject, role = &*principal.role, topic, reason, "{what}");
+    }
+
+    fn refused(&self, what: &'static str, topic: &str, principal: &Principal, code: &'static str) {
+        self.shared.metrics.refusals.get_or_create(&[("code", code)]).inc();
+        self.audit(what, topic, principal, Some(code));
+    }
+
+    fn counted_join(&self, channel: &Channel) {
+        self.shared.metrics.joins.inc();
+        self.audit("joined", &channel.topic, &channel.principal, None);
     }
 
     fn leave(&mut self, message: &Message<'_>, out: &mut Vec<Effect>) {
@@ -391,6 +409,8 @@ impl Session {
         }
         let reply = codec::reply(version, &channel.own_ref, &message.reference, &channel.topic, Status::Ok, "{}");
         out.push(Effect::Send(reply));
+        self.shared.metrics.leaves.inc();
+        self.audit("left", &channel.topic, &channel.principal, None);
         self.close(&message.topic, out);
     }
 
@@ -412,17 +432,24 @@ impl Session {
         match self.verify(&token, now) {
             Ok((token, principal)) => {
                 let Some(Topic::Joined(channel)) = self.topics.get_mut(topic) else { return };
-                (channel.token, channel.principal) = (token, principal);
+                (channel.token, channel.principal) = (token, principal.clone());
                 if let Some(request) = channel.feed.as_mut().and_then(Feed::principal_changed) {
                     out.extend(channel.ask(request));
                 }
+                self.shared.metrics.token_refreshes.inc();
+                self.audit("token refreshed", topic, &principal, None);
             }
             Err(error) if may_learn && self.learn(&error, out) => {
                 let Some((name, Topic::Joined(channel))) = self.topics.remove_entry(topic) else { return };
                 let what = What::NewKey { channel, renewal: message.clone().into_owned() };
                 self.topics.insert(name, Topic::pending(what, Backlog::default()));
             }
-            Err(error) => self.expel(topic, &error, out),
+            Err(error) => {
+                if let Some(channel) = self.topics.get(topic).and_then(Topic::channel) {
+                    self.refused("token refused", topic, &channel.principal, error.code());
+                }
+                self.expel(topic, &error, out);
+            }
         }
     }
 
@@ -430,7 +457,6 @@ impl Session {
     fn expel(&mut self, topic: &str, error: &TokenError, out: &mut Vec<Effect>) {
         let version = self.visitor.version;
         let Some(Topic::Joined(channel)) = self.topics.get(topic) else { return };
-        self.audit("token refused", topic, &channel.principal, error.code());
         let text = error.client_text();
         let frame = codec::system(version, &channel.own_ref, &channel.topic, "system", Status::Error, &text);
         out.push(Effect::Send(frame));
@@ -454,9 +480,17 @@ impl Session {
     fn feed_answered(&mut self, name: &str, answer: Answer, now: Now, out: &mut Vec<Effect>) {
         let Some(channel) = self.topics.get_mut(name).and_then(Topic::channel_mut) else { return };
         let Some(feed) = channel.feed.as_mut() else { return };
+        let retry = matches!(&answer, Err(error) if error.retry);
         let (notices, next) = feed.answered(answer, now.at);
+        let refused = notices.iter().any(|notice| matches!(notice, Notice::Refused(_)));
         out.extend(notices.iter().map(|notice| channel.notice(self.visitor.version, notice)));
         out.extend(next.and_then(|request| channel.ask(request)));
+        if refused && let Some(channel) = self.topics.get(name).and_then(Topic::channel) {
+            match retry {
+                true => self.audit("changes delayed", name, &channel.principal, None),
+                false => self.refused("changes refused", name, &channel.principal, CHANGES_REFUSED),
+            }
+        }
     }
 
     /// Time has passed: tokens expire, tries are due, held-back answers go out.
@@ -482,7 +516,11 @@ impl Session {
         let expired = TokenError::Expired { seconds: now.seconds().saturating_sub(expires_at).max(0) };
         let is_expired = topic.channel().is_some_and(|channel| channel.principal.is_expired(now.seconds()));
         match (topic, topic.held()) {
-            (Topic::Joined(_), _) => self.expel(name, &expired, out),
+            (Topic::Joined(channel), _) => {
+                self.shared.metrics.expiries.inc();
+                self.audit("expired", name, &channel.principal, None);
+                self.expel(name, &expired, out);
+            }
             (_, Some(_)) if is_expired => self.refuse_held(name, JoinError::Token(expired), now, out),
             (_, Some(held)) => {
                 let error = JoinError::ChangesTimeout { after: held.wait, last: held.last.clone() };
@@ -501,6 +539,15 @@ impl Session {
     /// How long until [`Session::tick`] has something to do; `None` if nothing is planned.
     pub(super) fn next_tick(&self, now: Now) -> Option<Duration> {
         self.topics.values().filter_map(|topic| topic.next_tick(now)).min()
+    }
+
+    /// The last line about this connection.
+    pub(super) fn audit_end(&self, reason: Option<CloseReason>) {
+        let Visitor { connection, principal, .. } = &self.visitor;
+        let channels = self.topics.values().filter(|topic| topic.is_channel()).count();
+        let reason = reason.map_or("broken", CloseReason::as_str);
+        info!(target: "audit", connection, user = &*principal.subject, role = &*principal.role, channels, reason,
+            "disconnected");
     }
 
     /// The connection is over: the channels that the hub must forget.
