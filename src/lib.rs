@@ -54,6 +54,7 @@ pub mod gateway;
 pub mod admin;
 pub mod config;
 pub mod migrate;
+pub mod doctor;
 pub mod app;
 pub mod dev;
 pub mod cli;

@@ -7,6 +7,7 @@ mod conformance;
 mod crash;
 mod database;
 mod deploy;
+mod doctor;
 mod load;
 mod journey;
 mod startup;
