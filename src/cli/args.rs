@@ -51,6 +51,10 @@ pub(super) enum MigrateAction {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "It looks at what `rowcast serve` would use: the same settings, from flags, environment and file.\n\n\
+                  Exit codes: 0 nothing worse than notes and warnings, 1 errors (with --strict, warnings too), 2 wrong usage."
+)]
 pub(super) struct DoctorArgs {
     /// A JSON array of findings instead of text
     #[arg(long)]

@@ -68,8 +68,13 @@ fn tree(explanation: &Explanation) -> Node {
     nodes.extend(e.obstacle.map(|why| Node::new(format!("INSERT and UPDATE are never sent: {why}"))));
     let policies = e.policies.iter().map(|policy| {
         let mark = if policy.applies { "applies" } else { "does not apply" };
-        let head =
-            format!("\"{}\" {} for {} to {}: {mark}", policy.name, policy.kind, policy.command, policy.roles.join(", "));
+        let head = format!(
+            "\"{}\" {} for {} to {}: {mark}",
+            policy.name,
+            policy.kind,
+            policy.command,
+            policy.roles.join(", ")
+        );
         let using = policy.using.as_deref().unwrap_or("no USING: neither permits nor restricts reading");
         Node::new(head).with([Node::new(using)])
     });
@@ -120,7 +125,11 @@ fn columns(e: &Explanation) -> Node {
     let listed = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let mut node = Node::new(format!("columns shown: {}", listed(&e.columns_shown)));
     if !e.columns_withheld.is_empty() {
-        node.below.push(Node::new(format!("withheld, since {} may not select them: {}", e.role, listed(&e.columns_withheld))));
+        node.below.push(Node::new(format!(
+            "withheld, since {} may not select them: {}",
+            e.role,
+            listed(&e.columns_withheld)
+        )));
     }
     if !e.columns_not_sent.is_empty() {
         node.below.push(Node::new(format!("not in the stream: {}", listed(&e.columns_not_sent))));

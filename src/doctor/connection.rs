@@ -33,7 +33,9 @@ pub(super) async fn reach(config: &Config, findings: &mut Vec<Finding>) -> Optio
     }
     let advice = error.advice();
     let advice = match advice.as_str() {
-        "" => "Check host and port in DATABASE_URL, that the server runs, and the way to it (firewall, listen_addresses).",
+        "" => {
+            "Check host and port in DATABASE_URL, that the server runs, and the way to it (firewall, listen_addresses)."
+        }
         advice => advice,
     };
     findings.push(
@@ -76,8 +78,9 @@ fn no_stream(error: &WalError, known: &[Finding]) -> Option<Finding> {
         // Told by the server's own check.
         return None;
     }
-    let finding = Finding::error("replication_connection", Subject::server(), format!("no replication connection: {text}"))
-        .why("Changes are read over it; without it nothing is sent to anybody.");
+    let finding =
+        Finding::error("replication_connection", Subject::server(), format!("no replication connection: {text}"))
+            .why("Changes are read over it; without it nothing is sent to anybody.");
     let advice = error.advice();
     let todo = match error.sqlstate() {
         Some("53300") => "Raise max_wal_senders, or end a replication connection that nobody needs.",
@@ -140,7 +143,11 @@ fn tls(pg: &PgConfig, encrypted: bool, server_has: bool) -> Finding {
         SslMode::VerifyFull => "verify-full",
     };
     if matches!(pg.tls.mode, SslMode::VerifyCa | SslMode::VerifyFull) {
-        return Finding::ok("tls", subject(), format!("TLS, and the server's certificate is verified (sslmode={mode})"));
+        return Finding::ok(
+            "tls",
+            subject(),
+            format!("TLS, and the server's certificate is verified (sslmode={mode})"),
+        );
     }
     if pg.connection.get_hosts().iter().all(is_local) && pg.connection.get_hostaddrs().iter().all(|a| a.is_loopback()) {
         let line = if encrypted { "TLS" } else { "no TLS" };
@@ -151,8 +158,12 @@ fn tls(pg: &PgConfig, encrypted: bool, server_has: bool) -> Finding {
             .why("Who can stand between the relay and the server can pose as the server, and reads every row and the password.")
             .todo("Write sslmode=verify-full&sslrootcert=/path/root.crt in DATABASE_URL.");
     }
-    let finding = Finding::warning("tls", subject(), format!("every row and the password's proof cross the network in clear (sslmode={mode})"))
-        .why("Whoever sees the line reads what row-level security hides.");
+    let finding = Finding::warning(
+        "tls",
+        subject(),
+        format!("every row and the password's proof cross the network in clear (sslmode={mode})"),
+    )
+    .why("Whoever sees the line reads what row-level security hides.");
     if server_has {
         finding.todo("Write sslmode=verify-full&sslrootcert=/path/root.crt in DATABASE_URL.")
     } else {

@@ -42,7 +42,9 @@ pub(super) fn denial(reason: DenyReason) -> &'static str {
         DenyReason::UnprotectedPartition => "the partition has no row-level security, though its root has",
         DenyReason::NoPrimaryKey => "the table has no primary key",
         DenyReason::UnknownTable => "the table is not published",
-        DenyReason::Policy | DenyReason::PolicyError | DenyReason::MissingEvidence | DenyReason::Expired => reason.as_str(),
+        DenyReason::Policy | DenyReason::PolicyError | DenyReason::MissingEvidence | DenyReason::Expired => {
+            reason.as_str()
+        }
     }
 }
 
@@ -69,7 +71,10 @@ pub fn what_would_make_it_pure(reason: &str) -> String {
         ("EXISTS", MEMBERSHIP),
     ];
     let hint = hints.iter().find(|(sign, _)| reason.contains(sign)).map(|(_, hint)| *hint);
-    hint.unwrap_or("A policy of equalities between columns and claims, such as user_id = auth.uid(), joined by AND and OR.").into()
+    hint.unwrap_or(
+        "A policy of equalities between columns and claims, such as user_id = auth.uid(), joined by AND and OR.",
+    )
+    .into()
 }
 
 const MEMBERSHIP: &str = "A look into another table is asked of Postgres. If each row has one owner, write the owner into the row \

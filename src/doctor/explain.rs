@@ -227,7 +227,9 @@ fn deletes(table: &Table, plan: &Plan) -> DeleteView {
         _ if !table.published.as_ref().is_some_and(|published| published.delete) => {
             (false, "the publication does not send DELETE".to_owned())
         }
-        _ if plan.deletes_to_all() => (true, "ROWCAST_DELETES=key-to-all: every subscriber gets the primary key".to_owned()),
+        _ if plan.deletes_to_all() => {
+            (true, "ROWCAST_DELETES=key-to-all: every subscriber gets the primary key".to_owned())
+        }
         Engine::Deny(reason) => (false, denial(*reason).to_owned()),
         _ => {
             let unseen = unseen_in_deletes(table, plan);

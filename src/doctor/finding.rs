@@ -193,7 +193,11 @@ pub(super) fn size(bytes: i64) -> String {
     match units.iter().find(|(_, unit)| bytes >= *unit) {
         Some((name, unit)) => {
             let tenths = i128::from(bytes) * 10 / i128::from(*unit);
-            if tenths % 10 == 0 { format!("{} {name}", tenths / 10) } else { format!("{}.{} {name}", tenths / 10, tenths % 10) }
+            if tenths % 10 == 0 {
+                format!("{} {name}", tenths / 10)
+            } else {
+                format!("{}.{} {name}", tenths / 10, tenths % 10)
+            }
         }
         None => format!("{bytes} bytes"),
     }
@@ -201,16 +205,106 @@ pub(super) fn size(bytes: i64) -> String {
 
 /// Words that no table or role can be called by without quotes, in any supported version.
 const RESERVED: [&str; 100] = [
-    "all", "analyse", "analyze", "and", "any", "array", "as", "asc", "asymmetric", "authorization", "binary", "both",
-    "case", "cast", "check", "collate", "collation", "column", "concurrently", "constraint", "create", "cross",
-    "current_catalog", "current_date", "current_role", "current_schema", "current_time", "current_timestamp",
-    "current_user", "default", "deferrable", "desc", "distinct", "do", "else", "end", "except", "false", "fetch", "for",
-    "foreign", "freeze", "from", "full", "grant", "group", "having", "ilike", "in", "initially", "inner", "intersect",
-    "into", "is", "isnull", "join", "lateral", "leading", "left", "like", "limit", "localtime", "localtimestamp",
-    "natural", "not", "notnull", "null", "offset", "on", "only", "or", "order", "outer", "overlaps", "placing",
-    "primary", "references", "returning", "right", "select", "session_user", "similar", "some", "symmetric",
-    "system_user", "table", "tablesample", "then", "to", "trailing", "true", "union", "unique", "user", "using",
-    "variadic", "verbose", "when", "where", "with",
+    "all",
+    "analyse",
+    "analyze",
+    "and",
+    "any",
+    "array",
+    "as",
+    "asc",
+    "asymmetric",
+    "authorization",
+    "binary",
+    "both",
+    "case",
+    "cast",
+    "check",
+    "collate",
+    "collation",
+    "column",
+    "concurrently",
+    "constraint",
+    "create",
+    "cross",
+    "current_catalog",
+    "current_date",
+    "current_role",
+    "current_schema",
+    "current_time",
+    "current_timestamp",
+    "current_user",
+    "default",
+    "deferrable",
+    "desc",
+    "distinct",
+    "do",
+    "else",
+    "end",
+    "except",
+    "false",
+    "fetch",
+    "for",
+    "foreign",
+    "freeze",
+    "from",
+    "full",
+    "grant",
+    "group",
+    "having",
+    "ilike",
+    "in",
+    "initially",
+    "inner",
+    "intersect",
+    "into",
+    "is",
+    "isnull",
+    "join",
+    "lateral",
+    "leading",
+    "left",
+    "like",
+    "limit",
+    "localtime",
+    "localtimestamp",
+    "natural",
+    "not",
+    "notnull",
+    "null",
+    "offset",
+    "on",
+    "only",
+    "or",
+    "order",
+    "outer",
+    "overlaps",
+    "placing",
+    "primary",
+    "references",
+    "returning",
+    "right",
+    "select",
+    "session_user",
+    "similar",
+    "some",
+    "symmetric",
+    "system_user",
+    "table",
+    "tablesample",
+    "then",
+    "to",
+    "trailing",
+    "true",
+    "union",
+    "unique",
+    "user",
+    "using",
+    "variadic",
+    "verbose",
+    "when",
+    "where",
+    "with",
 ];
 
 #[cfg(test)]
@@ -219,16 +313,21 @@ mod tests {
 
     #[test]
     fn names_are_quoted_where_sql_wants_it() {
-        for (name, quoted) in
-            [("orders", "orders"), ("order", "\"order\""), ("Order", "\"Order\""), ("a\"b", "\"a\"\"b\""), ("7x", "\"7x\"")]
-        {
+        for (name, quoted) in [
+            ("orders", "orders"),
+            ("order", "\"order\""),
+            ("Order", "\"Order\""),
+            ("a\"b", "\"a\"\"b\""),
+            ("7x", "\"7x\""),
+        ] {
             assert_eq!(ident(name), quoted);
         }
     }
 
     #[test]
     fn sizes_are_for_people() {
-        for (bytes, text) in [(7, "7 bytes"), (1 << 20, "1 MiB"), (3 << 29, "1.5 GiB"), (i64::MAX, "8589934591.9 GiB")] {
+        for (bytes, text) in [(7, "7 bytes"), (1 << 20, "1 MiB"), (3 << 29, "1.5 GiB"), (i64::MAX, "8589934591.9 GiB")]
+        {
             assert_eq!(size(bytes), text);
         }
     }

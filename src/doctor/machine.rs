@@ -121,13 +121,17 @@ fn folder(dir: &Path, log_dir: &Path, keep: u64) -> Vec<Finding> {
     let may_write = access(&there, AccessFlags::W_OK | AccessFlags::X_OK);
     match (may_write, exists, there.is_dir()) {
         (_, _, false) => findings.push(bad_folder(format!("{} is no folder", there.display()))),
-        (Err(error), true, _) => findings.push(bad_folder(format!("{shown} can't be written: {}", io::Error::from(error)))),
+        (Err(error), true, _) => {
+            findings.push(bad_folder(format!("{shown} can't be written: {}", io::Error::from(error))))
+        }
         (Err(error), false, _) => findings.push(bad_folder(format!(
             "{shown} is not there and can't be made in {}: {}",
             there.display(),
             io::Error::from(error)
         ))),
-        (Ok(()), true, _) => findings.push(Finding::ok("data_dir", Subject::machine(), format!("{shown} can be written"))),
+        (Ok(()), true, _) => {
+            findings.push(Finding::ok("data_dir", Subject::machine(), format!("{shown} can be written")))
+        }
         (Ok(()), false, _) => {
             findings.push(Finding::ok("data_dir", Subject::machine(), format!("{shown} will be made")));
         }

@@ -86,7 +86,8 @@ const UNLOGGED: &str = "select distinct n.nspname::text, c.relname::text from pg
 
 pub(super) async fn check(patient: &Patient<'_>) -> Result<Vec<Finding>, Unreadable> {
     let client = patient.client;
-    let exists = "select exists (select from pg_catalog.pg_replication_slots where slot_name = $1::text and not active)";
+    let exists =
+        "select exists (select from pg_catalog.pg_replication_slots where slot_name = $1::text and not active)";
     let slot_exists = client.query_one(exists, &[&patient.config.ingest.wal.slot]).await?.try_get(0)?;
     let mut findings = missing_publications(patient, slot_exists);
     let names = patient.config.stream_publications();
@@ -147,7 +148,9 @@ fn content(publication: &Publication) -> Vec<Finding> {
 fn whole(member: &Member) -> String {
     let (publication, table) = (ident(&member.publication), qualified(&member.schema, &member.table));
     let filter = member.filter.as_ref().map(|filter| format!(" where ({filter})")).unwrap_or_default();
-    format!("alter publication {publication} drop table {table};\nalter publication {publication} add table {table}{filter};")
+    format!(
+        "alter publication {publication} drop table {table};\nalter publication {publication} add table {table}{filter};"
+    )
 }
 
 fn breaks_writers(member: &Member) -> Option<Finding> {
@@ -163,7 +166,8 @@ fn breaks_writers(member: &Member) -> Option<Finding> {
     }
     if !member.filter_beyond.is_empty() {
         let beyond = member.filter_beyond.join(", ");
-        let what = format!("the row filter in publication {publication} reads {beyond}, which the replica identity lacks");
+        let what =
+            format!("the row filter in publication {publication} reads {beyond}, which the replica identity lacks");
         let finding = Finding::error("row_filter_identity", subject, what)
             .why("Every UPDATE and DELETE of the table fails at the writer (42P10).");
         return Some(if member.listed {
@@ -178,9 +182,13 @@ fn breaks_writers(member: &Member) -> Option<Finding> {
 fn conflict(schema: &str, table: &str, members: &[Member]) -> Finding {
     let listed = members.iter().filter(|m| m.schema == schema && m.table == table && m.listed);
     let sql: Vec<String> = listed.map(whole).collect();
-    Finding::error("column_lists", Subject::table(schema, table), "the relay's publications send different columns of it")
-        .why("Postgres then refuses to decode its rows (0A000), at every attempt: the whole stream stands still.")
-        .sql(sql.join("\n"))
+    Finding::error(
+        "column_lists",
+        Subject::table(schema, table),
+        "the relay's publications send different columns of it",
+    )
+    .why("Postgres then refuses to decode its rows (0A000), at every attempt: the whole stream stands still.")
+    .sql(sql.join("\n"))
 }
 
 fn mixed(schema: &str, root: &str, publication: &str) -> Finding {

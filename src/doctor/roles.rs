@@ -122,7 +122,8 @@ fn grant_role(facts: &Facts, role: &str, login: &str) -> String {
 fn absent(patient: &Patient<'_>, name: &str) -> Finding {
     let facts = patient.facts;
     let bypass = if name == "service_role" { " bypassrls" } else { "" };
-    let sql = format!("create role {} nologin noinherit{bypass};\n{}", ident(name), grant_role(facts, name, &facts.login));
+    let sql =
+        format!("create role {} nologin noinherit{bypass};\n{}", ident(name), grant_role(facts, name, &facts.login));
     let subject = Subject::role(name);
     let finding = if TOKEN_ROLES.contains(&name) && !patient.wanted.iter().any(|wanted| wanted == name) {
         Finding::note("token_role_missing", subject, "there is no such role")

@@ -23,9 +23,13 @@ pub(super) fn check(patient: &Patient<'_>) -> Vec<Finding> {
     }
     if facts.encoding != "UTF8" {
         findings.push(
-            Finding::warning("encoding", Subject::server(), format!("the database's encoding is {}, not UTF8", facts.encoding))
-                .why("The stream's text is then not the table's text, so Postgres is asked about every row and subscriber.")
-                .todo("Dump the database and restore it into one made with `encoding 'UTF8'`."),
+            Finding::warning(
+                "encoding",
+                Subject::server(),
+                format!("the database's encoding is {}, not UTF8", facts.encoding),
+            )
+            .why("The stream's text is then not the table's text, so Postgres is asked about every row and subscriber.")
+            .todo("Dump the database and restore it into one made with `encoding 'UTF8'`."),
         );
     }
     findings.extend(slot_budget(facts));
@@ -43,9 +47,13 @@ fn version(facts: &Facts) -> Finding {
             .todo("Upgrade to PostgreSQL 15 or newer.");
     }
     if major > NEWEST_TESTED {
-        return Finding::note("version", subject, format!("PostgreSQL {} is newer than this Rowcast", facts.version_name))
-            .why(format!("Versions 15 to {NEWEST_TESTED} are known to work."))
-            .todo("Look for a newer Rowcast.");
+        return Finding::note(
+            "version",
+            subject,
+            format!("PostgreSQL {} is newer than this Rowcast", facts.version_name),
+        )
+        .why(format!("Versions 15 to {NEWEST_TESTED} are known to work."))
+        .todo("Look for a newer Rowcast.");
     }
     Finding::ok("version", subject, format!("PostgreSQL {}", facts.version_name))
 }
@@ -132,7 +140,8 @@ fn synchronous_commit(facts: &Facts) -> Vec<Finding> {
 fn connections(facts: &Facts, pool: usize) -> Option<Finding> {
     let needed = i64::try_from(pool).unwrap_or(i64::MAX).saturating_add(OTHER_CONNECTIONS);
     if (0..needed).contains(&facts.connection_limit) && !facts.superuser {
-        let what = format!("{} may have {} connections; the relay uses up to {needed}", facts.login, facts.connection_limit);
+        let what =
+            format!("{} may have {} connections; the relay uses up to {needed}", facts.login, facts.connection_limit);
         let finding = Finding::warning("connection_limit", Subject::role(&facts.login), what)
             .why("Questions to Postgres wait for each other, or fail.")
             .sql(format!("alter role {} connection limit {needed};", ident(&facts.login)));

@@ -115,7 +115,8 @@ fn usable(name: &str, state: &SlotState, found: Option<&Slot>) -> Vec<Finding> {
     } else {
         Finding::warning("slot_behind", subject(name), what)
     };
-    let finding = finding.why("Clients hear that much later, and the server's disk fills until the relay has caught up.");
+    let finding =
+        finding.why("Clients hear that much later, and the server's disk fills until the relay has caught up.");
     findings.push(match state.active_pid {
         Some(_) => finding.todo("Wait until it has caught up; if it does not, its log says why."),
         None => finding
@@ -128,9 +129,9 @@ fn usable(name: &str, state: &SlotState, found: Option<&Slot>) -> Vec<Finding> {
 fn unusable(name: &str, error: &WalError) -> Finding {
     let finding = Finding::error("slot_unusable", subject(name), chain(error));
     match error {
-        WalError::SlotUnusable { fault: SlotFault::InCreation(_), .. } => {
-            finding.why("A slot is ready when all transactions that were open at its beginning have ended.").todo(error.advice())
-        }
+        WalError::SlotUnusable { fault: SlotFault::InCreation(_), .. } => finding
+            .why("A slot is ready when all transactions that were open at its beginning have ended.")
+            .todo(error.advice()),
         WalError::SlotUnusable { fault, .. } => {
             let why = match fault {
                 SlotFault::Lost(_) => {

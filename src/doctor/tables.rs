@@ -10,7 +10,7 @@ use super::{Finding, Subject, Unreadable};
 use crate::catalog::{Catalog, OldImage, Table};
 use crate::change::ReplicaIdentity;
 use crate::config::Config;
-use crate::policy::{self, DenyReason, Deletes, Engine, Plan};
+use crate::policy::{self, Deletes, DenyReason, Engine, Plan};
 
 /// The partitions that hold rows, by the root's oid: schema, name, replica identity's letter.
 pub(super) type Leaves = BTreeMap<u32, Vec<(String, String, String)>>;
@@ -64,9 +64,13 @@ pub(super) fn check(
     }
     if catalog.has_foreign_claims() {
         findings.push(
-            Finding::warning("foreign_claims", Subject::server(), "a setting request.jwt.claim… has a value of its own in the database")
-                .why("auth.jwt() and its like look there first and don't see the token; Postgres is asked about every row.")
-                .todo("Remove it: `alter database … reset`, `alter role … reset`, or from postgresql.conf."),
+            Finding::warning(
+                "foreign_claims",
+                Subject::server(),
+                "a setting request.jwt.claim… has a value of its own in the database",
+            )
+            .why("auth.jwt() and its like look there first and don't see the token; Postgres is asked about every row.")
+            .todo("Remove it: `alter database … reset`, `alter role … reset`, or from postgresql.conf."),
         );
     }
     findings
@@ -138,9 +142,9 @@ impl Look<'_> {
         let finding = Finding::error("primary_key", self.subject(), what).why(why);
         let free = ["id", "row_id", "rowcast_id"].into_iter().find(|name| self.table.column(name).is_none());
         Some(match (self.table.column("id").filter(|id| id.not_null), free) {
-            (Some(_), _) => finding
-                .sql(format!("alter table {} add primary key (id);", self.name()))
-                .todo("It locks the table while the index is built; `create unique index concurrently` first avoids that."),
+            (Some(_), _) => finding.sql(format!("alter table {} add primary key (id);", self.name())).todo(
+                "It locks the table while the index is built; `create unique index concurrently` first avoids that.",
+            ),
             (None, Some(column)) => {
                 let column = format!("{column} bigint generated always as identity primary key");
                 finding
@@ -156,7 +160,10 @@ impl Look<'_> {
         let mut findings = Vec::new();
         let exposed: Vec<&str> = self.roles(|plan| plan.engine == Engine::Deny(DenyReason::UnprotectedPartition));
         if !exposed.is_empty() {
-            let what = format!("has no row-level security, though the table that it is a partition of has: nothing of it is sent to {}", exposed.join(", "));
+            let what = format!(
+                "has no row-level security, though the table that it is a partition of has: nothing of it is sent to {}",
+                exposed.join(", ")
+            );
             findings.push(
                 Finding::warning("open_partition", self.subject(), what)
                     .why("Its rows would show what the root hides; who selects from the partition itself sees them.")
@@ -247,7 +254,8 @@ impl Look<'_> {
         }
         let roles: Vec<&str> = judged.iter().map(|plan| plan.role.as_str()).collect();
         let what = format!("has row-level security, and no policy lets {} see a row", roles.join(" or "));
-        let finding = Finding::warning("policies", self.subject(), what).why("Nobody but those above the policies receives a row.");
+        let finding = Finding::warning("policies", self.subject(), what)
+            .why("Nobody but those above the policies receives a row.");
         let owner = ["user_id", "owner_id"].into_iter().find_map(|name| self.table.column(name));
         // uuid: what auth.uid() returns.
         Some(match owner.filter(|column| column.type_oid == 2950) {
@@ -265,8 +273,10 @@ impl Look<'_> {
         let mut absent: BTreeSet<&str> = BTreeSet::new();
         let mut roles = Vec::new();
         for plan in &self.plans {
-            let missing: Vec<&str> =
-                reads(plan).into_iter().filter(|name| self.table.column(name).is_some_and(|c| !self.is_sent(c))).collect();
+            let missing: Vec<&str> = reads(plan)
+                .into_iter()
+                .filter(|name| self.table.column(name).is_some_and(|c| !self.is_sent(c)))
+                .collect();
             if !missing.is_empty() {
                 roles.push(plan.role.as_str());
                 absent.extend(missing);
@@ -281,15 +291,19 @@ impl Look<'_> {
         let finding = Finding::error("evidence", self.subject(), what)
             .why("A row that can't be judged is not sent: nobody in these roles receives any.");
         if generated {
-            return Some(finding.todo("A generated column is not in the stream: write the policy on the columns that it is made of."));
+            return Some(
+                finding.todo(
+                    "A generated column is not in the stream: write the policy on the columns that it is made of.",
+                ),
+            );
         }
         let publications: Vec<String> = self.config.publications.iter().map(|name| ident(name)).collect();
         let name = self.name();
         let filtered = self.table.published.as_ref().is_some_and(|published| published.row_filter.is_some());
         Some(match &publications[..] {
-            [one] if !filtered => finding.sql(format!(
-                "alter publication {one} drop table {name};\nalter publication {one} add table {name};"
-            )).todo("If the table has a WHERE in the publication, write it again."),
+            [one] if !filtered => finding
+                .sql(format!("alter publication {one} drop table {name};\nalter publication {one} add table {name};"))
+                .todo("If the table has a WHERE in the publication, write it again."),
             _ => finding.todo("Publish all columns of the table, or those that the policies read too."),
         })
     }
@@ -317,7 +331,8 @@ impl Look<'_> {
             return None;
         }
         let names = missing.into_iter().collect::<Vec<_>>().join(", ");
-        let what = format!("no DELETE of it reaches {}: the old row lacks {names}, which the policy reads", roles.join(", "));
+        let what =
+            format!("no DELETE of it reaches {}: the old row lacks {names}, which the policy reads", roles.join(", "));
         let finding = Finding::warning("deletes", self.subject(), what)
             .why("The row stays on every screen until it is loaded again.");
         Some(self.cured_by_full(finding))
@@ -326,9 +341,10 @@ impl Look<'_> {
     fn row_filter(&self) -> Option<Finding> {
         self.table.published.as_ref()?.row_filter.as_ref()?;
         let facts = super::facts_publication();
-        let finding = Finding::note("row_filter", self.subject(), format!("is also in {facts}, without its row filter"))
-            .why("Postgres sends what the filter holds back, and the relay holds it back itself, row by row.")
-            .sql(format!("alter publication {} drop table {};", ident(facts), self.name()));
+        let finding =
+            Finding::note("row_filter", self.subject(), format!("is also in {facts}, without its row filter"))
+                .why("Postgres sends what the filter holds back, and the relay holds it back itself, row by row.")
+                .sql(format!("alter publication {} drop table {};", ident(facts), self.name()));
         Some(finding)
     }
 }
