@@ -19,7 +19,7 @@ pub(super) async fn doctor(args: &DoctorArgs, environment: &Environment) -> Resu
     if let Some(config) = config {
         findings.extend(Box::pin(doctor::examine(&config, &args.role, &Clock::system())).await);
     }
-    findings.sort_by_key(|finding| finding.subject.kind);
+    findings.sort_by(|a, b| (a.subject.kind, &a.subject.name).cmp(&(b.subject.kind, &b.subject.name)));
     if args.json {
         println!("{}", json(&findings)?);
     } else {

@@ -234,7 +234,10 @@ fn deletes(table: &Table, plan: &Plan) -> DeleteView {
         _ => {
             let unseen = unseen_in_deletes(table, plan);
             if unseen.is_empty() {
-                (true, "the old row has all that decides".to_owned())
+                let gone =
+                    "; one that cascades from a table which the policy looks into is denied, since that row is gone";
+                let asked = matches!(plan.engine, Engine::Ask { .. });
+                (true, format!("the old row has all that decides{}", if asked { gone } else { "" }))
             } else {
                 let names = unseen.join(", ");
                 (false, format!("the old row lacks {names}, which the policy reads: use REPLICA IDENTITY FULL"))

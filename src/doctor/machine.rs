@@ -167,17 +167,16 @@ fn holder(lock: &Path) -> Option<u32> {
     let file = stat(lock).ok()?;
     let wanted = format!("{:02x}:{:02x}:{}", major(file.st_dev), minor(file.st_dev), file.st_ino);
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let held = locks.lines().find_map(|line| {
+    locks.lines().find_map(|line| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let found = words.contains(&"FLOCK") && words.contains(&wanted.as_str());
         found.then(|| words.get(4).and_then(|pid| pid.parse().ok())).flatten()
-    });
-    held
+    })
 }
 
 fn room(there: &Path, dir: &Path, keep: u64) -> Option<Finding> {
     let fs = nix::sys::statvfs::statvfs(there).ok()?;
-    let free = u64::from(fs.blocks_available()).saturating_mul(u64::from(fs.fragment_size()));
+    let free = fs.blocks_available().saturating_mul(fs.fragment_size());
     let used = used(&dir.join("log"));
     let needed = keep.saturating_sub(used);
     if free >= needed {

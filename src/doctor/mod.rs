@@ -102,14 +102,14 @@ pub async fn examine(config: &Config, roles: &[String], clock: &Clock) -> Vec<Fi
     let all = token_roles(config, roles);
     match read_catalog(&mut client, config, &all).await {
         Ok(catalog) => {
-            let leaves = within("the partitions", tables::leaves(&client, &catalog)).await;
-            let leaves = leaves.unwrap_or_else(|text| {
-                findings.push(unreadable("the partitions", text));
-                tables::Leaves::new()
+            let relatives = within("the tables", tables::relatives(&client, &catalog)).await;
+            let relatives = relatives.unwrap_or_else(|text| {
+                findings.push(unreadable("partitions and foreign keys", text));
+                Default::default()
             });
             let plans = plans(&catalog, config, &all);
             findings.extend(roles::in_use(&catalog, &facts, &plans));
-            findings.extend(tables::check(&catalog, config, &facts, &plans, &leaves));
+            findings.extend(tables::check(&catalog, config, &facts, &plans, &relatives));
             findings.extend(engines::check(&plans));
         }
         Err(text) => findings.push(unreadable("the catalog", text)),

@@ -108,7 +108,7 @@ fn schema_grants(login: &str) -> [String; 3] {
     let login = ident(login);
     [
         format!("grant usage on schema rowcast to {login};"),
-        format!("grant select on rowcast.migrations, rowcast.installed to {login};"),
+        format!("grant select on rowcast.migrations to {login};"),
         format!("grant select, insert, update on rowcast.lineage to {login};"),
     ]
 }

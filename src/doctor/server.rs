@@ -157,3 +157,53 @@ fn connections(facts: &Facts, pool: usize) -> Option<Finding> {
             .todo("Restart the server afterwards; or let applications use fewer.")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::super::Severity;
+    use super::*;
+
+    fn facts(change: Value) -> Facts {
+        let mut all = json!({
+            "version": 150_004, "version_name": "15.4", "standby": false, "encoding": "UTF8", "wal_level": "logical",
+            "max_slots": 10, "used_slots": 0, "max_senders": 10, "used_senders": 0, "max_connections": 100,
+            "reserved_connections": 3, "used_connections": 1, "slot_keep_mb": 100, "idle_slot_timeout": null,
+            "synchronous_commit": "on", "wal_writer_delay_ms": 200, "asynchronous": [], "ssl": false, "encrypted": false,
+            "statement_timeout": "10s", "date_style": "ISO, MDY", "now_ms": 0, "login": "u", "superuser": false,
+            "bypass": false, "replication": true, "connection_limit": -1, "database": "d", "may_create": true,
+            "has_schema": true, "missing_publications": []
+        });
+        for (name, value) in change.as_object().expect("an object") {
+            all[name] = value.clone();
+        }
+        serde_json::from_value(all).expect("facts")
+    }
+
+    #[test]
+    fn old_versions_are_refused_and_unknown_ones_noted() {
+        for (number, severity) in
+            [(140_010, Severity::Error), (150_000, Severity::Ok), (180_001, Severity::Ok), (190_000, Severity::Note)]
+        {
+            assert_eq!(version(&facts(json!({ "version": number }))).severity, severity, "{number}");
+        }
+    }
+
+    #[test]
+    fn a_timeout_of_idle_slots_is_a_warning_with_its_cure() {
+        let found = slot_budget(&facts(json!({ "idle_slot_timeout": "1d" })));
+        let timeout = found.iter().find(|finding| finding.check == "idle_slot_timeout").expect("a finding");
+        assert_eq!(timeout.severity, Severity::Warning);
+        assert!(timeout.sql.as_ref().is_some_and(|sql| sql.contains("idle_replication_slot_timeout = 0")));
+        assert_eq!(slot_budget(&facts(json!({}))).len(), 1);
+    }
+
+    #[test]
+    fn a_clock_within_what_the_round_trip_leaves_open_is_fine() {
+        let at = |ahead_ms, doubt_ms| clock(&Facts { ahead_ms, doubt_ms, ..facts(json!({})) }).severity;
+        assert_eq!(at(1_500, 5), Severity::Ok);
+        assert_eq!(at(-4_000, 3_000), Severity::Ok);
+        assert_eq!(at(-4_000, 5), Severity::Warning);
+    }
+}

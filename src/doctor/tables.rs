@@ -20,13 +20,30 @@ const LEAVES: &str = "select root.oid, n.nspname::text, c.relname::text, c.relre
     join pg_catalog.pg_class c on c.oid = t.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
     where t.isleaf and t.relid <> root.oid order by 2, 3";
 
-pub(super) async fn leaves(client: &Client, catalog: &Catalog) -> Result<Leaves, Unreadable> {
+async fn leaves(client: &Client, catalog: &Catalog) -> Result<Leaves, Unreadable> {
     let roots: Vec<u32> = catalog.tables().filter(|table| table.is_partitioned).map(|table| table.oid).collect();
     let mut leaves = Leaves::new();
     for row in client.query(LEAVES, &[&roots]).await? {
         leaves.entry(row.try_get(0)?).or_default().push((row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
     }
     Ok(leaves)
+}
+
+/// The tables from which deletes cascade into a published one, by its oid: schema, name.
+pub(super) type Parents = BTreeMap<u32, Vec<(String, String)>>;
+
+const PARENTS: &str = "select k.conrelid, n.nspname::text, c.relname::text from pg_catalog.pg_constraint k \
+    join pg_catalog.pg_class c on c.oid = k.confrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+    where k.conrelid = any($1::oid[]) and k.contype = 'f' and k.confdeltype = 'c' and k.confrelid <> k.conrelid order by 2, 3";
+
+/// Both.
+pub(super) async fn relatives(client: &Client, catalog: &Catalog) -> Result<(Leaves, Parents), Unreadable> {
+    let tables: Vec<u32> = catalog.tables().map(|table| table.oid).collect();
+    let mut parents = Parents::new();
+    for row in client.query(PARENTS, &[&tables]).await? {
+        parents.entry(row.try_get(0)?).or_default().push((row.try_get(1)?, row.try_get(2)?));
+    }
+    Ok((leaves(client, catalog).await?, parents))
 }
 
 /// One table with all that is known of it.
@@ -37,6 +54,7 @@ struct Look<'a> {
     facts: &'a Facts,
     plans: Vec<&'a Plan>,
     leaves: &'a [(String, String, String)],
+    parents: &'a [(String, String)],
 }
 
 pub(super) fn check(
@@ -44,7 +62,7 @@ pub(super) fn check(
     config: &Config,
     facts: &Facts,
     plans: &[Plan],
-    leaves: &Leaves,
+    (leaves, parents): &(Leaves, Parents),
 ) -> Vec<Finding> {
     let mut tables: Vec<_> = catalog.tables().collect();
     tables.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
@@ -52,7 +70,8 @@ pub(super) fn check(
     for table in tables {
         let plans = plans.iter().filter(|plan| plan.table_oid == table.oid).collect();
         let leaves = leaves.get(&table.oid).map_or(&[][..], Vec::as_slice);
-        let look = Look { table, catalog, config, facts, plans, leaves };
+        let parents = parents.get(&table.oid).map_or(&[][..], Vec::as_slice);
+        let look = Look { table, catalog, config, facts, plans, leaves, parents };
         findings.extend(look.identity());
         findings.extend(look.primary_key());
         findings.extend(look.protection());
@@ -60,6 +79,7 @@ pub(super) fn check(
         findings.extend(look.policies());
         findings.extend(look.evidence());
         findings.extend(look.deletes());
+        findings.extend(look.cascades());
         findings.extend(look.row_filter());
     }
     if catalog.has_foreign_claims() {
@@ -336,6 +356,28 @@ impl Look<'_> {
         let finding = Finding::warning("deletes", self.subject(), what)
             .why("The row stays on every screen until it is loaded again.");
         Some(self.cured_by_full(finding))
+    }
+
+    /// Postgres is asked when the parent's row is gone already, so the children's deletes are denied.
+    fn cascades(&self) -> Option<Finding> {
+        if self.config.hub.policy.deletes == Deletes::KeyToAll || !self.table.published.as_ref()?.delete {
+            return None;
+        }
+        let looks_into = |plan: &Plan, name: &str| match &plan.engine {
+            Engine::Ask { sql, .. } => sql.contains(name),
+            _ => false,
+        };
+        let (schema, parent) =
+            self.parents.iter().find(|(_, name)| self.plans.iter().any(|plan| looks_into(plan, name)))?;
+        let roles = self.roles(|plan| looks_into(plan, parent)).join(", ");
+        let what =
+            format!("a DELETE that cascades from {schema}.{parent} may not reach {roles}: the policy looks into it");
+        let finding = Finding::note("deletes_cascade", self.subject(), what)
+            .why("When Postgres is asked about the deleted row, its parent is gone too, and the answer is no.")
+            .todo(
+                "Write the owner into the row itself (user_id = auth.uid()), or delete the children before the parent.",
+            );
+        Some(finding)
     }
 
     fn row_filter(&self) -> Option<Finding> {

@@ -12,6 +12,12 @@ const RULES: &str = "
     create policy \"their own\" on public.tickets for select to authenticated using (user_id = (select auth.uid()));
     create policy \"for the clerk\" on public.tickets for all to service_role using (true);
     create policy \"old ones\" on public.tickets as restrictive for select to authenticated using (id < 1000 or user_id = auth.uid());
+    create table public.timed (id int primary key, at timestamptz, parent int);
+    alter table public.timed enable row level security;
+    grant select on public.timed to authenticated;
+    create policy \"no longer secret\" on public.timed for select to authenticated using (at < now());
+    alter table public.timed replica identity full;
+    alter publication supabase_realtime add table public.timed;
     create schema \"odd.schema\"; create table \"odd.schema\".open (id int primary key);
     grant usage on schema \"odd.schema\" to anon; grant select on \"odd.schema\".open to anon;
     alter publication supabase_realtime add table public.tickets, \"odd.schema\".open;";
@@ -38,11 +44,11 @@ async fn each_engine_is_explained_with_its_reason() {
     assert_eq!(pure["rules_followed_within_ms"], 2000);
     assert_eq!(pure["ask"], Value::Null);
 
-    let [anon, ask] = &explained(&clinic, &["public.session_events"]).await[..] else { panic!("two roles") };
+    let [anon, ask] = &explained(&clinic, &["public.timed"]).await[..] else { panic!("two roles") };
     assert_eq!((anon["role"].as_str(), anon["engine"].as_str()), (Some("anon"), Some("deny")));
     assert_eq!(anon["reason"], "it may not select the table");
     assert_eq!(ask["engine"], "ask");
-    assert!(ask["ask"]["statement"].as_str().expect("SQL").contains("coding_sessions"), "{ask}");
+    assert!(ask["ask"]["statement"].as_str().expect("SQL").contains("now()"), "{ask}");
     assert!(ask["ask"]["how_often"].as_str().expect("text").contains("for each change"), "{ask}");
     assert!(ask["pure_if"].as_str().expect("text").contains("user_id = auth.uid()"), "{ask}");
 
@@ -74,16 +80,17 @@ async fn each_engine_is_explained_with_its_reason() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tree_reads_from_engine_to_rules_and_an_unknown_table_names_the_known() {
     let clinic = Clinic::healthy().await;
-    let ended = run(&clinic, &["explain-policy", "session_events", "--role", "authenticated"]).await;
+    clinic.pg.exec(RULES).await;
+    let ended = run(&clinic, &["explain-policy", "timed", "--role", "authenticated"]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let mut rest = ended.stdout.as_str();
     for phrase in [
-        "public.session_events for authenticated\n",
+        "public.timed for authenticated\n",
         "├─ engine ask: Postgres is asked",
         "cost: ",
         "memory could judge: ",
-        "\"users see events of their own sessions\" permissive for select to authenticated: applies",
-        "columns shown: id, session_id, event_type, event_data, created_at",
+        "\"no longer secret\" permissive for select to authenticated: applies",
+        "columns shown: id, at, parent",
         "DELETE: judged and sent",
         "└─ a change of the rules counts for every row that is judged more than 2 s after its commit",
     ] {
@@ -93,7 +100,13 @@ async fn the_tree_reads_from_engine_to_rules_and_an_unknown_table_names_the_know
     let ended = run(&clinic, &["explain-policy", "public.nothing"]).await;
     assert_eq!(ended.code, Some(1));
     assert!(ended.stderr.contains("public.nothing is not published by supabase_realtime"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("public.notifications, public.session_events"), "{}", ended.stderr);
+    assert!(
+        ended
+            .stderr
+            .contains("odd.schema.open, public.notifications, public.session_events, public.tickets, public.timed"),
+        "{}",
+        ended.stderr
+    );
     let ended = run(&clinic, &["explain-policy"]).await;
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
 }
