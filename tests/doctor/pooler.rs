@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use rowcast::clock::Clock;
 use rowcast::doctor::{Finding, Severity, examine};
+use rowcast::task;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -22,11 +23,11 @@ enum Settings {
 async fn pooler(port: u16, settings: Settings) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    tokio::task::spawn(async move {
+    drop(task::spawn("pooler", async move {
         while let Ok((client, _)) = listener.accept().await {
-            tokio::task::spawn(serve(client, port, settings));
+            drop(task::spawn("pooled", serve(client, port, settings)));
         }
-    });
+    }));
     address
 }
 
