@@ -56,6 +56,7 @@ pub mod config;
 pub mod migrate;
 pub mod retention;
 pub mod report;
+pub mod doctor;
 pub mod app;
 pub mod dev;
 pub mod cli;

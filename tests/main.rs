@@ -8,6 +8,7 @@ mod crash;
 mod database;
 mod deploy;
 mod dba;
+mod doctor;
 mod load;
 mod oracle;
 mod journey;

@@ -24,6 +24,10 @@ pub(super) enum Command {
         #[command(subcommand)]
         action: MigrateAction,
     },
+    /// Look for everything that is wrong with the database and this machine; changes nothing, needs no relay
+    Doctor(Box<DoctorArgs>),
+    /// Show who judges the rows of a table for a role, and why; reads only the catalog
+    ExplainPolicy(ExplainArgs),
     /// Ask a relay on this machine whether changes are streaming; exits with 0 or 1
     Health(HealthArgs),
     /// Print the version
@@ -44,6 +48,40 @@ pub(super) enum MigrateAction {
     },
     /// List the steps and whether they were made; exits with 1 if something that the relay needs is missing
     Status(DatabaseArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "It looks at what `rowcast serve` would use: the same settings, from flags, environment and file.\n\n\
+                  Exit codes: 0 nothing worse than notes and warnings, 1 errors (with --strict, warnings too), 2 wrong usage."
+)]
+pub(super) struct DoctorArgs {
+    /// A JSON array of findings instead of text
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Exit with 1 at warnings too
+    #[arg(long)]
+    pub(super) strict: bool,
+    /// A role that tokens name beside anon, authenticated and service_role; may be repeated
+    #[arg(long, value_name = "ROLE")]
+    pub(super) role: Vec<String>,
+    #[command(flatten)]
+    pub(super) settings: ServeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArgs {
+    /// The published table: schema.name, or a name in schema public
+    #[arg(value_name = "TABLE")]
+    pub(super) table: String,
+    /// The role that tokens name; may be repeated [default: anon and authenticated]
+    #[arg(long, value_name = "ROLE")]
+    pub(super) role: Vec<String>,
+    /// JSON instead of a tree
+    #[arg(long)]
+    pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) database: DatabaseArgs,
 }
 
 #[derive(Debug, Args)]

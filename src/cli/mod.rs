@@ -11,6 +11,8 @@
 
 mod args;
 mod dev;
+mod doctor;
+mod explain;
 mod health;
 mod serve;
 
@@ -101,6 +103,8 @@ async fn run(command: Command, environment: &Environment) -> Result<(), Failure>
         Command::Serve(args) => serve::serve(&args, environment).await,
         Command::Dev(args) => dev::dev(&args, environment).await,
         Command::Migrate { action } => migrate(action, environment).await,
+        Command::Doctor(args) => doctor::doctor(&args, environment).await,
+        Command::ExplainPolicy(args) => explain::explain(&args, environment).await,
         Command::Health(args) => health::health(&args, environment).await,
         Command::Version => {
             println!("rowcast {}", env!("CARGO_PKG_VERSION"));

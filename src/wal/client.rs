@@ -86,18 +86,9 @@ impl Session {
         start: Lsn,
         observer: FeedbackObserver,
     ) -> Result<(Session, IdentifySystem), WalError> {
-        let within = config.connect_timeout;
-        let host =
-            if target.host.starts_with('/') { target.host.clone() } else { format!("{}:{}", target.host, target.port) };
-        let late = |what| move |_| WalError::Timeout { what, after: within };
-        let failed = |error| WalError::library(error, &host, &config.slot);
         let settings = replication_config(config, target, start)?.with_feedback_observer(observer);
-        let deadline = Instant::now() + within;
-        let client = ReplicationClient::connect_gated(settings).await.map_err(failed)?;
-        let mut session = Session { client, host: host.clone(), slot: config.slot.clone() };
-        let identified = timeout_at(deadline, session.client.identify_system()).await;
-        let identity = identified.map_err(late("connecting and logging in"))?.map_err(failed)?;
-        timeout_at(deadline, session.check()).await.map_err(late("looking at the session's settings"))??;
+        let (mut session, identity) = Session::open(config, target, settings).await?;
+        let within = config.connect_timeout;
         let written = Lsn(identity.xlogpos.0);
         if start > written {
             return Err(WalError::Ahead { start, written });
@@ -107,7 +98,28 @@ impl Session {
             session.client.start().await?;
             session.client.wait_started().await
         };
-        timeout_at(deadline, starting).await.map_err(late("starting the stream"))?.map_err(failed)?;
+        let late = |_| WalError::Timeout { what: "starting the stream", after: within };
+        timeout_at(deadline, starting).await.map_err(late)?.map_err(|error| session.error(error))?;
+        Ok((session, identity))
+    }
+
+    /// Logs in and looks at the session; nothing is started.
+    async fn open(
+        config: &WalConfig,
+        target: &Target,
+        settings: ReplicationConfig,
+    ) -> Result<(Session, IdentifySystem), WalError> {
+        let within = config.connect_timeout;
+        let host =
+            if target.host.starts_with('/') { target.host.clone() } else { format!("{}:{}", target.host, target.port) };
+        let late = |what| move |_| WalError::Timeout { what, after: within };
+        let failed = |error| WalError::library(error, &host, &config.slot);
+        let deadline = Instant::now() + within;
+        let client = ReplicationClient::connect_gated(settings).await.map_err(failed)?;
+        let mut session = Session { client, host: host.clone(), slot: config.slot.clone() };
+        let identified = timeout_at(deadline, session.client.identify_system()).await;
+        let identity = identified.map_err(late("connecting and logging in"))?.map_err(failed)?;
+        timeout_at(deadline, session.check()).await.map_err(late("looking at the session's settings"))??;
         Ok((session, identity))
     }
 
@@ -168,6 +180,23 @@ impl Session {
     fn error(&self, error: PgWireError) -> WalError {
         WalError::library(error, &self.host, &self.slot)
     }
+}
+
+/// Logs in as the stream would, to the first host that lets us, looks at the session and leaves. Touches no slot.
+pub async fn probe(config: &WalConfig) -> Result<(), WalError> {
+    config.validate()?;
+    let mut failure = WalError::Config("DATABASE_URL names no host".into());
+    for target in targets(&config.pg.connection)? {
+        let settings = replication_config(config, &target, Lsn::ZERO)?;
+        match Session::open(config, &target, settings).await {
+            Ok((mut session, _)) => {
+                let _ = tokio::time::timeout(GOODBYE, session.shutdown()).await;
+                return Ok(());
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// The library's configuration for one host.

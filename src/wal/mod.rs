@@ -41,10 +41,11 @@ mod stream;
 mod live_tests;
 
 pub use backoff::Backoff;
+pub use client::probe;
 pub use error::{Blocker, SlotFault, WalError};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use pgoutput::Malformed;
-pub use slot::{SLOT_DEADLINE, SlotState, check, prepare};
+pub use slot::{SLOT_DEADLINE, SlotState, check, inspect, prepare};
 pub use stream::{Received, Stream};
 
 use std::path::PathBuf;

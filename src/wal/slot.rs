@@ -76,6 +76,15 @@ pub async fn check(client: &Client, config: &WalConfig) -> Result<(), WalError> 
     check_server(client, config).await.map(drop)
 }
 
+/// The slot as it is, or `None`; an error if it is there and can't be used. Changes nothing.
+pub async fn inspect(client: &Client, config: &WalConfig) -> Result<Option<SlotState>, WalError> {
+    config.validate()?;
+    let what = "cannot look at the slot";
+    let row = ask(config, what, client.query_one("select current_database()::text", &[])).await?;
+    let database: String = row.try_get(0).map_err(PgError::query(what))?;
+    look(client, config, &database, false).await
+}
+
 /// Version, role and level; gives the database's name.
 async fn check_server(client: &Client, config: &WalConfig) -> Result<String, WalError> {
     let what = "cannot look at the server";

@@ -1,0 +1,112 @@
+//! `rowcast explain-policy`: the program, on each sort of rule.
+
+use serde_json::Value;
+
+use super::Clinic;
+use super::command::run;
+
+const RULES: &str = "
+    create table public.tickets (id int primary key, user_id uuid, secret text, twice int generated always as (id * 2) stored);
+    alter table public.tickets enable row level security;
+    grant select (id, user_id) on public.tickets to authenticated;
+    create policy \"their own\" on public.tickets for select to authenticated using (user_id = (select auth.uid()));
+    create policy \"for the clerk\" on public.tickets for all to service_role using (true);
+    create policy \"old ones\" on public.tickets as restrictive for select to authenticated using (id < 1000 or user_id = auth.uid());
+    create table public.timed (id int primary key, at timestamptz, parent int);
+    alter table public.timed enable row level security;
+    grant select on public.timed to authenticated;
+    create policy \"no longer secret\" on public.timed for select to authenticated using (at < now());
+    alter table public.timed replica identity full;
+    alter publication supabase_realtime add table public.timed;
+    create schema \"odd.schema\"; create table \"odd.schema\".open (id int primary key);
+    grant usage on schema \"odd.schema\" to anon; grant select on \"odd.schema\".open to anon;
+    alter publication supabase_realtime add table public.tickets, \"odd.schema\".open;";
+
+async fn explained(clinic: &Clinic, arguments: &[&str]) -> Vec<Value> {
+    let all = [&["explain-policy", "--json"][..], arguments].concat();
+    let ended = run(clinic, &all).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let value: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+    value.as_array().expect("an array").clone()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_engine_is_explained_with_its_reason() {
+    let clinic = Clinic::healthy().await;
+    clinic.pg.exec(RULES).await;
+
+    let [pure] = &explained(&clinic, &["notifications", "--role", "authenticated"]).await[..] else {
+        panic!("one role")
+    };
+    assert_eq!(pure["engine"], "pure");
+    assert_eq!(pure["owner_column"], "user_id");
+    assert_eq!(pure["deletes"]["delivered"], true);
+    assert_eq!(pure["rules_followed_within_ms"], 2000);
+    assert_eq!(pure["ask"], Value::Null);
+
+    let [anon, ask] = &explained(&clinic, &["public.timed"]).await[..] else { panic!("two roles") };
+    assert_eq!((anon["role"].as_str(), anon["engine"].as_str()), (Some("anon"), Some("deny")));
+    assert_eq!(anon["reason"], "it may not select the table");
+    assert_eq!(ask["engine"], "ask");
+    assert!(ask["ask"]["statement"].as_str().expect("SQL").contains("now()"), "{ask}");
+    assert!(ask["ask"]["how_often"].as_str().expect("text").contains("for each change"), "{ask}");
+    assert!(ask["pure_if"].as_str().expect("text").contains("user_id = auth.uid()"), "{ask}");
+
+    let both =
+        explained(&clinic, &["tickets", "--role", "authenticated", "--role", "service_role", "--role", "ghost"]).await;
+    let [user, clerk, ghost] = &both[..] else { panic!("three roles") };
+    assert_eq!(user["columns_shown"], serde_json::json!(["id", "user_id"]));
+    assert_eq!(user["columns_withheld"], serde_json::json!(["secret"]));
+    assert_eq!(user["columns_not_sent"], serde_json::json!(["twice"]));
+    assert_eq!(user["deletes"]["delivered"], false);
+    assert!(user["deletes"]["why"].as_str().expect("text").contains("lacks user_id"), "{user}");
+    let applying: Vec<(&str, bool)> = user["policies"]
+        .as_array()
+        .expect("policies")
+        .iter()
+        .map(|policy| (policy["name"].as_str().expect("a name"), policy["applies"].as_bool().expect("a boolean")))
+        .collect();
+    assert_eq!(applying, [("for the clerk", false), ("old ones", true), ("their own", true)]);
+    assert_eq!(
+        (clerk["engine"].as_str(), clerk["reason"].as_str()),
+        (Some("deny"), Some("it may not select the table"))
+    );
+    assert_eq!((ghost["engine"].as_str(), ghost["reason"].as_str()), (Some("deny"), Some("there is no such role")));
+
+    let [open] = &explained(&clinic, &["odd.schema.open", "--role", "anon"]).await[..] else { panic!("one role") };
+    assert_eq!((open["table"].as_str(), open["engine"].as_str()), (Some("odd.schema.open"), Some("everything")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tree_reads_from_engine_to_rules_and_an_unknown_table_names_the_known() {
+    let clinic = Clinic::healthy().await;
+    clinic.pg.exec(RULES).await;
+    let ended = run(&clinic, &["explain-policy", "timed", "--role", "authenticated"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let mut rest = ended.stdout.as_str();
+    for phrase in [
+        "public.timed for authenticated\n",
+        "├─ engine ask: Postgres is asked",
+        "cost: ",
+        "memory could judge: ",
+        "\"no longer secret\" permissive for select to authenticated: applies",
+        "columns shown: id, at, parent",
+        "DELETE: judged and sent",
+        "└─ a change of the rules counts for every row that is judged more than 2 s after its commit",
+    ] {
+        let at = rest.find(phrase).unwrap_or_else(|| panic!("no {phrase:?} in order in\n{}", ended.stdout));
+        rest = &rest[at + phrase.len()..];
+    }
+    let ended = run(&clinic, &["explain-policy", "public.nothing"]).await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("public.nothing is not published by supabase_realtime"), "{}", ended.stderr);
+    assert!(
+        ended
+            .stderr
+            .contains("odd.schema.open, public.notifications, public.session_events, public.tickets, public.timed"),
+        "{}",
+        ended.stderr
+    );
+    let ended = run(&clinic, &["explain-policy"]).await;
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+}
