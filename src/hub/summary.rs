@@ -59,25 +59,32 @@ pub struct UserCount {
     pub subscriptions: usize,
 }
 
+/// Role and `sub`.
+type User<'a> = (&'a Arc<str>, &'a Arc<str>);
+/// Channels and subscriptions.
+type Counts = (usize, usize);
+
 impl Hub {
     pub(super) fn describe(&self) -> Summary {
         let name = |oid: u32| {
             let table = self.current.as_ref().and_then(|rules| rules.catalog.table(oid));
             table.map_or_else(|| oid.to_string(), |table| format!("{}.{}", table.schema, table.name))
         };
-        let counts = self.registry.by_table().map(|(oid, subscriptions)| (oid, subscriptions));
-        let mut tables: Vec<TableCount> =
-            counts.map(|(oid, subscriptions)| TableCount { table: name(oid), subscriptions }).collect();
+        let mut tables: Vec<TableCount> = self
+            .registry
+            .by_table()
+            .map(|(oid, subscriptions)| TableCount { table: name(oid), subscriptions })
+            .collect();
         tables.sort_by(|a, b| (Reverse(a.subscriptions), &a.table).cmp(&(Reverse(b.subscriptions), &b.table)));
         tables.truncate(LISTED);
-        let mut by_user: AHashMap<(&Arc<str>, &Arc<str>), (usize, usize)> = AHashMap::new();
+        let mut by_user: AHashMap<User<'_>, Counts> = AHashMap::new();
         let mut channels = 0;
         for channel in self.registry.channels() {
             let user = by_user.entry((&channel.principal.role, &channel.principal.subject)).or_default();
             *user = (user.0 + 1, user.1 + channel.targets.len());
             channels += 1;
         }
-        let user = |((role, subject), (channels, subscriptions)): ((&Arc<str>, &Arc<str>), (usize, usize))| UserCount {
+        let user = |((role, subject), (channels, subscriptions)): (User<'_>, Counts)| UserCount {
             role: role.clone(),
             subject: subject.clone(),
             channels,
