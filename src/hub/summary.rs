@@ -61,7 +61,7 @@ pub struct UserCount {
     pub subscriptions: usize,
 }
 
-/// Role and subject.
+/// Role and `sub`.
 type User<'a> = (&'a Arc<str>, &'a Arc<str>);
 /// Channels and subscriptions.
 type Counts = (usize, usize);

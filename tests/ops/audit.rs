@@ -60,6 +60,9 @@ async fn a_sessions_life_is_in_the_audit_log_and_nothing_that_it_said() {
     let bad = format!("{}x", tokens[0]);
     let refused = phone.join_with("bad", json!({ "config": {}, "access_token": bad })).await;
     assert_eq!(refused["status"], "error");
+    // To a topic that is none.
+    phone.send_as((json!("90"), json!("90")), "elsewhere:x", "phx_join", json!({})).await;
+    assert_eq!(phone.reply_to(&json!("90")).await.payload["status"], "error");
     let unknown =
         json!([{ "event": "*", "schema": "public", "table": "notes", "filter": "no_such=eq.the-filter-value" }]);
     assert_eq!(phone.join("odd", &unknown).await["status"], "ok");
@@ -99,6 +102,7 @@ async fn a_sessions_life_is_in_the_audit_log_and_nothing_that_it_said() {
             ("joined", "room", ""),
             ("left", "room", ""),
             ("join refused", "bad", "JwtSignatureError"),
+            ("join refused", "elsewhere:x", "UnmatchedTopic"),
             ("joined", "odd", ""),
             ("changes refused", "odd", "ChangesRefused"),
             ("joined", "thrown", ""),

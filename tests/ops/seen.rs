@@ -4,11 +4,12 @@ use rowcast::clock::Clock;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::support::pg::TestPgOptions;
 use crate::support::phone::PATIENCE;
 use crate::support::relay::{get, pause};
 use crate::support::stage::{all_of, with_marks};
 use crate::support::token::{ALICE, BOB};
-use crate::support::{Stage, token};
+use crate::support::{Relay, Stage, TestPg, token};
 
 /// Rows of `asked` are judged by Postgres, those of `owned` in memory.
 const TABLES: &str = "
@@ -124,4 +125,16 @@ async fn the_state_names_tables_and_users_and_is_for_the_admin_address_alone() {
         assert_eq!(get(stage.relay.addr(), path).await.expect("an answer").0, 404, "{path}");
     }
     assert_eq!(get(stage.relay.admin(), "/realtime/v1/websocket").await.expect("an answer").0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_slot_is_looked_at_on_a_server_with_a_limit_too() {
+    let settings = vec![("max_slot_wal_keep_size", "1GB")];
+    let pg = TestPg::with(TestPgOptions { settings, ..TestPgOptions::default() }).await;
+    let stage = Stage { relay: Relay::start(&pg).await, pg };
+    at_least(&stage, "rowcast_slot_looks_total", "result=\"seen\"", 1.0).await;
+    assert_eq!(stage.relay.metric("rowcast_slot_looks_total", "result=\"failed\"").await, 0.0);
+    // After one look there is no rate yet.
+    assert_eq!(stage.relay.metric("rowcast_slot_forecast_seconds", "").await, f64::INFINITY);
+    assert!(stage.relay.metric("rowcast_slot_retained_bytes", "").await > 0.0);
 }

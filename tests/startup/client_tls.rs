@@ -211,7 +211,7 @@ async fn a_client_that_stalls_in_the_handshake_is_cut_and_makes_room() {
     let (pg, files) = (TestPg::start().await, Files::new());
     let relay = files
         .relay(&pg, |config| {
-            config.gateway.header_timeout = Duration::from_millis(500);
+            config.gateway.header_timeout = Duration::from_millis(1500);
             config.gateway.max_unauthenticated = 1;
         })
         .await;

@@ -30,6 +30,8 @@ use crate::gateway::Shared;
 use crate::gateway::limits::JoinRate;
 use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
 
+/// Characters of a topic that is none, in the audit log.
+const MAX_AUDITED_TOPIC: usize = 64;
 /// Why a channel that is joined gets no changes; the client has the text.
 const CHANGES_REFUSED: &str = "ChangesRefused";
 /// A held join's subscription is tried again after this, if the ordinary time is longer.
@@ -170,6 +172,11 @@ impl Session {
         let config = &self.shared.config;
         let named = message.topic.starts_with("realtime:");
         if !named || message.topic.len() > config.max_topic_bytes {
+            // Whoever makes up topics without end fills no log.
+            if self.joins.admit(now.at, config.max_joins_per_second) {
+                let topic: String = message.topic.chars().take(MAX_AUDITED_TOPIC).collect();
+                self.refused("join refused", &topic, &self.visitor.principal, "UnmatchedTopic");
+            }
             out.push(self.unmatched(message));
             return;
         }
