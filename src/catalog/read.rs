@@ -97,18 +97,27 @@ fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -
 /// The row filters of one table in the client publications.
 #[derive(Default)]
 struct Filters {
-    /// One for each publication; `None` sends every row.
-    expressions: Vec<Option<String>>,
+    /// For each publication whether it sends INSERT, UPDATE, DELETE, and which rows; `None` sends every row.
+    publications: Vec<([bool; 3], Option<String>)>,
     columns: BTreeSet<i16>,
     /// Another publication in the stream sends what one of them holds back.
     undone: bool,
 }
 
 impl Filters {
+    /// Postgres unites filters for each action. One filter for all actions is enough for us, and holds back too much rather than
+    /// too little where the publications of one table differ in their actions as well.
     fn united(self) -> Option<RowFilter> {
-        let expressions: Vec<String> = self.expressions.into_iter().collect::<Option<_>>()?;
-        let expression = expressions.iter().map(|e| format!("({e})")).collect::<Vec<_>>().join(" OR ");
-        (self.undone && !expressions.is_empty()).then_some(RowFilter { expression, columns: self.columns })
+        let holds_back = |action: usize| {
+            let mut sending = self.publications.iter().filter(|(actions, _)| actions[action]).peekable();
+            sending.peek().is_some() && sending.all(|(_, filter)| filter.is_some())
+        };
+        if !self.undone || !(0..3).any(holds_back) {
+            return None;
+        }
+        let filters = self.publications.iter().filter_map(|(_, filter)| filter.as_ref());
+        let expression = filters.map(|filter| format!("({filter})")).collect::<Vec<_>>().join(" OR ");
+        Some(RowFilter { expression, columns: self.columns })
     }
 }
 
@@ -174,7 +183,7 @@ impl Reader<'_> {
                 table.columns.get_or_insert_default().extend(columns);
             }
             let filters = filters.entry(oid).or_default();
-            filters.expressions.push(get(row, 7)?);
+            filters.publications.push(([get(row, 1)?, get(row, 2)?, get(row, 3)?], get(row, 7)?));
             filters.columns.extend(get::<Vec<i16>>(row, 8)?);
             filters.undone |= get::<bool>(row, 9)?;
         }
@@ -358,5 +367,26 @@ fn old_image(is_partitioned: bool, leaves: &[String]) -> OldImage {
         OldImage::PrimaryKey
     } else {
         OldImage::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_filters_are_united_and_none_that_holds_for_an_action_is_lost() {
+        let all = [true; 3];
+        let united = |undone, publications: &[([bool; 3], Option<&str>)]| {
+            let publications =
+                publications.iter().map(|(actions, filter)| (*actions, filter.map(str::to_owned))).collect();
+            Filters { publications, columns: BTreeSet::new(), undone }.united().map(|filter| filter.expression)
+        };
+        assert_eq!(united(false, &[(all, Some("a"))]), None, "the server applies it");
+        assert_eq!(united(true, &[(all, Some("a"))]).as_deref(), Some("(a)"));
+        assert_eq!(united(true, &[(all, Some("a")), (all, Some("b"))]).as_deref(), Some("(a) OR (b)"));
+        assert_eq!(united(true, &[(all, Some("a")), (all, None)]), None, "one of them sends everything");
+        let (inserts, updates) = ([true, false, false], [false, true, false]);
+        assert_eq!(united(true, &[(inserts, None), (updates, Some("b"))]).as_deref(), Some("(b)"));
     }
 }

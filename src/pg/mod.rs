@@ -146,6 +146,11 @@ impl PgConfig {
     pub fn from_url(url: &str) -> Result<PgConfig, PgError> {
         let (url, tls) = TlsParameters::take(url)?;
         let mut connection: tokio_postgres::Config = url.parse().map_err(PgError::Url)?;
+        // What was not taken out would be overruled by what was.
+        if connection.get_ssl_mode() != tokio_postgres::config::SslMode::Prefer {
+            let text = "sslmode can't be read where it stands; percent-encode `?`, `@`, `/` and `#` in the password";
+            return Err(PgError::Unsupported(text.into()));
+        }
         connection.ssl_mode(tls.plain_mode());
         if connection.get_hosts().is_empty() {
             return Err(PgError::Unsupported("it names no host".into()));
@@ -294,6 +299,8 @@ mod tests {
         for (url, says) in [
             ("nonsense", "not a PostgreSQL connection string"),
             ("postgres://u@h/d?sslmode=allow", "sslmode=allow"),
+            ("postgres://u:pa?ss@h/d?sslmode=require", "percent-encode"),
+            ("postgres://u@h/d?%73slmode=require", "percent-encode"),
             ("postgres://u@10.0.0.1/d?sslmode=verify-full", "needs the server's name"),
             ("dbname=x user=y", "names no host"),
         ] {

@@ -358,7 +358,11 @@ impl ServerCertVerifier for AnyName {
                 self.1.learn(&presented);
                 Ok(ServerCertVerified::assertion())
             }
-            other => other,
+            other => {
+                // The host's own name fits again: another host's must not be asked for.
+                self.1.learn(&[]);
+                other
+            }
         }
     }
 
