@@ -55,6 +55,7 @@ pub mod admin;
 pub mod config;
 pub mod migrate;
 pub mod app;
+pub mod client;
 pub mod dev;
 pub mod cli;
 // For the tests of all of them.

@@ -13,6 +13,8 @@ mod args;
 mod dev;
 mod health;
 mod serve;
+mod tail;
+mod token;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -102,6 +104,8 @@ async fn run(command: Command, environment: &Environment) -> Result<(), Failure>
         Command::Dev(args) => dev::dev(&args, environment).await,
         Command::Migrate { action } => migrate(action, environment).await,
         Command::Health(args) => health::health(&args, environment).await,
+        Command::Token(args) => token::token(&args, environment),
+        Command::Tail(args) => Box::pin(tail::tail(&args, environment)).await,
         Command::Version => {
             println!("rowcast {}", env!("CARGO_PKG_VERSION"));
             Ok(())

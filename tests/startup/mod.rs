@@ -4,5 +4,5 @@ mod app;
 mod jwks;
 mod life;
 mod mistakes;
-mod process;
+pub(crate) mod process;
 mod tls;
