@@ -133,9 +133,16 @@ impl Connection {
             if let Some(message) = self.waiting.pop_front() {
                 return Ok(message);
             }
+            // Before anything is read, or a flood of changes would keep the server from hearing of us.
             let beat = self.last_sent + HEARTBEAT;
+            if Instant::now() >= beat {
+                self.send(None, "phoenix", "heartbeat", &json!({})).await?;
+                continue;
+            }
             let silence = self.last_received + 2 * HEARTBEAT;
             tokio::select! {
+                // What is there is read first: nobody may have looked for longer than silence is borne.
+                biased;
                 received = self.read() => {
                     let received = received?;
                     match self.understand(&received)? {
@@ -146,7 +153,7 @@ impl Connection {
                 () = tokio::time::sleep_until(silence) => {
                     return Err(ClientError::Ended(format!("nothing heard for {:?}", 2 * HEARTBEAT)));
                 }
-                () = tokio::time::sleep_until(beat) => self.send(None, "phoenix", "heartbeat", &json!({})).await?,
+                () = tokio::time::sleep_until(beat) => {}
             }
         }
     }

@@ -45,7 +45,7 @@ async fn what_the_relay_refuses_is_told_with_its_remedy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_that_expires_ends_it() {
     let stage = Stage::with(NOTES).await;
-    let mut tail = Tail::start(&stage.relay.base(), &token::short(ALICE, 5), &["--table", "notes"]);
+    let mut tail = Tail::start(&stage.relay.base(), &token::short(ALICE, 8), &["--table", "notes"]);
     tail.subscribed().await;
     let (ended, _) = tail.ended().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);

@@ -77,7 +77,7 @@ async fn event_filter_and_columns_choose_what_comes() {
 async fn it_ends_with_0_after_its_time_and_when_nobody_reads_any_more() {
     let stage = Stage::with(NOTES).await;
     let (url, token) = (stage.relay.base(), token::user(ALICE));
-    let arguments = ["--table", "notes", "--for", "6s"];
+    let arguments = ["--table", "notes", "--for", "10s"];
     let mut timed = Tail::start(&url, &token, &arguments);
     let mut headed = tail(&url, &token, &["--table", "notes"]).spawn();
     timed.subscribed().await;
@@ -94,11 +94,16 @@ async fn it_ends_with_0_after_its_time_and_when_nobody_reads_any_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_does_not_read_keeps_nobody_from_stopping_it() {
     let stage = Stage::with(NOTES).await;
-    let mut process = tail(&stage.relay.base(), &token::user(ALICE), &["--json"]).spawn();
+    let (url, token) = (stage.relay.base(), token::user(ALICE));
+    let mut process = tail(&url, &token, &["--json"]).spawn();
     let _unread = process.take_stdout();
     process.line_with("subscribed to ").await;
+    let mut reading = Tail::start(&url, &token, &["--json", "--count", "1000"]);
+    reading.subscribed().await;
     // More than a pipe and the queue before it hold.
     stage.exec("insert into public.marks (note) select repeat('x', 2000) from generate_series(1, 1000)").await;
+    let (ended, lines) = reading.ended().await;
+    assert_eq!((ended.code, lines.len()), (Some(0), 1000), "{}", ended.stderr);
     process.signal(Signal::SIGTERM);
     let ended = process.ended().await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -119,7 +124,7 @@ async fn it_comes_back_after_the_relay_was_away() {
         } else {
             relay.kill().await;
         }
-        tail.process.line_with("trying again in ").await;
+        tail.process.line_with("trying again").await;
         relay.start_again().await;
         tail.process.line_with("subscribed again").await;
         pg.exec(&note(id, ALICE, "a")).await;

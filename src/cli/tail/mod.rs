@@ -149,6 +149,8 @@ impl Output {
     async fn print(&self, follow: &mut Follow, count: Option<u64>) -> Result<Stopped, ClientError> {
         let mut left = count;
         let mut cursor = None;
+        // Said once, not at every try of a long outage.
+        let mut told = String::new();
         loop {
             match follow.next().await? {
                 News::Change(change) => {
@@ -165,16 +167,20 @@ impl Output {
                 }
                 News::Subscribed { again: false } => say(&format!("subscribed to {}", self.watching)),
                 News::Subscribed { again: true } => {
+                    told.clear();
                     say("subscribed again; what was committed in between is not shown");
                 }
                 News::Notice(notice) => {
                     let kind = if notice.ok { "relay" } else { "relay error" };
                     say(&format!("{kind}: {}", line::clean(&notice.text)));
                 }
-                News::Lost { why, pause } => {
+                News::Lost { why, pause: _ } => {
                     let last = cursor.as_ref().map(|cursor| format!("; last cursor {cursor}")).unwrap_or_default();
                     let why = line::clean(&chain(&why));
-                    say(&format!("{why}{last}; trying again in {:.1} s", pause.as_secs_f64()));
+                    if why != told {
+                        say(&format!("{why}{last}; trying again"));
+                        told = why;
+                    }
                 }
             }
         }
