@@ -63,6 +63,8 @@ pub struct Connection {
     next_ref: u64,
     last_sent: Instant,
     last_received: Instant,
+    /// [`HEARTBEAT`], but in tests.
+    pub(super) heartbeat: Duration,
     /// The last `system` error of the channel itself, which says why it is closed next.
     reason: Option<String>,
 }
@@ -98,6 +100,7 @@ impl Connection {
             next_ref: 1,
             last_sent: now,
             last_received: now,
+            heartbeat: HEARTBEAT,
             reason: None,
         })
     }
@@ -134,12 +137,12 @@ impl Connection {
                 return Ok(message);
             }
             // Before anything is read, or a flood of changes would keep the server from hearing of us.
-            let beat = self.last_sent + HEARTBEAT;
+            let beat = self.last_sent + self.heartbeat;
             if Instant::now() >= beat {
                 self.send(None, "phoenix", "heartbeat", &json!({})).await?;
                 continue;
             }
-            let silence = self.last_received + 2 * HEARTBEAT;
+            let silence = self.last_received + 2 * self.heartbeat;
             tokio::select! {
                 // What is there is read first: nobody may have looked for longer than silence is borne.
                 biased;
@@ -151,7 +154,7 @@ impl Connection {
                     }
                 }
                 () = tokio::time::sleep_until(silence) => {
-                    return Err(ClientError::Ended(format!("nothing heard for {:?}", 2 * HEARTBEAT)));
+                    return Err(ClientError::Ended(format!("nothing heard for {:?}", 2 * self.heartbeat)));
                 }
                 () = tokio::time::sleep_until(beat) => {}
             }

@@ -14,6 +14,8 @@
 mod address;
 mod connection;
 mod follow;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -227,29 +229,4 @@ fn identifier(name: &str) -> String {
         return name.to_owned();
     }
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_not_given_is_left_out_of_the_entry() {
-        assert_eq!(Wanted::table("public", "t").entry(), json!({ "event": "*", "schema": "public", "table": "t" }));
-        let all = Wanted { table: None, select: vec!["a".into()], ..Wanted::table("s", "") };
-        assert_eq!(all.entry(), json!({ "event": "*", "schema": "s", "select": ["a"] }));
-        assert_eq!(all.to_string(), "s.*");
-    }
-
-    #[test]
-    fn a_refusal_names_the_statement_that_mends_it() {
-        let refused =
-            |wanted: &str, text: &str| ClientError::Refused { wanted: wanted.into(), text: text.into() }.advice();
-        let unpublished = "Please check Realtime is enabled for the given connect parameters";
-        assert!(refused("public.notes", unpublished).ends_with("ADD TABLE public.notes;"));
-        assert!(refused("public.My notes", unpublished).ends_with("ADD TABLE public.\"My notes\";"));
-        assert!(!refused("public.*", unpublished).contains("public.*"));
-        assert!(refused("public.notes", "invalid column for filter nope").contains("GRANT SELECT"));
-        assert_eq!(refused("public.notes", "something new"), "");
-    }
 }
