@@ -103,10 +103,11 @@ impl Address {
         let connecting = tokio_rustls::TlsConnector::from(config.clone()).connect(name, stream);
         match connecting.await {
             Ok(stream) => Ok(Box::new(stream)),
-            Err(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-                Err(ClientError::Certificate(error))
-            }
-            Err(error) => Err(ClientError::Tls(error)),
+            Err(error) => Err(match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+                Some(rustls::Error::InvalidCertificate(_)) => ClientError::Certificate(error),
+                Some(_) => ClientError::NoTls(error),
+                None => ClientError::Tls(error),
+            }),
         }
     }
 
@@ -152,7 +153,7 @@ fn config(ca: Option<&Path>) -> Result<Arc<ClientConfig>, ClientError> {
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let versions = versions.map_err(|error| ClientError::Certificate(io::Error::other(error)))?;
+    let versions = versions.map_err(|error| ClientError::NoTls(io::Error::other(error)))?;
     let mut config = versions.with_root_certificates(roots).with_no_client_auth();
     // Without it a proxy might choose HTTP/2, which has no such upgrade.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

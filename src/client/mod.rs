@@ -107,9 +107,12 @@ pub enum ClientError {
     /// The connection broke during the TLS handshake.
     #[error("no TLS session")]
     Tls(#[source] io::Error),
-    /// The certificate is not trusted, or what answers speaks no TLS.
+    /// The certificate is not trusted.
     #[error("no TLS session")]
     Certificate(#[source] io::Error),
+    /// What answers speaks no TLS that we speak.
+    #[error("no TLS session")]
+    NoTls(#[source] io::Error),
     /// What answers is no relay.
     #[error("the server at this address is no relay: {0}")]
     NotRelay(String),
@@ -141,6 +144,7 @@ impl Fault for ClientError {
             ClientError::Address(_)
             | ClientError::Authorities { .. }
             | ClientError::Certificate(_)
+            | ClientError::NoTls(_)
             | ClientError::NotRelay(_)
             | ClientError::Token(_)
             | ClientError::Refused { .. } => Remedy::Operator,
@@ -159,12 +163,12 @@ impl Fault for ClientError {
                 "Give a PEM file with the certificate of the authority that signed the relay's.".into()
             }
             ClientError::Certificate(_) => {
-                "If a private authority signed the relay's certificate, give the authority's own as a PEM file. If the \
-                 relay has no TLS, the address begins with ws://."
-                    .into()
+                "If a private authority signed the relay's certificate, give the authority's own as a PEM file.".into()
             }
+            ClientError::NoTls(_) => "If the relay has no TLS, the address begins with ws://.".into(),
             ClientError::NotRelay(_) => {
-                "Check host, port and path; behind a gateway the path is often /realtime/v1.".into()
+                "Check host, port and path; with TLS the address begins with wss://; behind a gateway the path is often /realtime/v1."
+                    .into()
             }
             ClientError::Token(text) => token_advice(text),
             ClientError::Refused { wanted, text } => refusal_advice(wanted, text),

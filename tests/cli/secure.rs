@@ -89,7 +89,7 @@ async fn a_private_authority_is_trusted_when_it_is_named_and_no_other() {
     // The name is looked at too.
     let by_address = format!("wss://127.0.0.1:{port}");
     refused(&tail(&by_address, &token, &["--ca", ca]).output().await, &["certificate"]);
-    // TLS is spoken to what has none, and the other way round.
+    // TLS is spoken to what has none.
     let plain = format!("wss://{}", stage.relay.addr());
     refused(&tail(&plain, &token, &["--ca", ca]).output().await, &["no TLS session", "ws://"]);
 }
