@@ -58,6 +58,7 @@ pub mod retention;
 pub mod report;
 pub mod doctor;
 pub mod app;
+pub mod client;
 pub mod dev;
 pub mod cli;
 // For the tests of all of them.

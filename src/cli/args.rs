@@ -5,6 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::tail::TailArgs;
+use super::token::TokenArgs;
+
 /// PostgreSQL changes to the phones of the users who own the rows, in the Supabase Realtime protocol.
 #[derive(Debug, Parser)]
 #[command(name = "rowcast", version, propagate_version = true, max_term_width = 110)]
@@ -30,6 +33,10 @@ pub(super) enum Command {
     ExplainPolicy(ExplainArgs),
     /// Ask a relay on this machine whether changes are streaming; exits with 0 or 1
     Health(HealthArgs),
+    /// Make a token for development
+    Token(TokenArgs),
+    /// Print the changes that a token's owner gets, as they happen
+    Tail(Box<TailArgs>),
     /// Print the version
     Version,
 }

@@ -15,6 +15,8 @@ mod doctor;
 mod explain;
 mod health;
 mod serve;
+mod tail;
+mod token;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -106,6 +108,8 @@ async fn run(command: Command, environment: &Environment) -> Result<(), Failure>
         Command::Doctor(args) => doctor::doctor(&args, environment).await,
         Command::ExplainPolicy(args) => explain::explain(&args, environment).await,
         Command::Health(args) => health::health(&args, environment).await,
+        Command::Token(args) => token::token(&args, environment),
+        Command::Tail(args) => Box::pin(tail::tail(&args, environment)).await,
         Command::Version => {
             println!("rowcast {}", env!("CARGO_PKG_VERSION"));
             Ok(())

@@ -19,6 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) use parse::{duration, switch};
 pub use settings::{LogFormat, Logging, Settings, default_data_dir, is_setting};
 
 use crate::claims::VerifierConfig;

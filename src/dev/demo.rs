@@ -177,6 +177,9 @@ fn invite<W: Write>(environment: &DevEnvironment, base_url: &str, screen: &mut S
     let socket_url = url.replacen("http", "ws", 1);
     let token_file = alice.token_file.display();
     screen.line(&format!("node scripts/phone.mjs --url {socket_url} --token-file {token_file}"))?;
+    screen.heading("Or in a terminal")?;
+    let program = std::env::current_exe().map_or_else(|_| "rowcast".into(), |path| path.display().to_string());
+    screen.line(&format!("{program} tail --url {socket_url} --token-file {token_file}"))?;
     screen.heading("Insert an event of hers")?;
     let sql = format!(
         "insert into session_events (session_id, event_type, event_data) values ('{}', 'note', '{{\"text\": \"hello\"}}')",

@@ -12,7 +12,7 @@ pub mod server;
 pub mod cluster;
 mod phone;
 mod demo;
-mod screen;
+pub(crate) mod screen;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,6 +34,8 @@ use server::ServerError;
 const DATABASE: &str = "rowcast";
 /// How long the demonstration's tokens are good for.
 const TOKEN_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// In the state folder.
+const SECRET_FILE: &str = "jwt-secret";
 const EXAMPLES: [&str; 2] =
     [include_str!("../../sql/examples/session_events.sql"), include_str!("../../sql/examples/notifications.sql")];
 
@@ -193,7 +195,7 @@ pub async fn prepare(options: DevOptions) -> Result<DevEnvironment, DevError> {
     for script in EXAMPLES {
         client.batch_execute(script).await.map_err(PgError::query("cannot create the example tables"))?;
     }
-    let jwt_secret = cluster::secret::<32>(&state.join("jwt-secret"))?;
+    let jwt_secret = cluster::secret::<32>(&state.join(SECRET_FILE))?;
     let user = |name, user_id, session_id| -> Result<DemoUser, DevError> {
         let token = mint_user_token(&jwt_secret, user_id, &options.clock)?;
         let token_file = state.join(format!("{name}.token"));
@@ -231,6 +233,16 @@ fn mint_user_token(secret: &str, user_id: &str, clock: &Clock) -> Result<String,
     claims.insert("role".into(), json!("authenticated"));
     claims.insert("sub".into(), json!(user_id));
     mint_token(secret, claims, clock, TOKEN_LIFE)
+}
+
+/// The `JWT_SECRET` that an earlier run made in this state folder; `None` if none did.
+pub fn kept_secret(state_dir: &Path) -> Result<Option<String>, DevError> {
+    let path = state_dir.join(SECRET_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(ServerError::file(&path)(error).into()),
+    }
 }
 
 /// Signs the claims with HS256, adding `iat` and `exp` where they are absent. `secret` is the text of `JWT_SECRET`.

@@ -10,11 +10,29 @@ pub(super) struct Screen<W> {
 
 /// How a piece of text looks on a terminal.
 #[derive(Clone, Copy)]
-pub(super) enum Style {
+pub(crate) enum Style {
     Bold,
     Dim,
+    Red,
     Green,
+    Yellow,
     Cyan,
+}
+
+/// The text, wrapped in the terminal's codes if it is to be coloured.
+pub(crate) fn paint(coloured: bool, style: Style, text: &str) -> String {
+    if !coloured {
+        return text.to_owned();
+    }
+    let code = match style {
+        Style::Bold => "1",
+        Style::Dim => "2",
+        Style::Red => "31",
+        Style::Green => "32",
+        Style::Yellow => "33",
+        Style::Cyan => "36",
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
 }
 
 impl Screen<io::Stdout> {
@@ -35,16 +53,7 @@ impl<W: Write> Screen<W> {
 
     /// The text, wrapped in the terminal's codes if there is a terminal.
     pub(super) fn paint(&self, style: Style, text: &str) -> String {
-        if !self.coloured {
-            return text.to_owned();
-        }
-        let code = match style {
-            Style::Bold => "1",
-            Style::Dim => "2",
-            Style::Green => "32",
-            Style::Cyan => "36",
-        };
-        format!("\x1b[{code}m{text}\x1b[0m")
+        paint(self.coloured, style, text)
     }
 
     /// One line, indented by two columns, shown at once.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -115,6 +115,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Its standard output, for whoever reads it while it runs; [`Process::ended`] then has none of it.
+    pub(crate) fn take_stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("not taken before")
+    }
+
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
         let id = i32::try_from(self.child.id()).expect("a process id");
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), signal).expect("the signal is sent");
@@ -125,8 +130,9 @@ impl Process {
         while self.line().await.is_some() {}
         let status = self.child.wait().expect("an exit status");
         let mut stdout = String::new();
-        let mut pipe = self.child.stdout.take().expect("piped");
-        pipe.read_to_string(&mut stdout).expect("standard output");
+        if let Some(mut pipe) = self.child.stdout.take() {
+            pipe.read_to_string(&mut stdout).expect("standard output");
+        }
         Ended { code: status.code(), stdout, stderr: std::mem::take(&mut self.seen) }
     }
 }
