@@ -9,6 +9,7 @@ use figment::providers::{Format as _, Serialized, Toml};
 use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
+use crate::gateway::GatewayConfig;
 use crate::pg::PgConfig;
 
 /// A setting's names: in a file (and, with dashes, as a flag), and in the environment.
@@ -29,6 +30,13 @@ const NAMES: &[(&str, &str)] = &[
     ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
     ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
     ("max_connections", "ROWCAST_MAX_CONNECTIONS"),
+    ("max_channels", "ROWCAST_MAX_CHANNELS"),
+    ("max_entries_per_join", "ROWCAST_MAX_ENTRIES_PER_JOIN"),
+    ("max_entries_per_connection", "ROWCAST_MAX_ENTRIES_PER_CONNECTION"),
+    ("max_joins_per_second", "ROWCAST_MAX_JOINS_PER_SECOND"),
+    ("max_join_wait", "ROWCAST_MAX_JOIN_WAIT"),
+    ("max_message_bytes", "ROWCAST_MAX_MESSAGE_BYTES"),
+    ("max_header_bytes", "ROWCAST_MAX_HEADER_BYTES"),
     ("admin_addr", "ROWCAST_ADMIN_ADDR"),
     ("log", "ROWCAST_LOG"),
     ("log_format", "ROWCAST_LOG_FORMAT"),
@@ -283,9 +291,7 @@ impl<'a> Reading<'a> {
         let outbox = self.read("outbox_bytes", "Write it like 1MiB.", |text| {
             usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())
         });
-        let most = self.read("max_connections", "Set it to a number above 0.", |text| {
-            number(text).and_then(|n: usize| if n == 0 { Err("is 0".into()) } else { Ok(n) })
-        });
+        let most = self.read("max_connections", "Set it to a number above 0.", above_zero);
         // Made with some database even if ours can't be used, so that the slot's name is looked at too.
         let stand_in = || PgConfig::from_url("postgres://nobody@localhost/nothing").ok();
         let usable = pg.is_some();
@@ -307,7 +313,42 @@ impl<'a> Reading<'a> {
         config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
+        self.limits(&mut config.gateway);
         usable.then_some(config)
+    }
+
+    /// What one connection may take.
+    fn limits(&mut self, gateway: &mut GatewayConfig) {
+        let counts = [
+            ("max_channels", &mut gateway.max_channels),
+            ("max_entries_per_join", &mut gateway.max_entries),
+            ("max_entries_per_connection", &mut gateway.max_connection_entries),
+        ];
+        for (name, limit) in counts {
+            *limit = self.read(name, "Set it to a number above 0.", above_zero).unwrap_or(*limit);
+        }
+        gateway.max_joins_per_second = self
+            .read("max_joins_per_second", "Set it to a number above 0.", above_zero)
+            .map_or(gateway.max_joins_per_second, |most| u32::try_from(most).unwrap_or(u32::MAX));
+        // Below the first, no SDK could say what it wants; below the second, no request could be read.
+        let sizes = [
+            ("max_message_bytes", 1024, &mut gateway.max_message_bytes),
+            ("max_header_bytes", 8192, &mut gateway.max_head_bytes),
+        ];
+        for (name, least, limit) in sizes {
+            let remedy = format!("Write it like 5MB or 16KiB, at least {least} bytes.");
+            let size = self.read(name, &remedy, |text| {
+                let size = usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())?;
+                if size < least { Err(format!("is less than {least} bytes")) } else { Ok(size) }
+            });
+            *limit = size.unwrap_or(*limit);
+        }
+        let wait = self.read("max_join_wait", "Write it like 20s, from 1s to 1h.", |text| {
+            let wait = parse::duration(text)?;
+            let good = (1..=3600).contains(&wait.as_secs());
+            if good { Ok(wait) } else { Err(format!("is {text:?}")) }
+        });
+        gateway.max_join_wait = wait.unwrap_or(gateway.max_join_wait);
     }
 
     fn secret(&mut self) -> Option<Vec<u8>> {
@@ -327,6 +368,10 @@ impl<'a> Reading<'a> {
             Some(secret) => Some(secret.as_bytes().to_vec()),
         }
     }
+}
+
+fn above_zero(text: &str) -> Result<usize, String> {
+    number(text).and_then(|n: usize| if n == 0 { Err("is 0".into()) } else { Ok(n) })
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {

@@ -5,6 +5,7 @@
 
 mod client;
 mod deletes;
+mod held;
 mod order;
 mod payload;
 mod refusals;

@@ -2,7 +2,7 @@
 // themselves are written in Rust. tests/sdk/py/driver.py speaks the same language.
 //
 // Reads   {"do":"connect","url":…,"token":…}          url as an application gives it: ws://host/realtime/v1
-//         {"do":"subscribe","topic":…,"entries":[…]}  topic without `realtime:`
+//         {"do":"subscribe","topic":…,"entries":[…]}  topic without `realtime:`; also "options", of the channel's config
 //         {"do":"setAuth","token":…}
 //         {"do":"unsubscribe","topic":…}
 //         {"do":"exit"}                               also the end of the input
@@ -51,8 +51,8 @@ const commands = {
     client.connect();
   },
 
-  subscribe({ topic, entries }) {
-    const channel = client.channel(topic);
+  subscribe({ topic, entries, options }) {
+    const channel = client.channel(topic, { config: options ?? {} });
     channels.set(topic, channel);
     entries.forEach((entry, index) => {
       channel.on('postgres_changes', entry, (payload) => {
