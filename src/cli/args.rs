@@ -243,6 +243,30 @@ pub(super) struct ServeArgs {
     /// PEM file of the certificate's private key [env: ROWCAST_TLS_KEY]
     #[arg(long, value_name = "FILE", help_heading = "Clients")]
     tls_key: Option<String>,
+    /// Channels of one connection [env: ROWCAST_MAX_CHANNELS] [default: 1000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_channels: Option<String>,
+    /// Entries of `postgres_changes` in one join [env: ROWCAST_MAX_ENTRIES_PER_JOIN] [default: 1000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_entries_per_join: Option<String>,
+    /// Entries of `postgres_changes` of one connection [env: ROWCAST_MAX_ENTRIES_PER_CONNECTION] [default: 10000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_entries_per_connection: Option<String>,
+    /// Joins of one connection, on average over a minute; more close it with 1012 [env: ROWCAST_MAX_JOINS_PER_SECOND]
+    /// [default: 100]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_joins_per_second: Option<String>,
+    /// The longest that a join with `postgres_changes_options: {wait: true}` waits for its reply
+    /// [env: ROWCAST_MAX_JOIN_WAIT] [default: 20s]
+    #[arg(long, value_name = "TIME", help_heading = "Clients")]
+    max_join_wait: Option<String>,
+    /// A message from a client; a larger one closes its connection with 1009 [env: ROWCAST_MAX_MESSAGE_BYTES]
+    /// [default: 5MB]
+    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
+    max_message_bytes: Option<String>,
+    /// The head of a request, at least 8KiB; a larger one gets 431 [env: ROWCAST_MAX_HEADER_BYTES] [default: 16KiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
+    max_header_bytes: Option<String>,
 
     /// Where the log is kept; one relay per folder [env: ROWCAST_DATA_DIR] [default: /var/lib/rowcast for root, else
     /// $XDG_STATE_HOME/rowcast, else ~/.local/state/rowcast]
@@ -297,6 +321,13 @@ impl ServeArgs {
             ("outbox_bytes", &self.outbox_bytes),
             ("tls_cert", &self.tls_cert),
             ("tls_key", &self.tls_key),
+            ("max_channels", &self.max_channels),
+            ("max_entries_per_join", &self.max_entries_per_join),
+            ("max_entries_per_connection", &self.max_entries_per_connection),
+            ("max_joins_per_second", &self.max_joins_per_second),
+            ("max_join_wait", &self.max_join_wait),
+            ("max_message_bytes", &self.max_message_bytes),
+            ("max_header_bytes", &self.max_header_bytes),
             ("data_dir", &self.data_dir),
             ("log_retain_bytes", &self.log_retain_bytes),
             ("log_retain_age", &self.log_retain_age),

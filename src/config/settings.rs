@@ -11,7 +11,7 @@ use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
 use crate::claims::KeySetConfig;
-use crate::gateway::TlsFiles;
+use crate::gateway::{GatewayConfig, TlsFiles};
 use crate::pg::PgConfig;
 use crate::policy::Deletes;
 
@@ -41,6 +41,13 @@ const NAMES: &[(&str, &str)] = &[
     ("max_connections", "ROWCAST_MAX_CONNECTIONS"),
     ("tls_cert", "ROWCAST_TLS_CERT"),
     ("tls_key", "ROWCAST_TLS_KEY"),
+    ("max_channels", "ROWCAST_MAX_CHANNELS"),
+    ("max_entries_per_join", "ROWCAST_MAX_ENTRIES_PER_JOIN"),
+    ("max_entries_per_connection", "ROWCAST_MAX_ENTRIES_PER_CONNECTION"),
+    ("max_joins_per_second", "ROWCAST_MAX_JOINS_PER_SECOND"),
+    ("max_join_wait", "ROWCAST_MAX_JOIN_WAIT"),
+    ("max_message_bytes", "ROWCAST_MAX_MESSAGE_BYTES"),
+    ("max_header_bytes", "ROWCAST_MAX_HEADER_BYTES"),
     ("admin_addr", "ROWCAST_ADMIN_ADDR"),
     ("log", "ROWCAST_LOG"),
     ("log_format", "ROWCAST_LOG_FORMAT"),
@@ -302,9 +309,7 @@ impl<'a> Reading<'a> {
         let outbox = self.read("outbox_bytes", "Write it like 1MiB.", |text| {
             usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())
         });
-        let most = self.read("max_connections", "Set it to a number above 0.", |text| {
-            number(text).and_then(|n: usize| if n == 0 { Err("is 0".into()) } else { Ok(n) })
-        });
+        let most = self.read("max_connections", "Set it to a number above 0.", above_zero);
         let tls = self.tls();
         // Made with some database even if ours can't be used, so that the slot's name is looked at too.
         let stand_in = || PgConfig::from_url("postgres://nobody@localhost/nothing").ok();
@@ -332,7 +337,42 @@ impl<'a> Reading<'a> {
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;
+        self.limits(&mut config.gateway);
         usable.then_some(config)
+    }
+
+    /// What one connection may take.
+    fn limits(&mut self, gateway: &mut GatewayConfig) {
+        let counts = [
+            ("max_channels", &mut gateway.max_channels),
+            ("max_entries_per_join", &mut gateway.max_entries),
+            ("max_entries_per_connection", &mut gateway.max_connection_entries),
+        ];
+        for (name, limit) in counts {
+            *limit = self.read(name, "Set it to a number above 0.", above_zero).unwrap_or(*limit);
+        }
+        gateway.max_joins_per_second = self
+            .read("max_joins_per_second", "Set it to a number above 0.", above_zero)
+            .map_or(gateway.max_joins_per_second, |most| u32::try_from(most).unwrap_or(u32::MAX));
+        // Below the first, no SDK could say what it wants; below the second, no request could be read.
+        let sizes = [
+            ("max_message_bytes", 1024, &mut gateway.max_message_bytes),
+            ("max_header_bytes", 8192, &mut gateway.max_head_bytes),
+        ];
+        for (name, least, limit) in sizes {
+            let remedy = format!("Write it like 5MB or 16KiB, at least {least} bytes.");
+            let size = self.read(name, &remedy, |text| {
+                let size = usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())?;
+                if size < least { Err(format!("is less than {least} bytes")) } else { Ok(size) }
+            });
+            *limit = size.unwrap_or(*limit);
+        }
+        let wait = self.read("max_join_wait", "Write it like 20s, from 1s to 1h.", |text| {
+            let wait = parse::duration(text)?;
+            let good = (1..=3600).contains(&wait.as_secs());
+            if good { Ok(wait) } else { Err(format!("is {text:?}")) }
+        });
+        gateway.max_join_wait = wait.unwrap_or(gateway.max_join_wait);
     }
 
     fn secret(&mut self) -> Option<Vec<u8>> {
@@ -383,6 +423,10 @@ impl<'a> Reading<'a> {
         let defaults = KeySetConfig::new(location);
         Some(KeySetConfig { ca: own.map(PathBuf::from), refresh: refresh.unwrap_or(defaults.refresh), ..defaults })
     }
+}
+
+fn above_zero(text: &str) -> Result<usize, String> {
+    number(text).and_then(|n: usize| if n == 0 { Err("is 0".into()) } else { Ok(n) })
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {

@@ -62,6 +62,13 @@ fn every_mistake_is_reported_by_the_name_of_its_setting() {
         ("ROWCAST_LOG_RETAIN_AGE", "long"),
         ("ROWCAST_OUTBOX_BYTES", "-1"),
         ("ROWCAST_MAX_CONNECTIONS", "0"),
+        ("ROWCAST_MAX_CHANNELS", "0"),
+        ("ROWCAST_MAX_ENTRIES_PER_JOIN", "-1"),
+        ("ROWCAST_MAX_ENTRIES_PER_CONNECTION", "many"),
+        ("ROWCAST_MAX_JOINS_PER_SECOND", "0"),
+        ("ROWCAST_MAX_JOIN_WAIT", "2h"),
+        ("ROWCAST_MAX_MESSAGE_BYTES", "1000"),
+        ("ROWCAST_MAX_HEADER_BYTES", "4KiB"),
         ("ROWCAST_API_KEYS", "sb_secret_only"),
         ("ROWCAST_LOG", "a=b=c"),
         ("ROWCAST_LOG_FORMAT", "xml"),
@@ -82,6 +89,27 @@ fn what_has_no_default_is_asked_for() {
     let found = mistakes(load("", &[], &[]));
     let names: Vec<&str> = found.iter().map(|(setting, _)| setting.as_str()).collect();
     assert_eq!(names, ["DATABASE_URL", "JWT_SECRET"]);
+}
+
+#[test]
+fn the_limits_of_a_connection_can_be_set() {
+    let environment = [
+        ("DATABASE_URL", URL),
+        ("JWT_SECRET", SECRET),
+        ("ROWCAST_MAX_CHANNELS", "7"),
+        ("ROWCAST_MAX_ENTRIES_PER_JOIN", "8"),
+        ("ROWCAST_MAX_ENTRIES_PER_CONNECTION", "9"),
+        ("ROWCAST_MAX_JOINS_PER_SECOND", "10"),
+        ("ROWCAST_MAX_JOIN_WAIT", "11s"),
+        ("ROWCAST_MAX_MESSAGE_BYTES", "12MB"),
+        ("ROWCAST_MAX_HEADER_BYTES", "13KiB"),
+    ];
+    let gateway = load("", &environment, &[]).expect("good").gateway;
+    assert_eq!((gateway.max_channels, gateway.max_entries, gateway.max_connection_entries), (7, 8, 9));
+    assert_eq!((gateway.max_joins_per_second, gateway.max_join_wait.as_secs()), (10, 11));
+    assert_eq!((gateway.max_message_bytes, gateway.max_head_bytes), (12_000_000, 13 * 1024));
+    let defaults = Config::new(URL, SECRET, "/data").expect("good").gateway;
+    assert_eq!(defaults, GatewayConfig::default());
 }
 
 #[test]

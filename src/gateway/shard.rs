@@ -156,3 +156,106 @@ fn notice_frame(notice: &Notice) -> Bytes {
     let port = &notice.port;
     system_frame(port.version, &port.topic, &port.join_ref, "postgres_changes", notice.ok, &notice.message)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, IoSlice};
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::hub::{ChannelId, Outbox, Stage, Transmit, Version};
+
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Transmit for Paper {
+        fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            let mut bytes = self.0.lock().unwrap();
+            parts.iter().for_each(|part| bytes.extend_from_slice(part));
+            Ok(parts.iter().map(|part| part.len()).sum())
+        }
+    }
+
+    impl Paper {
+        fn outbox(&self) -> Arc<Outbox> {
+            Arc::new(Outbox::new(Box::new(self.clone()), 1 << 20, Bytes::new()))
+        }
+
+        /// What is on it: greetings and notices, by their texts.
+        fn words(&self) -> Vec<&'static str> {
+            let text = String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned();
+            let mut found: Vec<(usize, &str)> = ["<reply>", "one", "two"]
+                .into_iter()
+                .flat_map(|word| text.match_indices(word).map(move |(at, _)| (at, word)))
+                .collect();
+            found.sort_unstable();
+            found.into_iter().map(|(_, word)| word).collect()
+        }
+    }
+
+    fn port(outbox: &Arc<Outbox>, stage: Stage) -> Arc<Port> {
+        let (topic, join_ref) = ("realtime:t".into(), "null".into());
+        let (outbox, stage) = (outbox.clone(), Arc::new(stage));
+        Arc::new(Port { id: ChannelId(1), outbox, shard: 0, topic, version: Version::V2, join_ref, stage })
+    }
+
+    fn notice(port: &Arc<Port>, message: &str) -> Outgoing {
+        Outgoing::Notice(Notice { port: port.clone(), ok: true, message: message.into() })
+    }
+
+    fn greeting(port: &Arc<Port>) -> Outgoing {
+        Outgoing::Greeting(Greeting { port: port.clone(), frames: Bytes::from_static(b"<reply>") })
+    }
+
+    fn shard() -> Shard {
+        Shard::new(Arc::new(Metrics::new()), Clock::system()).0
+    }
+
+    #[test]
+    fn a_held_reply_is_written_first_and_once() {
+        let paper = Paper::default();
+        let port = port(&paper.outbox(), Stage::waiting());
+        let mut shard = shard();
+        shard.write(vec![greeting(&port), notice(&port, "one"), greeting(&port)]);
+        shard.write(vec![greeting(&port), notice(&port, "two")]);
+        assert_eq!(paper.words(), ["<reply>", "one", "two"]);
+    }
+
+    #[test]
+    fn of_a_join_that_was_given_up_nothing_is_written() {
+        let paper = Paper::default();
+        let port = port(&paper.outbox(), Stage::waiting());
+        let mut shard = shard();
+        shard.write(vec![notice(&port, "one")]);
+        assert!(port.stage.give_up());
+        shard.write(vec![greeting(&port), notice(&port, "two")]);
+        assert!(paper.words().is_empty());
+    }
+
+    #[test]
+    fn nothing_follows_the_end_of_an_instance_and_others_go_on() {
+        let paper = Paper::default();
+        let outbox = paper.outbox();
+        let (ended, other) = (port(&outbox, Stage::greeted()), port(&outbox, Stage::greeted()));
+        ended.stage.close();
+        shard().write(vec![notice(&ended, "one"), notice(&other, "two")]);
+        assert_eq!(paper.words(), ["two"]);
+    }
+
+    /// The session refuses at the moment at which the shard writes: the client reads one or the other.
+    #[test]
+    fn a_reply_and_a_refusal_exclude_each_other() {
+        for _ in 0..200 {
+            let paper = Paper::default();
+            let port = port(&paper.outbox(), Stage::waiting());
+            let (theirs, batch) = (port.clone(), vec![greeting(&port), notice(&port, "one")]);
+            let writing = std::thread::spawn(move || shard().write(batch));
+            if theirs.stage.give_up() {
+                theirs.outbox.send(Bytes::from_static(b"two"));
+            }
+            writing.join().unwrap();
+            let words = paper.words();
+            assert!(words == ["two"] || words == ["<reply>", "one"], "{words:?}");
+        }
+    }
+}

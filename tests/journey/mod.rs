@@ -7,6 +7,7 @@ mod client;
 mod deletes;
 mod filters;
 mod jwks;
+mod held;
 mod order;
 mod payload;
 mod publications;

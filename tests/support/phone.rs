@@ -151,10 +151,16 @@ impl Phone {
     }
 
     async fn join_payload(&mut self, topic: &str, payload: Value, at: &Location<'_>) -> Value {
+        let reference = self.push_join(topic, payload).await;
+        self.reply(&reference, at).await
+    }
+
+    /// Joins with a payload of the test's own, and waits for nothing; the frame's ref.
+    pub(crate) async fn push_join(&mut self, topic: &str, payload: Value) -> String {
         let reference = self.next_ref.to_string();
         self.joins.insert(format!("realtime:{topic}"), reference.clone());
         self.push(topic, "phx_join", payload).await;
-        self.reply(&reference, at).await
+        reference
     }
 
     async fn reply(&mut self, reference: &str, at: &Location<'_>) -> Value {

@@ -125,6 +125,11 @@ impl SdkPhone {
         self.tell(&json!({ "do": "subscribe", "topic": topic, "entries": entries }));
     }
 
+    /// The same, with more of the channel's config; of JavaScript only.
+    pub(crate) fn ask_to_subscribe_with(&mut self, topic: &str, entries: &Value, options: &Value) {
+        self.tell(&json!({ "do": "subscribe", "topic": topic, "entries": entries, "options": options }));
+    }
+
     /// The next status that the application is told of: its name, and the error's text.
     #[track_caller]
     pub(crate) fn status<'a>(&'a mut self, topic: &'a str) -> impl Future<Output = (String, String)> + 'a {

@@ -19,7 +19,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{Frame, Utf8Bytes};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::{Deps, Gateway, GatewayConfig, frame};
+use super::{Deps, Gateway, GatewayConfig, Tokens, frame};
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::error::{Fault as _, chain};
@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::task::{self, Connections, Drain};
 
 mod http;
+mod keys;
 mod socket;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -83,13 +84,17 @@ fn quick() -> GatewayConfig {
 }
 
 async fn relay(config: GatewayConfig) -> Relay {
+    relay_with(config, Arc::new(verifier())).await
+}
+
+async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
     let (commands, mut queue) = mpsc::channel(8);
     let (ready, ready_seen) = watch::channel(false);
     let (clock, drain, connections) = (Clock::system(), Drain::new(), Connections::default());
     let metrics = Arc::new(Metrics::new());
     let deps = Deps {
         hub: HubHandle::new(commands),
-        verifier: Arc::new(verifier()),
+        verifier,
         clock: clock.clone(),
         metrics: metrics.clone(),
         drain: drain.clone(),

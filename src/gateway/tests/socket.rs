@@ -260,3 +260,21 @@ async fn a_new_token_reaches_the_hub() {
     assert_eq!(next_json(&mut phone).await[4]["message"], "Subscribed to PostgreSQL");
     assert_eq!(relay.asked.reclaims.lock().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn who_joins_too_often_is_closed_with_1012() {
+    let relay = relay(GatewayConfig { max_joins_per_second: 1, ..quick() }).await;
+    let mut phone = relay.phone().await;
+    for n in 0..61 {
+        let topic = format!("realtime:{n}");
+        phone.feed(Message::text(json!(["1", "1", topic, "phx_join", {}]).to_string())).await.unwrap();
+    }
+    phone.flush().await.unwrap();
+    for _ in 0..60 {
+        assert_eq!(next_json(&mut phone).await[4]["status"], "ok");
+    }
+    let reason = &next_json(&mut phone).await[4]["response"]["reason"];
+    assert_eq!(reason, "ClientJoinRateLimitReached: Too many joins per second");
+    assert_eq!(close_code(&mut phone).await, Some(1012));
+    until("it is counted", || relay.metrics.closes.get_or_create(&[("reason", "joins")]).get() == 1).await;
+}

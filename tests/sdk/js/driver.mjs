@@ -4,6 +4,7 @@
 // Reads   {"do":"connect","url":…,"token":…}          url as an application gives it: ws://host/realtime/v1; "vsn" if not the default
 //         {"do":"subscribe","topic":…,"entries":[…]}  topic without `realtime:`; a filter that is a list of calls such as
 //                                                     [["eq","id",1],["not","kind","in",["a"]]] is made by the client's builder
+//                                                     also "options", of the channel's config
 //         {"do":"setAuth","token":…}
 //         {"do":"unsubscribe","topic":…}
 //         {"do":"exit"}                               also the end of the input
@@ -59,8 +60,8 @@ const commands = {
     client.connect();
   },
 
-  subscribe({ topic, entries }) {
-    const channel = client.channel(topic);
+  subscribe({ topic, entries, options }) {
+    const channel = client.channel(topic, { config: options ?? {} });
     channels.set(topic, channel);
     entries.forEach((entry, index) => {
       channel.on('postgres_changes', withBuiltFilter(entry), (payload) => {
