@@ -42,7 +42,7 @@ use tokio_postgres::Client;
 
 use crate::catalog::{self, Catalog, Wanted};
 use crate::clock::Clock;
-use crate::config::{Config, FACTS_PUBLICATION};
+use crate::config::Config;
 use crate::error::{Fault as _, chain};
 use crate::policy::{Plan, compile};
 
@@ -196,9 +196,4 @@ fn gather(findings: &mut Vec<Finding>, what: &str, found: Result<Vec<Finding>, U
 fn unreadable(what: &str, text: String) -> Finding {
     Finding::error("unreadable", Subject::server(), format!("cannot look at {what}: {text}"))
         .why("What is wrong there stays unknown; the relay looks at it in the same way.")
-}
-
-/// The publication of tables that policies look into.
-fn facts_publication() -> &'static str {
-    FACTS_PUBLICATION
 }

@@ -9,7 +9,7 @@ use super::finding::{ident, qualified};
 use super::{Finding, Subject, Unreadable};
 use crate::catalog::{Catalog, OldImage, Table};
 use crate::change::ReplicaIdentity;
-use crate::config::Config;
+use crate::config::{Config, FACTS_PUBLICATION};
 use crate::policy::{self, Deletes, DenyReason, Engine, Plan};
 
 /// The partitions that hold rows, by the root's oid: schema, name, replica identity's letter.
@@ -382,11 +382,13 @@ impl Look<'_> {
 
     fn row_filter(&self) -> Option<Finding> {
         self.table.published.as_ref()?.row_filter.as_ref()?;
-        let facts = super::facts_publication();
-        let finding =
-            Finding::note("row_filter", self.subject(), format!("is also in {facts}, without its row filter"))
-                .why("Postgres sends what the filter holds back, and the relay holds it back itself, row by row.")
-                .sql(format!("alter publication {} drop table {};", ident(facts), self.name()));
+        let finding = Finding::note(
+            "row_filter",
+            self.subject(),
+            format!("is also in {FACTS_PUBLICATION}, without its row filter"),
+        )
+        .why("Postgres sends what the filter holds back, and the relay holds it back itself, row by row.")
+        .sql(format!("alter publication {} drop table {};", ident(FACTS_PUBLICATION), self.name()));
         Some(finding)
     }
 }
