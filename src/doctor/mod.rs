@@ -16,8 +16,8 @@
 //! * Nothing is changed: no slot, no object, no file, no setting. A relay need not run, and one that runs is not disturbed.
 //! * Every wait has a deadline. What can't be looked at is a finding itself, and the other checks go on.
 //! * Collecting is apart from printing: everything is a [`Finding`], whose `check` is a name that scripts may rely on.
-//! * `sql` is complete: its lines, each one statement, make the finding go away. What a person has to think about first is in
-//!   `todo` instead.
+//! * `sql` is complete: its lines, each one statement in one session, make the finding go away. `todo` says what to think about
+//!   before, what is left to do after, and what SQL can't do.
 //! * No secret and no row is in a finding.
 //!
 //! Rejected: a `--fix` that runs the SQL. Most of it locks tables, rewrites WAL volume or loses history, and whoever owns the

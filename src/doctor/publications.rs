@@ -170,10 +170,16 @@ fn content(publication: &Publication) -> Vec<Finding> {
 
 /// The whole table in place of some columns; the row filter stays.
 fn whole(member: &Member) -> String {
-    let (publication, table) = (ident(&member.publication), qualified(&member.schema, &member.table));
-    let filter = member.filter.as_ref().map(|filter| format!(" where ({filter})")).unwrap_or_default();
+    replaced(&member.publication, &qualified(&member.schema, &member.table), member.filter.as_deref())
+}
+
+/// A table taken out of a publication and put in again as a whole. In one transaction: rows between the two would never be sent.
+pub(super) fn replaced(publication: &str, table: &str, filter: Option<&str>) -> String {
+    let publication = ident(publication);
+    let filter = filter.map(|filter| format!(" where ({filter})")).unwrap_or_default();
     format!(
-        "alter publication {publication} drop table {table};\nalter publication {publication} add table {table}{filter};"
+        "begin;\nalter publication {publication} drop table {table};\n\
+         alter publication {publication} add table {table}{filter};\ncommit;"
     )
 }
 

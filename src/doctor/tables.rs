@@ -6,6 +6,7 @@ use tokio_postgres::Client;
 
 use super::facts::Facts;
 use super::finding::{ident, qualified};
+use super::publications::replaced;
 use super::{Finding, Subject, Unreadable};
 use crate::catalog::{Catalog, OldImage, Table};
 use crate::change::ReplicaIdentity;
@@ -232,8 +233,11 @@ impl Look<'_> {
         let may = |plan: &Plan| !matches!(plan.engine, Engine::Deny(DenyReason::NoGrant));
         if !self.plans.is_empty() && !self.plans.iter().any(|plan| may(plan)) {
             let role = if self.catalog.role("authenticated").is_some() { "authenticated" } else { &self.plans[0].role };
+            // What nobody may read yet is not opened to everybody.
+            let closed = format!("alter table {} enable row level security;\n", self.name());
+            let closed = if self.table.row_security { "" } else { &closed };
             let lines = format!(
-                "grant usage on schema {} to {role};\ngrant select on {} to {role};",
+                "{closed}grant usage on schema {} to {role};\ngrant select on {} to {role};",
                 ident(&self.table.schema),
                 self.name(),
                 role = ident(role)
@@ -317,12 +321,10 @@ impl Look<'_> {
                 ),
             );
         }
-        let publications: Vec<String> = self.config.publications.iter().map(|name| ident(name)).collect();
-        let name = self.name();
         let filtered = self.table.published.as_ref().is_some_and(|published| published.row_filter.is_some());
-        Some(match &publications[..] {
+        Some(match &self.config.publications[..] {
             [one] if !filtered => finding
-                .sql(format!("alter publication {one} drop table {name};\nalter publication {one} add table {name};"))
+                .sql(replaced(one, &self.name(), None))
                 .todo("If the table has a WHERE in the publication, write it again."),
             _ => finding.todo("Publish all columns of the table, or those that the policies read too."),
         })
