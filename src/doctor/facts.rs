@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use tokio_postgres::Client;
 
-use super::{Unreadable, facts_publication};
+use super::Unreadable;
 use crate::clock::Clock;
 use crate::config::Config;
 
@@ -100,10 +100,7 @@ const SQL: &str = "select json_build_object( \
 
 impl Facts {
     pub(super) async fn read(client: &Client, config: &Config, clock: &Clock) -> Result<Facts, Unreadable> {
-        let mut publications = config.publications.clone();
-        if !publications.iter().any(|name| name == facts_publication()) {
-            publications.push(facts_publication().to_owned());
-        }
+        let publications = config.stream_publications();
         // Prepared before, so that the clock is read around one round trip.
         let statement = client.prepare(SQL).await?;
         let before = clock.unix_millis();

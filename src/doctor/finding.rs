@@ -171,7 +171,7 @@ pub fn worst(findings: &[Finding]) -> Severity {
 /// A name as SQL wants it: quoted where it must be.
 pub(super) fn ident(name: &str) -> String {
     let plain = |(i, b): (usize, u8)| matches!(b, b'a'..=b'z' | b'_') || (i > 0 && b.is_ascii_digit());
-    if !name.is_empty() && name.bytes().enumerate().all(plain) && !RESERVED.contains(&name) {
+    if !name.is_empty() && name.bytes().enumerate().all(plain) && !RESERVED.split(' ').any(|word| word == name) {
         return name.to_owned();
     }
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -204,108 +204,14 @@ pub(super) fn size(bytes: i64) -> String {
 }
 
 /// Words that no table or role can be called by without quotes, in any supported version.
-const RESERVED: [&str; 100] = [
-    "all",
-    "analyse",
-    "analyze",
-    "and",
-    "any",
-    "array",
-    "as",
-    "asc",
-    "asymmetric",
-    "authorization",
-    "binary",
-    "both",
-    "case",
-    "cast",
-    "check",
-    "collate",
-    "collation",
-    "column",
-    "concurrently",
-    "constraint",
-    "create",
-    "cross",
-    "current_catalog",
-    "current_date",
-    "current_role",
-    "current_schema",
-    "current_time",
-    "current_timestamp",
-    "current_user",
-    "default",
-    "deferrable",
-    "desc",
-    "distinct",
-    "do",
-    "else",
-    "end",
-    "except",
-    "false",
-    "fetch",
-    "for",
-    "foreign",
-    "freeze",
-    "from",
-    "full",
-    "grant",
-    "group",
-    "having",
-    "ilike",
-    "in",
-    "initially",
-    "inner",
-    "intersect",
-    "into",
-    "is",
-    "isnull",
-    "join",
-    "lateral",
-    "leading",
-    "left",
-    "like",
-    "limit",
-    "localtime",
-    "localtimestamp",
-    "natural",
-    "not",
-    "notnull",
-    "null",
-    "offset",
-    "on",
-    "only",
-    "or",
-    "order",
-    "outer",
-    "overlaps",
-    "placing",
-    "primary",
-    "references",
-    "returning",
-    "right",
-    "select",
-    "session_user",
-    "similar",
-    "some",
-    "symmetric",
-    "system_user",
-    "table",
-    "tablesample",
-    "then",
-    "to",
-    "trailing",
-    "true",
-    "union",
-    "unique",
-    "user",
-    "using",
-    "variadic",
-    "verbose",
-    "when",
-    "where",
-    "with",
-];
+const RESERVED: &str = "all analyse analyze and any array as asc asymmetric authorization binary both case cast check collate \
+    collation column concurrently constraint create cross current_catalog current_date current_role \
+    current_schema current_time current_timestamp current_user default deferrable desc distinct do else end \
+    except false fetch for foreign freeze from full grant group having ilike in initially inner intersect into \
+    is isnull join lateral leading left like limit localtime localtimestamp natural not notnull null offset on \
+    only or order outer overlaps placing primary references returning right select session_user similar some \
+    symmetric system_user table tablesample then to trailing true union unique user using variadic verbose when \
+    where with";
 
 #[cfg(test)]
 mod tests {

@@ -16,8 +16,8 @@
 //! * Nothing is changed: no slot, no object, no file, no setting. A relay need not run, and one that runs is not disturbed.
 //! * Every wait has a deadline. What can't be looked at is a finding itself, and the other checks go on.
 //! * Collecting is apart from printing: everything is a [`Finding`], whose `check` is a name that scripts may rely on.
-//! * `sql` is complete: its lines, each one statement, make the finding go away. What a person has to think about first is in
-//!   `todo` instead.
+//! * `sql` is complete: its lines, each one statement in one session, make the finding go away. `todo` says what to think about
+//!   before, what is left to do after, and what SQL can't do.
 //! * No secret and no row is in a finding.
 //!
 //! Rejected: a `--fix` that runs the SQL. Most of it locks tables, rewrites WAL volume or loses history, and whoever owns the
@@ -42,7 +42,7 @@ use tokio_postgres::Client;
 
 use crate::catalog::{self, Catalog, Wanted};
 use crate::clock::Clock;
-use crate::config::{Config, FACTS_PUBLICATION};
+use crate::config::Config;
 use crate::error::{Fault as _, chain};
 use crate::policy::{Plan, compile};
 
@@ -65,6 +65,8 @@ enum Unreadable {
     Query(#[from] tokio_postgres::Error),
     #[error("the answer makes no sense")]
     Answer(#[from] serde_json::Error),
+    #[error("no answer within {0:?}")]
+    Silence(Duration),
 }
 
 /// What the checks of the database look at.
@@ -85,36 +87,57 @@ pub async fn examine(config: &Config, roles: &[String], clock: &Clock) -> Vec<Fi
         Some(client) => client,
         None => return findings,
     };
-    let looked = within("the server", Facts::read(&client, config, clock)).await;
-    let facts = match looked {
+    let facts = match within(Facts::read(&client, config, clock)).await {
         Ok(facts) => facts,
-        Err(text) => {
-            findings.push(unreadable("the server", text));
+        Err(error) => {
+            findings.push(unreadable("the server", chain(&error)));
             return findings;
         }
     };
     let patient = Patient { config, client: &client, facts: &facts, wanted: roles };
     findings.extend(connection::check(&patient).await);
+    // Through a pooler, whatever else is seen may be another session's.
+    if findings.iter().any(|finding| finding.check == "pooler") {
+        return findings;
+    }
     findings.extend(server::check(&patient));
-    gather(&mut findings, "the slots", within("the slots", slot::check(&patient)).await);
-    gather(&mut findings, "the roles", within("the roles", roles::check(&patient)).await);
-    gather(&mut findings, "the publications", within("the publications", publications::check(&patient)).await);
+    if database(&patient, &mut findings).await.is_err() {
+        return findings;
+    }
     let all = token_roles(config, roles);
     match read_catalog(&mut client, config, &all).await {
-        Ok(catalog) => {
-            let relatives = within("the tables", tables::relatives(&client, &catalog)).await;
-            let relatives = relatives.unwrap_or_else(|text| {
-                findings.push(unreadable("partitions and foreign keys", text));
-                Default::default()
-            });
-            let plans = plans(&catalog, config, &all);
-            findings.extend(roles::in_use(&catalog, &facts, &plans));
-            findings.extend(tables::check(&catalog, config, &facts, &plans, &relatives));
-            findings.extend(engines::check(&plans));
-        }
+        Ok(catalog) => tables_and_engines(&client, &catalog, config, &facts, &all, &mut findings).await,
         Err(text) => findings.push(unreadable("the catalog", text)),
     }
     findings
+}
+
+/// A session that has stopped answering.
+struct Silent;
+
+async fn database(patient: &Patient<'_>, findings: &mut Vec<Finding>) -> Result<(), Silent> {
+    gather(findings, "the slots", within(slot::check(patient)).await)?;
+    gather(findings, "the roles", within(roles::check(patient)).await)?;
+    gather(findings, "locks", within(publications::locked(patient)).await)?;
+    gather(findings, "the publications", within(publications::check(patient)).await)
+}
+
+async fn tables_and_engines(
+    client: &Client,
+    catalog: &Catalog,
+    config: &Config,
+    facts: &Facts,
+    roles: &BTreeSet<String>,
+    findings: &mut Vec<Finding>,
+) {
+    let relatives = within(tables::relatives(client, catalog)).await.unwrap_or_else(|error| {
+        findings.push(unreadable("partitions and foreign keys", chain(&error)));
+        Default::default()
+    });
+    let plans = plans(catalog, config, roles);
+    findings.extend(roles::in_use(catalog, facts, &plans));
+    findings.extend(tables::check(catalog, config, facts, &plans, &relatives));
+    findings.extend(engines::check(&plans));
 }
 
 /// The stream reads one publication more than clients may name.
@@ -151,27 +174,26 @@ async fn read_catalog(client: &mut Client, config: &Config, roles: &BTreeSet<Str
     })
 }
 
-/// A group of checks within its deadline; errors as text.
-async fn within<T>(what: &str, work: impl Future<Output = Result<T, Unreadable>>) -> Result<T, String> {
-    match tokio::time::timeout(GROUP, work).await {
-        Ok(result) => result.map_err(|error| chain(&error)),
-        Err(_) => Err(format!("{what}: no answer within {GROUP:?}")),
-    }
+/// A group of checks within its deadline.
+async fn within<T>(work: impl Future<Output = Result<T, Unreadable>>) -> Result<T, Unreadable> {
+    tokio::time::timeout(GROUP, work).await.map_err(|_| Unreadable::Silence(GROUP))?
 }
 
-fn gather(findings: &mut Vec<Finding>, what: &str, found: Result<Vec<Finding>, String>) {
+fn gather(findings: &mut Vec<Finding>, what: &str, found: Result<Vec<Finding>, Unreadable>) -> Result<(), Silent> {
     match found {
         Ok(found) => findings.extend(found),
-        Err(text) => findings.push(unreadable(what, text)),
+        Err(error) => {
+            findings.push(unreadable(what, chain(&error)));
+            // Each statement has a shorter time on the server, so it is the session that is stuck, not the question.
+            if matches!(error, Unreadable::Silence(_)) {
+                return Err(Silent);
+            }
+        }
     }
+    Ok(())
 }
 
 fn unreadable(what: &str, text: String) -> Finding {
     Finding::error("unreadable", Subject::server(), format!("cannot look at {what}: {text}"))
         .why("What is wrong there stays unknown; the relay looks at it in the same way.")
-}
-
-/// The publication of tables that policies look into.
-fn facts_publication() -> &'static str {
-    FACTS_PUBLICATION
 }

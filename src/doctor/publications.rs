@@ -4,7 +4,8 @@ use serde::Deserialize;
 
 use super::finding::{ident, qualified};
 use super::roles::missing_publications;
-use super::{Finding, Patient, Subject, SubjectKind, Unreadable, facts_publication};
+use super::{Finding, Patient, Subject, SubjectKind, Unreadable};
+use crate::config::FACTS_PUBLICATION;
 
 #[derive(Debug, Deserialize)]
 struct Publication {
@@ -84,6 +85,29 @@ const UNLOGGED: &str = "select distinct n.nspname::text, c.relname::text from pg
     where c.relpersistence = 'u' and c.relkind in ('r', 'p') and (p.puballtables or exists ( \
         select from pg_catalog.pg_publication_namespace s where s.pnpubid = p.oid and s.pnnspid = n.oid)) order by 1, 2";
 
+/// Published tables that somebody has locked against reading: also against the catalog functions that the relay needs.
+const LOCKED: &str = "select n.nspname::text, c.relname::text, l.pid from pg_catalog.pg_locks l \
+    join pg_catalog.pg_class c on c.oid = l.relation and c.relkind in ('r', 'p') \
+    join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname !~ '^pg_' \
+    where l.locktype = 'relation' and l.mode = 'AccessExclusiveLock' and l.granted and l.pid is not null \
+    and l.database = (select oid from pg_catalog.pg_database where datname = current_database()) \
+    and exists (select from pg_catalog.pg_publication p left join pg_catalog.pg_publication_rel r on r.prpubid = p.oid \
+        where p.pubname = any($1::text[]) and (p.puballtables or r.prrelid = c.oid)) order by 1, 2, 3";
+
+/// Asked before anything that would wait for such a lock.
+pub(super) async fn locked(patient: &Patient<'_>) -> Result<Vec<Finding>, Unreadable> {
+    let rows = patient.client.query(LOCKED, &[&patient.config.stream_publications()]).await?;
+    let one = |row: &tokio_postgres::Row| -> Result<Finding, Unreadable> {
+        let (schema, table, pid): (&str, &str, i32) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let what = format!("is locked ACCESS EXCLUSIVE by server process {pid}");
+        Ok(Finding::warning("locked", Subject::table(schema, table), what)
+            .why("While it is, the rules can't be read, and the deliveries of all tables wait.")
+            .sql(format!("select pg_terminate_backend({pid});"))
+            .todo("A rewrite (ALTER TABLE, VACUUM FULL, TRUNCATE) ends by itself; the SQL ends whoever holds the lock, and undoes his work."))
+    };
+    rows.iter().map(one).collect()
+}
+
 pub(super) async fn check(patient: &Patient<'_>) -> Result<Vec<Finding>, Unreadable> {
     let client = patient.client;
     let exists =
@@ -93,7 +117,7 @@ pub(super) async fn check(patient: &Patient<'_>) -> Result<Vec<Finding>, Unreada
     let names = patient.config.stream_publications();
     let row = client.query_one(PUBLICATIONS, &[&names]).await?;
     let publications: Vec<Publication> = serde_json::from_str(row.try_get(0)?)?;
-    let clients = publications.iter().filter(|publication| publication.name != facts_publication());
+    let clients = publications.iter().filter(|publication| publication.name != FACTS_PUBLICATION);
     findings.extend(clients.flat_map(content));
     if patient.facts.version < 150_000 {
         return Ok(findings);
@@ -146,10 +170,16 @@ fn content(publication: &Publication) -> Vec<Finding> {
 
 /// The whole table in place of some columns; the row filter stays.
 fn whole(member: &Member) -> String {
-    let (publication, table) = (ident(&member.publication), qualified(&member.schema, &member.table));
-    let filter = member.filter.as_ref().map(|filter| format!(" where ({filter})")).unwrap_or_default();
+    replaced(&member.publication, &qualified(&member.schema, &member.table), member.filter.as_deref())
+}
+
+/// A table taken out of a publication and put in again as a whole. In one transaction: rows between the two would never be sent.
+pub(super) fn replaced(publication: &str, table: &str, filter: Option<&str>) -> String {
+    let publication = ident(publication);
+    let filter = filter.map(|filter| format!(" where ({filter})")).unwrap_or_default();
     format!(
-        "alter publication {publication} drop table {table};\nalter publication {publication} add table {table}{filter};"
+        "begin;\nalter publication {publication} drop table {table};\n\
+         alter publication {publication} add table {table}{filter};\ncommit;"
     )
 }
 

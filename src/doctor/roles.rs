@@ -6,8 +6,9 @@ use serde::Deserialize;
 
 use super::facts::Facts;
 use super::finding::{ident, literal};
-use super::{Finding, Patient, Subject, SubjectKind, TOKEN_ROLES, Unreadable, facts_publication, token_roles};
+use super::{Finding, Patient, Subject, SubjectKind, TOKEN_ROLES, Unreadable, token_roles};
 use crate::catalog::Catalog;
+use crate::config::FACTS_PUBLICATION;
 use crate::error::{Fault as _, chain};
 use crate::migrate;
 use crate::policy::Plan;
@@ -243,7 +244,7 @@ async fn steps(patient: &Patient<'_>) -> Vec<Finding> {
 pub(super) fn missing_publications(patient: &Patient<'_>, slot_exists: bool) -> Vec<Finding> {
     let facts = patient.facts;
     // The relay makes its own publication together with its schema.
-    let wanted = facts.missing_publications.iter().filter(|name| *name != facts_publication() || facts.has_schema);
+    let wanted = facts.missing_publications.iter().filter(|name| *name != FACTS_PUBLICATION || facts.has_schema);
     wanted
         .map(|name| {
             let mut sql = format!("create publication {};", ident(name));

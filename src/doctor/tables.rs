@@ -6,10 +6,11 @@ use tokio_postgres::Client;
 
 use super::facts::Facts;
 use super::finding::{ident, qualified};
+use super::publications::replaced;
 use super::{Finding, Subject, Unreadable};
 use crate::catalog::{Catalog, OldImage, Table};
 use crate::change::ReplicaIdentity;
-use crate::config::Config;
+use crate::config::{Config, FACTS_PUBLICATION};
 use crate::policy::{self, Deletes, DenyReason, Engine, Plan};
 
 /// The partitions that hold rows, by the root's oid: schema, name, replica identity's letter.
@@ -232,8 +233,11 @@ impl Look<'_> {
         let may = |plan: &Plan| !matches!(plan.engine, Engine::Deny(DenyReason::NoGrant));
         if !self.plans.is_empty() && !self.plans.iter().any(|plan| may(plan)) {
             let role = if self.catalog.role("authenticated").is_some() { "authenticated" } else { &self.plans[0].role };
+            // What nobody may read yet is not opened to everybody.
+            let closed = format!("alter table {} enable row level security;\n", self.name());
+            let closed = if self.table.row_security { "" } else { &closed };
             let lines = format!(
-                "grant usage on schema {} to {role};\ngrant select on {} to {role};",
+                "{closed}grant usage on schema {} to {role};\ngrant select on {} to {role};",
                 ident(&self.table.schema),
                 self.name(),
                 role = ident(role)
@@ -317,12 +321,10 @@ impl Look<'_> {
                 ),
             );
         }
-        let publications: Vec<String> = self.config.publications.iter().map(|name| ident(name)).collect();
-        let name = self.name();
         let filtered = self.table.published.as_ref().is_some_and(|published| published.row_filter.is_some());
-        Some(match &publications[..] {
+        Some(match &self.config.publications[..] {
             [one] if !filtered => finding
-                .sql(format!("alter publication {one} drop table {name};\nalter publication {one} add table {name};"))
+                .sql(replaced(one, &self.name(), None))
                 .todo("If the table has a WHERE in the publication, write it again."),
             _ => finding.todo("Publish all columns of the table, or those that the policies read too."),
         })
@@ -382,11 +384,13 @@ impl Look<'_> {
 
     fn row_filter(&self) -> Option<Finding> {
         self.table.published.as_ref()?.row_filter.as_ref()?;
-        let facts = super::facts_publication();
-        let finding =
-            Finding::note("row_filter", self.subject(), format!("is also in {facts}, without its row filter"))
-                .why("Postgres sends what the filter holds back, and the relay holds it back itself, row by row.")
-                .sql(format!("alter publication {} drop table {};", ident(facts), self.name()));
+        let finding = Finding::note(
+            "row_filter",
+            self.subject(),
+            format!("is also in {FACTS_PUBLICATION}, without its row filter"),
+        )
+        .why("Postgres sends what the filter holds back, and the relay holds it back itself, row by row.")
+        .sql(format!("alter publication {} drop table {};", ident(FACTS_PUBLICATION), self.name()));
         Some(finding)
     }
 }

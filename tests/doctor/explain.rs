@@ -110,3 +110,37 @@ async fn the_tree_reads_from_engine_to_rules_and_an_unknown_table_names_the_know
     let ended = run(&clinic, &["explain-policy"]).await;
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
 }
+
+/// A policy that Postgres is asked about, what the hint says, and the policy written as the hint says.
+const HINTS: &[(&str, &str, &str)] = &[
+    ("at < now()", "equalities between columns and claims", "user_id = auth.uid()"),
+    ("org::text = (auth.jwt() ->> 'org')::varchar(9)", "Casts of claims", "org::text = (auth.jwt() ->> 'org')"),
+    ("user_id = public.me()", "The function as `rowcast migrate up` makes it", "user_id = auth.uid()"),
+    ("org = (auth.jwt() -> 'org')::bigint", "Casts of claims", "org = (auth.jwt() ->> 'org')::bigint"),
+    ("price = (auth.jwt() ->> 'price')::numeric", "Columns of type uuid, text", "org = (auth.jwt() ->> 'org')::bigint"),
+    ("ctid = '(0,1)'", "columns of the table only", "user_id = auth.uid()"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_let_memory_judge_does() {
+    let clinic = Clinic::healthy().await;
+    clinic
+        .pg
+        .exec(
+            "create function public.me() returns uuid language sql stable as $$ select (auth.jwt() ->> 'me')::uuid $$;
+             create table public.t (id int primary key, user_id uuid, at timestamptz, org bigint, price numeric);
+             alter table public.t enable row level security; grant select on public.t to authenticated;
+             create policy p on public.t using (true); alter publication supabase_realtime add table public.t",
+        )
+        .await;
+    for (policy, hint, mended) in HINTS {
+        clinic.pg.exec(&format!("alter policy p on public.t using ({policy})")).await;
+        let [asked] = &explained(&clinic, &["t", "--role", "authenticated"]).await[..] else { panic!("one role") };
+        assert_eq!(asked["engine"], "ask", "{policy}");
+        let told = asked["pure_if"].as_str().expect("a hint");
+        assert!(told.contains(hint), "{policy}: {told} (because {})", asked["reason"]);
+        clinic.pg.exec(&format!("alter policy p on public.t using ({mended})")).await;
+        let [pure] = &explained(&clinic, &["t", "--role", "authenticated"]).await[..] else { panic!("one role") };
+        assert_eq!(pure["engine"], "pure", "{mended}: {}", pure["reason"]);
+    }
+}

@@ -59,6 +59,14 @@ const SERVER: &[Case] = &[
     ),
 ];
 
+/// Of settings that came with version 18.
+const SERVER_18: &[Case] = &[case(
+    ("idle_slot_timeout", Warning, "server"),
+    &["alter system set idle_replication_slot_timeout = '1d'", RELOAD],
+    Own,
+    &[],
+)];
+
 const SLOTS: &[Case] = &[
     case(
         ("slot_unusable", Error, "slot rowcast"),
@@ -409,6 +417,10 @@ async fn all(mut clinic: Clinic, cases: &[Case]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_with_the_server_is_found_and_mended_by_its_own_sql() {
     all(Clinic::healthy().await, SERVER).await;
+    let clinic = Clinic::healthy().await;
+    if clinic.pg.major() >= 18 {
+        all(clinic, SERVER_18).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
