@@ -11,6 +11,7 @@
 //! that keeps the others from learning a new key. Rejected: obeying `Cache-Control`, which some issuers set to a day.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -83,6 +84,8 @@ pub(super) struct Keys {
     clock: Clock,
     metrics: Arc<Metrics>,
     at_hand: RwLock<Arc<KeySet>>,
+    /// How often the set has been replaced.
+    generation: AtomicU64,
     flight: Mutex<Flight>,
     /// Somebody set [`Flight::wanted`].
     asked: Notify,
@@ -118,6 +121,7 @@ impl Keys {
             clock,
             metrics,
             at_hand: RwLock::default(),
+            generation: AtomicU64::new(0),
             flight: Mutex::default(),
             asked: Notify::new(),
             ended: watch::Sender::new(()),
@@ -128,6 +132,11 @@ impl Keys {
     /// The last good set; empty before the first.
     pub(super) fn at_hand(&self) -> Arc<KeySet> {
         self.at_hand.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Another number after each replacement of the set.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Whether waiting for [`Keys::learn`] may make this id known, or it has become known meanwhile.
@@ -238,6 +247,7 @@ impl Keys {
             }
             let keys = set.len();
             *self.at_hand.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(set);
+            self.generation.fetch_add(1, Ordering::Release);
             self.metrics.jwks_keys.set(i64::try_from(keys).unwrap_or(i64::MAX));
             seen.text = Some(text);
             if keys == 0 {

@@ -76,6 +76,11 @@ impl Verifier {
         Verifier { secret, opaque: config.opaque_keys, keys }
     }
 
+    /// Another number whenever the keys are other ones: what was verified before may not be any more.
+    pub fn generation(&self) -> u64 {
+        self.keys.as_ref().map_or(0, Keys::generation)
+    }
+
     /// Whether it has keys to fetch, with [`Verifier::load`] and [`Verifier::keep`].
     pub fn has_key_set(&self) -> bool {
         self.keys.is_some()

@@ -33,6 +33,11 @@ pub trait Tokens: Send + Sync {
     /// Who the token speaks for at this second since 1970.
     fn verify(&self, token: &str, now_unix_seconds: i64) -> Result<Principal, TokenError>;
 
+    /// Another number whenever the keys are other ones: what was verified before may not be any more.
+    fn generation(&self) -> u64 {
+        0
+    }
+
     /// Whether a token refused for this reason may be good once [`Tokens::learn`] has been awaited.
     fn may_learn(&self, error: &TokenError) -> bool;
 
@@ -43,6 +48,10 @@ pub trait Tokens: Send + Sync {
 impl Tokens for Verifier {
     fn verify(&self, token: &str, now_unix_seconds: i64) -> Result<Principal, TokenError> {
         Verifier::verify(self, token, now_unix_seconds)
+    }
+
+    fn generation(&self) -> u64 {
+        Verifier::generation(self)
     }
 
     fn may_learn(&self, error: &TokenError) -> bool {

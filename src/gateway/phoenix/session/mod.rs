@@ -94,6 +94,8 @@ pub(super) struct Session {
     visitor: Visitor,
     /// The last other token that was verified: joins come in bursts with the same one.
     latest: Option<(Arc<str>, Arc<Principal>)>,
+    /// Of the verifier's keys, when `visitor` and `latest` were verified.
+    generation: u64,
     topics: HashMap<Arc<str>, Topic>,
     joins: JoinRate,
     /// Keys are being fetched.
@@ -118,7 +120,8 @@ impl<'a> Asker<'a> {
 impl Session {
     pub(super) fn new(shared: Arc<Shared>, visitor: Visitor) -> Session {
         let (topics, joins) = (HashMap::new(), JoinRate::default());
-        Session { shared, visitor, latest: None, topics, joins, learning: false, held_bytes: 0 }
+        let generation = shared.verifier.generation();
+        Session { shared, visitor, latest: None, generation, topics, joins, learning: false, held_bytes: 0 }
     }
 
     /// A message has come.
@@ -182,7 +185,14 @@ impl Session {
         }
         let too_often = !self.joins.admit(now.at, config.max_joins_per_second);
         // The old instance ends first, whether or not the new one begins; its close is told after the new one's reply.
-        if let Some(Topic::Joined(old)) = self.topics.remove(message.topic.as_ref()) {
+        let old = self.topics.remove(message.topic.as_ref());
+        if let Some(Topic::Pending(pending)) = &old
+            && let What::Held { channel, held } = &pending.what
+        {
+            held.stage.give_up();
+            out.push(Effect::Leave(channel.id));
+        }
+        if let Some(Topic::Joined(old)) = old {
             self.shared.metrics.leaves.inc();
             self.audit("left", &old.topic, &old.principal, Some("rejoined"));
             out.extend(old.feed.is_some().then_some(Effect::Leave(old.id)));
@@ -211,7 +221,8 @@ impl Session {
         out: &mut Vec<Effect>,
     ) {
         let refused = match self.admit(message, now) {
-            Ok((join, token, principal)) => match join.wait.filter(|_| !join.changes.is_empty()) {
+            // A client that has left or joined anew meanwhile waits for nothing.
+            Ok((join, token, principal)) => match join.wait.filter(|_| !join.changes.is_empty() && !backlog.ends()) {
                 Some(wait) => match entries(&join) {
                     Ok(entries) => {
                         let (mut channel, frames) = self.channel(message, &join, token, principal, &after);
@@ -227,7 +238,10 @@ impl Session {
                     return self.release(backlog, now, out);
                 }
             },
-            Err(JoinError::Token(error)) if may_learn && self.learn(&error, out) => {
+            Err(JoinError::Token(error))
+                if may_learn && self.may_hold(message.payload.len()) && self.learn(&error, out) =>
+            {
+                self.held_bytes += message.payload.len();
                 let what = What::Key { join: message.clone().into_owned(), after };
                 self.topics.insert(message.topic.as_ref().into(), Topic::pending(what, backlog));
                 return;
@@ -294,13 +308,18 @@ impl Session {
 
     fn verify(&mut self, token: &str, now: Now) -> Result<(Arc<str>, Arc<Principal>), TokenError> {
         let known = [Some((&self.visitor.token, &self.visitor.principal)), self.latest.as_ref().map(|(t, p)| (t, p))];
-        for (text, principal) in known.into_iter().flatten() {
+        let generation = self.shared.verifier.generation();
+        let same_keys = self.generation == generation;
+        for (text, principal) in known.into_iter().flatten().filter(|_| same_keys) {
             if **text == *token && !principal.is_expired(now.seconds()) {
                 return Ok((text.clone(), principal.clone()));
             }
         }
         let verified = (Arc::from(token), Arc::new(self.shared.verifier.verify(token, now.seconds())?));
-        self.latest = Some(verified.clone());
+        // The connection's own token is verified anew from now on, if its keys are gone.
+        if same_keys {
+            self.latest = Some(verified.clone());
+        }
         Ok(verified)
     }
 
@@ -446,7 +465,8 @@ impl Session {
                 self.shared.metrics.token_refreshes.inc();
                 self.audit("token refreshed", topic, &principal, None);
             }
-            Err(error) if may_learn && self.learn(&error, out) => {
+            Err(error) if may_learn && self.may_hold(message.payload.len()) && self.learn(&error, out) => {
+                self.held_bytes += message.payload.len();
                 let Some((name, Topic::Joined(channel))) = self.topics.remove_entry(topic) else { return };
                 let what = What::NewKey { channel, renewal: message.clone().into_owned() };
                 self.topics.insert(name, Topic::pending(what, Backlog::default()));

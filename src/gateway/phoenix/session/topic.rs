@@ -42,6 +42,13 @@ pub(super) struct Backlog {
     pub(super) bytes: usize,
 }
 
+impl Backlog {
+    /// Whether the client has left the topic, or joined it anew.
+    pub(super) fn ends(&self) -> bool {
+        self.messages.iter().any(|message| matches!(message.event.as_ref(), "phx_leave" | "phx_join"))
+    }
+}
+
 /// A join whose reply waits until its changes are active.
 pub(super) struct Held {
     /// Of the latest request to the hub.

@@ -21,6 +21,11 @@ impl Session {
         }
     }
 
+    /// Whether a message of this size may wait.
+    pub(super) fn may_hold(&self, bytes: usize) -> bool {
+        self.held_bytes + bytes <= self.shared.config.max_pending_bytes
+    }
+
     pub(super) fn release(&mut self, backlog: Backlog, now: Now, out: &mut Vec<Effect>) {
         self.held_bytes -= backlog.bytes;
         for message in backlog.messages {
@@ -50,8 +55,12 @@ impl Session {
             let Some(Topic::Pending(pending)) = self.topics.remove(&name) else { continue };
             let backlog = pending.backlog;
             match pending.what {
-                What::Key { join, after } => self.decide(&join, after, backlog, false, now, &mut out),
+                What::Key { join, after } => {
+                    self.held_bytes -= join.payload.len();
+                    self.decide(&join, after, backlog, false, now, &mut out);
+                }
                 What::NewKey { channel, renewal } => {
+                    self.held_bytes -= renewal.payload.len();
                     self.topics.insert(name, Topic::Joined(channel));
                     self.renew(&renewal, false, now, &mut out);
                     self.release(backlog, now, &mut out);
