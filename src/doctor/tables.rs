@@ -37,14 +37,25 @@ const PARENTS: &str = "select k.conrelid, n.nspname::text, c.relname::text from 
     join pg_catalog.pg_class c on c.oid = k.confrelid join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
     where k.conrelid = any($1::oid[]) and k.contype = 'f' and k.confdeltype = 'c' and k.confrelid <> k.conrelid order by 2, 3";
 
-/// Both.
-pub(super) async fn relatives(client: &Client, catalog: &Catalog) -> Result<(Leaves, Parents), Unreadable> {
+/// Tables with a row filter in some publication; the column is not there before version 15.
+pub(super) type Filtered = BTreeSet<u32>;
+
+const FILTERED: &str = "select r.prrelid from pg_catalog.pg_publication_rel r \
+    where r.prrelid = any($1::oid[]) and to_jsonb(r) ->> 'prqual' is not null";
+
+/// What the catalog does not tell of the published tables.
+pub(super) type Relatives = (Leaves, Parents, Filtered);
+
+/// Reads them.
+pub(super) async fn relatives(client: &Client, catalog: &Catalog) -> Result<Relatives, Unreadable> {
     let tables: Vec<u32> = catalog.tables().map(|table| table.oid).collect();
     let mut parents = Parents::new();
     for row in client.query(PARENTS, &[&tables]).await? {
         parents.entry(row.try_get(0)?).or_default().push((row.try_get(1)?, row.try_get(2)?));
     }
-    Ok((leaves(client, catalog).await?, parents))
+    let filtered = client.query(FILTERED, &[&tables]).await?;
+    let filtered = filtered.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    Ok((leaves(client, catalog).await?, parents, filtered))
 }
 
 /// One table with all that is known of it.
@@ -56,6 +67,8 @@ struct Look<'a> {
     plans: Vec<&'a Plan>,
     leaves: &'a [(String, String, String)],
     parents: &'a [(String, String)],
+    /// It has a row filter, which must not get lost.
+    filtered: bool,
 }
 
 pub(super) fn check(
@@ -63,7 +76,7 @@ pub(super) fn check(
     config: &Config,
     facts: &Facts,
     plans: &[Plan],
-    (leaves, parents): &(Leaves, Parents),
+    (leaves, parents, filtered): &Relatives,
 ) -> Vec<Finding> {
     let mut tables: Vec<_> = catalog.tables().collect();
     tables.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
@@ -72,7 +85,8 @@ pub(super) fn check(
         let plans = plans.iter().filter(|plan| plan.table_oid == table.oid).collect();
         let leaves = leaves.get(&table.oid).map_or(&[][..], Vec::as_slice);
         let parents = parents.get(&table.oid).map_or(&[][..], Vec::as_slice);
-        let look = Look { table, catalog, config, facts, plans, leaves, parents };
+        let filtered = filtered.contains(&table.oid);
+        let look = Look { table, catalog, config, facts, plans, leaves, parents, filtered };
         findings.extend(look.identity());
         findings.extend(look.primary_key());
         findings.extend(look.protection());
@@ -321,11 +335,8 @@ impl Look<'_> {
                 ),
             );
         }
-        let filtered = self.table.published.as_ref().is_some_and(|published| published.row_filter.is_some());
         Some(match &self.config.publications[..] {
-            [one] if !filtered => finding
-                .sql(replaced(one, &self.name(), None))
-                .todo("If the table has a WHERE in the publication, write it again."),
+            [one] if !self.filtered => finding.sql(replaced(one, &self.name(), None)),
             _ => finding.todo("Publish all columns of the table, or those that the policies read too."),
         })
     }
