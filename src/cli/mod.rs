@@ -12,6 +12,7 @@
 mod args;
 mod dev;
 mod health;
+pub mod reference;
 mod serve;
 
 use std::collections::BTreeMap;

@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use settings::{LogFormat, Logging, Settings, default_data_dir, is_setting};
+pub use settings::{LogFormat, Logging, Settings, default_data_dir, is_setting, names};
 
 use crate::claims::VerifierConfig;
 use crate::error::{Fault, Remedy};

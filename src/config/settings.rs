@@ -46,6 +46,11 @@ pub fn is_setting(variable: &str) -> bool {
     NAMES.iter().any(|(_, known)| *known == variable)
 }
 
+/// Every setting's name in a file and in the environment.
+pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    NAMES.iter().copied()
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
