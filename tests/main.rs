@@ -7,6 +7,7 @@ mod conformance;
 mod crash;
 mod database;
 mod deploy;
+mod docs;
 mod load;
 mod oracle;
 mod journey;

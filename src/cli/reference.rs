@@ -130,7 +130,11 @@ mod tests {
             let mut set = unset.clone();
             set.set(&name, &default);
             assert_eq!(config(&set), config(&unset), "{flag}: {default} is not the default");
-            assert_eq!(set.logging().expect("good"), unset.logging().expect("good"), "{flag}: {default} is not the default");
+            assert_eq!(
+                set.logging().expect("good"),
+                unset.logging().expect("good"),
+                "{flag}: {default} is not the default"
+            );
             checked += 1;
         }
         assert!(checked >= 14, "only {checked} defaults are values");
