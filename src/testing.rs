@@ -77,6 +77,11 @@ impl TestServer {
         text(&self.client().await, sql).await
     }
 
+    /// Such as 15.
+    pub(crate) async fn major(&self) -> u32 {
+        self.text("current_setting('server_version_num')::int / 10000").await.parse().expect("a number")
+    }
+
     /// Waits until the query's text is as wanted.
     pub(crate) async fn wait_until(&self, sql: &str, wanted: impl Fn(&str) -> bool) -> String {
         let client = self.client().await;
@@ -277,6 +282,11 @@ impl TestDatabase {
 
     pub(crate) fn pool(&self, user: &str) -> Pool {
         self.config(user).pool().expect("a pool")
+    }
+
+    /// The server's, such as 15.
+    pub(crate) async fn major(&self) -> u32 {
+        self.server.major().await
     }
 
     /// Runs a script as the superuser.

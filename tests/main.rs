@@ -10,6 +10,7 @@ mod database;
 mod deploy;
 mod dba;
 mod doctor;
+mod docs;
 mod load;
 mod oracle;
 mod journey;

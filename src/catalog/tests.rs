@@ -87,9 +87,15 @@ async fn rules_are_the_same_until_something_that_decides_changes() {
     let after = read_again(&mut database, &roles).await;
     assert!(before.same_rules(&after), "rows and unpublished tables are not rules");
     assert_ne!(before.snapshot, after.snapshot);
+    // Since version 16 a membership itself says whether rights are inherited; the role's word counts for later grants only.
+    let noinherit = if database.major().await < 16 {
+        "alter role same_rules_member noinherit"
+    } else {
+        "grant same_rules_group to same_rules_member with inherit false"
+    };
     for change in [
         "grant same_rules_group to same_rules_member",
-        "alter role same_rules_member noinherit",
+        noinherit,
         "grant select on t to same_rules_member",
         "alter role same_rules_member bypassrls",
         "alter policy p on t using (id > 1)",

@@ -185,7 +185,7 @@ pub(super) struct ServeArgs {
     /// Replication slot; made if absent [env: ROWCAST_SLOT] [default: rowcast]
     #[arg(long, value_name = "NAME", help_heading = "Database")]
     slot: Option<String>,
-    /// Make roles, auth helpers and the publication too, as `rowcast migrate up` does [env: ROWCAST_MIGRATE]
+    /// Make roles, auth helpers and the publication too, as `rowcast migrate up` does [env: ROWCAST_MIGRATE] [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Database")]
     migrate: Option<String>,
     /// How long to wait at the start for a database or a key set that can't be reached [env: ROWCAST_STARTUP_TIMEOUT] [default: 20s]

@@ -14,6 +14,7 @@ mod dev;
 mod doctor;
 mod explain;
 mod health;
+pub mod reference;
 mod serve;
 mod tail;
 mod token;

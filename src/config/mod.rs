@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use parse::{duration, switch};
-pub use settings::{LogFormat, Logging, Settings, default_data_dir, is_setting};
+pub use settings::{LogFormat, Logging, Settings, default_data_dir, is_setting, names};
 
 use crate::claims::VerifierConfig;
 use crate::error::{Fault, Remedy};

@@ -61,6 +61,11 @@ pub fn is_setting(variable: &str) -> bool {
 const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Every setting's name in a file and in the environment.
+pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    NAMES.iter().copied()
+}
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {

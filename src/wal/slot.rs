@@ -122,8 +122,8 @@ fn read_server(row: &tokio_postgres::Row) -> Result<Server, tokio_postgres::Erro
 /// Whether all publications are there and agree on the columns of each table.
 async fn check_publications(client: &Client, config: &WalConfig, database: &str) -> Result<(), WalError> {
     let what = "cannot read the publications";
-    let sql =
-        "select name from unnest($1::text[]) name where not exists (select 1 from pg_publication where pubname = name)";
+    let sql = "select name from unnest($1::text[]) with ordinality wanted (name, place) \
+               where not exists (select 1 from pg_publication where pubname = name) order by place";
     let rows = ask(config, what, client.query(sql, &[&config.publications])).await?;
     let names: Vec<String> =
         rows.iter().map(|r| r.try_get(0)).collect::<Result<_, _>>().map_err(PgError::query(what))?;

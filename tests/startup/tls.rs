@@ -7,9 +7,12 @@ use rowcast::clock::Clock;
 use rowcast::pg::PgConfig;
 use serde_json::json;
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use super::process::Rowcast;
 use crate::support::pg::TestPgOptions;
+use crate::support::phone::PATIENCE;
+use crate::support::relay::pause;
 use crate::support::{Relay, TestPg, token};
 
 pub(super) type Authority = CertifiedIssuer<'static, KeyPair>;
@@ -71,6 +74,14 @@ async fn protected(pg: &TestPg, parameters: &str, id: u32) -> Vec<bool> {
     let streams: i64 = pg.client().await.query_one(walsender, &[]).await.expect("a row").get(0);
     assert_eq!(streams, 1);
     relay.drain().await;
+    // The server's side of the stream may take a moment longer to end than ours.
+    let active = "select active from pg_replication_slots where slot_name = 'rowcast'";
+    let client = pg.client().await;
+    let deadline = Instant::now() + PATIENCE;
+    while client.query_one(active, &[]).await.expect("a row").get(0) {
+        assert!(Instant::now() < deadline, "the slot is still active");
+        pause().await;
+    }
     pg.exec("select pg_drop_replication_slot('rowcast')").await;
     rows.iter().map(|row| row.get(0)).collect()
 }

@@ -179,7 +179,13 @@ async fn a_token_that_expires_ends_its_channel_and_not_the_socket() {
     next_json(&mut phone).await;
     relay.clock.advance(105_000);
     let told = next_json(&mut phone).await;
-    assert!(told[4]["message"].as_str().unwrap().starts_with("Token has expired 5 seconds ago"), "{told}");
+    // Five, and what the machine took for it.
+    let ago = told[4]["message"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("Token has expired ")
+        .and_then(|m| m.strip_suffix(" seconds ago"));
+    assert!(ago.is_some_and(|seconds| seconds.parse::<u32>().unwrap() >= 5), "{told}");
     assert_eq!(next_json(&mut phone).await, json!(["1", "1", "realtime:t", "phx_close", {}]));
     send(&mut phone, json!(["2", "3", "realtime:u", "phx_leave", {}])).await;
     assert_eq!(next_json(&mut phone).await[1], "3");
