@@ -9,6 +9,7 @@ use super::changes::Wanted;
 use super::object::{Object, string};
 use crate::claims::TokenError;
 use crate::error::{ClientFacing, Fault, Remedy};
+use crate::hub::RESTARTING;
 
 /// Why a join is refused (`protocol.md` §3.1.3).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,7 +75,7 @@ impl ClientFacing for JoinError {
     fn client_text(&self) -> String {
         let text = match self {
             JoinError::TopicName => "You must provide a topic name",
-            JoinError::Restarting => "Realtime is restarting, please standby",
+            JoinError::Restarting => RESTARTING,
             JoinError::PrivateOnly => "This project only allows private channels",
             JoinError::TooManyJoins => "Too many joins per second",
             JoinError::TooManyChannels => "Too many channels",

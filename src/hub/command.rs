@@ -178,6 +178,8 @@ pub struct Warning {
 
 /// The `system` message that tells a channel that its changes flow (§5.6).
 pub const SUBSCRIBED: &str = "Subscribed to PostgreSQL";
+/// What a client is told that asks for something while the relay stops.
+pub const RESTARTING: &str = "Realtime is restarting, please standby";
 
 /// The hub's answer: the entries are active, with what is to be said about them, or none of them is.
 pub type Subscribed = Result<Vec<Warning>, SubscribeError>;
@@ -268,7 +270,7 @@ impl HubHandle {
     }
 
     async fn ask(&self, command: Command, answer: oneshot::Receiver<Subscribed>) -> Subscribed {
-        let stopping = || SubscribeError { message: "Realtime is restarting, please standby".into(), retry: true };
+        let stopping = || SubscribeError { message: RESTARTING.into(), retry: true };
         self.commands.send(command).await.map_err(|_| stopping())?;
         answer.await.map_err(|_| stopping())?
     }

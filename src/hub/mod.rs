@@ -24,8 +24,8 @@ mod warnings;
 mod tests;
 
 pub use command::{
-    Action, ChannelId, Command, Entry, HubHandle, Name, Port, SUBSCRIBED, Stage, SubscribeError, Subscribed, Version,
-    Warning,
+    Action, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, Stage, SubscribeError,
+    Subscribed, Version, Warning,
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};

@@ -202,6 +202,32 @@ async fn owners_get_their_rows_by_the_index_and_filters_only_narrow_them() {
 }
 
 #[tokio::test]
+async fn a_held_join_reply_is_queued_at_the_activation_and_not_at_a_refusal() {
+    let mut bench = Bench::new(OWNED).await;
+    let (held, refused) = (port(), port());
+    let (alice, reply) = (principal("authenticated", ALICE), Some(Bytes::from_static(b"reply")));
+    let bad = vec![entry(1, "owned", Some("nocolumn=eq.x"))];
+    let answer = bench.hub.subscribe_greeting(refused.clone(), bad, alice.clone(), reply.clone()).await;
+    assert!(answer.is_err());
+    let relation = bench.relation("owned").await;
+    let subscribing = bench.hub.clone();
+    let good = vec![entry(1, "owned", None)];
+    let (answer, ()) = tokio::join!(subscribing.subscribe_greeting(held.clone(), good, alice, reply), async {
+        for id in 0..50 {
+            bench.insert(&relation, &[vec![id.to_string().as_str(), ALICE, "x"]]);
+            tokio::task::yield_now().await;
+        }
+    });
+    assert!(answer.is_ok());
+    bench.insert(&relation, &[vec!["end", ALICE, "x"]]);
+    // That nothing of it comes before, the bench checks for every channel.
+    let received = bench.until(&held, "end").await;
+    assert_eq!(received[&held.id].notices, ["reply"]);
+    assert!(!received.contains_key(&refused.id));
+    bench.stop().await;
+}
+
+#[tokio::test]
 async fn a_slow_answer_of_postgres_delays_and_never_reorders() {
     let mut bench = Bench::new(&format!("{OWNED}{ASKED}")).await;
     let (alice, bob) = (port(), port());
