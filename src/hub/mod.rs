@@ -17,6 +17,8 @@ mod resolve;
 mod rules;
 mod run;
 #[cfg(test)]
+mod allocation_tests;
+#[cfg(test)]
 mod tests;
 
 pub use command::{Action, ChannelId, Command, Entry, HubHandle, Name, Port, SubscribeError, Version};

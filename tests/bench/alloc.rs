@@ -20,7 +20,8 @@ async fn a_change_for_a_thousand_members_allocates_what_a_change_for_one_does() 
         counted(&mut shard, &fixture, members.clone());
     }
     let for_one = counted(&mut shard, &fixture, one);
-    let for_thousand = counted(&mut shard, &fixture, thousand.clone());
-    assert_eq!(for_thousand, for_one, "the same, whatever the number of members");
-    println!("{for_one} allocations");
+    let for_thousand = counted(&mut shard, &fixture, thousand);
+    // The sort by connection takes one list for them all.
+    assert!(for_thousand <= for_one + 1, "{for_one} for one, {for_thousand} for a thousand");
+    assert!(for_one <= 8, "{for_one}");
 }

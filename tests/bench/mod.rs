@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde_json::{Map, Value as Json, json};
 
-use crate::change::{Change, Item, Relation, RelationColumn, ReplicaIdentity, RowChange, Timestamp, Transaction, Value};
+use crate::change::{
+    Change, Item, Relation, RelationColumn, ReplicaIdentity, RowChange, Timestamp, Transaction, Value,
+};
 use crate::claims::Principal;
 use crate::clock::Clock;
 use crate::gateway::encode::{RowShape, changes_frame, write_data};
@@ -30,7 +32,8 @@ use crate::pgtype::Types;
 use crate::policy::{Bound, Judged, Permit, Verdict, compile};
 use crate::testing::TestDatabase;
 
-const TABLE: &str = "create table messages (id bigint primary key, room_id uuid not null, user_id uuid, body text, kind text,
+const TABLE: &str =
+    "create table messages (id bigint primary key, room_id uuid not null, user_id uuid, body text, kind text,
         read boolean, score numeric, meta jsonb, created_at timestamptz);
     alter table messages enable row level security;
     create policy own on messages using (user_id = auth.uid());
@@ -65,7 +68,8 @@ struct Fixture {
 
 fn principal(subject: &str) -> Arc<Principal> {
     let claims = [("role", "authenticated"), ("sub", subject)];
-    let claims: Map<String, Json> = claims.map(|(key, value)| (key.to_owned(), Json::from(value))).into_iter().collect();
+    let claims: Map<String, Json> =
+        claims.map(|(key, value)| (key.to_owned(), Json::from(value))).into_iter().collect();
     Arc::new(Principal::new(claims, i64::MAX).expect("a role"))
 }
 
@@ -235,44 +239,68 @@ async fn nanoseconds_per_row() {
     let mut stream = vec![relation.clone(), begin.clone()];
     stream.extend(std::iter::repeat_n(insert.clone(), 64));
     stream.push(commit.clone());
-    show("decode: messages to a transaction, per row", nanos(|| {
-        black_box(crate::wal::fuzz::transactions(black_box(&stream)));
-    }) / 64.0);
+    show(
+        "decode: messages to a transaction, per row",
+        nanos(|| {
+            black_box(crate::wal::fuzz::transactions(black_box(&stream)));
+        }) / 64.0,
+    );
     let transaction = crate::wal::fuzz::transactions(&stream).remove(0);
-    show("decode: transaction to rows, per row", nanos(|| assert_eq!(black_box(rows(&transaction)).count(), 64)) / 64.0);
+    show(
+        "decode: transaction to rows, per row",
+        nanos(|| assert_eq!(black_box(rows(&transaction)).count(), 64)) / 64.0,
+    );
 
     for text in ["kind=eq.text", "kind=eq.text,read=eq.false,score=gte.12"] {
         let predicate = filter(&fixture, text).await;
         let conditions = text.split(',').count();
-        show(&format!("filter: bind {conditions} condition(s)"), nanos(|| {
-            black_box(predicate.bind(black_box(&fixture.relation)));
-        }));
+        show(
+            &format!("filter: bind {conditions} condition(s)"),
+            nanos(|| {
+                black_box(predicate.bind(black_box(&fixture.relation)));
+            }),
+        );
         let bound = predicate.bind(&fixture.relation).expect("it has the columns");
         assert!(bound.matches(change));
-        show(&format!("filter: match {conditions} condition(s)"), nanos(|| {
-            black_box(bound.matches(black_box(change)));
-        }));
+        show(
+            &format!("filter: match {conditions} condition(s)"),
+            nanos(|| {
+                black_box(bound.matches(black_box(change)));
+            }),
+        );
     }
 
     for (who, principal) in [("its owner", &fixture.owner), ("a stranger", &fixture.stranger)] {
-        show(&format!("policy: user_id = auth.uid(), {who}"), nanos(|| {
-            black_box(fixture.bound.judge(black_box(change), principal, 0));
-        }));
+        show(
+            &format!("policy: user_id = auth.uid(), {who}"),
+            nanos(|| {
+                black_box(fixture.bound.judge(black_box(change), principal, 0));
+            }),
+        );
     }
 
     let shape = RowShape::new(&fixture.relation, &fixture.types);
     let time = Timestamp(848_484_930_123_999);
     let mut data = Vec::new();
-    let encode = show("encode: row to data", nanos(|| {
-        data.clear();
-        write_data(&shape, black_box(row), time, &fixture.permit, &mut data);
-    }));
-    let framed = show("encode: data to frame", nanos(|| {
-        black_box(changes_frame(Version::V2, "realtime:room", &[78_123_401], black_box(&data)));
-    }));
-    let tree = show("encode: row to frame through serde_json::Value", nanos(|| {
-        black_box(through_a_tree(&fixture, "realtime:room", &[78_123_401]));
-    }));
+    let encode = show(
+        "encode: row to data",
+        nanos(|| {
+            data.clear();
+            write_data(&shape, black_box(row), time, &fixture.permit, &mut data);
+        }),
+    );
+    let framed = show(
+        "encode: data to frame",
+        nanos(|| {
+            black_box(changes_frame(Version::V2, "realtime:room", &[78_123_401], black_box(&data)));
+        }),
+    );
+    let tree = show(
+        "encode: row to frame through serde_json::Value",
+        nanos(|| {
+            black_box(through_a_tree(&fixture, "realtime:room", &[78_123_401]));
+        }),
+    );
     println!("{:<58} {:>9.1} times", "        ours is quicker by", tree / (encode + framed));
 
     let (mut shard, _sender) = Shard::new(Arc::new(Metrics::new()), Clock::system());

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::codec::{
-    Decoded, Message, Ref, Status, close, decode_binary, decode_text, empty_presence_state, error, json, refusal, reply,
-    system,
+    Decoded, Message, Ref, Status, close, decode_binary, decode_text, empty_presence_state, error, json, refusal,
+    reply, system,
 };
 use crate::gateway::encode::changes_frame;
 use crate::hub::Version;
