@@ -16,7 +16,7 @@ mod reshaped;
 mod resolve;
 mod rules;
 mod run;
-#[cfg(test)]
+#[cfg(all(test, debug_assertions))]
 mod allocation_tests;
 #[cfg(test)]
 mod tests;
