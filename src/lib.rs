@@ -64,3 +64,9 @@ pub mod cli;
 // For the tests of all of them.
 #[cfg(test)]
 mod testing;
+// Whatever reads bytes from outside, given any bytes at all.
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+#[cfg(test)]
+#[path = "../tests/bench/mod.rs"]
+mod bench;

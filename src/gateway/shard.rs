@@ -76,7 +76,7 @@ impl Shard {
         }
     }
 
-    fn write(&mut self, batch: Batch) {
+    pub(crate) fn write(&mut self, batch: Batch) {
         let now = self.clock.unix_millis();
         for outgoing in batch {
             match outgoing {

@@ -20,6 +20,8 @@ mod run;
 mod settle;
 mod summary;
 mod warnings;
+#[cfg(all(test, debug_assertions))]
+mod allocation_tests;
 #[cfg(test)]
 mod tests;
 

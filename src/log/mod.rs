@@ -43,6 +43,8 @@ mod segment;
 mod state;
 mod tail;
 pub mod testing;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 mod writer;

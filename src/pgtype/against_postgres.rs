@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use super::*;
 use crate::testing::TestDatabase;
 
-const SETUP: &str = "create type mood as enum ('sad', 'it''s \"ok\"', 'happy');
+pub(super) const SETUP: &str = "create type mood as enum ('sad', 'it''s \"ok\"', 'happy');
     create domain price as numeric check (value > -1000000);
     create type spot as (x int, \"na\"\"me\" text, at timestamptz, tags text[], price price);
     create type nest as (s spot, n spot[], j jsonb);
@@ -19,7 +19,7 @@ const SETUP: &str = "create type mood as enum ('sad', 'it''s \"ok\"', 'happy');
 
 /// Literals that have shown differences somewhere, by type as SQL writes it.
 #[rustfmt::skip]
-const EDGES: &[(&str, &[&str])] = &[
+pub(super) const EDGES: &[(&str, &[&str])] = &[
     ("bool", &["t", "f"]),
     ("int2", &["-32768", "0", "32767"]),
     ("int4", &["-2147483648", "-1", "0", "2147483647"]),
@@ -89,7 +89,7 @@ struct Column {
 }
 
 /// Extra values for types whose space is large.
-fn generated(sql: &str, runner: &mut TestRunner) -> Vec<String> {
+pub(super) fn generated(sql: &str, runner: &mut TestRunner) -> Vec<String> {
     let pick = |strategy: BoxedStrategy<String>, runner: &mut TestRunner| -> Vec<String> {
         (0..25).map(|_| strategy.new_tree(runner).expect("a value").current()).collect()
     };
@@ -115,7 +115,7 @@ fn generated(sql: &str, runner: &mut TestRunner) -> Vec<String> {
     }
 }
 
-async fn types_of(client: &Client) -> Types {
+pub(super) async fn types_of(client: &Client) -> Types {
     let sql = "select t.oid, n.nspname::text, t.typname::text, t.typtype::text, t.typelem, t.typbasetype, t.typrelid,
                  t.typsubscript = 'array_subscript_handler'::regproc and t.typlen = -1,
                  coalesce((select e.typdelim::text from pg_type e where e.oid = t.typelem), ',')
@@ -166,7 +166,7 @@ async fn columns(client: &Client) -> Vec<Column> {
 
 /// The same value in one form: numbers as plain decimals without trailing zeros, since `1e+2` and `100` are one number; keys in
 /// jsonb's order don't matter.
-fn normal(json: &str) -> String {
+pub(super) fn normal(json: &str) -> String {
     fn object(json: &str) -> std::collections::BTreeMap<String, Box<RawValue>> {
         serde_json::from_str(json).unwrap()
     }

@@ -65,7 +65,7 @@ pub fn canonical(equality: Equality, text: &[u8]) -> Option<Cow<'_, [u8]>> {
         Equality::Blanks => Some(Cow::Borrowed(trim_end(text, b' '))),
         Equality::Numeric => match text {
             b"NaN" | b"Infinity" | b"-Infinity" => Some(Cow::Borrowed(text)),
-            _ => is_number(text).then(|| Cow::Borrowed(trim_fraction(text))),
+            _ => is_decimal(text).then(|| Cow::Borrowed(trim_fraction(text))),
         },
         Equality::Float => Some(Cow::Borrowed(if text == b"-0" { b"0" } else { text })),
         Equality::Jsonb => canonical_jsonb(text),
@@ -77,7 +77,12 @@ fn trim_end(text: &[u8], byte: u8) -> &[u8] {
     &text[..end]
 }
 
-/// `1.50` → `1.5`, `2.00` → `2`, `100` stays. Numeric never prints an exponent.
+/// A number as numeric prints it: without an exponent, whose zeros would count, and without a negative zero.
+fn is_decimal(text: &[u8]) -> bool {
+    is_number(text) && !text.iter().any(|b| matches!(b, b'e' | b'E')) && trim_fraction(text) != b"-0"
+}
+
+/// `1.50` → `1.5`, `2.00` → `2`, `100` stays.
 fn trim_fraction(text: &[u8]) -> &[u8] {
     if !text.contains(&b'.') {
         return text;
@@ -99,7 +104,7 @@ fn canonical_jsonb(text: &[u8]) -> Option<Cow<'_, [u8]>> {
                 let digit = |b: &u8| matches!(b, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9');
                 let end = text[at..].iter().position(|b| !digit(b)).map_or(text.len(), |i| at + i);
                 let number = &text[at..end];
-                let trimmed = is_number(number).then(|| trim_fraction(number))?;
+                let trimmed = is_decimal(number).then(|| trim_fraction(number))?;
                 if trimmed.len() < number.len() {
                     let out = out.get_or_insert_with(|| Vec::with_capacity(text.len()));
                     out.extend_from_slice(&text[copied..at + trimmed.len()]);

@@ -37,6 +37,11 @@ pub enum JsonKind {
         /// For each attribute its JSON key with quotes and colon, and how it is written.
         fields: Box<[(Box<[u8]>, JsonKind)]>,
     },
+    /// `int2vector` and `oidvector`: a JSON array, though their text is not an array's.
+    Vector {
+        /// How an element is written.
+        element: Box<JsonKind>,
+    },
     /// The hstore extension's type, which has a cast to json: an object of strings and nulls.
     Hstore,
 }
@@ -58,6 +63,8 @@ fn kind_at(types: &Types, oid: u32, depth: u32) -> JsonKind {
         oid::BYTEA => return JsonKind::Bytea,
         oid::TIMESTAMP => return JsonKind::Timestamp,
         oid::TIMESTAMPTZ => return JsonKind::TimestampTz,
+        oid::INT2VECTOR => return JsonKind::Vector { element: Box::new(JsonKind::Number) },
+        oid::OIDVECTOR => return JsonKind::Vector { element: Box::new(JsonKind::String) },
         _ if depth == 0 => return JsonKind::String,
         _ => {}
     }
@@ -98,6 +105,7 @@ pub fn write_json(kind: &JsonKind, text: &[u8], out: &mut Vec<u8>) {
             or_string(text, out, |out| nested::write_array(element, *delimiter, text, out));
         }
         JsonKind::Composite { fields } => or_string(text, out, |out| nested::write_record(fields, text, out)),
+        JsonKind::Vector { element } => or_string(text, out, |out| nested::write_vector(element, text, out)),
         JsonKind::Hstore => or_string(text, out, |out| nested::write_hstore(text, out)),
     }
 }

@@ -13,6 +13,8 @@ mod string;
 mod types;
 #[cfg(test)]
 mod against_postgres;
+#[cfg(test)]
+mod generated;
 
 pub use builtin::{array_over, interchangeable, oid, type_name};
 pub use equality::{Equality, canonical, equality};

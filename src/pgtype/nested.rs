@@ -1,9 +1,9 @@
-//! The text of arrays, composites and hstore, written as JSON in one pass.
+//! The text of arrays, vectors, composites and hstore, written as JSON in one pass.
 //!
 //! The readers accept what `array_out`, `record_out` and `hstore_out` print, and answer `None` for anything else; what they
 //! have appended by then is the caller's to remove. None of them recurses over its input: only over the type, which is finite.
 
-use super::json::{JsonKind, write_json};
+use super::json::{JsonKind, is_number, write_json};
 use super::string::write_json_string;
 
 /// Postgres's MAXDIM.
@@ -97,6 +97,23 @@ pub(super) fn write_array(element: &JsonKind, delimiter: u8, text: &[u8], out: &
         out.push(b',');
         at += 1;
     }
+}
+
+/// Appends a JSON array of the words between single blanks.
+pub(super) fn write_vector(element: &JsonKind, text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    out.push(b'[');
+    let words = text.split(|b| *b == b' ').filter(|_| !text.is_empty());
+    for (i, word) in words.enumerate() {
+        if !is_number(word) {
+            return None;
+        }
+        if i > 0 {
+            out.push(b',');
+        }
+        write_json(element, word, out);
+    }
+    out.push(b']');
+    Some(())
 }
 
 /// Reads one field of a record up to its `,` or `)`. `None` inside stands for NULL.

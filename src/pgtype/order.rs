@@ -46,7 +46,7 @@ pub fn compare(order: Order, a: &[u8], b: &[u8]) -> Option<Ordering> {
     match order {
         Order::Bytes => Some(a.cmp(b)),
         Order::Blanks => Some(without_blanks(a).cmp(without_blanks(b))),
-        Order::Integer => Some(parse::<i64>(a)?.cmp(&parse(b)?)),
+        Order::Integer => Some(integer(a)?.cmp(&integer(b)?)),
         Order::Float => Some(compare_floats(parse(a)?, parse(b)?)),
         Order::Numeric => Some(Numeric::parse(a)?.cmp(&Numeric::parse(b)?)),
         Order::Timestamp => Some(instant(a)?.cmp(&instant(b)?)),
@@ -60,6 +60,11 @@ fn without_blanks(text: &[u8]) -> &[u8] {
 
 fn parse<T: std::str::FromStr>(text: &[u8]) -> Option<T> {
     std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// As Postgres prints one: without a plus, leading zeros or a negative zero.
+fn integer(text: &[u8]) -> Option<i64> {
+    if text == b"-0" || !is_number(text) { None } else { parse(text) }
 }
 
 fn compare_floats(a: f64, b: f64) -> Ordering {
@@ -93,8 +98,11 @@ impl<'a> Numeric<'a> {
         let fraction = digits.get(point + 1..).unwrap_or_default();
         let used = fraction.iter().rposition(|b| *b != b'0').map_or(0, |i| i + 1);
         let (whole, fraction) = (&digits[..point], &fraction[..used]);
-        let zero = whole == b"0" && fraction.is_empty();
-        Some(Numeric::Finite { negative: negative && !zero, whole, fraction })
+        // Numeric has no negative zero.
+        if negative && whole == b"0" && fraction.is_empty() {
+            return None;
+        }
+        Some(Numeric::Finite { negative, whole, fraction })
     }
 
     fn rank(&self) -> u8 {

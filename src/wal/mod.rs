@@ -37,6 +37,8 @@ mod spill;
 mod sqlstate;
 mod stream;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod live_tests;
 

@@ -7,5 +7,7 @@ mod socket;
 pub(in crate::gateway) use session::Visitor;
 pub(in crate::gateway) use socket::run;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
