@@ -145,7 +145,7 @@ impl Fixture {
                 let position = Position { lsn: Lsn(1), ordinal: 0 };
                 let row = RowChange { relation: self.relation.clone(), position, change: change.clone() };
                 let question = FilterQuestion { row: Arc::new(row), terms: open.to_vec() };
-                for (answer, (term, _)) in self.asker.judge(&question).await.into_iter().zip(&open) {
+                for ((answer, _), (term, _)) in self.asker.judge(&question).await.into_iter().zip(&open) {
                     let FilterAnswer::Says(answer) = answer else { panic!("{term:?}: {answer:?}") };
                     matched &= term.accepts(answer);
                 }
@@ -153,6 +153,14 @@ impl Fixture {
             matches.push(matched);
         }
         matches
+    }
+
+    /// About a row of one column.
+    fn question(&self, predicate: &Predicate, text: &str) -> FilterQuestion {
+        let change = Change::Insert { new: Tuple::from_values([Value::Text(text.as_bytes())].into_iter()) };
+        let terms = predicate.bind(&self.relation).unwrap().open(&change).to_vec();
+        let position = Position { lsn: Lsn(1), ordinal: 0 };
+        FilterQuestion { row: Arc::new(RowChange { relation: self.relation.clone(), position, change }), terms }
     }
 
     /// Which rows Postgres selects; its error if it refuses.
@@ -466,14 +474,38 @@ async fn a_hostile_pattern_is_cut_off_and_its_neighbours_are_answered() {
     let config = FilterAskConfig { statement_timeout: Duration::from_millis(50), ..patient() };
     fixture.asker = FilterAsker::new(fixture.database.pool("plain_relay"), config, Arc::new(Metrics::new()));
     let text = "a".repeat(401);
-    let change = Change::Insert { new: Tuple::from_values([Value::Text(text.as_bytes())].into_iter()) };
-    let bound = predicate.bind(&fixture.relation).unwrap();
-    let position = Position { lsn: Lsn(1), ordinal: 0 };
-    let row = Arc::new(RowChange { relation: fixture.relation.clone(), position, change });
-    let terms = bound.open(&row.change).to_vec();
-    let answers = fixture.asker.judge(&FilterQuestion { row, terms }).await;
+    let judged = fixture.asker.judge(&fixture.question(&predicate, &text)).await;
+    let (answers, took): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
     let yes = FilterAnswer::Says(Some(true));
     assert_eq!(answers, [yes, FilterAnswer::Failed(FilterFailure::Timeout), yes]);
+    assert!(took[1] >= Duration::from_millis(40), "{took:?}");
+    // On so much it proves nothing about the pattern.
+    let text = "a".repeat(64 << 10) + "a";
+    let (answer, took) = fixture.asker.judge(&fixture.question(&predicate, &text)).await[1];
+    assert_eq!(answer, FilterAnswer::TooLarge);
+    assert!(took >= Duration::from_millis(40), "{took:?}");
+}
+
+/// The type's operator ends the connection of a canary if it is run with the rights of our own login.
+#[tokio::test]
+async fn without_the_role_no_condition_is_run() {
+    let fixture = Fixture::with(
+        "create type probe as enum ('a', 'b', 'c');
+         create function peek(probe, probe) returns bool language sql as
+             $$ select case when current_user <> 'rowcast_filter' then
+                  (select bool_and(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'canary') end $$;
+         create operator < (leftarg = probe, rightarg = probe, function = peek);
+         create table t (p probe)",
+    )
+    .await;
+    let predicate = fixture.predicate("p=lt.a,p=lt.b,p=lt.c").await.unwrap();
+    let pool = fixture.database.pool("plain_relay");
+    let canary = pool.get().await.unwrap();
+    canary.batch_execute("set application_name = 'canary'").await.unwrap();
+    fixture.database.run("revoke rowcast_filter from plain_relay").await;
+    let answers = fixture.asker.judge(&fixture.question(&predicate, "a")).await;
+    assert_eq!(answers, [(FilterAnswer::Undecided, Duration::ZERO); 3]);
+    canary.batch_execute("select 1").await.expect("nothing was run with our own rights");
 }
 
 #[tokio::test]
