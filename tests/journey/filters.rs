@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Scene, filtered};
+use super::{Scene, filtered, watching};
 use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Change, Phone, summary};
 
@@ -355,6 +355,49 @@ async fn a_filter_that_is_slow_on_somebodys_large_row_goes_on_for_everybody() {
     let changes = alice.changes_before("end").await;
     assert_eq!(changes.iter().filter(|change| change.table() == "papers").count(), 1);
     assert_eq!(scene.relay.metric("rowcast_filter_failures_total", "timeout").await, 5.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fresh_token_brings_an_ended_subscription_back() {
+    let scene = Scene::with(TABLES).await;
+    let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+    phone.subscribe("room", &papers(&[HOSTILE])).await;
+    for id in 0..10 {
+        scene.exec(&paper(id, ALICE, &"a".repeat(801))).await;
+    }
+    messages_until_ended(&mut phone).await;
+    phone.push_token("room", &token::short(ALICE, 7200)).await;
+    while phone.system("room").await["message"] != "Subscribed to PostgreSQL" {}
+    scene.mark("end").await;
+    phone.changes_before("end").await;
+}
+
+/// The check of a literal takes a second once `busy` has a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filters_that_are_checked_again_for_long_keep_nobody_waiting() {
+    let scene = Scene::with(
+        "create table public.busy ();
+         create function public.slow(text) returns bool language sql as
+             'select count(pg_sleep(1)) >= 0 from public.busy';
+         create domain public.slow_text as text check (public.slow(value));
+         create table public.slow (id int primary key, t slow_text);
+         grant select on public.busy to public; grant select on public.slow to authenticated;
+         alter publication supabase_realtime add table public.slow;",
+    )
+    .await;
+    let mut slow = scene.relay.phone(&token::user(BOB)).await;
+    let mut witness = scene.relay.phone(&token::user(ALICE)).await;
+    witness.subscribe("room", &watching(&[])).await;
+    // Too long to be remembered.
+    let long = "x".repeat(4100);
+    let entry = |n| json!({ "event": "*", "schema": "public", "table": "slow", "filter": format!("t=eq.{n}{long}") });
+    slow.subscribe("room", &(0..30).map(entry).collect()).await;
+    scene.exec("insert into busy default values").await;
+    scene.exec("alter table public.slow add column more int").await;
+    let gap = slow.system("room");
+    scene.mark("end").await;
+    witness.expect_nothing_before("end").await;
+    assert!(gap.await["message"].as_str().is_some_and(|message| message.starts_with("Gap: ")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
