@@ -13,6 +13,7 @@ use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use super::event::{Greeting, Outgoing};
+use super::filters::Owner;
 use super::matching::{self, UNDECIDED};
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
@@ -113,9 +114,11 @@ impl Hub {
     fn revalidate(&mut self, id: ChannelId, entries: Arc<Vec<Entry>>, principal: Arc<Principal>, pause: Duration) {
         let ticket = self.ticket(id);
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
+        let connection = self.registry.get(id).map_or(0, |channel| channel.port.outbox.number());
         self.resolving.spawn(async move {
             tokio::time::sleep(pause).await;
-            let result = resolve::resolve(rules, validator, &entries, &principal, options).await;
+            let owner = Owner::of(&principal, connection);
+            let result = resolve::resolve(rules, validator, &entries, (&principal, &owner), options).await;
             Resolved { ticket, id, why: Why::Again, result }
         });
     }
@@ -166,7 +169,8 @@ impl Hub {
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
         self.resolving.spawn(async move {
-            let result = resolve::resolve(rules, validator, &wish.entries, &wish.principal, options).await;
+            let owner = Owner::of(&wish.principal, wish.port.outbox.number());
+            let result = resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await;
             Resolved { ticket, id, why: Why::Subscribe(wish), result }
         });
     }

@@ -61,6 +61,14 @@ impl Owner {
             _ => Owner::User(principal.subject.clone()),
         }
     }
+
+    /// The same for who knows owners by a text.
+    pub(super) fn key(&self) -> String {
+        match self {
+            Owner::User(subject) => format!("user {subject}"),
+            Owner::Connection(number) => format!("connection {number}"),
+        }
+    }
 }
 
 /// Those who wait for a condition; of many, some.

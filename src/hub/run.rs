@@ -118,7 +118,7 @@ impl Hub {
             rules_reader: Some(rules_reader),
             rules,
             current: None,
-            validator: Arc::new(Validator::new(deps.pool.clone())),
+            validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
             lane: Lane::new(asker, filter_asker),
