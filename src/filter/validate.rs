@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
-use super::asked::AskedTerm;
+use super::asked::{self, AskedTerm, Found};
 use super::like::Pattern;
 use super::literals::{Known, MAX_LITERAL_BYTES, Values};
 use super::predicate::{Comparison, Predicate, Term, Test};
@@ -352,7 +352,18 @@ fn refuse_names(condition: &Condition, column: &ColumnSpec<'_>, base: u32) -> Re
 fn like(condition: &Condition, column: &ColumnSpec<'_>, base: u32) -> Option<Test> {
     let plain = matches!(base, oid::TEXT | oid::VARCHAR) && column.collation_deterministic && column.utf8;
     let pattern = Some(&condition.value).filter(|text| plain && !text.contains('\0'))?;
-    Pattern::parse(pattern).map(Test::Like)
+    let found = Found { schema: "pg_catalog".into(), strict: true };
+    let asked = || AskedTerm {
+        column: column.name.into(),
+        type_oid: column.type_oid,
+        operator: condition.operator,
+        negated: condition.negated,
+        sql: asked::statement(condition.operator, &found, column.collation).into(),
+        value_type: base,
+        literal: Some((base, pattern.as_str().into())),
+        of_null: asked::of_null(condition.operator, &found),
+    };
+    Pattern::parse(pattern).map(|parsed| Test::Like(parsed, Arc::new(asked())))
 }
 
 /// `None` if an element has no comparable form.

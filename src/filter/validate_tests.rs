@@ -494,6 +494,23 @@ async fn a_hostile_pattern_is_cut_off_and_its_neighbours_are_answered() {
 }
 
 #[tokio::test]
+async fn like_on_a_large_value_is_left_to_postgres() {
+    let fixture = Fixture::with("create table t (t text, v varchar)").await;
+    fixture
+        .database
+        .run("insert into t values ('a', 'a'), (repeat('xa', 9000), repeat('xa', 9000)), (null, null)")
+        .await;
+    let rows = fixture.rows().await;
+    for filter in ["t=like.%x%a%", "t=not.like.%x_x%", "v=like.%y%", "v=not.like.%y%", "v=like.x%a"] {
+        let predicate = fixture.predicate(filter).await.unwrap();
+        let bound = predicate.bind(&fixture.relation).unwrap();
+        let open: Vec<usize> = rows.iter().map(|row| bound.open(row).len()).collect();
+        assert_eq!(open, [0, 1, 0], "{filter}");
+        assert_eq!(fixture.ours(&predicate, &rows).await, fixture.selected(filter).await, "{filter}");
+    }
+}
+
+#[tokio::test]
 async fn literals_do_not_wait_for_trials_and_nobody_for_all_of_anothers() {
     let fixture = Fixture::with("create table t (t text, i int)").await;
     let (validator, columns) = (&fixture.validator, fixture.columns());

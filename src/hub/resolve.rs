@@ -31,6 +31,9 @@ pub(super) struct Target {
 /// A reading of the catalog must know the channel's role within this.
 const ROLE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Most conditions of all entries of a channel: each is looked at for each row of its table.
+const MAX_CONDITIONS: usize = 1000;
+
 /// Resolves all entries for a principal, against a catalog that knows his role.
 pub(super) async fn resolve(
     mut rules: RulesHandle,
@@ -45,6 +48,15 @@ pub(super) async fn resolve(
     };
     let mut targets = Vec::with_capacity(entries.len());
     let owner = owner.key();
+    let parsed = entries.iter().filter_map(|entry| entry.filter.as_deref()).map(filter::parse);
+    let conditions: usize = parsed.map(|parsed| parsed.map_or(0, |conditions| conditions.len())).sum();
+    if conditions > MAX_CONDITIONS {
+        let message = format!(
+            "Unable to subscribe to changes: the channel's filters have {conditions} conditions in all; at most \
+             {MAX_CONDITIONS} are allowed"
+        );
+        return Err(SubscribeError { message, retry: false });
+    }
     for entry in entries {
         resolve_entry(&rules.catalog, &validator, entry, (principal, &owner), &mut targets).await?;
     }

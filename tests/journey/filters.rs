@@ -337,6 +337,28 @@ async fn many_filters_of_one_user_leave_room_for_those_of_others() {
     assert_eq!(scene.relay.metric("rowcast_filter_failures_total", "too_many").await, 28.0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_has_a_thousand_conditions_at_most() {
+    let scene = Scene::with(OPEN).await;
+    let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+    let filters = |entries| {
+        let conditions =
+            |entry| (0..100).map(|n| format!("title=not.like.%q{n}z{entry}%")).collect::<Vec<_>>().join(",");
+        open((0..entries).map(conditions))
+    };
+    phone.join("many", &filters(11)).await;
+    let system = phone.system("many").await;
+    let expected =
+        "Unable to subscribe to changes: the channel's filters have 1100 conditions in all; at most 1000 are allowed";
+    assert_eq!((&system["status"], &system["message"]), (&json!("error"), &json!(expected)));
+    phone.subscribe("room", &filters(10)).await;
+    scene.exec("insert into open values (1, 'hi'), (2, repeat('q', 9000))").await;
+    scene.mark("end").await;
+    // The large value is asked about: 32 conditions of a user, and what is beyond is a gap.
+    assert_eq!(summary(&phone.changes_before("end").await, "id"), ["INSERT 1"]);
+    assert_eq!(asked(&scene).await, 32.0);
+}
+
 /// What makes one of them slow is a row that another may not even see.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_filter_that_is_slow_on_somebodys_large_row_goes_on_for_everybody() {
