@@ -21,6 +21,7 @@ use super::rules::Rules;
 use super::run::Hub;
 use super::{ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
+use crate::change::Position;
 use crate::claims::Principal;
 
 type Reply = oneshot::Sender<Subscribed>;
@@ -197,11 +198,11 @@ impl Hub {
                 }
                 self.settled(done.id);
                 self.subscribing.remove(&done.id);
-                if let Some(targets) = self.targets_of(done.id, &principal, &entries).filter(|_| may_pass) {
+                if let Some((targets, from)) = self.in_force(done.id, &principal, &entries).filter(|_| may_pass) {
                     // A new token of equal rights, and the database could not be asked: what is in force stays.
-                    self.keep(port, principal, entries, targets, &current.catalog);
+                    self.registry.activate(port, principal, entries, targets, from, &current.catalog);
                     if reply.send(Ok(Vec::new())).is_err() {
-                        self.forget(done.id);
+                        self.registry.remove(done.id);
                     }
                     return self.count();
                 }
@@ -230,28 +231,16 @@ impl Hub {
         }
     }
 
-    /// What is in force for a channel that has just these rights and entries.
-    fn targets_of(&self, id: ChannelId, principal: &Principal, entries: &Arc<Vec<Entry>>) -> Option<Vec<Target>> {
-        let channel = self.registry.get(id)?;
+    /// What is in force for a channel of just these rights and entries, and since when.
+    fn in_force(
+        &self,
+        id: ChannelId,
+        principal: &Principal,
+        entries: &Arc<Vec<Entry>>,
+    ) -> Option<(Vec<Target>, Position)> {
+        let channel = self.registry.get(id).filter(|channel| !channel.targets.is_empty())?;
         let same = channel.principal.sharing_key == principal.sharing_key && channel.entries == *entries;
-        same.then(|| channel.targets.clone())
-    }
-
-    /// Puts a new token in force with these targets. If they were taken away meanwhile they are resolved again.
-    fn keep(
-        &mut self,
-        port: Arc<Port>,
-        principal: Arc<Principal>,
-        entries: Arc<Vec<Entry>>,
-        targets: Vec<Target>,
-        catalog: &Catalog,
-    ) {
-        let (id, is_released) = (port.id, targets.is_empty());
-        let from = self.registry.get(id).map_or_else(|| self.position(), |channel| channel.from);
-        self.registry.activate(port, principal.clone(), entries.clone(), targets, from, catalog);
-        if is_released {
-            self.revalidate(id, entries, principal, Duration::from_secs(1));
-        }
+        same.then(|| (channel.targets.clone(), channel.from))
     }
 
     fn on_revalidated(&mut self, id: ChannelId, result: Resolution, stale: bool, catalog: &Catalog) {
