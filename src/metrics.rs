@@ -156,8 +156,8 @@ metrics! {
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about
     filter_terms: Counter = "filter_terms";
-    /// Filter conditions without an answer from Postgres by kind: timeout, raised, connection, role, too_many
-    filter_failures: Labelled = "filter_failures" by "kind" ["timeout", "raised", "connection", "role", "too_many"];
+    /// Filter conditions without an answer from Postgres by kind: timeout, raised, connection, role, too_many, over_budget
+    filter_failures: Labelled = "filter_failures" by "kind" ["timeout", "raised", "connection", "role", "too_many", "over_budget"];
     /// Catalog reads by result: changed, same, failed
     catalog_reads: Labelled = "catalog_reads" by "result" ["changed", "same", "failed"];
     /// When the reading of the catalog that is in force began, in seconds since 1970

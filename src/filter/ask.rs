@@ -3,7 +3,8 @@
 //! It runs only for subscriptions that `policy` has permitted the row to, in a role that owns nothing and is granted nothing,
 //! in a read-only transaction, each condition with a time limit and a savepoint of its own: a pattern from a phone is hostile.
 //! The statements are *parsed* as our own login, since an extension's operator may be in a schema that the role may not look
-//! into, and *run* as the role. No statement is sent that was not made by [`super::Validator`].
+//! into, and *run* as the role: the savepoint that each condition goes back to is made after the role was assumed, so that
+//! without the role nothing is run. No statement is sent that was not made by [`super::Validator`].
 //!
 //! Rejected: our own rights when the role is missing; one statement for all conditions, where the first error ends all.
 
@@ -67,9 +68,14 @@ pub enum FilterAnswer {
     Says(Option<bool>),
     /// The condition itself failed.
     Failed(FilterFailure),
+    /// It took longer than the statement timeout, on a value so large that it is not to blame.
+    TooLarge,
     /// Postgres could not be asked.
     Undecided,
 }
+
+/// A condition that takes too long on a longer value than this, in bytes, may be a good one.
+const LARGE_VALUE: usize = 64 << 10;
 
 /// Asks Postgres. Cheap to clone.
 #[derive(Clone)]
@@ -93,8 +99,9 @@ impl FilterAsker {
         self.config.statement_timeout
     }
 
-    /// The answers, in the order of `question.terms`. Takes at most the deadline.
-    pub async fn judge(&self, question: &FilterQuestion) -> Vec<FilterAnswer> {
+    /// The answers, in the order of `question.terms`, each with the time that Postgres took for it (zero if it was not asked).
+    /// Takes at most the deadline.
+    pub async fn judge(&self, question: &FilterQuestion) -> Vec<(FilterAnswer, Duration)> {
         let started = Instant::now();
         self.metrics.filter_terms.inc_by(question.terms.len() as u64);
         let round = tokio::time::timeout(self.config.deadline, self.round(question));
@@ -103,10 +110,10 @@ impl FilterAsker {
         let failed = |kind, count| self.metrics.filter_failures.get_or_create(&[("kind", kind)]).inc_by(count);
         match answers {
             Ok(answers) => {
-                for answer in &answers {
+                for (answer, _) in &answers {
                     match answer {
                         FilterAnswer::Says(_) => continue,
-                        FilterAnswer::Failed(FilterFailure::Timeout) => failed("timeout", 1),
+                        FilterAnswer::Failed(FilterFailure::Timeout) | FilterAnswer::TooLarge => failed("timeout", 1),
                         FilterAnswer::Failed(FilterFailure::Raised) => failed("raised", 1),
                         FilterAnswer::Undecided => failed("connection", 1),
                     };
@@ -115,12 +122,12 @@ impl FilterAsker {
             }
             Err(Silence(kind)) => {
                 failed(kind, question.terms.len() as u64);
-                vec![FilterAnswer::Undecided; question.terms.len()]
+                vec![(FilterAnswer::Undecided, Duration::ZERO); question.terms.len()]
             }
         }
     }
 
-    async fn round(&self, question: &FilterQuestion) -> Result<Vec<FilterAnswer>, Silence> {
+    async fn round(&self, question: &FilterQuestion) -> Result<Vec<(FilterAnswer, Duration)>, Silence> {
         let object = self.pool.get().await.map_err(|error| {
             tracing::debug!(error = %crate::error::chain(&error), "no connection to ask Postgres about a filter");
             Silence("connection")
@@ -128,70 +135,79 @@ impl FilterAsker {
         let mut lent = Lent(Some(object));
         let Some(client) = lent.0.as_mut() else { return Err(Silence("connection")) };
         let transaction = client.build_transaction().read_only(true).start().await.map_err(silence)?;
-        transaction.batch_execute("set local search_path = ''; savepoint asked").await.map_err(silence)?;
+        transaction.batch_execute("set local search_path = ''; savepoint parsed").await.map_err(silence)?;
         let mut statements = Vec::with_capacity(question.terms.len());
         for (term, _) in &question.terms {
             let mut types = vec![parameter_type(term.value_type)];
             types.extend(term.literal.as_ref().map(|(oid, _)| parameter_type(*oid)));
             let prepared = transaction.prepare_typed_cached(&term.sql, &types).await;
             if prepared.is_err() {
-                transaction.batch_execute(BACK).await.map_err(silence)?;
+                transaction.batch_execute("rollback to savepoint parsed").await.map_err(silence)?;
             }
             statements.push(prepared.map_err(|error| answer_of(&error)));
         }
         let timeout = self.config.statement_timeout.as_millis().max(1);
-        let assume = format!("set local role {FILTER_ROLE}; set local statement_timeout = {timeout}; savepoint asked");
+        let assume =
+            format!("set local role {FILTER_ROLE}; set local statement_timeout = {timeout}; savepoint assumed");
         let asked = question.terms.iter().zip(statements).map(|((term, index), statement)| {
             let transaction = &transaction;
             async move {
                 match statement {
                     Ok(statement) => ask_one(transaction, &statement, term, sent(&question.row.change, *index)).await,
-                    Err(answer) => Ok(answer),
+                    Err(answer) => Ok((answer, None)),
                 }
             }
         });
-        // Sent together. Should it fail to become the role, the transaction has failed, and nothing after it is run.
-        let (assumed, answers) = tokio::join!(biased; transaction.batch_execute(&assume), in_order(asked.collect()));
+        // Sent together. Should it fail to become the role, the transaction has failed, and nothing after it is run: the
+        // savepoint that the conditions go back to was not made.
+        let become_role = async { (transaction.batch_execute(&assume).await, Instant::now()) };
+        let ((assumed, mut before), answers) = tokio::join!(biased; become_role, in_order(asked.collect()));
         assumed.map_err(|error| {
             tracing::debug!(error = %crate::error::chain(&error), "cannot become the role that judges filters");
             Silence(if error.as_db_error().is_some() { "role" } else { "connection" })
         })?;
-        let answers = answers.into_iter().collect::<Result<_, _>>().map_err(silence)?;
+        let answers: Vec<_> = answers.into_iter().collect::<Result<_, _>>().map_err(silence)?;
         transaction.rollback().await.map_err(silence)?;
         drop(lent.0.take());
-        Ok(answers)
+        // They are answered one after another: each has taken the time since the one before.
+        let timed = answers.into_iter().map(|(answer, at)| {
+            let at = at.unwrap_or(before);
+            (answer, at.saturating_duration_since(std::mem::replace(&mut before, at)))
+        });
+        Ok(timed.collect())
     }
 }
 
-const BACK: &str = "rollback to savepoint asked";
-
-/// Sends everything for one condition in its first poll.
+/// Sends everything for one condition in its first poll. With the answer, when it came.
 async fn ask_one(
     transaction: &tokio_postgres::Transaction<'_>,
     statement: &Statement,
     term: &AskedTerm,
     value: Value<'_>,
-) -> Result<FilterAnswer, tokio_postgres::Error> {
+) -> Result<(FilterAnswer, Option<Instant>), tokio_postgres::Error> {
     let text = match value {
         Value::Text(text) => Some(TextOf(text)),
         Value::Null => None,
         // The hub asks about what was sent only.
-        Value::Unchanged => return Ok(FilterAnswer::Says(None)),
+        Value::Unchanged => return Ok((FilterAnswer::Says(None), None)),
     };
     let literal = term.literal.as_ref().map(|(_, text)| TextOf(text.as_bytes()));
     let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&text];
     parameters.extend(literal.iter().map(|literal| literal as &(dyn ToSql + Sync)));
-    let (answer, back) = tokio::join!(
+    let ((answer, at), back) = tokio::join!(
         biased;
-        transaction.query_one(statement, &parameters),
-        transaction.batch_execute(BACK),
+        async { (transaction.query_one(statement, &parameters).await, Instant::now()) },
+        transaction.batch_execute("rollback to savepoint assumed"),
     );
     // Without this the next condition would be asked in a failed transaction.
     back?;
-    Ok(match answer {
+    let answer = match answer {
         Ok(row) => row.try_get(0).map_or(FilterAnswer::Undecided, FilterAnswer::Says),
         Err(error) => answer_of(&error),
-    })
+    };
+    let is_large = matches!(value, Value::Text(text) if text.len() > LARGE_VALUE);
+    let to_blame = !is_large || answer != FilterAnswer::Failed(FilterFailure::Timeout);
+    Ok((if to_blame { answer } else { FilterAnswer::TooLarge }, Some(at)))
 }
 
 fn answer_of(error: &tokio_postgres::Error) -> FilterAnswer {

@@ -3,7 +3,7 @@
 //! `%` is any text, `_` one character, `\` takes the next character literally. Between two `%` is a segment of a fixed number of
 //! characters, so that its leftmost place is as good as any: no backtracking over segments. Segments of letters are searched in
 //! linear time; one with `_` in it costs its length for each place, so a long one is left to Postgres. It is judged before
-//! authorization, in the hub's own thread, and by the pattern of a stranger.
+//! authorization, in the hub's own thread, and by the pattern of a stranger: so a large value is left to Postgres too.
 //!
 //! Rejected: `ILIKE` and regular expressions. How letters fold is the collation's, and the regular expressions are Postgres's own.
 
@@ -25,6 +25,8 @@ enum Segment {
 
 /// Longest segment with `_` that is searched for.
 const MAX_MIXED: usize = 16;
+/// Bytes that are looked at for one value.
+const MAX_WORK: usize = 8192;
 
 impl Pattern {
     /// `None` if it ends with a lone backslash, or is not cheap.
@@ -48,6 +50,13 @@ impl Pattern {
         let Some(last) = segments.next_back() else { return Some(Pattern { first, rest: None }) };
         let middle: Box<[Segment]> = segments.filter(|segment| !segment.is_empty()).collect();
         middle.iter().all(Segment::is_cheap).then_some(Pattern { first, rest: Some((middle, last)) })
+    }
+
+    /// Whether a value of this many bytes is to be judged in memory.
+    pub(super) fn is_cheap_on(&self, bytes: usize) -> bool {
+        let searched = self.rest.iter().flat_map(|(middle, _)| middle.iter());
+        let is_mixed = searched.clone().any(|segment| matches!(segment, Segment::Mixed(_)));
+        bytes * if is_mixed { MAX_MIXED } else { 1 } <= MAX_WORK
     }
 
     pub(super) fn matches(&self, text: &str) -> bool {
@@ -151,6 +160,9 @@ mod tests {
         // Not searched for: its place is known.
         assert!(Pattern::parse(&format!("{}_%_{}", "a".repeat(500), "a".repeat(500))).is_some());
         // As long as a filter may be, on a large value: the product of the two would take minutes.
+        let is_cheap = |pattern: &str, bytes| Pattern::parse(pattern).unwrap().is_cheap_on(bytes);
+        assert!(is_cheap("%a%", 8192) && !is_cheap("%a%", 8193) && is_cheap("_%_", 8192));
+        assert!(is_cheap("%a_%", 512) && !is_cheap("%a_%", 513));
         let (letters, text) = ("a".repeat(30_000), "a".repeat(1 << 20));
         assert!(!Pattern::parse(&format!("%{letters}b%")).unwrap().matches(&text));
         assert!(!Pattern::parse(&format!("{}b", "%a".repeat(15_000))).unwrap().matches(&text));

@@ -33,7 +33,8 @@ pub(super) enum Test {
         has_null: bool,
     },
     Compare(Order, Comparison, Box<[u8]>),
-    Like(Pattern),
+    /// And the same for Postgres, which is asked where memory would take long.
+    Like(Pattern, Arc<AskedTerm>),
 }
 
 impl Test {
@@ -57,7 +58,7 @@ impl Test {
                     Err(_) => (!has_null).then_some(false),
                 }
             }
-            Test::Like(pattern) => Some(pattern.matches(std::str::from_utf8(value?).ok()?)),
+            Test::Like(pattern, _) => Some(pattern.matches(std::str::from_utf8(value?).ok()?)),
             Test::Compare(order, comparison, bound) => {
                 let found = compare(*order, value?, bound)?;
                 Some(match comparison {
@@ -81,12 +82,23 @@ pub(super) struct Term {
 
 impl Term {
     fn matches(&self, value: Value<'_>) -> bool {
+        if self.left_to_postgres(value).is_some() {
+            return true;
+        }
         let value = match value {
             Value::Unchanged => return false,
             Value::Null => None,
             Value::Text(text) => Some(text),
         };
         self.test.holds(value).is_some_and(|holds| holds != self.negated)
+    }
+
+    /// Rows are matched in the hub's own thread, before anybody's rights are looked at.
+    fn left_to_postgres(&self, value: Value<'_>) -> Option<&Arc<AskedTerm>> {
+        match (&self.test, value) {
+            (Test::Like(pattern, asked), Value::Text(text)) if !pattern.is_cheap_on(text.len()) => Some(asked),
+            _ => None,
+        }
     }
 
     /// The text that the column's must be equal to for this to hold.
@@ -220,7 +232,11 @@ impl BoundPredicate {
             let known = term.of_null.is_some() && place.value(change) == Value::Null;
             (!known).then(|| (term.clone(), place.index))
         };
-        self.predicate.asked.iter().zip(&self.asked_places).filter_map(open).collect()
+        let left = |(term, place): (&Term, &Place)| {
+            term.left_to_postgres(place.value(change)).map(|asked| (asked.clone(), place.index))
+        };
+        let left = self.predicate.terms.iter().zip(&self.places).filter_map(left);
+        self.predicate.asked.iter().zip(&self.asked_places).filter_map(open).chain(left).collect()
     }
 
     /// A condition that every matching row fulfils and that can be a hash key: the column's index, and the canonical text

@@ -18,10 +18,12 @@ pub(super) struct Trial<'a> {
     pub(super) base: u32,
     /// A value of the type to try it on, so that what Postgres raises at the first row is raised now.
     pub(super) value: Option<&'a str>,
+    /// For running it.
+    pub(super) timeout: std::time::Duration,
 }
 
-/// For one statement of a trial.
-const TRIAL_TIMEOUT_MS: u32 = 1000;
+/// For a statement that looks something up.
+const LOOK_UP_TIMEOUT_MS: u32 = 1000;
 
 /// Of type `$2`: its category, and the schema and strictness of its own operator `$1`; whether we may be role `$3`, NULL if it
 /// is not there. The operator between two values of just this type is what Postgres would take in any search_path that has it.
@@ -38,7 +40,7 @@ impl Trial<'_> {
     pub(super) async fn run(&self) -> Result<AskedTerm, FilterError> {
         let (condition, column, base) = (self.condition, self.column, self.base);
         let failed = || PgError::query("cannot check a filter");
-        let begin = format!("set local search_path = ''; set local statement_timeout = {TRIAL_TIMEOUT_MS}");
+        let begin = format!("set local search_path = ''; set local statement_timeout = {LOOK_UP_TIMEOUT_MS}");
         self.transaction.batch_execute(&begin).await.map_err(failed())?;
         let sign = asked::sign(condition.operator);
         let row = self.transaction.query_opt(LOOK_UP, &[&sign, &base, &FILTER_ROLE]).await.map_err(failed())?;
@@ -54,8 +56,9 @@ impl Trial<'_> {
         };
         let term = self.term(&found).await?;
         let statement = self.prepare(&term).await?;
+        let timeout = self.timeout.as_millis().max(1);
         self.transaction
-            .batch_execute(&format!("set local role {FILTER_ROLE}"))
+            .batch_execute(&format!("set local role {FILTER_ROLE}; set local statement_timeout = {timeout}"))
             .await
             .map_err(|error| if error.as_db_error().is_some() { no_role() } else { failed()(error).into() })?;
         // A pattern is looked at when it is first used, and with NULL it is not.

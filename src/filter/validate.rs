@@ -3,14 +3,18 @@
 //! A literal goes as a text parameter *of the column's type*, so it meets the type's own input function (without the column's
 //! length: `f::T` in `protocol.md` §5.3), and no text from a client is ever part of a statement. It comes back through
 //! `format('%s', …)`, which uses the output function; a cast to text would print `true` for `t` and drop the blanks of `char(n)`.
+//!
+//! A condition for Postgres is tried out, and may be made to take long. Trials have turns of their own, so that literals don't
+//! wait for them, and everybody has one trial at a time, so that others' trials wait for one of his and not for all.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 
-use super::asked::AskedTerm;
+use super::asked::{self, AskedTerm, Found};
 use super::like::Pattern;
 use super::literals::{Known, MAX_LITERAL_BYTES, Values};
 use super::predicate::{Comparison, Predicate, Term, Test};
@@ -57,17 +61,30 @@ pub fn check_select<'a>(
     }
 }
 
-/// Connections that all validations together may use.
-const AT_ONCE: usize = 3;
+/// Connections that the literals of all validations together may use.
+const AT_ONCE: usize = 2;
+/// The same for trials.
+const TRIALS_AT_ONCE: usize = 2;
+/// Of the time that a condition may take at a row; a refusal is final, and should not be for a busy moment.
+const TRIAL_PATIENCE: u32 = 3;
+/// Lines of trials that may be there before those that nobody waits in are cleared away.
+const MANY_LINES: usize = 256;
 
 /// Makes predicates of conditions.
 pub struct Validator {
     pool: Pool,
     /// A storm of joins must not take all connections of the pool, nor wait for one until it times out.
     turns: Semaphore,
+    trials: Semaphore,
+    /// For one trial.
+    timeout: Duration,
+    /// Where everybody's trials wait for each other.
+    lines: Mutex<HashMap<Box<str>, Weak<Line>>>,
     literals: Known<(u32, bool, Box<str>), Values>,
     asked: Known<AskedKey, Arc<AskedTerm>>,
 }
+
+type Line = tokio::sync::Mutex<()>;
 
 /// Everything that an [`AskedTerm`] is made of: the column's type, its collation, and the condition.
 type AskedKey = (u32, Option<Box<str>>, Condition);
@@ -113,15 +130,24 @@ fn moves_with_the_clock(base: u32, literal: &str) -> bool {
 }
 
 impl Validator {
-    /// Asks through this pool.
-    pub fn new(pool: Pool) -> Validator {
-        Validator { pool, turns: Semaphore::new(AT_ONCE), literals: Known::new(), asked: Known::new() }
+    /// Asks through this pool. `statement_timeout`: what a condition may take at a row; a trial gets somewhat more.
+    pub fn new(pool: Pool, statement_timeout: Duration) -> Validator {
+        Validator {
+            pool,
+            turns: Semaphore::new(AT_ONCE),
+            trials: Semaphore::new(TRIALS_AT_ONCE),
+            timeout: statement_timeout * TRIAL_PATIENCE,
+            lines: Mutex::default(),
+            literals: Known::new(),
+            asked: Known::new(),
+        }
     }
 
     /// Checks the conditions against one table, whose columns are given as the subscriber's role sees them. Asks the database
-    /// only for literals that are not known yet.
+    /// only for literals that are not known yet. `owner`: on whose behalf, for fairness alone.
     pub async fn validate(
         &self,
+        owner: &str,
         conditions: &[Condition],
         columns: &[ColumnSpec<'_>],
         types: &Types,
@@ -132,7 +158,7 @@ impl Validator {
                 let column = columns.iter().find(|c| c.name == condition.column && c.readable);
                 let column = column
                     .ok_or_else(|| FilterError::raised(format!("invalid column for filter {}", condition.column)))?;
-                match self.judge(condition, column, types).await? {
+                match self.judge(owner, condition, column, types).await? {
                     Judge::Memory(test, inverted) => {
                         let negated = condition.negated != inverted;
                         terms.push(Term { column: column.name.into(), type_oid: column.type_oid, negated, test });
@@ -146,14 +172,36 @@ impl Validator {
         tokio::time::timeout(DEADLINE, checked).await.map_err(timeout)?
     }
 
-    async fn connection(&self) -> Result<(SemaphorePermit<'_>, deadpool_postgres::Object), FilterError> {
+    async fn connection<'a>(
+        &self,
+        turns: &'a Semaphore,
+    ) -> Result<(SemaphorePermit<'a>, deadpool_postgres::Object), FilterError> {
         // Never closed; waiting is bounded by the deadline of the whole validation.
-        let turn = self.turns.acquire().await.map_err(|_| FilterError::Unavailable(PgError::Timeout(DEADLINE)))?;
+        let turn = turns.acquire().await.map_err(|_| FilterError::Unavailable(PgError::Timeout(DEADLINE)))?;
         Ok((turn, self.pool.get().await?))
     }
 
+    fn line(&self, owner: &str) -> Arc<Line> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(line) = lines.get(owner).and_then(Weak::upgrade) {
+            return line;
+        }
+        if lines.len() >= MANY_LINES {
+            lines.retain(|_, line| line.strong_count() > 0);
+        }
+        let line = Arc::new(Line::default());
+        lines.insert(owner.into(), Arc::downgrade(&line));
+        line
+    }
+
     /// Memory where it can tell what Postgres would say, else Postgres.
-    async fn judge(&self, condition: &Condition, column: &ColumnSpec<'_>, types: &Types) -> Result<Judge, FilterError> {
+    async fn judge(
+        &self,
+        owner: &str,
+        condition: &Condition,
+        column: &ColumnSpec<'_>,
+        types: &Types,
+    ) -> Result<Judge, FilterError> {
         let base = types.base_of(column.type_oid);
         let in_memory = match condition.operator {
             Operator::Is => is(condition, column, types)?,
@@ -165,7 +213,7 @@ impl Validator {
         };
         match in_memory {
             Some(test) => Ok(Judge::Memory(test, condition.operator == Operator::Neq)),
-            None => Ok(Judge::Postgres(self.asked(condition, column, types).await?)),
+            None => Ok(Judge::Postgres(self.asked(owner, condition, column, types).await?)),
         }
     }
 
@@ -224,7 +272,7 @@ impl Validator {
         if let Some(known) = key.clone().and_then(|key| self.literals.get(key)) {
             return Ok(known);
         }
-        let (_turn, client) = self.connection().await?;
+        let (_turn, client) = self.connection(&self.turns).await?;
         let (oid, sql) = if list {
             (array_oid(&**client, type_oid).await?, "select format('%s', e), e is null from unnest($1) e")
         } else {
@@ -244,6 +292,7 @@ impl Validator {
     /// The condition as a question to Postgres, after it has answered it once in the role that will judge it.
     async fn asked(
         &self,
+        owner: &str,
         condition: &Condition,
         column: &ColumnSpec<'_>,
         types: &Types,
@@ -263,12 +312,17 @@ impl Validator {
             _ => Some(self.texts(column.type_oid, false, &condition.value).await?),
         };
         let value = values.as_ref().and_then(|values| values.iter().flatten().next()).map(|text| &**text);
-        let (_turn, object) = self.connection().await?;
+        let line = self.line(owner);
+        let _first = line.lock().await;
+        if let Some(known) = self.asked.get(key.clone()).filter(|_| fits) {
+            return Ok(known);
+        }
+        let (_turn, object) = self.connection(&self.trials).await?;
         let mut lent = Lent(Some(object));
         let failed = || PgError::query("cannot check a filter");
         let Some(client) = lent.0.as_mut() else { return Err(FilterError::Unavailable(PgError::Timeout(DEADLINE))) };
         let transaction = client.build_transaction().read_only(true).start().await.map_err(failed())?;
-        let trial = Trial { transaction: &transaction, condition, column, base, value };
+        let trial = Trial { transaction: &transaction, condition, column, base, value, timeout: self.timeout };
         let term = trial.run().await;
         transaction.rollback().await.map_err(failed())?;
         drop(lent.0.take());
@@ -298,7 +352,18 @@ fn refuse_names(condition: &Condition, column: &ColumnSpec<'_>, base: u32) -> Re
 fn like(condition: &Condition, column: &ColumnSpec<'_>, base: u32) -> Option<Test> {
     let plain = matches!(base, oid::TEXT | oid::VARCHAR) && column.collation_deterministic && column.utf8;
     let pattern = Some(&condition.value).filter(|text| plain && !text.contains('\0'))?;
-    Pattern::parse(pattern).map(Test::Like)
+    let found = Found { schema: "pg_catalog".into(), strict: true };
+    let asked = || AskedTerm {
+        column: column.name.into(),
+        type_oid: column.type_oid,
+        operator: condition.operator,
+        negated: condition.negated,
+        sql: asked::statement(condition.operator, &found, column.collation).into(),
+        value_type: base,
+        literal: Some((base, pattern.as_str().into())),
+        of_null: asked::of_null(condition.operator, &found),
+    };
+    Pattern::parse(pattern).map(|parsed| Test::Like(parsed, Arc::new(asked())))
 }
 
 /// `None` if an element has no comparable form.

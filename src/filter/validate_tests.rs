@@ -89,7 +89,14 @@ impl Fixture {
         // A login with few rights, as the relay's should be.
         let pool = database.pool("plain_relay");
         let asker = FilterAsker::new(pool.clone(), patient(), Arc::new(Metrics::new()));
-        Fixture { validator: Validator::new(pool), asker, catalog, relation: Arc::new(relation), names, database }
+        Fixture {
+            validator: Validator::new(pool, patient().statement_timeout),
+            asker,
+            catalog,
+            relation: Arc::new(relation),
+            names,
+            database,
+        }
     }
 
     fn columns(&self) -> Vec<ColumnSpec<'_>> {
@@ -110,7 +117,7 @@ impl Fixture {
     }
 
     async fn predicate(&self, filter: &str) -> Result<Predicate, FilterError> {
-        self.validator.validate(&parse(filter).unwrap(), &self.columns(), self.catalog.types()).await
+        self.validator.validate("alice", &parse(filter).unwrap(), &self.columns(), self.catalog.types()).await
     }
 
     async fn refusal(&self, filter: &str) -> String {
@@ -145,7 +152,7 @@ impl Fixture {
                 let position = Position { lsn: Lsn(1), ordinal: 0 };
                 let row = RowChange { relation: self.relation.clone(), position, change: change.clone() };
                 let question = FilterQuestion { row: Arc::new(row), terms: open.to_vec() };
-                for (answer, (term, _)) in self.asker.judge(&question).await.into_iter().zip(&open) {
+                for ((answer, _), (term, _)) in self.asker.judge(&question).await.into_iter().zip(&open) {
                     let FilterAnswer::Says(answer) = answer else { panic!("{term:?}: {answer:?}") };
                     matched &= term.accepts(answer);
                 }
@@ -153,6 +160,14 @@ impl Fixture {
             matches.push(matched);
         }
         matches
+    }
+
+    /// About a row of one column.
+    fn question(&self, predicate: &Predicate, text: &str) -> FilterQuestion {
+        let change = Change::Insert { new: Tuple::from_values([Value::Text(text.as_bytes())].into_iter()) };
+        let terms = predicate.bind(&self.relation).unwrap().open(&change).to_vec();
+        let position = Position { lsn: Lsn(1), ordinal: 0 };
+        FilterQuestion { row: Arc::new(RowChange { relation: self.relation.clone(), position, change }), terms }
     }
 
     /// Which rows Postgres selects; its error if it refuses.
@@ -449,7 +464,7 @@ async fn literals_relative_to_the_clock_are_read_again_for_each_row() {
 async fn without_the_role_only_what_memory_judges_is_accepted() {
     let mut fixture = Fixture::new().await;
     fixture.database.run("create role filters_outsider login").await;
-    fixture.validator = Validator::new(fixture.database.pool("filters_outsider"));
+    fixture.validator = Validator::new(fixture.database.pool("filters_outsider"), patient().statement_timeout);
     assert!(fixture.predicate("t=eq.a,t=like.a%,i=gt.1").await.is_ok());
     for filter in ["t=ilike.a%", "t=match.a", "iv=eq.1 day", "tz=gt.now", "pr=is.null"] {
         let text = fixture.refusal(filter).await;
@@ -461,19 +476,79 @@ async fn without_the_role_only_what_memory_judges_is_accepted() {
 async fn a_hostile_pattern_is_cut_off_and_its_neighbours_are_answered() {
     let mut fixture = Fixture::with("create table t (t text)").await;
     let hostile = r"^(a*)(a*)(a*)(a*)\1\2\3\4$";
-    let filter = format!("t=ilike.A%,t=match.{},t=imatch.^A", quoted(hostile));
-    let predicate = fixture.predicate(&filter).await.unwrap();
+    let predicate = fixture.predicate(&format!("t=ilike.A%,t=match.{},t=imatch.^A", quoted(hostile))).await.unwrap();
     let config = FilterAskConfig { statement_timeout: Duration::from_millis(50), ..patient() };
     fixture.asker = FilterAsker::new(fixture.database.pool("plain_relay"), config, Arc::new(Metrics::new()));
     let text = "a".repeat(401);
-    let change = Change::Insert { new: Tuple::from_values([Value::Text(text.as_bytes())].into_iter()) };
-    let bound = predicate.bind(&fixture.relation).unwrap();
-    let position = Position { lsn: Lsn(1), ordinal: 0 };
-    let row = Arc::new(RowChange { relation: fixture.relation.clone(), position, change });
-    let terms = bound.open(&row.change).to_vec();
-    let answers = fixture.asker.judge(&FilterQuestion { row, terms }).await;
+    let judged = fixture.asker.judge(&fixture.question(&predicate, &text)).await;
+    let (answers, took): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
     let yes = FilterAnswer::Says(Some(true));
     assert_eq!(answers, [yes, FilterAnswer::Failed(FilterFailure::Timeout), yes]);
+    assert!(took[1] >= Duration::from_millis(40), "{took:?}");
+    // On so much it proves nothing about the pattern.
+    let text = "a".repeat(64 << 10) + "a";
+    assert_eq!(fixture.asker.judge(&fixture.question(&predicate, &text)).await[1].0, FilterAnswer::TooLarge);
+}
+
+#[tokio::test]
+async fn like_on_a_large_value_is_left_to_postgres() {
+    let fixture = Fixture::with("create table t (t text, v varchar)").await;
+    fixture
+        .database
+        .run("insert into t values ('a', 'a'), (repeat('xa', 9000), repeat('xa', 9000)), (null, null)")
+        .await;
+    let rows = fixture.rows().await;
+    for filter in ["t=like.%x%a%", "t=not.like.%x_x%", "v=like.%y%", "v=not.like.%y%", "v=like.x%a"] {
+        let predicate = fixture.predicate(filter).await.unwrap();
+        let bound = predicate.bind(&fixture.relation).unwrap();
+        let open: Vec<usize> = rows.iter().map(|row| bound.open(row).len()).collect();
+        assert_eq!(open, [0, 1, 0], "{filter}");
+        assert_eq!(fixture.ours(&predicate, &rows).await, fixture.selected(filter).await, "{filter}");
+    }
+}
+
+#[tokio::test]
+async fn literals_do_not_wait_for_trials_and_nobody_for_all_of_anothers() {
+    let fixture = Fixture::with("create table t (t text, i int)").await;
+    let (validator, columns) = (&fixture.validator, fixture.columns());
+    let (of_memory, of_postgres) = (parse("i=gt.4711").unwrap(), parse("t=ilike.x").unwrap());
+    let check = |owner, conditions| validator.validate(owner, conditions, &columns, fixture.catalog.types());
+    let all = validator.trials.acquire_many(TRIALS_AT_ONCE as u32).await.unwrap();
+    assert!(check("alice", &of_memory).await.is_ok());
+    drop(all);
+    let line = validator.line("mallory");
+    let busy = line.lock().await;
+    let mut waiting = Box::pin(check("mallory", &of_postgres));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    assert!(check("alice", &of_postgres).await.is_ok());
+    drop(busy);
+    assert!(waiting.await.is_ok());
+}
+
+/// The type's operator ends the connection of a canary if it is run with the rights of our own login.
+#[tokio::test]
+async fn without_the_role_no_condition_is_run() {
+    let mut fixture = Fixture::with(
+        "create type probe as enum ('a', 'b', 'c');
+         create function peek(probe, probe) returns bool language sql as
+             $$ select case when current_user <> 'rowcast_filter' then
+                  (select bool_and(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'canary') end $$;
+         create operator < (leftarg = probe, rightarg = probe, function = peek);
+         create table t (p probe)",
+    )
+    .await;
+    // Roles are everybody's: one of its own, since others run beside it.
+    fixture.database.run("create role filters_degraded login; grant rowcast_filter to filters_degraded").await;
+    let pool = fixture.database.pool("filters_degraded");
+    fixture.asker = FilterAsker::new(pool.clone(), patient(), Arc::new(Metrics::new()));
+    let predicate = fixture.predicate("p=lt.a,p=lt.b,p=lt.c").await.unwrap();
+    assert_eq!(fixture.asker.judge(&fixture.question(&predicate, "a")).await[2].0, FilterAnswer::Says(None));
+    let canary = pool.get().await.unwrap();
+    canary.batch_execute("set application_name = 'canary'").await.unwrap();
+    fixture.database.run("revoke rowcast_filter from filters_degraded").await;
+    let answers = fixture.asker.judge(&fixture.question(&predicate, "a")).await;
+    assert_eq!(answers, [(FilterAnswer::Undecided, Duration::ZERO); 3]);
+    canary.batch_execute("select 1").await.expect("nothing was run with our own rights");
 }
 
 #[tokio::test]
@@ -505,7 +580,7 @@ async fn unreadable_columns_are_as_good_as_absent() {
     let mut columns = fixture.columns();
     columns[0].readable = false;
     let conditions = parse("i=eq.1").unwrap();
-    let error = fixture.validator.validate(&conditions, &columns, fixture.catalog.types()).await.unwrap_err();
+    let error = fixture.validator.validate("alice", &conditions, &columns, fixture.catalog.types()).await.unwrap_err();
     assert_eq!(error.client_detail(), "ERROR P0001 (raise_exception) invalid column for filter i");
     assert_eq!(
         check_select(["t", "i"], &columns).unwrap_err().client_detail(),

@@ -2,6 +2,7 @@
 //!
 //! Each resolution has a ticket; only the latest of a channel counts, and a channel that left has none. While an active channel
 //! is resolved again because a table changed, no row is judged at all: a filter bound to yesterday's columns must not decide.
+//! That is for a moment only: a channel that takes longer gets nothing, and is told of a gap, until it is resolved.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
+use tokio::time::Instant;
 
 use super::event::{Greeting, Outgoing};
+use super::filters::Owner;
 use super::matching::{self, UNDECIDED};
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
@@ -18,10 +21,14 @@ use super::rules::Rules;
 use super::run::Hub;
 use super::{ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
+use crate::change::Position;
 use crate::claims::Principal;
 
 type Reply = oneshot::Sender<Subscribed>;
 type Resolution = Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError>;
+
+/// How long all wait while a channel is resolved again.
+const ALL_WAIT: Duration = Duration::from_secs(2);
 
 /// Somebody's entries, resolved.
 pub(super) struct Resolved {
@@ -66,8 +73,9 @@ impl Hub {
             for (id, entries, principal) in again {
                 if self.subscribing.contains(&id) {
                     // What is under way is resolved again anyway if it is older than these rules.
-                    self.revalidating.insert(id);
+                    self.hold(id);
                 } else {
+                    self.hold(id);
                     self.revalidate(id, entries, principal, Duration::ZERO);
                 }
             }
@@ -75,13 +83,43 @@ impl Hub {
         self.registry.apply_rules(catalog);
     }
 
+    /// No row is judged until this channel is resolved, or its time is over.
+    fn hold(&mut self, id: ChannelId) {
+        self.revalidating.entry(id).or_insert_with(|| Instant::now() + ALL_WAIT);
+    }
+
+    /// Others don't wait for what takes long: until these channels are resolved they get nothing, and are told so.
+    pub(super) fn on_overdue(&mut self) {
+        let now = Instant::now();
+        let overdue: Vec<ChannelId> =
+            self.revalidating.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id).collect();
+        for id in overdue {
+            self.release(id);
+        }
+        self.count();
+    }
+
+    /// Goes on without this channel.
+    fn release(&mut self, id: ChannelId) {
+        let held = self.revalidating.remove(&id).is_some();
+        let (Some(current), Some(channel)) = (&self.current, self.registry.get(id)) else { return };
+        let port = channel.port.clone();
+        self.registry.retarget(id, Vec::new(), &current.catalog);
+        if held {
+            // Once, not at every try: some clients join again at each error.
+            matching::notify(&mut self.out, &port, false, UNDECIDED);
+            self.deps.metrics.undecided_gaps.inc();
+        }
+    }
+
     fn revalidate(&mut self, id: ChannelId, entries: Arc<Vec<Entry>>, principal: Arc<Principal>, pause: Duration) {
-        self.revalidating.insert(id);
         let ticket = self.ticket(id);
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
+        let connection = self.registry.get(id).map_or(0, |channel| channel.port.outbox.number());
         self.resolving.spawn(async move {
             tokio::time::sleep(pause).await;
-            let result = resolve::resolve(rules, validator, &entries, &principal, options).await;
+            let owner = Owner::of(&principal, connection);
+            let result = resolve::resolve(rules, validator, &entries, (&principal, &owner), options).await;
             Resolved { ticket, id, why: Why::Again, result }
         });
     }
@@ -105,8 +143,9 @@ impl Hub {
                     self.subscribe(Wish { port, entries, principal, greeting: None, reply });
                 }
                 None => {
+                    // Ended by us, or never begun: the session asks for it anew.
                     let message = "The channel has no active subscription".into();
-                    let _ = reply.send(Err(SubscribeError { message, retry: false }));
+                    let _ = reply.send(Err(SubscribeError { message, retry: true }));
                 }
             },
             Command::Describe { reply } => drop(reply.send(self.describe())),
@@ -131,7 +170,8 @@ impl Hub {
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
         self.resolving.spawn(async move {
-            let result = resolve::resolve(rules, validator, &wish.entries, &wish.principal, options).await;
+            let owner = Owner::of(&wish.principal, wish.port.outbox.number());
+            let result = resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await;
             Resolved { ticket, id, why: Why::Subscribe(wish), result }
         });
     }
@@ -151,8 +191,21 @@ impl Hub {
         match done.why {
             Why::Subscribe(wish) if stale => self.subscribe(wish),
             Why::Subscribe(Wish { port, entries, principal, greeting, reply }) => {
+                let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
+                if may_pass && self.revalidating.contains_key(&done.id) {
+                    // What it has is bound to yesterday's columns.
+                    self.release(done.id);
+                }
                 self.settled(done.id);
                 self.subscribing.remove(&done.id);
+                if let Some((targets, from)) = self.in_force(done.id, &principal, &entries).filter(|_| may_pass) {
+                    // A new token of equal rights, and the database could not be asked: what is in force stays.
+                    self.registry.activate(port, principal, entries, targets, from, &current.catalog);
+                    if reply.send(Ok(Vec::new())).is_err() {
+                        self.registry.remove(done.id);
+                    }
+                    return self.count();
+                }
                 let result = done.result.map(|(targets, warnings, _)| {
                     // An active channel that has a new token owes nothing of its past: rows that wait are still for it.
                     let active = self.registry.get(done.id).map(|channel| channel.from);
@@ -178,21 +231,26 @@ impl Hub {
         }
     }
 
+    /// What is in force for a channel of just these rights and entries, and since when.
+    fn in_force(
+        &self,
+        id: ChannelId,
+        principal: &Principal,
+        entries: &Arc<Vec<Entry>>,
+    ) -> Option<(Vec<Target>, Position)> {
+        let channel = self.registry.get(id).filter(|channel| !channel.targets.is_empty())?;
+        let same = channel.principal.sharing_key == principal.sharing_key && channel.entries == *entries;
+        same.then(|| (channel.targets.clone(), channel.from))
+    }
+
     fn on_revalidated(&mut self, id: ChannelId, result: Resolution, stale: bool, catalog: &Catalog) {
         let Some(channel) = self.registry.get(id) else { return self.forget(id) };
         let (port, entries, principal) = (channel.port.clone(), channel.entries.clone(), channel.principal.clone());
         match result {
             Ok(_) if stale => self.revalidate(id, entries, principal, Duration::ZERO),
             Err(error) if error.retry => {
-                // Others don't wait for what may take long: until it is settled this channel gets nothing, and is told so.
-                self.registry.retarget(id, Vec::new(), catalog);
-                if self.revalidating.contains(&id) {
-                    // Once, not at every try: some clients join again at each error.
-                    matching::notify(&mut self.out, &port, false, UNDECIDED);
-                    self.deps.metrics.undecided_gaps.inc();
-                }
+                self.release(id);
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
-                self.revalidating.remove(&id);
             }
             Ok((targets, warnings, _)) => {
                 self.registry.retarget(id, targets, catalog);

@@ -1,7 +1,8 @@
 //! The stage where rows wait for Postgres's answers and leave in commit order.
 //!
 //! A row may have two kinds of questions: whether somebody may see it, and then, for those who may, whether their filters
-//! match. The second kind starts when all answers of the first are there.
+//! match. The second kind starts when all answers of the first are there, and has at most half of the questions on their way:
+//! however slow somebody's filters are, there is room for the first kind.
 //!
 //! A first-in-first-out line of rows. A row whose questions are all answered leaves when it is at the front; one without
 //! questions waits only while others are before it. A slow answer delays what is behind it; it never reorders or drops.
@@ -11,12 +12,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::event::{Event, Ids};
-use super::filters::{Conditional, Failures, RowFilters};
+use super::filters::{Conditional, Failures, Outcome, Owner, Refusal, RowFilters};
 use super::{ChannelId, Port};
 use crate::claims::Principal;
 use crate::filter::{FilterAnswer, FilterAsker, FilterQuestion, MAX_TERMS};
@@ -26,6 +29,8 @@ use crate::policy::{Asker, Bound, ColumnMask, Permit, Question, Verdict};
 /// A channel's part in a row: its matching entries of one selection.
 pub(super) struct Share {
     pub(super) channel: ChannelId,
+    /// The number of its connection.
+    pub(super) connection: u64,
     pub(super) ids: Ids,
     /// Entries that match if Postgres says so.
     pub(super) open: Conditional,
@@ -82,6 +87,8 @@ const MAX_ROWS: usize = 4096;
 const MAX_BYTES: usize = 32 << 20;
 /// Questions on their way at once: less than the pool has connections, so that filters can still be checked.
 const MAX_ASKING: usize = 4;
+/// Of these, most about filters.
+const MAX_ASKING_FILTERS: usize = 2;
 
 /// See the module's comment.
 pub(super) struct Lane {
@@ -98,12 +105,15 @@ pub(super) struct Lane {
     /// unless the answers of `asked` came out of order.
     parts: VecDeque<(u64, Vec<usize>)>,
     asking: JoinSet<Answered>,
+    /// How many of `asking` are about filters.
+    asking_filters: usize,
 }
 
 /// What came of a question, with its row's sequence number.
 enum Answered {
     Verdicts(u64, usize, Vec<Verdict>),
-    Filters(u64, Vec<usize>, Vec<FilterAnswer>),
+    /// Also when it began, and what each condition took.
+    Filters(u64, Vec<usize>, Instant, Vec<(FilterAnswer, Duration)>),
 }
 
 impl LaneRow {
@@ -119,7 +129,11 @@ impl LaneRow {
     fn collect_filters(&mut self) {
         let LaneRow { asked, filtered, filters, .. } = self;
         let mut collect = |share: &Share, principal: &Principal| {
-            share.open.iter().for_each(|(_, open)| filters.add(open, &principal.sharing_key));
+            if share.open.is_empty() {
+                return;
+            }
+            let owner = Owner::of(principal, share.connection);
+            share.open.iter().for_each(|(_, open)| filters.add(open, &owner));
         };
         filtered.iter().for_each(|filtered| collect(&filtered.share, &filtered.principal));
         for Asked { principals, waiting, verdicts, .. } in asked {
@@ -142,6 +156,7 @@ impl Lane {
             next: (0, 0),
             parts: VecDeque::new(),
             asking: JoinSet::new(),
+            asking_filters: 0,
         }
     }
 
@@ -151,7 +166,7 @@ impl Lane {
     }
 
     /// Of one condition.
-    pub(super) fn filter_timeout(&self) -> std::time::Duration {
+    pub(super) fn filter_timeout(&self) -> Duration {
         self.filter_asker.statement_timeout()
     }
 
@@ -200,14 +215,22 @@ impl Lane {
         while self.asking.len() < MAX_ASKING && (self.start_filters() || self.start_verdicts()) {}
     }
 
-    /// Starts the next filter question, if there is one.
+    /// Starts the next filter question, if there is one and it may start.
     fn start_filters(&mut self) -> bool {
+        if self.asking_filters >= MAX_ASKING_FILTERS {
+            return false;
+        }
         while let Some((sequence, mut part)) = self.parts.pop_front() {
             let Some(row) = self.rows.get_mut((sequence - self.front) as usize) else { continue };
             let failures = &self.failures;
             part.retain(|at| match failures.refused(&row.filters.term(*at).0, row.filters.owners(*at)) {
-                Some(failure) => {
+                Some(Refusal::GivenUp(failure)) => {
                     row.filters.answer(*at, FilterAnswer::Failed(failure));
+                    false
+                }
+                Some(Refusal::OverBudget) => {
+                    row.filters.answer(*at, FilterAnswer::Undecided);
+                    row.filters.over_budget += 1;
                     false
                 }
                 None => true,
@@ -218,7 +241,11 @@ impl Lane {
             let terms = part.iter().map(|at| row.filters.term(*at).clone()).collect();
             let question = FilterQuestion { row: row.event.row.clone(), terms };
             let asker = self.filter_asker.clone();
-            self.asking.spawn(async move { Answered::Filters(sequence, part, asker.judge(&question).await) });
+            self.asking_filters += 1;
+            self.asking.spawn(async move {
+                let began = Instant::now();
+                Answered::Filters(sequence, part, began, asker.judge(&question).await)
+            });
             return true;
         }
         false
@@ -256,10 +283,12 @@ impl Lane {
                 }
                 self.judged(sequence);
             }
-            Ok(Answered::Filters(sequence, part, answers)) => {
-                for (at, answer) in part.into_iter().zip(answers) {
+            Ok(Answered::Filters(sequence, part, began, answers)) => {
+                self.asking_filters -= 1;
+                for (at, (answer, took)) in part.into_iter().zip(answers) {
                     let Some(row) = self.rows.get_mut((sequence - self.front) as usize) else { break };
-                    self.failures.note(&row.filters.term(at).0, row.filters.owners(at), answer);
+                    let outcome = Outcome { began, answer, took };
+                    self.failures.note(&row.filters.term(at).0, row.filters.owners(at), &outcome);
                     row.filters.answer(at, answer);
                 }
             }

@@ -110,7 +110,7 @@ impl Matcher {
                     }
                     Judged::Decided(Verdict::Permit(permit)) => {
                         counts.permit += 1;
-                        let share = Share { channel: channel.port.id, ids, open, keep: keep.cloned() };
+                        let share = share(&channel.port, ids, open, keep);
                         let principal = hits[0].principal.clone();
                         judgement.filtered.push(Filtered { share, principal, permit: permit.clone() });
                     }
@@ -120,7 +120,7 @@ impl Matcher {
                         judgement.undecided.push(channel.port.clone());
                     }
                     Judged::Ask => {
-                        let share = Share { channel: channel.port.id, ids, open, keep: keep.cloned() };
+                        let share = share(&channel.port, ids, open, keep);
                         judgement.ask(&hits[0].bound, &hits[0].principal, Waiting { share, principal: 0 });
                     }
                 }
@@ -163,6 +163,10 @@ impl Judgement {
         asked.principals.push(principal.clone());
         asked.waiting.push(waiting);
     }
+}
+
+fn share(port: &super::Port, ids: Ids, open: Conditional, keep: Option<&ColumnMask>) -> Share {
+    Share { channel: port.id, connection: port.outbox.number(), ids, open, keep: keep.cloned() }
 }
 
 /// The matching entries of one channel that select the same columns.

@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -94,6 +95,7 @@ struct State {
 
 /// See the module's comment. Shared by the connection's task, the shard and whoever closes.
 pub struct Outbox {
+    number: u64,
     state: Mutex<State>,
     socket: Box<dyn Transmit>,
     attention: Notify,
@@ -108,7 +110,14 @@ impl Outbox {
     /// `limit`: bytes that may wait. `slow_close`: the complete WebSocket close frame for a slow consumer.
     pub fn new(socket: Box<dyn Transmit>, limit: usize, slow_close: Bytes) -> Outbox {
         let state = State { queue: VecDeque::new(), written: 0, waiting: 0, phase: Phase::Open, blocked: false };
-        Outbox { state: Mutex::new(state), socket, attention: Notify::new(), limit, slow_close }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Outbox { number, state: Mutex::new(state), socket, attention: Notify::new(), limit, slow_close }
+    }
+
+    /// The connection's, unique in the process.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

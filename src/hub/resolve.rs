@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::filters::Owner;
 use super::rules::{Rules, RulesHandle};
 use super::warnings::warnings;
 use super::{Action, Entry, Name, SubscribeError, Warning};
@@ -30,12 +31,15 @@ pub(super) struct Target {
 /// A reading of the catalog must know the channel's role within this.
 const ROLE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Most conditions of all entries of a channel: each is looked at for each row of its table.
+const MAX_CONDITIONS: usize = 1000;
+
 /// Resolves all entries for a principal, against a catalog that knows his role.
 pub(super) async fn resolve(
     mut rules: RulesHandle,
     validator: Arc<Validator>,
     entries: &[Entry],
-    principal: &Principal,
+    (principal, owner): (&Principal, &Owner),
     options: Options,
 ) -> Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError> {
     let Some(rules) = rules.with_role(&principal.role, ROLE_DEADLINE).await else {
@@ -43,8 +47,18 @@ pub(super) async fn resolve(
         return Err(SubscribeError { message, retry: true });
     };
     let mut targets = Vec::with_capacity(entries.len());
+    let owner = owner.key();
+    let parsed = entries.iter().filter_map(|entry| entry.filter.as_deref()).map(filter::parse);
+    let conditions: usize = parsed.map(|parsed| parsed.map_or(0, |conditions| conditions.len())).sum();
+    if conditions > MAX_CONDITIONS {
+        let message = format!(
+            "Unable to subscribe to changes: the channel's filters have {conditions} conditions in all; at most \
+             {MAX_CONDITIONS} are allowed"
+        );
+        return Err(SubscribeError { message, retry: false });
+    }
     for entry in entries {
-        resolve_entry(&rules.catalog, &validator, entry, principal, &mut targets).await?;
+        resolve_entry(&rules.catalog, &validator, entry, (principal, &owner), &mut targets).await?;
     }
     let warnings = warnings(&rules.catalog, entries, &targets, &principal.role, options);
     Ok((targets, warnings, rules))
@@ -63,7 +77,7 @@ async fn resolve_entry(
     catalog: &Catalog,
     validator: &Validator,
     entry: &Entry,
-    principal: &Principal,
+    (principal, owner): (&Principal, &str),
     targets: &mut Vec<Target>,
 ) -> Result<(), SubscribeError> {
     let refused = |message: String| SubscribeError { message, retry: false };
@@ -90,7 +104,7 @@ async fn resolve_entry(
         return Err(refused(parameters.exception(&detail)));
     }
     for table in tables {
-        let target = on_table(catalog, validator, entry, &conditions, table, &principal.role).await;
+        let target = on_table(catalog, validator, entry, &conditions, table, (&principal.role, owner)).await;
         targets.push(
             target
                 .map_err(|error| SubscribeError { message: parameters.message(&error), retry: error.is_retryable() })?,
@@ -105,7 +119,7 @@ async fn on_table(
     entry: &Entry,
     conditions: &[Condition],
     table: &Table,
-    role: &str,
+    (role, owner): (&str, &str),
 ) -> Result<Target, filter::FilterError> {
     let selected = entry.select.as_deref().filter(|s| !s.is_empty());
     let mut predicate = Predicate::everything();
@@ -127,7 +141,7 @@ async fn on_table(
             })
             .collect();
         if !conditions.is_empty() {
-            predicate = validator.validate(conditions, &columns, types).await?;
+            predicate = validator.validate(owner, conditions, &columns, types).await?;
         }
         if let Some(names) = selected {
             filter::check_select(names.iter().map(String::as_str), &columns)?;

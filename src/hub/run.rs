@@ -89,8 +89,8 @@ pub struct Hub {
     /// Channels whose ticket is a client's wish, not ours.
     pub(super) subscribing: AHashSet<ChannelId>,
     pub(super) next_ticket: u64,
-    /// Active channels whose targets are being resolved again: no row is judged meanwhile.
-    pub(super) revalidating: AHashSet<ChannelId>,
+    /// Active channels whose targets are being resolved again, until when: no row is judged meanwhile.
+    pub(super) revalidating: AHashMap<ChannelId, Instant>,
     pub(super) out: Vec<Vec<Outgoing>>,
     pub(super) poke_at: Option<Instant>,
     /// The log could not be read; again at this time.
@@ -118,7 +118,7 @@ impl Hub {
             rules_reader: Some(rules_reader),
             rules,
             current: None,
-            validator: Arc::new(Validator::new(deps.pool.clone())),
+            validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
             lane: Lane::new(asker, filter_asker),
@@ -131,7 +131,7 @@ impl Hub {
             tickets: AHashMap::new(),
             subscribing: AHashSet::new(),
             next_ticket: 0,
-            revalidating: AHashSet::new(),
+            revalidating: AHashMap::new(),
             out: deps.shards.iter().map(|_| Vec::new()).collect(),
             poke_at: None,
             read_at: None,
@@ -158,6 +158,7 @@ impl Hub {
             self.lane.measure(&self.deps.metrics);
             let (runnable, reads) = (self.is_runnable(), self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
+            let overdue_at = self.revalidating.values().min().copied();
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
             tokio::select! {
                 biased;
@@ -178,6 +179,7 @@ impl Hub {
                     self.poke_at = None;
                     self.rules.request();
                 }
+                () = sleep_until(overdue_at), if overdue_at.is_some() => self.on_overdue(),
                 () = sleep_until(read_at), if read_at.is_some() => self.read_at = None,
                 read = self.reader.next(), if reads => self.on_read(read),
             }

@@ -30,7 +30,7 @@ pub(super) fn settle(row: &mut LaneRow, lane: &Lane, registry: &Registry, now: i
     let table = &row.event.row.relation.table;
     for Filtered { share, principal, permit } in std::mem::take(&mut row.filtered) {
         if let Some(port) = settled.still(&share, &principal, registry, now, &mut counts, metrics) {
-            let ids = settled.matching(row, lane, &share, &principal, &port);
+            let ids = settled.matching(row, lane, &share, &port);
             deliver(&mut row.permits, &permit, &share, port, ids);
         }
     }
@@ -43,7 +43,7 @@ pub(super) fn settle(row: &mut LaneRow, lane: &Lane, registry: &Registry, now: i
             match verdicts.get(principal) {
                 Some(Verdict::Permit(permit)) => {
                     counts.permit += 1;
-                    let ids = settled.matching(row, lane, &share, waits_as, &port);
+                    let ids = settled.matching(row, lane, &share, &port);
                     deliver(&mut row.permits, permit, &share, port, ids);
                 }
                 Some(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
@@ -59,8 +59,10 @@ pub(super) fn settle(row: &mut LaneRow, lane: &Lane, registry: &Registry, now: i
             }
         }
     }
-    if row.filters.left_out > 0 {
-        metrics.filter_failures.get_or_create(&[("kind", "too_many")]).inc_by(row.filters.left_out);
+    for (kind, count) in [("too_many", row.filters.left_out), ("over_budget", row.filters.over_budget)] {
+        if count > 0 {
+            metrics.filter_failures.get_or_create(&[("kind", kind)]).inc_by(count);
+        }
     }
     counts.report(metrics);
     settled
@@ -99,14 +101,7 @@ impl Settled {
     }
 
     /// The entries that match, by what Postgres said of their filters.
-    fn matching(
-        &mut self,
-        row: &LaneRow,
-        lane: &Lane,
-        share: &Share,
-        principal: &Principal,
-        port: &Arc<super::Port>,
-    ) -> Ids {
+    fn matching(&mut self, row: &LaneRow, lane: &Lane, share: &Share, port: &Arc<super::Port>) -> Ids {
         let mut ids = share.ids.clone();
         let mut undecided = false;
         for (id, open) in &share.open {
@@ -116,9 +111,7 @@ impl Settled {
                 Match::Undecided => undecided = true,
                 Match::Failed(term) => {
                     undecided = true;
-                    let blocked = lane.failures().blocked(&principal.sharing_key);
-                    let failure = lane.failures().given_up(&term).or(blocked.then_some(FilterFailure::Timeout));
-                    if let Some(failure) = failure {
+                    if let Some(failure) = lane.failures().given_up(&term) {
                         self.end(port, ended(&term, failure, lane));
                     }
                 }

@@ -35,6 +35,8 @@ struct Bench {
     drain: Drain,
     task: tokio::task::JoinHandle<Result<(), HubError>>,
     metrics: Arc<Metrics>,
+    /// For filters and questions.
+    pool: crate::pg::Pool,
     lsn: u64,
     _folder: tempfile::TempDir,
 }
@@ -58,9 +60,10 @@ impl Bench {
         writer.begin_epoch(Epoch { system_identifier: 1, incarnation: 1 }, Lsn(100)).unwrap();
         let (shard, batches) = mpsc::channel(64);
         let drain = Drain::new();
+        let pool = database.pool("relay");
         let deps = HubDeps {
             log: opened.log,
-            pool: database.pool("relay"),
+            pool: pool.clone(),
             catalog_pool: database.pool("relay"),
             clock: Clock::system(),
             metrics: metrics.clone(),
@@ -69,7 +72,7 @@ impl Bench {
         };
         let (hub, handle) = Hub::new(HubConfig::default(), deps);
         let task = crate::task::spawn("hub", hub.run());
-        Bench { database, hub: handle, batches, writer, drain, task, metrics, lsn: 100, _folder: folder }
+        Bench { database, hub: handle, batches, writer, drain, task, metrics, pool, lsn: 100, _folder: folder }
     }
 
     async fn relation(&self, table: &str) -> Arc<Relation> {
@@ -182,6 +185,27 @@ const ASKED: &str = "create table asked (id text primary key, user_id uuid, kind
     create policy own on asked for select to authenticated
       using (case when length(kind) > 3 then pg_sleep(0.2) is not null else true end and user_id = auth.uid());
     alter publication supabase_realtime add table asked;";
+
+#[tokio::test]
+async fn a_token_of_equal_rights_costs_nothing_while_the_database_is_away() {
+    let mut bench = Bench::new(OWNED).await;
+    let alice = port();
+    // Too long to be remembered.
+    let filter = format!("kind=neq.{}", "x".repeat(5000));
+    bench.subscribe(&alice, vec![entry(1, "owned", Some(&filter))], ALICE).await;
+    bench.pool.close();
+    let renewed = json!({"role": "authenticated", "sub": ALICE, "exp": 4_000_000_001_i64});
+    let renewed = Arc::new(Principal::new(renewed.as_object().unwrap().clone(), 4_000_000_001).unwrap());
+    let reclaim = |principal| tokio::time::timeout(DEADLINE, bench.hub.reclaim(alice.id, principal));
+    assert_eq!(reclaim(renewed).await.expect("in time"), Ok(Vec::new()));
+    let refused = reclaim(principal("authenticated", BOB)).await.expect("in time").unwrap_err();
+    assert!(refused.retry, "{refused:?}");
+    let relation = bench.relation("owned").await;
+    bench.insert(&relation, &[vec!["1", BOB, "a"], vec!["end", ALICE, "a"]]);
+    let received = bench.until(&alice, "end").await;
+    assert_eq!(received[&alice.id].rows, [("end".to_owned(), vec![1])]);
+    bench.stop().await;
+}
 
 #[tokio::test]
 async fn owners_get_their_rows_by_the_index_and_filters_only_narrow_them() {

@@ -350,6 +350,6 @@ async fn filter(fixture: &Fixture, text: &str) -> crate::filter::Predicate {
             readable: true,
         })
         .collect();
-    let validator = crate::filter::Validator::new(fixture._database.pool("relay"));
-    validator.validate(&conditions, &specs, &fixture.types).await.expect("valid")
+    let validator = crate::filter::Validator::new(fixture._database.pool("relay"), Duration::from_secs(5));
+    validator.validate("bench", &conditions, &specs, &fixture.types).await.expect("valid")
 }

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Scene, filtered};
+use super::{Scene, filtered, watching};
 use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Change, Phone, summary};
 
@@ -267,9 +267,159 @@ async fn ever_new_hostile_patterns_do_not_keep_the_others_waiting() {
     }
     scene.mark("end").await;
     assert_eq!(witness.changes_before("end").await.len(), 10);
-    messages_until_ended(&mut attacker).await;
-    let timeouts = scene.relay.metric("rowcast_filter_failures_total", "timeout").await;
+    let message = attacker.system("room").await["message"].to_string();
+    assert!(message.starts_with("\"Gap: "), "{message}");
+    // Two seconds of his are up after 21, and what is under way is finished.
+    let failures = |kind| scene.relay.metric("rowcast_filter_failures_total", kind);
+    let timeouts = failures("timeout").await;
     assert!((8.0..=48.0).contains(&timeouts), "{timeouts} timeouts of 80 patterns on 10 rows");
+    assert!(failures("too_many").await >= 48.0 && failures("over_budget").await > 0.0);
+}
+
+/// A table for everybody, anonymous or not.
+const OPEN: &str = "create table public.open (id int primary key, title text);
+    grant select on public.open to authenticated, anon; alter publication supabase_realtime add table public.open;";
+
+/// Entries on `open`, and the marks.
+fn open(filters: impl Iterator<Item = String>) -> Value {
+    let entry = |filter| json!({ "event": "*", "schema": "public", "table": "open", "filter": filter });
+    let marks = json!({ "event": "*", "schema": "public", "table": "marks" });
+    filters.map(entry).chain([marks]).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_anonymous_client_costs_other_anonymous_clients_nothing() {
+    let scene = Scene::with(OPEN).await;
+    let mut attacker = scene.relay.phone(&token::role("anon")).await;
+    let mut witness = scene.relay.phone(&token::role("anon")).await;
+    attacker.subscribe("room", &open((0..40).map(|n| format!("{HOSTILE}|z{n}")))).await;
+    witness.subscribe("room", &filtered("open", "title=ilike.%A%")).await;
+    for id in 0..6 {
+        scene.exec(&format!("insert into open values ({id}, '{}')", "a".repeat(801))).await;
+    }
+    for id in 10..14 {
+        scene.exec(&format!("insert into open values ({id}, 'a')")).await;
+    }
+    scene.mark("end").await;
+    assert_eq!(witness.changes_before("end").await.len(), 10, "no gap, and not ended");
+    assert!(scene.relay.metric("rowcast_filter_failures_total", "over_budget").await > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn patterns_that_are_slow_and_answer_are_paid_for_by_who_brought_them() {
+    let scene = Scene::with(OPEN).await;
+    let mut attacker = scene.relay.phone(&token::user(BOB)).await;
+    let mut witness = scene.relay.phone(&token::user(ALICE)).await;
+    witness.subscribe("room", &filtered("open", "title=ilike.%A%")).await;
+    attacker.subscribe("room", &open((0..40).map(|n| format!("{HOSTILE}|z{n}")))).await;
+    // It takes some milliseconds to find out that these do not match.
+    for id in 0..20 {
+        scene.exec(&format!("insert into open values ({id}, '{}')", "a".repeat(51))).await;
+    }
+    scene.mark("end").await;
+    assert_eq!(witness.changes_before("end").await.len(), 20);
+    assert!(scene.relay.metric("rowcast_filter_failures_total", "over_budget").await > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_filters_of_one_user_leave_room_for_those_of_others() {
+    let scene = Scene::with(OPEN).await;
+    let mut greedy = scene.relay.phone(&token::user(BOB)).await;
+    let mut witness = scene.relay.phone(&token::user(ALICE)).await;
+    for room in 0..2 {
+        greedy.subscribe(&format!("r{room}"), &open((0..30).map(|n| format!("title=ilike.%{room}x{n}%")))).await;
+    }
+    witness.subscribe("room", &filtered("open", "title=ilike.%H%")).await;
+    scene.exec("insert into open values (1, 'hi')").await;
+    scene.mark("end").await;
+    assert_eq!(witness.changes_before("end").await.len(), 1);
+    assert_eq!(asked(&scene).await, 33.0, "32 of his and hers");
+    assert_eq!(scene.relay.metric("rowcast_filter_failures_total", "too_many").await, 28.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_has_a_thousand_conditions_at_most() {
+    let scene = Scene::with(OPEN).await;
+    let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+    let filters = |entries| {
+        let conditions =
+            |entry| (0..100).map(|n| format!("title=not.like.%q{n}z{entry}%")).collect::<Vec<_>>().join(",");
+        open((0..entries).map(conditions))
+    };
+    phone.join("many", &filters(11)).await;
+    let system = phone.system("many").await;
+    let expected =
+        "Unable to subscribe to changes: the channel's filters have 1100 conditions in all; at most 1000 are allowed";
+    assert_eq!((&system["status"], &system["message"]), (&json!("error"), &json!(expected)));
+    phone.subscribe("room", &filters(10)).await;
+    scene.exec("insert into open values (1, 'hi'), (2, repeat('q', 9000))").await;
+    scene.mark("end").await;
+    // The large value is asked about: 32 conditions of a user, and what is beyond is a gap.
+    assert_eq!(summary(&phone.changes_before("end").await, "id"), ["INSERT 1"]);
+    assert_eq!(asked(&scene).await, 32.0);
+}
+
+/// What makes one of them slow is a row that another may not even see.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_filter_that_is_slow_on_somebodys_large_row_goes_on_for_everybody() {
+    let scene = Scene::with(TABLES).await;
+    let mut bob = scene.relay.phone(&token::user(BOB)).await;
+    let mut alice = scene.relay.phone(&token::user(ALICE)).await;
+    bob.subscribe("room", &filtered("papers", HOSTILE)).await;
+    alice.subscribe("room", &filtered("papers", HOSTILE)).await;
+    for id in 0..5 {
+        scene.exec(&paper(id, BOB, &"a".repeat((64 << 10) + 1))).await;
+        scene.mark(&format!("m{id}")).await;
+        bob.expect_nothing_before(&format!("m{id}")).await;
+    }
+    scene.exec(&paper(10, ALICE, "aaaa")).await;
+    scene.mark("end").await;
+    let changes = alice.changes_before("end").await;
+    assert_eq!(changes.iter().filter(|change| change.table() == "papers").count(), 1);
+    assert_eq!(scene.relay.metric("rowcast_filter_failures_total", "timeout").await, 5.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fresh_token_brings_an_ended_subscription_back() {
+    let scene = Scene::with(TABLES).await;
+    let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+    phone.subscribe("room", &papers(&[HOSTILE])).await;
+    for id in 0..10 {
+        scene.exec(&paper(id, ALICE, &"a".repeat(801))).await;
+    }
+    messages_until_ended(&mut phone).await;
+    phone.push_token("room", &token::short(ALICE, 7200)).await;
+    while phone.system("room").await["message"] != "Subscribed to PostgreSQL" {}
+    scene.mark("end").await;
+    phone.changes_before("end").await;
+}
+
+/// The check of a literal takes a second once `busy` has a row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filters_that_are_checked_again_for_long_keep_nobody_waiting() {
+    let scene = Scene::with(
+        "create table public.busy ();
+         create function public.slow(text) returns bool language sql as
+             'select count(pg_sleep(1)) >= 0 from public.busy';
+         create domain public.slow_text as text check (public.slow(value));
+         create table public.slow (id int primary key, t slow_text);
+         grant select on public.busy to public; grant select on public.slow to authenticated;
+         alter publication supabase_realtime add table public.slow;",
+    )
+    .await;
+    let mut slow = scene.relay.phone(&token::user(BOB)).await;
+    let mut witness = scene.relay.phone(&token::user(ALICE)).await;
+    witness.subscribe("room", &watching(&[])).await;
+    // Too long to be remembered.
+    let long = "x".repeat(4100);
+    let entry = |n| json!({ "event": "*", "schema": "public", "table": "slow", "filter": format!("t=eq.{n}{long}") });
+    slow.subscribe("room", &(0..30).map(entry).collect()).await;
+    scene.exec("insert into busy default values").await;
+    scene.exec("alter table public.slow add column more int").await;
+    let gap = slow.system("room");
+    scene.mark("end").await;
+    witness.expect_nothing_before("end").await;
+    assert!(gap.await["message"].as_str().is_some_and(|message| message.starts_with("Gap: ")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

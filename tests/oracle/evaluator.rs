@@ -80,7 +80,7 @@ impl Evaluator {
             for condition in conditions {
                 let sees_null = matches!(condition.operator, Operator::Is | Operator::IsDistinct);
                 let fooled = (condition.negated && !sees_null).then(|| relation.column(&condition.column)).flatten();
-                each.push((bind(validator.validate(&[condition], &columns, catalog.types()).await?), fooled));
+                each.push((bind(validator.validate("", &[condition], &columns, catalog.types()).await?), fooled));
             }
             return Ok(Checked::Each(each));
         }
@@ -91,7 +91,7 @@ impl Evaluator {
                 return Ok(Checked::Bytes(index, only.operator, only.negated, literal.into()));
             }
         }
-        Ok(Checked::Predicate(bind(validator.validate(&conditions, &columns, catalog.types()).await?)))
+        Ok(Checked::Predicate(bind(validator.validate("", &conditions, &columns, catalog.types()).await?)))
     }
 
     /// `None` if Postgres would be asked.

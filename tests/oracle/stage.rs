@@ -90,7 +90,8 @@ impl Stage {
         let (deadline, statement_timeout) = (Duration::from_secs(20), Duration::from_secs(10));
         let ask = AskConfig { deadline, statement_timeout, ..AskConfig::default() };
         let asker = Asker::new(config.pool().expect("a pool"), ask, Arc::new(Metrics::new()));
-        Stage { client, validator: Validator::new(config.pool().expect("a pool")), asker, tables: 0, pg }
+        let validator = Validator::new(config.pool().expect("a pool"), statement_timeout);
+        Stage { client, validator, asker, tables: 0, pg }
     }
 
     /// Makes the round's tables and asks everything that is known beforehand.
