@@ -35,11 +35,24 @@ pub struct FilterAskConfig {
     pub statement_timeout: Duration,
     /// For the whole question, waiting for a connection included.
     pub deadline: Duration,
+    /// Most conditions that one owner brings to a row. 32.
+    pub conditions_of_owner: usize,
+    /// He brings at most one in so many of the conditions that a row has room for yet: there is room for a newcomer, however
+    /// many came. 16.
+    pub part_of_rest: usize,
+    /// Of Postgres's time, for all conditions of an owner in a minute. 2 s.
+    pub budget: Duration,
 }
 
 impl Default for FilterAskConfig {
     fn default() -> FilterAskConfig {
-        FilterAskConfig { statement_timeout: Duration::from_millis(100), deadline: Duration::from_secs(10) }
+        FilterAskConfig {
+            statement_timeout: Duration::from_millis(100),
+            deadline: Duration::from_secs(10),
+            conditions_of_owner: 32,
+            part_of_rest: 16,
+            budget: Duration::from_secs(2),
+        }
     }
 }
 
@@ -92,6 +105,11 @@ impl FilterAsker {
     /// Over a pool whose login may `SET ROLE` to [`FILTER_ROLE`].
     pub fn new(pool: Pool, config: FilterAskConfig, metrics: Arc<Metrics>) -> FilterAsker {
         FilterAsker { pool, config, metrics }
+    }
+
+    /// Its bounds.
+    pub fn config(&self) -> &FilterAskConfig {
+        &self.config
     }
 
     /// For one condition; part of what a client is told.

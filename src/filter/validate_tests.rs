@@ -198,7 +198,7 @@ impl Fixture {
 }
 
 fn patient() -> FilterAskConfig {
-    FilterAskConfig { statement_timeout: Duration::from_secs(20), deadline: Duration::from_secs(20) }
+    FilterAskConfig { statement_timeout: Duration::from_secs(20), ..FilterAskConfig::default() }
 }
 
 #[tokio::test]

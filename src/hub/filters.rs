@@ -19,25 +19,19 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use crate::claims::Principal;
-use crate::filter::{AskedTerm, FilterAnswer, FilterFailure, OpenTerms};
+use crate::filter::{AskedTerm, FilterAnswer, FilterAskConfig, FilterFailure, OpenTerms};
 
 /// An entry's id, and what must hold for it to match.
 pub(super) type Conditional = Vec<(i32, OpenTerms)>;
 
 /// Most conditions of one row: what is beyond stays undecided.
 const MAX_TERMS_OF_ROW: usize = 1024;
-/// Most conditions that one owner brings to a row.
-const MAX_TERMS_OF_OWNER: usize = 32;
-/// An owner brings at most this part of what is left of a row's conditions: there is room for a newcomer, however many came.
-const PART_OF_REST: usize = 16;
 /// In a row, until a condition is given up.
 const STRIKES: u32 = 3;
 /// A condition that more owners than this have is nobody's in particular: it has a budget of its own.
 const MAX_OWNERS: usize = 16;
 /// How long a condition is given up for.
 const PENALTY: Duration = Duration::from_secs(60);
-/// Of Postgres's time, for all conditions of an owner in one window.
-const BUDGET: Duration = Duration::from_secs(2);
 /// Of a budget.
 const WINDOW: Duration = Duration::from_secs(60);
 /// An answer within this is free: who has many rows, and ordinary filters, is not to be cut off.
@@ -100,7 +94,7 @@ pub(super) enum Match {
 }
 
 impl RowFilters {
-    pub(super) fn add(&mut self, open: &OpenTerms, owner: &Owner) {
+    pub(super) fn add(&mut self, open: &OpenTerms, owner: &Owner, limits: &FilterAskConfig) {
         for term in open {
             if let Some(at) = self.index.get(term) {
                 let owners = &mut self.owners[*at];
@@ -109,7 +103,8 @@ impl RowFilters {
                 }
                 continue;
             }
-            let room = (MAX_TERMS_OF_ROW - self.terms.len()).div_ceil(PART_OF_REST).min(MAX_TERMS_OF_OWNER);
+            let rest = MAX_TERMS_OF_ROW - self.terms.len();
+            let room = rest.div_ceil(limits.part_of_rest.max(1)).min(limits.conditions_of_owner);
             let brought = self.brought.entry(owner.clone()).or_default();
             if *brought >= room {
                 self.left_out += 1;
@@ -175,8 +170,9 @@ struct Spent {
 }
 
 /// Conditions that fail, by their latest answers, and what has been spent on whom.
-#[derive(Default)]
 pub(super) struct Failures {
+    /// Of Postgres's time, for all conditions of an owner in one window.
+    budget: Duration,
     terms: AHashMap<Arc<AskedTerm>, Failing>,
     owners: AHashMap<Owner, Spent>,
     /// On conditions that are nobody's in particular.
@@ -225,11 +221,15 @@ fn charge<K: Eq + std::hash::Hash + Clone>(map: &mut AHashMap<K, Spent>, key: &K
     }
 }
 
-fn has_spent_all<K: Eq + std::hash::Hash>(map: &AHashMap<K, Spent>, key: &K) -> bool {
-    map.get(key).is_some_and(|spent| spent.time >= BUDGET && spent.is_current())
+fn has_spent<K: Eq + std::hash::Hash>(map: &AHashMap<K, Spent>, key: &K, budget: Duration) -> bool {
+    map.get(key).is_some_and(|spent| spent.time >= budget && spent.is_current())
 }
 
 impl Failures {
+    pub(super) fn new(budget: Duration) -> Failures {
+        Failures { budget, terms: AHashMap::new(), owners: AHashMap::new(), shared: AHashMap::new() }
+    }
+
     pub(super) fn note(&mut self, term: &Arc<AskedTerm>, owners: &Owners, outcome: &Outcome) {
         let costs = outcome.took.saturating_sub(FREE);
         if !costs.is_zero() && owners.len() > MAX_OWNERS {
@@ -267,9 +267,9 @@ impl Failures {
     pub(super) fn refused(&self, term: &Arc<AskedTerm>, owners: &Owners) -> Option<Refusal> {
         let spent = || {
             if owners.len() > MAX_OWNERS {
-                has_spent_all(&self.shared, term)
+                has_spent(&self.shared, term, self.budget)
             } else {
-                !self.owners.is_empty() && owners.iter().all(|owner| has_spent_all(&self.owners, owner))
+                !self.owners.is_empty() && owners.iter().all(|owner| has_spent(&self.owners, owner, self.budget))
             }
         };
         let given_up = self.given_up(term).map(Refusal::GivenUp);
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn three_in_a_row_are_enough_and_an_answer_between_starts_anew() {
-        let mut failures = Failures::default();
+        let mut failures = Failures::new(FilterAskConfig::default().budget);
         let (a, alice) = (term("a"), owners(&["alice"]));
         for answer in [TIMEOUT, TIMEOUT, FilterAnswer::Says(None), RAISED, FilterAnswer::Undecided, RAISED] {
             failures.note(&a, &alice, &quick(answer));
@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn of_questions_that_are_on_their_way_at_once_one_counts() {
-        let mut failures = Failures::default();
+        let mut failures = Failures::new(FilterAskConfig::default().budget);
         let (a, alice) = (term("a"), owners(&["alice"]));
         let began = Instant::now();
         for _ in 0..5 {
@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn who_has_spent_his_time_is_not_asked_for_and_others_are() {
         for answer in [TIMEOUT, FilterAnswer::TooLarge, FilterAnswer::Says(Some(true))] {
-            let mut failures = Failures::default();
+            let mut failures = Failures::new(FilterAskConfig::default().budget);
             let mallory = owners(&["mallory"]);
             let mut asked = 0;
             while failures.refused(&term("next"), &mallory).is_none() {
@@ -351,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_slow_condition_that_many_have_is_nobodys_and_has_a_budget_of_its_own() {
-        let mut failures = Failures::default();
+        let mut failures = Failures::new(FilterAskConfig::default().budget);
         let many: Owners = (0..=MAX_OWNERS as u64).map(Owner::Connection).collect();
         for _ in 0..30 {
             failures.note(&term("a"), &many, &slow(FilterAnswer::Says(None)));
@@ -372,29 +372,31 @@ mod tests {
 
     #[test]
     fn nobody_fills_a_row_with_his_conditions() {
+        let limits = FilterAskConfig::default();
         let mut filters = RowFilters::default();
         let many = |of: &str| (0..5000).map(|n| (term(&format!("{of}{n}")), 0)).collect::<OpenTerms>();
-        filters.add(&many("mallory"), &user("mallory"));
-        assert_eq!((filters.len(), filters.left_out), (MAX_TERMS_OF_OWNER, 5000 - MAX_TERMS_OF_OWNER as u64));
+        filters.add(&many("mallory"), &user("mallory"), &limits);
+        assert_eq!((filters.len(), filters.left_out), (32, 5000 - 32));
         for n in 0..50 {
-            filters.add(&many(&n.to_string()), &user(&n.to_string()));
+            filters.add(&many(&n.to_string()), &user(&n.to_string()), &limits);
         }
         let open: OpenTerms = [(term("hers"), 0)].into_iter().collect();
-        filters.add(&open, &user("alice"));
+        filters.add(&open, &user("alice"), &limits);
         filters.answer(filters.len() - 1, FilterAnswer::Says(Some(true)));
         assert!(matches!(filters.decide(&open), Match::Yes), "there is room for a newcomer");
         // What somebody else has brought is answered for him too.
-        filters.add(&open, &user("mallory"));
+        filters.add(&open, &user("mallory"), &limits);
         assert!(matches!(filters.decide(&many("mallory")), Match::Undecided));
     }
 
     #[test]
     fn a_condition_that_is_not_fulfilled_decides_whatever_became_of_the_others() {
+        let limits = FilterAskConfig::default();
         let mut filters = RowFilters::default();
         let open: OpenTerms = ["a", "b", "c"].iter().map(|text| (term(text), 0)).collect();
         let alice = user("alice");
-        filters.add(&open, &alice);
-        filters.add(&open, &alice);
+        filters.add(&open, &alice, &limits);
+        filters.add(&open, &alice, &limits);
         assert_eq!(filters.len(), 3, "each once");
         filters.answer(0, TIMEOUT);
         filters.answer(1, FilterAnswer::Says(Some(true)));

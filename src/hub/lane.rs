@@ -22,7 +22,7 @@ use super::event::{Event, Ids};
 use super::filters::{Conditional, Failures, Outcome, Owner, Refusal, RowFilters};
 use super::{ChannelId, Port};
 use crate::claims::Principal;
-use crate::filter::{FilterAnswer, FilterAsker, FilterQuestion, MAX_TERMS};
+use crate::filter::{FilterAnswer, FilterAskConfig, FilterAsker, FilterQuestion, MAX_TERMS};
 use crate::metrics::Metrics;
 use crate::policy::{Asker, Bound, ColumnMask, Permit, Question, Verdict};
 
@@ -126,14 +126,14 @@ impl LaneRow {
     }
 
     /// The open conditions of those who were permitted the row.
-    fn collect_filters(&mut self) {
+    fn collect_filters(&mut self, limits: &FilterAskConfig) {
         let LaneRow { asked, filtered, filters, .. } = self;
         let mut collect = |share: &Share, principal: &Principal| {
             if share.open.is_empty() {
                 return;
             }
             let owner = Owner::of(principal, share.connection);
-            share.open.iter().for_each(|(_, open)| filters.add(open, &owner));
+            share.open.iter().for_each(|(_, open)| filters.add(open, &owner, limits));
         };
         filtered.iter().for_each(|filtered| collect(&filtered.share, &filtered.principal));
         for Asked { principals, waiting, verdicts, .. } in asked {
@@ -148,8 +148,8 @@ impl Lane {
     pub(super) fn new(asker: Asker, filter_asker: FilterAsker) -> Lane {
         Lane {
             asker,
+            failures: Failures::new(filter_asker.config().budget),
             filter_asker,
-            failures: Failures::default(),
             rows: VecDeque::new(),
             front: 0,
             bytes: 0,
@@ -205,8 +205,9 @@ impl Lane {
 
     /// If all verdicts of this row are there, asks about the filters of those who were permitted it.
     fn judged(&mut self, sequence: u64) {
+        let limits = self.filter_asker.config().clone();
         let Some(row) = self.row(sequence).filter(|row| row.is_judged()) else { return };
-        row.collect_filters();
+        row.collect_filters(&limits);
         let conditions: Vec<usize> = (0..row.filters.len()).collect();
         self.parts.extend(conditions.chunks(MAX_TERMS).map(|part| (sequence, part.to_vec())));
     }

@@ -92,6 +92,8 @@ pub(super) async fn run(seed: u64, spoil: Option<Spoil>) -> Result<Counts, Strin
     let relay = Relay::with(&stage.pg, Clock::system(), |config| {
         // A busy machine must not look like a hostile pattern.
         config.hub.filter_ask.statement_timeout = Duration::from_secs(5);
+        config.hub.filter_ask.budget = Duration::from_secs(600);
+        (config.hub.filter_ask.conditions_of_owner, config.hub.filter_ask.part_of_rest) = (1000, 1);
     })
     .await;
     let mut counts = Counts::default();

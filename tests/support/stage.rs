@@ -39,6 +39,8 @@ impl Stage {
             relay: Relay::with(&pg, Clock::system(), |config| {
                 // A busy machine must not look like a hostile pattern.
                 config.hub.filter_ask.statement_timeout = Duration::from_secs(5);
+                config.hub.filter_ask.budget = Duration::from_secs(600);
+                (config.hub.filter_ask.conditions_of_owner, config.hub.filter_ask.part_of_rest) = (1000, 1);
                 change(config);
             })
             .await,
