@@ -25,7 +25,8 @@ use std::time::Duration;
 pub use read::read;
 pub use snapshot::{ParseSnapshotError, Snapshot};
 pub use table::{
-    Access, Collation, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, RowFilter, Table,
+    Access, Collation, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role, RowFilter, Streamed,
+    Table,
 };
 
 use crate::error::{Fault, Remedy};
@@ -130,6 +131,16 @@ impl Catalog {
         self.table(*oid).filter(|t| t.published.is_some())
     }
 
+    /// The table of this name that is known for any reason; not one that clients may subscribe to.
+    pub fn named(&self, schema: &str, name: &str) -> Option<&Arc<Table>> {
+        self.by_name.get(&(schema.to_owned(), name.to_owned())).and_then(|oid| self.table(*oid))
+    }
+
+    /// The functions of this name that are known.
+    pub fn functions_named(&self, schema: &str, name: &str) -> impl Iterator<Item = &Arc<Function>> {
+        self.rules.functions.values().filter(move |f| f.schema == schema && f.name == name)
+    }
+
     /// The role of this name, if it was wanted and exists.
     pub fn role(&self, name: &str) -> Option<&Arc<Role>> {
         self.rules.roles.get(name)
@@ -140,7 +151,7 @@ impl Catalog {
         &self.rules.types
     }
 
-    /// A function without arguments that some policy here calls.
+    /// A function that some policy here calls.
     pub fn function(&self, oid: u32) -> Option<&Arc<Function>> {
         self.rules.functions.get(&oid)
     }

@@ -17,7 +17,7 @@ use tokio_postgres::{IsolationLevel, Row, Transaction};
 use super::sql;
 use super::{
     Access, Catalog, CatalogError, Collation, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role,
-    RowFilter, Rules, Snapshot, Table, Wanted,
+    RowFilter, Rules, Snapshot, Streamed, Table, Wanted,
 };
 use crate::change::ReplicaIdentity;
 use crate::pgtype::{TypeInfo, TypeKind, Types};
@@ -227,6 +227,11 @@ impl Reader<'_> {
                 is_partitioned,
                 ancestors: get(row, 8)?,
                 access: BTreeMap::new(),
+                leaves: vec![oid],
+                streamed: Streamed::default(),
+                storage: 0,
+                loadable: false,
+                ours: false,
             };
             Ok((oid, table))
         };
@@ -321,6 +326,17 @@ impl Reader<'_> {
                 result_type: get(row, 3)?,
                 sql_body: get(row, 4)?,
                 executable_by: get::<Vec<String>>(row, 5)?.into_iter().collect(),
+                arguments: Vec::new(),
+                source: None,
+                parsed_body: None,
+                callable: true,
+                returns_set: false,
+                strict: false,
+                volatility: 'v',
+                security_definer: false,
+                owner: String::new(),
+                search_path: None,
+                other_settings: false,
             };
             Ok((oid, Arc::new(function)))
         };

@@ -121,7 +121,7 @@ pub struct Access {
     pub policies: BTreeSet<String>,
 }
 
-/// A table of a client publication, or an ancestor of one.
+/// A table of a client publication, an ancestor of one, or a table that policies of such tables look into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     /// `pg_class.oid`.
@@ -154,8 +154,31 @@ pub struct Table {
     pub is_partitioned: bool,
     /// Oids of the partitioned tables above it, parent first, root last; empty for an ordinary table or a root.
     pub ancestors: Vec<u32>,
-    /// By role name; one entry for every wanted role that exists.
+    /// By role name; one entry for every wanted role that exists, and for every owner of a function that a policy calls.
     pub access: BTreeMap<String, Access>,
+    /// Oids of the tables that hold its rows, ascending: its partitions that are not partitioned themselves, or itself.
+    pub leaves: Vec<u32>,
+    /// What the whole stream, facts included, sends of its rows.
+    pub streamed: Streamed,
+    /// Differs whenever its rows may have changed without a row in the stream: a rewrite, a partition attached or detached.
+    pub storage: u64,
+    /// Our login may read all of it: it owns the table, or may select it and is above row-level security.
+    pub loadable: bool,
+    /// Our login has the rights of its owner, and so may add it to a publication.
+    pub ours: bool,
+}
+
+/// What all publications of the stream together send of a table's rows, under its own name or its partitions'.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Streamed {
+    /// INSERT, UPDATE, DELETE and TRUNCATE of every leaf.
+    pub all_actions: bool,
+    /// Some publication sends every row of every leaf: no row filter holds any back.
+    pub all_rows: bool,
+    /// Names of the columns that the stream sends; `None` for all.
+    pub columns: Option<BTreeSet<String>>,
+    /// Some publication of the stream has a column list for it, so it can't be added to another one without a list.
+    pub has_column_list: bool,
 }
 
 impl Table {
@@ -186,7 +209,7 @@ pub struct Role {
     pub assumable: bool,
 }
 
-/// A function without arguments that some policy calls.
+/// A function that some policy calls, or that such a function may call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Function {
     /// `pg_proc.oid`.
@@ -199,6 +222,29 @@ pub struct Function {
     pub result_type: u32,
     /// The body, if it is an SQL function with a text body, a single result and no SET clause; nothing else can be known.
     pub sql_body: Option<String>,
+    /// Names (empty if unnamed) and types of its arguments; all are IN arguments without VARIADIC, else `callable` is false.
+    pub arguments: Vec<(String, u32)>,
+    /// Its whole source, if it is an SQL function with a text body.
+    pub source: Option<String>,
+    /// The body of an SQL function in the new style (`RETURN …`, `BEGIN ATOMIC`), as the server prints it under an empty
+    /// search_path.
+    pub parsed_body: Option<String>,
+    /// An ordinary function with plain IN arguments.
+    pub callable: bool,
+    /// It returns a set.
+    pub returns_set: bool,
+    /// Not called if an argument is NULL.
+    pub strict: bool,
+    /// `i`, `s` or `v`.
+    pub volatility: char,
+    /// SECURITY DEFINER: runs with the rights of its owner.
+    pub security_definer: bool,
+    /// The owner's role name.
+    pub owner: String,
+    /// The schemas of its own `SET search_path`, unquoted; `None` if it has none.
+    pub search_path: Option<Vec<String>>,
+    /// It has SET clauses other than search_path.
+    pub other_settings: bool,
     /// Wanted roles that may execute it.
     pub executable_by: BTreeSet<String>,
 }
