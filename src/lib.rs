@@ -45,6 +45,8 @@ pub mod ingest;
 pub mod claims;
 pub mod filter;
 pub mod policy;
+// What became of it.
+pub mod journal;
 // To whom.
 pub mod hub;
 pub mod channel;

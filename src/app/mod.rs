@@ -30,6 +30,7 @@ use crate::gateway::shard::Shard;
 use crate::gateway::{self, Gateway, Tls};
 use crate::hub::{Hub, HubDeps, HubHandle};
 use crate::ingest::{Ingest, IngestHandle};
+use crate::journal::{Journal, Note, Writer};
 use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
@@ -46,6 +47,8 @@ struct Drains {
     ingest: Drain,
     /// Retention and the report: they need nobody and nobody needs them.
     chores: Drain,
+    /// Who writes down how the others ended.
+    journal: Drain,
     admin: Drain,
 }
 
@@ -66,6 +69,8 @@ pub struct App {
     pool: Pool,
     retention: Option<Retention>,
     reporter: Reporter,
+    journal: Journal,
+    journal_writer: Option<Writer>,
     drains: Drains,
 }
 
@@ -88,8 +93,11 @@ impl App {
         };
         let metrics = Arc::new(Metrics::new());
         let drains = Drains::default();
+        let (journal, journal_writer) =
+            Journal::new(config.journal.clone(), files.clone(), clock.clone(), metrics.clone());
         let opened = open_log(&config, files, clock.clone(), metrics.clone()).await?;
         let log = opened.log;
+        journal.note(Note::Started { position: log.end() });
         let pool = config.pg.pool()?;
         let mut catalog_config = config.pg.clone();
         catalog_config.pool_size = 1;
@@ -109,6 +117,7 @@ impl App {
             catalog_pool: catalog_config.pool()?,
             clock: clock.clone(),
             metrics: metrics.clone(),
+            journal: journal.clone(),
             drain: drains.hub.clone(),
             shards: to_shards,
         };
@@ -143,6 +152,7 @@ impl App {
             verifier: verifier.clone(),
             clock,
             metrics: metrics.clone(),
+            journal: journal.clone(),
             drain: drains.gateway.clone(),
             connections: connections.clone(),
             ready: handle.ready.clone(),
@@ -167,6 +177,8 @@ impl App {
             pool,
             retention,
             reporter,
+            journal,
+            journal_writer,
             drains,
         })
     }
@@ -189,7 +201,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, drains, .. } = self;
+        let App { retention, reporter, journal, journal_writer, drains, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -220,6 +232,13 @@ impl App {
         if let Some(retention) = retention {
             services.push(service("retention", async move {
                 retention.run().await;
+                Ok(())
+            }));
+        }
+        if let Some(writer) = journal_writer {
+            let stop = drains.journal.clone();
+            services.push(service("journal", async move {
+                writer.run(stop).await;
                 Ok(())
             }));
         }

@@ -278,6 +278,9 @@ pub(super) struct ServeArgs {
     /// Largest age of what is in the log [env: ROWCAST_LOG_RETAIN_AGE] [default: 24h]
     #[arg(long, value_name = "TIME", help_heading = "Log of changes")]
     log_retain_age: Option<String>,
+    /// Largest size of the journal that `rowcast why` answers from; 0 for none [env: ROWCAST_JOURNAL_BYTES] [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log of changes")]
+    journal_bytes: Option<String>,
 
     /// Metrics and state: address and port, or off; asks nobody who they are [env: ROWCAST_ADMIN_ADDR]
     /// [default: 127.0.0.1:4001]
@@ -318,6 +321,7 @@ impl ServeArgs {
             ("port", &self.port),
             ("host", &self.host),
             ("max_connections", &self.max_connections),
+            ("journal_bytes", &self.journal_bytes),
             ("outbox_bytes", &self.outbox_bytes),
             ("tls_cert", &self.tls_cert),
             ("tls_key", &self.tls_key),

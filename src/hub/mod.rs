@@ -10,7 +10,9 @@ mod event;
 mod filters;
 mod index;
 mod lane;
+mod look;
 mod matching;
+mod noting;
 mod outbox;
 mod registry;
 mod reshaped;
@@ -32,6 +34,7 @@ pub use command::{
     Subscribed, Version, Warning,
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
+pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
@@ -44,6 +47,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::filter::FilterAskConfig;
+use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
@@ -95,6 +99,8 @@ pub struct HubDeps {
     pub clock: Clock,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where it is noted what decides silence.
+    pub journal: Journal,
     /// When to stop.
     pub drain: Drain,
     /// Where deliveries go; a port's `shard` picks one.

@@ -34,6 +34,7 @@ use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle};
 use crate::change::{Change, Item, Items, Lsn, Position, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
+use crate::journal::Note;
 use crate::log::{LogError, Read, Reader};
 use crate::policy::Asker;
 
@@ -171,7 +172,7 @@ impl Hub {
                     None => break,
                 },
                 _ = sweep.tick() => {
-                    self.registry.sweep();
+                    self.sweep();
                     self.count();
                 }
                 () = std::future::ready(()), if runnable => {}
@@ -260,6 +261,7 @@ impl Hub {
     }
 
     fn gap(&mut self, from: Lsn, resumed: Lsn) {
+        self.deps.journal.note(Note::Gap { from, resumed });
         if resumed < from {
             // Another history, whose positions and transaction ids begin lower.
             self.xids.clear();
@@ -352,6 +354,7 @@ impl Hub {
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
         metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
+        self.note_undecided(&judgement.undecided, &row, "catalog");
         let event = matching::event(row, work.transaction.commit_time, work.received.into_std(), rules.catalog.types());
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
@@ -380,6 +383,7 @@ impl Hub {
         for channel in self.registry.channels() {
             if channel.entries.iter().any(|entry| resolve::names(entry, schema, table)) {
                 matching::notify(&mut self.out, &channel.port, false, UNDECIDED);
+                self.note_undecided(std::slice::from_ref(&channel.port), row, "unknown table");
                 self.deps.metrics.undecided_gaps.inc();
             }
         }
@@ -389,6 +393,9 @@ impl Hub {
         while let Some(mut row) = self.lane.pop() {
             let now = self.deps.clock.unix_seconds();
             let settled = settle::settle(&mut row, &self.lane, &self.registry, now, &self.deps.metrics);
+            for (port, reason) in settled.undecided.iter().zip(&settled.reasons) {
+                self.note_undecided(std::slice::from_ref(port), &row.event.row, reason);
+            }
             let undecided = settled.undecided;
             self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
             let sent = matching::emit(&mut self.out, &row.event, row.permits, &undecided);
@@ -400,7 +407,8 @@ impl Hub {
                     message,
                     "a subscription was ended for its filter"
                 );
-                self.registry.remove(port.id);
+                self.deps.journal.note(Note::Ended { channel: port.id.0, at: row.event.row.position });
+                self.remove(port.id);
                 matching::notify(&mut self.out, &port, false, &message);
                 self.count();
             }

@@ -19,6 +19,8 @@ use crate::policy::{DenyReason, Permit, Verdict};
 pub(super) struct Settled {
     /// Channels that were not decided.
     pub(super) undecided: Vec<Arc<super::Port>>,
+    /// Why, of each of them.
+    pub(super) reasons: Vec<&'static str>,
     /// Channels whose filter Postgres can't judge, and what to tell them.
     pub(super) ended: Vec<(Arc<super::Port>, String)>,
 }
@@ -53,9 +55,9 @@ pub(super) fn settle(row: &mut LaneRow, lane: &Lane, registry: &Registry, now: i
                         table, position = %row.event.row.position, reason = reason.as_str(),
                         "a change could not be judged in time; the subscriber is told of a gap"
                     );
-                    settled.undecided.push(port);
+                    settled.undecided(port, reason.as_str());
                 }
-                None => settled.undecided.push(port),
+                None => settled.undecided(port, "no answer"),
             }
         }
     }
@@ -75,6 +77,11 @@ fn deliver(permits: &mut Permits, permit: &Permit, share: &Share, port: Arc<supe
 }
 
 impl Settled {
+    fn undecided(&mut self, port: Arc<super::Port>, reason: &'static str) {
+        self.undecided.push(port);
+        self.reasons.push(reason);
+    }
+
     /// The channel, if it is still the one that waited.
     fn still(
         &mut self,
@@ -90,7 +97,7 @@ impl Settled {
         if channel.principal.sharing_key != principal.sharing_key {
             // Somebody else by now, who may have been owed the row as well.
             counts.undecided += 1;
-            self.undecided.push(channel.port.clone());
+            self.undecided(channel.port.clone(), "new token");
             return None;
         }
         if channel.principal.is_expired(now) {
@@ -122,7 +129,7 @@ impl Settled {
                 table = row.event.row.relation.table, position = %row.event.row.position,
                 "the database did not answer a filter; the subscriber is told of a gap"
             );
-            self.undecided.push(port.clone());
+            self.undecided(port.clone(), "filter");
         }
         ids.sort_unstable();
         ids

@@ -67,6 +67,7 @@ impl Bench {
             catalog_pool: database.pool("relay"),
             clock: Clock::system(),
             metrics: metrics.clone(),
+            journal: crate::journal::Journal::off(),
             drain: drain.clone(),
             shards: vec![shard],
         };

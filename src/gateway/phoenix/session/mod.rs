@@ -28,6 +28,7 @@ use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::Shared;
 use crate::gateway::limits::JoinRate;
+use crate::journal::Note;
 use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
 
 /// Characters of a topic that is none, in the audit log.
@@ -545,6 +546,7 @@ impl Session {
         match (topic, topic.held()) {
             (Topic::Joined(channel), _) => {
                 self.shared.metrics.expiries.inc();
+                self.shared.journal.note(Note::Expired { channel: channel.id.0 });
                 self.audit("expired", name, &channel.principal, None);
                 self.expel(name, &expired, out);
             }

@@ -1,0 +1,108 @@
+//! What the hub notes in the journal, so that the rest of it says it in a line.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::registry::Channel;
+use super::run::Hub;
+use super::{Action, ChannelId, Entry, Name, Port};
+use crate::change::{Position, RowChange};
+use crate::claims::Principal;
+use crate::journal::{Note, User, Wanted};
+
+fn user(principal: &Principal) -> User {
+    User { role: principal.role.clone(), subject: principal.subject.clone() }
+}
+
+fn wanted(entry: &Entry) -> Wanted {
+    let name = |name: &Name| match name {
+        Name::Any => None,
+        Name::Is(name) => Some(name.clone()),
+    };
+    Wanted {
+        id: entry.id,
+        action: Cow::Borrowed(entry.action.as_str()),
+        schema: name(&entry.schema),
+        table: name(&entry.table),
+        filter: entry.filter.clone(),
+    }
+}
+
+impl Action {
+    /// As clients write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Action::All => "*",
+            Action::Insert => "INSERT",
+            Action::Update => "UPDATE",
+            Action::Delete => "DELETE",
+        }
+    }
+}
+
+impl Hub {
+    /// Before the activation of a channel: `known` if it was active.
+    pub(super) fn note_active(&self, port: &Port, principal: &Principal, entries: &[Entry], from: Position, known: bool) {
+        let (channel, user, expires_at) = (port.id.0, user(principal), principal.expires_at);
+        self.deps.journal.note(if known {
+            Note::Token { channel, user, expires_at, at: self.position() }
+        } else {
+            let (connection, topic) = (port.outbox.number(), port.topic.clone());
+            let entries = entries.iter().map(wanted).collect();
+            Note::Joined { channel, connection, topic, user, expires_at, from, entries }
+        });
+    }
+
+    pub(super) fn note_refused(&self, port: &Port, principal: &Principal) {
+        self.deps.journal.note(Note::Refused {
+            channel: port.id.0,
+            topic: port.topic.clone(),
+            user: user(principal),
+        });
+    }
+
+    pub(super) fn note_undecided(&self, ports: &[Arc<Port>], row: &RowChange, reason: &'static str) {
+        for port in ports {
+            let (channel, at) = (port.id.0, row.position);
+            self.deps.journal.note(Note::Undecided {
+                channel,
+                table: row.relation.oid,
+                reason: Cow::Borrowed(reason),
+                first: at,
+                last: at,
+                count: 1,
+            });
+        }
+    }
+
+    /// An active channel gets nothing from here on, or does again.
+    pub(super) fn note_paused(&self, id: ChannelId, paused: bool) {
+        let (channel, at) = (id.0, self.position());
+        self.deps.journal.note(if paused { Note::Paused { channel, at } } else { Note::Resumed { channel, at } });
+    }
+
+    fn note_left(&self, channel: &Channel) {
+        self.deps.journal.note(Note::Left {
+            channel: channel.port.id.0,
+            connection: channel.port.outbox.number(),
+            topic: channel.port.topic.clone(),
+            user: user(&channel.principal),
+            from: channel.from,
+            at: self.position(),
+        });
+    }
+
+    /// Forgets a channel, if it is there.
+    pub(super) fn remove(&mut self, id: ChannelId) {
+        if let Some(channel) = self.registry.get(id) {
+            self.note_left(channel);
+            self.registry.remove(id);
+        }
+    }
+
+    /// Forgets the channels whose connection takes nothing any more.
+    pub(super) fn sweep(&mut self) {
+        self.registry.channels().filter(|c| !c.port.outbox.is_open()).for_each(|channel| self.note_left(channel));
+        self.registry.sweep();
+    }
+}
