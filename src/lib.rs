@@ -53,6 +53,7 @@ pub mod channel;
 // Out.
 pub mod gateway;
 // Over it all.
+pub mod why;
 pub mod admin;
 pub mod config;
 pub mod migrate;

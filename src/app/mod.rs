@@ -26,6 +26,7 @@ use crate::admin::{Admin, AdminDeps};
 use crate::claims::Verifier;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::filter::Validator;
 use crate::gateway::shard::Shard;
 use crate::gateway::{self, Gateway, Tls};
 use crate::hub::{Hub, HubDeps, HubHandle};
@@ -37,6 +38,7 @@ use crate::pg::Pool;
 use crate::report::Reporter;
 use crate::retention::Retention;
 use crate::task::{Connections, Drain};
+use crate::why::{Why, WhyDeps};
 use running::{Service, service};
 
 /// When each part is to stop.
@@ -69,6 +71,7 @@ pub struct App {
     pool: Pool,
     retention: Option<Retention>,
     reporter: Reporter,
+    clock: Clock,
     journal: Journal,
     journal_writer: Option<Writer>,
     drains: Drains,
@@ -150,7 +153,7 @@ impl App {
         let deps = gateway::Deps {
             hub: commands.clone(),
             verifier: verifier.clone(),
-            clock,
+            clock: clock.clone(),
             metrics: metrics.clone(),
             journal: journal.clone(),
             drain: drains.gateway.clone(),
@@ -177,6 +180,7 @@ impl App {
             pool,
             retention,
             reporter,
+            clock,
             journal,
             journal_writer,
             drains,
@@ -201,7 +205,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, journal, journal_writer, drains, .. } = self;
+        let App { retention, reporter, clock, journal, journal_writer, drains, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -213,7 +217,18 @@ impl App {
                 connections: connections.clone(),
                 drain: drains.gateway.clone(),
                 slot: config.ingest.wal.slot.as_str().into(),
-                hub: commands,
+                hub: commands.clone(),
+                why: Arc::new(Why::new(WhyDeps {
+                    hub: commands,
+                    log: log.clone(),
+                    journal,
+                    pool: pool.clone(),
+                    ask: config.hub.ask.clone(),
+                    filter_ask: config.hub.filter_ask.clone(),
+                    validator: Arc::new(Validator::new(pool.clone(), config.hub.filter_ask.statement_timeout)),
+                    verifier: verifier.clone(),
+                    clock,
+                })),
             };
             let stop = drains.admin.clone();
             services.push(service("admin", async move {

@@ -37,6 +37,8 @@ pub struct LiveChannel {
     pub entries: Arc<Vec<Entry>>,
     /// Rows at or before this are not for it.
     pub from: Position,
+    /// Bytes that wait for its connection to take them.
+    pub waiting: usize,
     /// Its entries are in force; not while a changed table keeps them from being resolved.
     pub in_force: bool,
 }
@@ -95,6 +97,7 @@ impl Hub {
             principal: channel.principal.clone(),
             entries: channel.entries.clone(),
             from: channel.from,
+            waiting: channel.port.outbox.waiting(),
             in_force: !channel.targets.is_empty(),
         };
         let known = |role: &Arc<str>| self.current.as_ref().is_some_and(|rules| rules.roles.contains(&**role));

@@ -88,7 +88,8 @@ impl Hub {
             topic: channel.port.topic.clone(),
             user: user(&channel.principal),
             from: channel.from,
-            at: self.position(),
+            // In the middle of a transaction nobody can tell which of its rows were before this.
+            at: Position { ordinal: if self.work.is_some() { 0 } else { u32::MAX }, ..self.position() },
         });
     }
 
