@@ -23,7 +23,6 @@ use super::{ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscri
 use crate::catalog::Catalog;
 use crate::change::Position;
 use crate::claims::Principal;
-use crate::journal::Note;
 
 type Reply = oneshot::Sender<Subscribed>;
 type Resolution = Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError>;
@@ -65,7 +64,7 @@ impl Hub {
         if Arc::ptr_eq(&before.catalog, catalog) {
             return;
         }
-        self.deps.journal.note(Note::Rules { at: self.position() });
+        self.note_rules(&before, &rules);
         let reshaped = reshaped(&before.catalog, catalog);
         if !reshaped.is_empty() {
             let concerned = |entry: &Entry, role: &str| reshaped.iter().any(|table| table.concerns(entry, role));

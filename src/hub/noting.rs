@@ -4,8 +4,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::registry::Channel;
+use super::rules::Rules;
 use super::run::Hub;
 use super::{Action, ChannelId, Entry, Name, Port};
+use crate::catalog::{Function, Table};
 use crate::change::{Position, RowChange};
 use crate::claims::Principal;
 use crate::journal::{Note, User, Wanted};
@@ -40,7 +42,44 @@ impl Action {
     }
 }
 
+/// Whether other rules are in force for those whose rules were read before. When a role was read for the first time, the rest
+/// is compared piece by piece: that alone is no change.
+fn differ(before: &Rules, after: &Rules) -> bool {
+    if before.roles == after.roles {
+        return true;
+    }
+    let (old, new) = (&before.catalog, &after.catalog);
+    let known = |role: &String| before.roles.contains(role);
+    let same_table = |table: &Arc<Table>| {
+        let Some(other) = new.table(table.oid) else { return false };
+        let mut other = Table::clone(other);
+        other.access.retain(|role, _| table.access.contains_key(role));
+        other == **table
+    };
+    let same_function = |oid: &u32| match (old.function(*oid), new.function(*oid)) {
+        (Some(old), Some(new)) => {
+            let mut new = Function::clone(new);
+            new.executable_by.retain(|role| old.executable_by.contains(role) || known(role));
+            new == **old
+        }
+        (old, new) => old.is_none() && new.is_none(),
+    };
+    let mut functions = old.tables().flat_map(|table| &table.policies).flat_map(|policy| &policy.functions);
+    !(old.tables().count() == new.tables().count()
+        && old.tables().all(same_table)
+        && functions.all(same_function)
+        && before.roles.iter().all(|role| old.role(role) == new.role(role))
+        && old.is_utf8() == new.is_utf8()
+        && old.has_foreign_claims() == new.has_foreign_claims())
+}
+
 impl Hub {
+    pub(super) fn note_rules(&self, before: &Rules, after: &Rules) {
+        if differ(before, after) {
+            self.deps.journal.note(Note::Rules { at: self.position() });
+        }
+    }
+
     /// Before the activation of a channel: `known` if it was active.
     pub(super) fn note_active(&self, port: &Port, principal: &Principal, entries: &[Entry], from: Position, known: bool) {
         let (channel, user, expires_at) = (port.id.0, user(principal), principal.expires_at);
