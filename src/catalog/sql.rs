@@ -105,7 +105,9 @@ pub(super) const COLUMNS: &str = "select a.attrelid, a.attnum, a.attname::text, 
     from pg_attribute a left join pg_collation c on c.oid = a.attcollation left join pg_namespace n on n.oid = c.collnamespace \
     where a.attrelid = any($1::oid[]) and a.attnum > 0 and not a.attisdropped order by a.attrelid, a.attnum";
 
-/// Policies of the tables `$1` that govern SELECT, with what their expressions depend on.
+/// Policies of the tables `$1` that govern SELECT, with what their expressions depend on. Dependencies don't tell a look into
+/// the policy's own table from a look at the row, but the text does: only there its name has its schema (or in a string, which
+/// does no harm).
 pub(super) const POLICIES: &str = "select p.polrelid, p.polname::text, p.polpermissive, p.polcmd::text, \
     array(select case when m = 0 then 'public' else pg_get_userbyid(m)::text end from unnest(p.polroles) as m), \
     p.polqual is not null, pg_get_expr(p.polqual, p.polrelid), \
@@ -114,7 +116,8 @@ pub(super) const POLICIES: &str = "select p.polrelid, p.polname::text, p.polperm
     array(select d.refobjid from pg_depend d where d.classid = 'pg_policy'::regclass and d.objid = p.oid \
           and d.refclassid = 'pg_proc'::regclass), \
     array(select d.refobjid from pg_depend d where d.classid = 'pg_policy'::regclass and d.objid = p.oid \
-          and d.refclassid = 'pg_class'::regclass and d.refobjid <> p.polrelid) \
+          and d.refclassid = 'pg_class'::regclass and d.refobjid <> p.polrelid), \
+    coalesce(position(p.polrelid::regclass::text in pg_get_expr(p.polqual, p.polrelid)) > 0, false) \
     from pg_policy p where p.polrelid = any($1::oid[]) and p.polcmd in ('r', '*') order by p.polrelid, p.polname";
 
 /// What each role of `$2` may do with each table of `$1`. Columns are null for all of them.
