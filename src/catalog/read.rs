@@ -64,11 +64,12 @@ async fn read_whole(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Res
 /// that it is never the user's migration that fails.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// Without JIT, which takes longer to compile these statements than they run.
 async fn begin(client: &mut tokio_postgres::Client) -> Result<Transaction<'_>, CatalogError> {
     let start = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start();
     let transaction = start.await.map_err(failed("begin"))?;
     let settings = format!(
-        "set local search_path = ''; set local statement_timeout = {}; set local lock_timeout = {}",
+        "set local search_path = ''; set local jit = off; set local statement_timeout = {}; set local lock_timeout = {}",
         DEADLINE.as_millis() / 3,
         LOCK_TIMEOUT.as_millis()
     );
@@ -94,8 +95,7 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let oids: Vec<u32> = known.into_iter().collect();
     let mut tables = reader.tables(&oids, published).await?;
     let kept = reader.columns(&oids, &mut tables).await?;
-    mentioned.extend(reader.policies(&oids, &mut tables).await?);
-    reader.streams(&oids, wanted, version, &mut tables, &mentioned, &kept).await?;
+    let trees = reader.streams(&oids, wanted, version, &mut tables).await?;
 
     let roles = reader.roles(&with_owners(&wanted.roles, &tables, &functions)).await?;
     let names: Vec<String> = roles.keys().cloned().collect();
@@ -104,6 +104,16 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let schemas = reader.schemas(&names, &tables, &functions).await?;
     let operators = reader.operators(&functions).await?;
     let types = Arc::new(reader.types(&oids, &functions).await?);
+
+    // Printing locks, so it comes last; nothing after it waits for another lock.
+    mentioned.extend(reader.policies(&oids, &mut tables).await?);
+    reader.bodies(&mut functions).await?;
+    for oid in &mentioned {
+        if let (Some(table), Some(tree)) = (tables.get_mut(oid), trees.get(oid)) {
+            // Only for tables that policies look into: nobody keeps rows of others, and a new state is a new catalog.
+            table.storage = stream::storage(tree, &kept.get(oid));
+        }
+    }
     let tables = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
     let functions = functions.into_iter().map(|(oid, function)| (oid, Arc::new(function))).collect();
     let rules = Rules { tables, roles, functions, schemas, operators, types, encoding, foreign_claims };
@@ -360,17 +370,14 @@ impl Reader<'_> {
         Ok(mentioned)
     }
 
-    /// What the stream sends of each table, and the state of its files. The latter only for tables that policies look into:
-    /// nobody keeps rows of others, and a new state is a new catalog.
+    /// What the stream sends of each table; answers with the trees under them.
     async fn streams(
         &self,
         oids: &[u32],
         wanted: &Wanted,
         version: i32,
         tables: &mut BTreeMap<u32, Table>,
-        mentioned: &BTreeSet<u32>,
-        kept: &Kept,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<BTreeMap<u32, Vec<Member>>, CatalogError> {
         let mut trees: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
         for row in &self.rows("partitions", sql::TREES, &[&oids]).await? {
             let kind = match get::<String>(row, 3)?.as_str() {
@@ -399,11 +406,8 @@ impl Reader<'_> {
             let tree = trees.get(oid).map_or(&[][..], Vec::as_slice);
             table.leaves = stream::leaves(tree);
             table.streamed = stream::streamed(table, tree, &listings, covered.contains(oid));
-            if mentioned.contains(oid) {
-                table.storage = stream::storage(tree, &kept.get(oid));
-            }
         }
-        Ok(())
+        Ok(trees)
     }
 
     async fn listings(

@@ -161,12 +161,15 @@ pub(super) const FUNCTIONS: &str = "select p.oid, n.nspname::text, p.proname::te
     p.proargtypes::oid[], p.proargnames, \
     p.prokind = 'f' and p.provariadic = 0 and coalesce('i' = all(p.proargmodes), true), \
     case when l.lanname = 'sql' and p.prosqlbody is null then p.prosrc end, \
-    p.prosqlbody is not null, case when p.prosqlbody is not null then pg_get_function_sqlbody(p.oid) end, \
     p.proretset, p.proisstrict, p.provolatile::text, p.prosecdef, pg_get_userbyid(p.proowner)::text, p.proconfig, \
     array(select d.refobjid from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid \
           and d.refclassid = 'pg_class'::regclass) \
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace join pg_language l on l.oid = p.prolang \
     where p.oid = any($1::oid[])";
+
+/// The bodies of those functions of `$1` that have one in the new style.
+pub(super) const BODIES: &str = "select p.oid, pg_get_function_sqlbody(p.oid) from pg_proc p \
+    where p.oid = any($1::oid[]) and p.prosqlbody is not null";
 
 /// Which of the roles `$2` may execute each of the functions `$1`.
 pub(super) const EXECUTABLE: &str = "select p.oid, array(select r.rolname::text from pg_roles r \
