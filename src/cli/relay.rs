@@ -15,7 +15,8 @@ const MAX_ANSWER: u64 = 64 << 20;
 /// Where the admin port of these settings is, as seen from this machine.
 pub(super) fn address(settings: &Settings) -> Result<SocketAddr, Failure> {
     let text = settings.get("admin_addr").unwrap_or("127.0.0.1:4001");
-    let advice = "Give --admin-addr or ROWCAST_ADMIN_ADDR with the relay's admin address, such as 127.0.0.1:4001.".to_owned();
+    let advice =
+        "Give --admin-addr or ROWCAST_ADMIN_ADDR with the relay's admin address, such as 127.0.0.1:4001.".to_owned();
     if text == "off" {
         let text = "the relay's admin address is off, so it can't be asked".to_owned();
         return Err(Failure { text, advice, exit: 1 });
@@ -26,8 +27,7 @@ pub(super) fn address(settings: &Settings) -> Result<SocketAddr, Failure> {
         exit: 2,
     })?;
     if address.ip().is_unspecified() {
-        let loopback: IpAddr =
-            if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+        let loopback: IpAddr = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
         address.set_ip(loopback);
     }
     Ok(address)

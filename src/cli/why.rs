@@ -25,8 +25,9 @@ pub(super) async fn why(args: &WhyArgs, environment: &Environment) -> Result<(),
     if status != 200 {
         return Err(refused(status, &text));
     }
-    let answer: Answer = serde_json::from_str(&text)
-        .map_err(|_| failed(format!("the relay on {address} is of another version"), "Use the same program as the relay's."))?;
+    let answer: Answer = serde_json::from_str(&text).map_err(|_| {
+        failed(format!("the relay on {address} is of another version"), "Use the same program as the relay's.")
+    })?;
     if args.json {
         println!("{}", super::doctor::json(&answer)?);
     } else {

@@ -9,7 +9,7 @@
 //!                                  publications.rs  what is sent, and what would break the writers
 //!                                  tables.rs     keys, replica identity, row-level security, grants, deletes
 //!                                  engines.rs    who judges each (table, role)
-//! explain.rs       one (table, role) in full, for `rowcast explain-policy`
+//! explain.rs, insight.rs  one (table, role) in full, for `rowcast explain-policy`
 //! ```
 //!
 //! Invariants:
@@ -28,6 +28,7 @@ mod engines;
 mod explain;
 mod facts;
 mod finding;
+mod insight;
 mod machine;
 mod publications;
 mod roles;
@@ -49,6 +50,7 @@ use crate::policy::{Plan, compile};
 pub use engines::what_would_make_it_pure;
 pub use explain::{AskCost, DeleteView, ExplainError, Explanation, PolicyText, explain};
 pub use finding::{Finding, Severity, Subject, SubjectKind, worst};
+pub use insight::{FactView, RulesView};
 pub use machine::usable;
 
 use facts::Facts;
@@ -191,6 +193,10 @@ fn gather(findings: &mut Vec<Finding>, what: &str, found: Result<Vec<Finding>, U
         }
     }
     Ok(())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unreadable(what: &str, text: String) -> Finding {

@@ -81,7 +81,14 @@ impl Hub {
     }
 
     /// Before the activation of a channel: `known` if it was active.
-    pub(super) fn note_active(&self, port: &Port, principal: &Principal, entries: &[Entry], from: Position, known: bool) {
+    pub(super) fn note_active(
+        &self,
+        port: &Port,
+        principal: &Principal,
+        entries: &[Entry],
+        from: Position,
+        known: bool,
+    ) {
         let (channel, user, expires_at) = (port.id.0, user(principal), principal.expires_at);
         self.deps.journal.note(if known {
             Note::Token { channel, user, expires_at, at: self.position() }
@@ -93,11 +100,7 @@ impl Hub {
     }
 
     pub(super) fn note_refused(&self, port: &Port, principal: &Principal) {
-        self.deps.journal.note(Note::Refused {
-            channel: port.id.0,
-            topic: port.topic.clone(),
-            user: user(principal),
-        });
+        self.deps.journal.note(Note::Refused { channel: port.id.0, topic: port.topic.clone(), user: user(principal) });
     }
 
     pub(super) fn note_undecided(&self, ports: &[Arc<Port>], row: &RowChange, reason: &'static str) {

@@ -156,12 +156,9 @@ impl Fields<'_> {
             2 => Note::Stopped,
             3 => self.joined()?,
             4 => Note::Refused { channel: self.u64()?, topic: self.text()?, user: self.user()? },
-            5 => Note::Token {
-                channel: self.u64()?,
-                user: self.user()?,
-                expires_at: self.i64()?,
-                at: self.position()?,
-            },
+            5 => {
+                Note::Token { channel: self.u64()?, user: self.user()?, expires_at: self.i64()?, at: self.position()? }
+            }
             6 => Note::Expired { channel: self.u64()? },
             7 => Note::Left {
                 channel: self.u64()?,
@@ -174,11 +171,9 @@ impl Fields<'_> {
             8 => Note::Paused { channel: self.u64()?, at: self.position()? },
             9 => Note::Resumed { channel: self.u64()?, at: self.position()? },
             10 => Note::Ended { channel: self.u64()?, at: self.position()? },
-            11 => Note::Closed {
-                connection: self.u64()?,
-                reason: self.word()?,
-                code: u16::try_from(self.u32()?).ok()?,
-            },
+            11 => {
+                Note::Closed { connection: self.u64()?, reason: self.word()?, code: u16::try_from(self.u32()?).ok()? }
+            }
             12 => Note::Undecided {
                 channel: self.u64()?,
                 table: self.u32()?,
@@ -188,12 +183,9 @@ impl Fields<'_> {
                 count: self.u32()?,
             },
             13 => Note::Gap { from: Lsn(self.u64()?), resumed: Lsn(self.u64()?) },
-            14 => Note::Facts {
-                table: self.u32()?,
-                first: self.position()?,
-                last: self.position()?,
-                rows: self.u64()?,
-            },
+            14 => {
+                Note::Facts { table: self.u32()?, first: self.position()?, last: self.position()?, rows: self.u64()? }
+            }
             15 => Note::FactState { table: self.u32()?, at: self.position()?, state: self.word()? },
             16 => Note::Rules { at: self.position()? },
             17 => Note::Hole { from: self.i64()?, to: self.i64()?, lost: self.u64()? },

@@ -154,9 +154,7 @@ impl Journal {
     pub async fn flush(&self) -> bool {
         let Some(shared) = &self.shared else { return true };
         let (done, written) = oneshot::channel();
-        let flushing = async {
-            shared.queue.send(Message::Flush(done)).await.is_ok() && written.await.is_ok()
-        };
+        let flushing = async { shared.queue.send(Message::Flush(done)).await.is_ok() && written.await.is_ok() };
         tokio::time::timeout(FLUSH, flushing).await.unwrap_or(false)
     }
 

@@ -270,12 +270,8 @@ async fn a_file_of_another_version_or_one_that_is_gone_is_a_hole() {
         let notes = read(journal).0;
         notes.iter().filter(|note| matches!(note, Note::Hole { .. })).count()
     };
-    let (journal, _) = Journal::new(
-        JournalConfig::new(folder.path()),
-        Arc::new(RealFiles),
-        Clock::system(),
-        Arc::new(Metrics::new()),
-    );
+    let (journal, _) =
+        Journal::new(JournalConfig::new(folder.path()), Arc::new(RealFiles), Clock::system(), Arc::new(Metrics::new()));
     assert_eq!(holes(&journal), 0);
     let text = std::fs::read(&all[1]).unwrap();
     std::fs::write(&all[1], [b"rowcast journal 9".as_slice(), &text[17..]].concat()).unwrap();

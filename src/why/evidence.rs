@@ -261,7 +261,10 @@ impl Evidence {
 
     /// Whether a gap that all were told of holds this position.
     pub(super) fn gap(&self, position: Position) -> Option<(Lsn, Lsn)> {
-        self.gaps.iter().copied().find(|(from, to)| (*from < position.lsn && position.lsn <= *to) || (from == to && *to == position.lsn))
+        self.gaps
+            .iter()
+            .copied()
+            .find(|(from, to)| (*from < position.lsn && position.lsn <= *to) || (from == to && *to == position.lsn))
     }
 
     /// In words.

@@ -151,11 +151,10 @@ impl Why {
         let _one = self.one.try_acquire().map_err(|_| WhyError::Busy)?;
         let subject = self.subject(request)?;
         let looked = self.look(&subject).await?;
-        let Some(catalog) = looked.catalog.clone() else { return Err(WhyError::NotReady("the rules were not read yet")) };
-        let table = match &request.table {
-            Some(text) => Some(named(&catalog, text)),
-            None => None,
+        let Some(catalog) = looked.catalog.clone() else {
+            return Err(WhyError::NotReady("the rules were not read yet"));
         };
+        let table = request.table.as_deref().map(|text| named(&catalog, text));
         let searched = self.search(request, &catalog, table.as_ref()).await?;
         let evidence = self.evidence(&subject, &looked).await?;
         let scene = Scene {
@@ -200,7 +199,8 @@ impl Why {
             Err(TokenError::Expired { .. }) => {
                 let principal = self.deps.verifier.verify(token, 0).map_err(refused)?;
                 let when = clock::time(principal.expires_at.saturating_mul(1000));
-                let remark = format!("the token has expired at {when}; what its user may see is judged as if it had not");
+                let remark =
+                    format!("the token has expired at {when}; what its user may see is judged as if it had not");
                 Ok((principal, Some(remark)))
             }
             Err(error) => Err(refused(error)),

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::WhyDeps;
 use super::answer::Says;
+use crate::catalog::Catalog;
 use crate::catalog::Table;
+use crate::change::RowChange;
 use crate::claims::Principal;
 use crate::filter::{FilterAnswer, FilterAsker, FilterQuestion};
 use crate::hub::{Entry, Passes, passes, predicate};
-use crate::change::RowChange;
-use crate::catalog::Catalog;
 use crate::metrics::Metrics;
 use crate::policy::{Asker, DenyReason, Engine, Judged, Plan, Question, Verdict};
 
@@ -61,9 +61,7 @@ pub(super) async fn now(deps: &WhyDeps, row: &Arc<RowChange>, who: &Who) -> Righ
     };
     let by = policies(plan);
     match verdict {
-        Verdict::Permit(_) => {
-            Rights { says: Says::Yes, text: format!("{role} may see it: {by}; {judge}"), facts }
-        }
+        Verdict::Permit(_) => Rights { says: Says::Yes, text: format!("{role} may see it: {by}; {judge}"), facts },
         Verdict::Deny(reason) => {
             Rights { says: Says::No, text: format!("{role} may not see it, {}: {by}; {judge}", words(reason)), facts }
         }

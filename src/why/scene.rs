@@ -32,7 +32,8 @@ pub(super) struct Scene<'a> {
 /// Live channels that the journal lacks: it is off, or their join was too long ago for it.
 pub(super) fn unknown(looked: &Looked, evidence: &Evidence) -> Vec<Past> {
     let run = evidence.present_run();
-    let known = |live: &LiveChannel| evidence.channels.iter().any(|p| p.run == run && p.id == live.id && p.from.is_some());
+    let known =
+        |live: &LiveChannel| evidence.channels.iter().any(|p| p.run == run && p.id == live.id && p.from.is_some());
     let past = |live: &LiveChannel| Past {
         run,
         id: live.id,
@@ -59,7 +60,9 @@ impl Scene<'_> {
             changes.push(self.explained(found).await);
         }
         if self.subject.principal.is_none() && self.live_principal(None).is_none() {
-            remarks.push("only sub and role of the user are known, no other claim: nobody of that name is connected".into());
+            remarks.push(
+                "only sub and role of the user are known, no other claim: nobody of that name is connected".into(),
+            );
         }
         if self.looked.channels.len() >= MOST || self.evidence.more {
             remarks.push("the user has more channels than are looked at; the answer is about some of them".into());
@@ -88,7 +91,9 @@ impl Scene<'_> {
         let shown = format!("{}.{}", name.schema, name.name);
         let known = name.oid.and_then(|oid| self.catalog.table(oid));
         let Some(published) = known.and_then(|table| table.published.as_ref()) else {
-            let text = format!("{shown} is not published now, so no change of it is sent to anybody: add it to the publication");
+            let text = format!(
+                "{shown} is not published now, so no change of it is sent to anybody: add it to the publication"
+            );
             return (true, text);
         };
         let kinds = [(published.insert, "INSERT"), (published.update, "UPDATE"), (published.delete, "DELETE")];
@@ -186,7 +191,11 @@ impl Scene<'_> {
         }
         let mut ending = match best {
             // That a channel ended long before says nothing; that nobody knows of others does.
-            Some(ending) if ending.outcome != Outcome::NotSent || self.evidence.covers(found.row.position, found.millis()) => ending,
+            Some(ending)
+                if ending.outcome != Outcome::NotSent || self.evidence.covers(found.row.position, found.millis()) =>
+            {
+                ending
+            }
             best => {
                 let role = self.subject.role.clone().unwrap_or_else(|| "authenticated".into());
                 let known = rights.remove(&role);

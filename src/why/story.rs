@@ -71,7 +71,10 @@ impl Case<'_> {
         if let Some((when, left)) = past.left {
             let why = self.why_left(past);
             if left < at && left.ordinal == 0 && left.lsn == at.lsn {
-                return (Says::Unknown, format!("{name} ended at {}{why}, in the middle of this transaction", time(when)));
+                return (
+                    Says::Unknown,
+                    format!("{name} ended at {}{why}, in the middle of this transaction", time(when)),
+                );
             }
             if left < at {
                 return (Says::No, format!("{name} had ended at {}{why}", time(when)));
@@ -145,10 +148,16 @@ impl Case<'_> {
         let covers = past.undecided.iter().filter(|u| u.table == table && u.first <= at && at <= u.last);
         let told = covers.map(|u| {
             if u.count == 1 || u.first == at || u.last == at {
-                return (Says::Yes, format!("it could not be decided in time ({}), and {} was told of a gap", u.reason, past.name()));
+                return (
+                    Says::Yes,
+                    format!("it could not be decided in time ({}), and {} was told of a gap", u.reason, past.name()),
+                );
             }
             let (first, last) = (shown(u.first), shown(u.last));
-            let text = format!("{} changes between {first} and {last} were not decided in time ({}); this may be one", u.count, u.reason);
+            let text = format!(
+                "{} changes between {first} and {last} were not decided in time ({}); this may be one",
+                u.count, u.reason
+            );
             (Says::Unknown, text)
         });
         told.min_by_key(|(says, _)| *says != Says::Yes)
@@ -179,9 +188,13 @@ impl Case<'_> {
             return Some(format!("the rules (policies, grants, tables) changed at {}", time(*when)));
         }
         match &self.rights.facts {
-            None => Some("Postgres was asked then; its answer is not kept, and what the policies look into may have changed".into()),
+            None => Some(
+                "Postgres was asked then; its answer is not kept, and what the policies look into may have changed"
+                    .into(),
+            ),
             Some(tables) => {
-                let changed = self.evidence.facts.iter().find(|(_, table, last)| tables.contains(table) && last.lsn >= at.lsn);
+                let changed =
+                    self.evidence.facts.iter().find(|(_, table, last)| tables.contains(table) && last.lsn >= at.lsn);
                 changed.map(|(when, ..)| format!("a table that the policies look into was changed at {}", time(*when)))
             }
         }
@@ -283,7 +296,8 @@ pub(super) fn nobody(case: &Case<'_>, refused: Option<(i64, String)>) -> Ending 
     } else if let Some(hole) = case.evidence.hole_at(millis) {
         (Says::Unknown, Outcome::Unknown, format!("no channel of this user is in the journal, but {hole}"))
     } else if let Some((when, topic)) = refused {
-        let text = format!("no channel of this user was active; his subscription on {topic} was refused at {}", time(when));
+        let text =
+            format!("no channel of this user was active; his subscription on {topic} was refused at {}", time(when));
         (Says::No, Outcome::NotSent, text)
     } else {
         (Says::No, Outcome::NotSent, "no channel of this user was active with changes".into())
@@ -293,5 +307,6 @@ pub(super) fn nobody(case: &Case<'_>, refused: Option<(i64, String)>) -> Ending 
 
 /// The hub has not come to the row yet.
 pub(super) fn ahead(at: Position, hub: Lsn) -> Option<String> {
-    (at.lsn > hub).then(|| format!("the hub has come to {hub}, and not to this change yet; see /state for what it waits for"))
+    (at.lsn > hub)
+        .then(|| format!("the hub has come to {hub}, and not to this change yet; see /state for what it waits for"))
 }

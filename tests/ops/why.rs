@@ -39,8 +39,8 @@ async fn ask(relay: &Relay, arguments: &[&str]) -> Ended {
 /// The answer, and whether the program said that it is one.
 async fn asked(relay: &Relay, arguments: &[&str]) -> (Value, bool) {
     let ended = ask(relay, &[arguments, &["--json"]].concat()).await;
-    let answer: Value =
-        serde_json::from_str(&ended.stdout).unwrap_or_else(|error| panic!("{error}: {} {}", ended.stdout, ended.stderr));
+    let answer: Value = serde_json::from_str(&ended.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {} {}", ended.stdout, ended.stderr));
     assert_eq!(answer["answered"] == true, ended.code == Some(0), "{}", ended.stderr);
     (answer, ended.code == Some(0))
 }
@@ -100,7 +100,8 @@ async fn what_was_sent_is_told_from_what_was_not_and_why() {
     stage.exec("insert into asked values (1, 'a', 'short')").await;
     settle(&stage, &mut alice, "end").await;
     settle(&stage, &mut bob, "end").await;
-    let why = async |table: &'static str, pk: &'static str, user: &'static str| outcome(&stage.relay, table, pk, user).await;
+    let why =
+        async |table: &'static str, pk: &'static str, user: &'static str| outcome(&stage.relay, table, pk, user).await;
 
     let sent = why("owned", "2", ALICE).await;
     is(&sent, "sent", "it was sent on \"room\" unless the connection broke: the connection is still open");
@@ -131,7 +132,11 @@ async fn what_was_sent_is_told_from_what_was_not_and_why() {
         let (answer, _) = asked(&stage.relay, &["--cursor", &position, "--token", &token]).await;
         assert_eq!((&only(&answer)["outcome"], &answer["user"]), (&json!("sent"), &json!(ALICE)));
         let remarks = answer["remarks"].to_string();
-        assert_eq!(remarks.contains("has expired"), token == token::expired(ALICE) || remarks.contains("expired"), "{remarks}");
+        assert_eq!(
+            remarks.contains("has expired"),
+            token == token::expired(ALICE) || remarks.contains("expired"),
+            "{remarks}"
+        );
     }
 }
 
@@ -164,7 +169,11 @@ async fn values_are_shown_only_if_asked_for_and_the_text_reads_step_by_step() {
         rest = &rest[at + phrase.len()..];
     }
     let shown = ask(&stage.relay, &[&question[..], &["--show-row"]].concat()).await;
-    assert!(shown.stdout.contains("\"secret\":\"hushhush\"") && shown.stdout.contains("neq.whisper"), "{}", shown.stdout);
+    assert!(
+        shown.stdout.contains("\"secret\":\"hushhush\"") && shown.stdout.contains("neq.whisper"),
+        "{}",
+        shown.stdout
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -211,7 +220,10 @@ async fn what_postgres_answered_then_is_not_known_and_neither_are_claims_of_who_
     alice.leave("room").await;
     let (answer, _) = asked(&stage.relay, &["--table", "orgs", "--pk", "1", "--user", ALICE]).await;
     let now = step(only(&answer), "rights_now");
-    assert!(now["says"] == "unknown" && now["text"].as_str().is_some_and(|text| text.contains("--token")), "{answer:#}");
+    assert!(
+        now["says"] == "unknown" && now["text"].as_str().is_some_and(|text| text.contains("--token")),
+        "{answer:#}"
+    );
     is(&(only(&answer)["outcome"].as_str().expect("text").into(), String::new()), "unknown", "");
 }
 
@@ -233,7 +245,10 @@ async fn rules_that_changed_since_make_the_past_unknown() {
     let (answer, known) = asked(&stage.relay, &["--table", "owned", "--pk", "1", "--user", ALICE]).await;
     let change = only(&answer);
     assert_eq!(step(change, "rights_now")["says"], "yes");
-    assert!(!known && change["because"].as_str().is_some_and(|text| text.contains("the rules (policies")), "{answer:#}");
+    assert!(
+        !known && change["because"].as_str().is_some_and(|text| text.contains("the rules (policies")),
+        "{answer:#}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,6 +20,7 @@
 mod convert;
 mod eval;
 mod keys;
+mod tree;
 mod viewer;
 mod visit;
 
@@ -29,6 +30,7 @@ use crate::pgtype::{Equality, Order};
 
 pub(super) use convert::convertible;
 pub use keys::{Keys, RowKeys, ViewerKey};
+pub use tree::Branch;
 pub use viewer::{Claimed, Viewer};
 pub(super) use visit::exact_under;
 

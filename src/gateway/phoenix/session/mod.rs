@@ -28,8 +28,8 @@ use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::Shared;
 use crate::gateway::limits::JoinRate;
-use crate::journal::Note;
 use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
+use crate::journal::Note;
 
 /// Characters of a topic that is none, in the audit log.
 const MAX_AUDITED_TOPIC: usize = 64;
