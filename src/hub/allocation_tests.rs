@@ -18,6 +18,7 @@ use crate::claims::Principal;
 use crate::filter::Predicate;
 use crate::metrics::Metrics;
 use crate::policy::Options;
+use crate::policy::facts::Facts;
 use crate::testing::TestDatabase;
 
 struct Hole;
@@ -51,11 +52,12 @@ fn counted(catalog: &Catalog, row: &RowChange, channels: u64) -> u64 {
         registry.activate(port(id), principal.clone(), Arc::default(), vec![target], Position::default(), catalog);
     }
     let table = registry.table(row.relation.oid).expect("the table");
-    table.fit(&row.relation, catalog);
+    let facts = Facts::new(0);
+    table.fit(&row.relation, catalog, &facts);
     let (metrics, mut matcher) = (Metrics::new(), Matcher::default());
     let mut out: [Vec<Outgoing>; 2] = [Vec::with_capacity(4), Vec::with_capacity(4)];
     let mut deliver = || {
-        let judgement = matcher.judge(&mut registry, row, 0, &metrics);
+        let judgement = matcher.judge(&mut registry, row, &facts, 0, &metrics);
         let event = event(row.clone(), Timestamp(0), Instant::now(), catalog.types());
         assert_eq!(emit(&mut out, &event, judgement.permits, &[]), channels);
     };

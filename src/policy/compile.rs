@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::expr::Expr;
 use super::form::Form;
-use super::owner::OwnerKey;
 use super::parse::{self, Context, NotPure};
 use super::permit::DenyReason;
 use super::plan::{Engine, Options, Plan};
@@ -21,7 +20,7 @@ pub fn compile(catalog: &Catalog, table_oid: u32, role: &str, options: Options) 
         engine: Engine::Deny(DenyReason::UnknownTable),
         readable: BTreeSet::new(),
         form: None,
-        owner_key: None,
+        keys: None,
         options,
     };
     let Some(table) = table else { return plan };
@@ -138,12 +137,10 @@ fn judge_by(
     let form = form(table, &permissive, &restrictive);
     let context = Context { catalog, table, role: &plan.role };
     plan.engine = match pure(&context, &permissive, &restrictive) {
-        Ok(expr) => Engine::Pure(expr),
+        Ok(expr) => Engine::Pure(Arc::new(super::rule::from_old(&expr, table, catalog.types()))),
         Err(NotPure(reason)) => Engine::Ask { sql: form.question.clone(), reason },
     };
-    if let Engine::Pure(expr) = &plan.engine {
-        plan.owner_key = expr.necessary().map(OwnerKey::new);
-    }
+    plan.keys = plan.rule().and_then(|rule| rule.keys());
     plan.form = Some(form);
 }
 
