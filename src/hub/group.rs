@@ -118,6 +118,14 @@ impl Group {
         Some(self.bound.verdict(change, &self.classes.get(class)?.viewer, binding))
     }
 
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> usize {
+        let keyed: usize = self.by_claim.iter().map(|(_, map)| map.len()).sum();
+        let filtered: usize = self.by_value.iter().map(|(.., map)| map.len()).sum();
+        assert_eq!(self.classes.len(), self.by_viewer.len());
+        self.classes.len() + keyed + filtered + usize::from(!self.rest.is_empty())
+    }
+
     // --- Who comes and goes.
 
     /// Makes a subscription findable; returns its class.

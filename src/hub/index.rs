@@ -151,6 +151,12 @@ impl TableIndex {
         Some(self.groups.get(sub.group as usize)?.bound())
     }
 
+    /// How many things it keeps to find subscriptions.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> usize {
+        self.groups.iter().map(Group::footprint).sum()
+    }
+
     // --- Binding.
 
     /// The rules changed: plans that differ are put into force. Keeps everything else.

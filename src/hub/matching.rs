@@ -56,6 +56,12 @@ pub(super) struct Matcher {
 }
 
 impl Matcher {
+    /// How many judgements the latest row took.
+    #[cfg(test)]
+    pub(super) fn judged(&self) -> usize {
+        self.verdicts.iter().flatten().count()
+    }
+
     /// Finds and judges the candidates of a row whose table's index fits its relation and the facts.
     pub(super) fn judge(
         &mut self,

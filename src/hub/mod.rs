@@ -27,6 +27,10 @@ mod warnings;
 #[cfg(debug_assertions)]
 mod allocation_tests;
 #[cfg(test)]
+mod index_tests;
+#[cfg(test)]
+pub(crate) mod crowd;
+#[cfg(test)]
 mod tests;
 
 pub use command::{

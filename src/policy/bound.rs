@@ -232,6 +232,9 @@ impl Bound {
     pub fn finds(&self, change: &Change, viewer: &Viewer, facts: Option<(&FactBinding, &Facts)>) -> bool {
         let Some(keys) = self.plan.keys() else { return true };
         let of_viewer: Vec<_> = keys.claims().iter().map(|claim| (*claim, keys.of_viewer(*claim, viewer))).collect();
+        if of_viewer.iter().all(|(_, values)| matches!(values, ViewerKey::Values(values) if values.is_empty())) {
+            return false;
+        }
         let mut is_found = of_viewer.iter().any(|(_, values)| matches!(values, ViewerKey::MustJudge));
         let mut look = |claim: u16, value: &[u8]| {
             let values = of_viewer.iter().find(|(known, _)| *known == claim).map(|(_, values)| values);

@@ -11,6 +11,7 @@
 /// Not in an optimized build: an allocator that counts would falsify the times.
 #[cfg(debug_assertions)]
 mod alloc;
+mod matching;
 
 use std::hint::black_box;
 use std::io::{self, IoSlice};
