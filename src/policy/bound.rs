@@ -130,7 +130,7 @@ impl Bound {
         let form_reads = self.plan.form.iter().flat_map(|form| &form.reads);
         let form_reads: Vec<Read> = form_reads.map(|name| read(name)).collect();
         self.reads = match &self.plan.engine {
-            Engine::Pure(expr) => expr.columns().into_iter().map(read).collect(),
+            Engine::Pure(rule) => rule.columns().into_iter().map(read).collect(),
             _ => form_reads.clone(),
         };
         self.form_reads = form_reads;
@@ -186,9 +186,10 @@ impl Bound {
                 Ok(()) => Judged::Ask,
                 Err(verdict) => Judged::Decided(verdict),
             },
-            Engine::Pure(expr) => match self.evidence(change) {
-                Ok(()) => self.judge_pure(expr, change, principal),
-                Err(verdict) => Judged::Decided(verdict),
+            Engine::Pure(_) => match (self.evidence(change), &self.plan.owner_rule) {
+                (Err(verdict), _) => Judged::Decided(verdict),
+                (Ok(()), Some(expr)) => self.judge_pure(expr, change, principal),
+                (Ok(()), None) => Judged::Ask,
             },
         }
     }

@@ -9,6 +9,7 @@ use super::owner::OwnerKey;
 use super::parse::{self, Context, NotPure};
 use super::permit::DenyReason;
 use super::plan::{Engine, Options, Plan};
+use super::rule::{self, Compiled};
 use crate::catalog::{Access, Catalog, PolicyCommand, PolicyRow, Role, RowFilter, Table};
 
 /// Compiles the rules of a table for a role. Never fails: what can't be judged is asked or denied, with the reason.
@@ -22,6 +23,8 @@ pub fn compile(catalog: &Catalog, table_oid: u32, role: &str, options: Options) 
         readable: BTreeSet::new(),
         form: None,
         owner_key: None,
+        owner_rule: None,
+        refused: None,
         options,
     };
     let Some(table) = table else { return plan };
@@ -136,13 +139,18 @@ fn judge_by(
     let row_filter = row_filter.map(as_policy);
     restrictive.extend(row_filter.iter().filter_map(|p| Some((p, p.expression.as_deref()?))));
     let form = form(table, &permissive, &restrictive);
-    let context = Context { catalog, table, role: &plan.role };
-    plan.engine = match pure(&context, &permissive, &restrictive) {
-        Ok(expr) => Engine::Pure(expr),
-        Err(NotPure(reason)) => Engine::Ask { sql: form.question.clone(), reason },
+    plan.engine = match rule::compile(catalog, table, &plan.role, &permissive, &restrictive) {
+        Compiled::Pure(rule) => Engine::Pure(Arc::new(*rule)),
+        Compiled::NotPure(reason) => Engine::Ask { sql: form.question.clone(), reason },
+        Compiled::Refused(reason) => {
+            plan.refused = Some(reason);
+            Engine::Deny(DenyReason::PolicyError)
+        }
     };
-    if let Engine::Pure(expr) = &plan.engine {
-        plan.owner_key = expr.necessary().map(OwnerKey::new);
+    if let Engine::Pure(_) = &plan.engine {
+        let context = Context { catalog, table, role: &plan.role };
+        plan.owner_rule = pure(&context, &permissive, &restrictive).ok();
+        plan.owner_key = plan.owner_rule.as_ref().and_then(|expr| expr.necessary().map(OwnerKey::new));
     }
     plan.form = Some(form);
 }

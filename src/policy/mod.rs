@@ -40,4 +40,4 @@ pub use form::Form;
 pub use owner::OwnerKey;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};
 pub use plan::{Deletes, Engine, Options, Plan};
-pub use term::{Fault, Setting, Term, TermType};
+pub use term::{Elements, Fault, Setting, Term, TermType};

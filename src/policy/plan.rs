@@ -9,6 +9,7 @@ use super::expr::Expr;
 use super::form::Form;
 use super::owner::OwnerKey;
 use super::permit::DenyReason;
+use super::rule::Rule;
 use crate::catalog::Table;
 use crate::change::Relation;
 
@@ -39,7 +40,7 @@ pub enum Engine {
     /// No row-level security for this role: it is off, or the role is above it.
     Everything,
     /// In memory.
-    Pure(Expr),
+    Pure(Arc<Rule>),
     /// By Postgres.
     Ask {
         /// The statement, with the image as `$1`.
@@ -67,6 +68,11 @@ pub struct Plan {
     /// What Postgres is asked: always for Ask, and for single principals of a Pure plan whose claims only it can judge.
     pub form: Option<Form>,
     pub(super) owner_key: Option<OwnerKey>,
+    /// The rule as the evaluator of owner equalities has it, if it is no more than that.
+    pub(super) owner_rule: Option<Expr>,
+    /// Why nobody gets a row, if Postgres refuses every query of the role: an inner table that it may not select from, or
+    /// policies that look into themselves.
+    pub refused: Option<String>,
     /// What it was compiled with.
     pub options: Options,
 }
@@ -98,9 +104,12 @@ impl fmt::Display for Plan {
         }
         match &self.engine {
             Engine::Everything => f.write_str("everything")?,
-            Engine::Pure(expr) => write!(f, "pure, {expr}")?,
+            Engine::Pure(rule) => write!(f, "pure, {rule}")?,
             Engine::Ask { reason, .. } => write!(f, "ask Postgres, because {reason}")?,
-            Engine::Deny(reason) => return write!(f, "deny, {}", reason.as_str()),
+            Engine::Deny(reason) => {
+                write!(f, "deny, {}", reason.as_str())?;
+                return self.refused.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"));
+            }
         }
         if let Some(key) = &self.owner_key {
             write!(f, "; owners found by {}", key.column)?;

@@ -17,6 +17,15 @@
 //!
 //! Rejected: a tree of closures, which neither prints nor compares.
 
+mod build;
+mod compile;
+mod display;
+mod parse;
+mod viewer;
+
+pub(super) use compile::{Compiled, compile};
+pub use viewer::Claimed;
+
 use std::sync::Arc;
 
 use crate::pgtype::{Equality, Order};
