@@ -20,15 +20,18 @@
 mod build;
 mod compile;
 mod display;
+mod eval;
+mod keys;
 mod parse;
 mod viewer;
-
-pub(super) use compile::{Compiled, compile};
-pub use viewer::Claimed;
 
 use std::sync::Arc;
 
 use crate::pgtype::{Equality, Order};
+
+pub(super) use compile::{Compiled, compile};
+pub use keys::{Keys, RowKeys, ViewerKey};
+pub use viewer::{Claimed, Viewer};
 
 /// How values of a type are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
