@@ -177,7 +177,7 @@ fn explained(catalog: &Catalog, table: &Table, plan: &Plan, config: &Config) -> 
         engine,
         reason,
         condition: match &plan.engine {
-            Engine::Pure(expr) => Some(expr.to_string()),
+            Engine::Pure(rule) => Some(rule.to_string()),
             _ => None,
         },
         owner_column: plan.keys().map(ToString::to_string),

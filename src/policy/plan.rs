@@ -67,6 +67,9 @@ pub struct Plan {
     /// What Postgres is asked: always for Ask, and for single principals of a Pure plan whose claims only it can judge.
     pub form: Option<Form>,
     pub(super) keys: Option<Keys>,
+    /// Why nobody gets a row, if Postgres refuses every query of the role: an inner table that it may not select from, or
+    /// policies that look into themselves.
+    pub refused: Option<String>,
     /// What it was compiled with.
     pub options: Options,
 }
@@ -92,7 +95,7 @@ impl Plan {
 
     /// What the plan takes from a principal: two of the same role with equal viewers share every verdict of memory.
     pub fn viewer(&self, principal: &Principal) -> Viewer {
-        self.rule().map_or_else(Viewer::default, |rule| rule.viewer(principal))
+        self.rule().map_or_else(|| Viewer::new([]), |rule| rule.viewer(principal))
     }
 
     /// Whether DELETEs go to everybody whose filter passes. Never where the relay has to apply the publication's row filter
@@ -113,7 +116,10 @@ impl fmt::Display for Plan {
             Engine::Everything => f.write_str("everything")?,
             Engine::Pure(rule) => write!(f, "pure, {rule}")?,
             Engine::Ask { reason, .. } => write!(f, "ask Postgres, because {reason}")?,
-            Engine::Deny(reason) => return write!(f, "deny, {}", reason.as_str()),
+            Engine::Deny(reason) => {
+                write!(f, "deny, {}", reason.as_str())?;
+                return self.refused.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"));
+            }
         }
         if let Some(keys) = &self.keys {
             write!(f, "; owners found by {keys}")?;

@@ -17,14 +17,21 @@
 //!
 //! Rejected: a tree of closures, which neither prints nor compares.
 
-mod standin;
+mod build;
+mod compile;
+mod display;
+mod eval;
+mod keys;
+mod parse;
+mod viewer;
 
 use std::sync::Arc;
 
-pub(crate) use standin::from_old;
-pub use standin::{Claimed, Keys, RowKeys, Viewer, ViewerKey};
-
 use crate::pgtype::{Equality, Order};
+
+pub(super) use compile::{Compiled, compile};
+pub use keys::{Keys, RowKeys, ViewerKey};
+pub use viewer::{Claimed, Viewer};
 
 /// How values of a type are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
