@@ -46,7 +46,7 @@ enum Policy {
 }
 
 impl Policy {
-    const ALL: [Policy; 1] = [Policy::Owner];
+    const ALL: [Policy; 3] = [Policy::Owner, Policy::Team, Policy::Org];
 
     fn table(self) -> &'static str {
         match self {
