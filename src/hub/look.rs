@@ -120,7 +120,11 @@ impl Hub {
         let plan = policy::compile(&rules.catalog, row.relation.oid, &principal.role, self.config.policy);
         let plan = Arc::new(plan);
         let bound = Arc::new(plan.bind(&row.relation));
-        let judged = bound.judge(&row.change, principal, self.deps.clock.unix_seconds());
+        let viewer = plan.viewer(principal);
+        // Facts that are not ready make it a question to Postgres, as they do for a delivery.
+        let binding = plan.rule().and_then(|rule| self.facts.bind(rule).ok());
+        let facts = binding.as_ref().map(|binding| (binding, &self.facts));
+        let judged = bound.judge(&row.change, &viewer, principal, facts, self.deps.clock.unix_seconds());
         Some(Judgement { plan, bound, judged })
     }
 }

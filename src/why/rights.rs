@@ -11,7 +11,7 @@ use crate::claims::Principal;
 use crate::filter::{FilterAnswer, FilterAsker, FilterQuestion};
 use crate::hub::{Entry, Passes, passes, predicate};
 use crate::metrics::Metrics;
-use crate::policy::{Asker, DenyReason, Engine, Judged, Plan, Question, Verdict};
+use crate::policy::{Asker, DenyReason, Engine, Judged, Plan, Question, Setting, Term, Verdict};
 
 /// For whom a row is judged.
 #[derive(Clone)]
@@ -91,20 +91,56 @@ fn policies(plan: &Plan) -> String {
 fn facts(plan: &Plan) -> Option<Vec<u32>> {
     match &plan.engine {
         Engine::Ask { .. } => None,
-        Engine::Everything | Engine::Deny(_) | Engine::Pure(_) => Some(Vec::new()),
+        Engine::Pure(rule) => Some(rule.sources.iter().map(|source| source.table_oid).collect()),
+        Engine::Everything | Engine::Deny(_) => Some(Vec::new()),
     }
 }
 
-/// Whether the policies that apply read more of a token than its `sub` and `role`, as far as their text tells.
+/// Whether the policies read more of a token than its `sub` and `role`; for those that Postgres judges, as far as their text
+/// tells.
 fn reads_other_claims(plan: &Plan) -> bool {
     let Some(table) = &plan.table else { return false };
-    if !matches!(plan.engine, Engine::Pure(_) | Engine::Ask { .. }) {
-        return false;
+    match &plan.engine {
+        Engine::Pure(rule) => rule.claims.iter().any(|claim| reads_other(&claim.term)),
+        Engine::Ask { .. } => {
+            let applying = table.access.get(&plan.role).map(|access| &access.policies);
+            let applies = |name: &String| applying.is_some_and(|names| names.contains(name));
+            let policies = table.policies.iter().filter(|policy| applies(&policy.name));
+            policies.filter_map(|policy| policy.expression.as_deref()).any(other_claims)
+        }
+        Engine::Everything | Engine::Deny(_) => false,
     }
-    let applying = table.access.get(&plan.role).map(|access| &access.policies);
-    let applies = |name: &String| applying.is_some_and(|names| names.contains(name));
-    let texts = table.policies.iter().filter(|policy| applies(&policy.name)).filter_map(|p| p.expression.as_deref());
-    texts.into_iter().any(other_claims)
+}
+
+fn reads_other(term: &Term) -> bool {
+    let known = |key: &str| matches!(key, "sub" | "role");
+    match term {
+        Term::Setting(setting) => *setting == Setting::Claims,
+        Term::Text(_) => false,
+        Term::Coalesce(terms) => terms.iter().any(reads_other),
+        Term::Member(from, key) | Term::MemberText(from, key) if is_all_claims(from) => !known(key),
+        Term::Path(from, path, _) if is_all_claims(from) => path.first().is_none_or(|key| !known(key)),
+        Term::NullIfEmpty(inner)
+        | Term::Member(inner, _)
+        | Term::MemberText(inner, _)
+        | Term::Index(inner, ..)
+        | Term::Path(inner, ..)
+        | Term::Contains(inner, _)
+        | Term::Equals(inner, _)
+        | Term::Elements(inner, _)
+        | Term::Split(inner, _)
+        | Term::Cast(inner, _) => reads_other(inner),
+    }
+}
+
+/// It is the object of all claims, or a text of it.
+fn is_all_claims(term: &Term) -> bool {
+    match term {
+        Term::Setting(setting) => *setting == Setting::Claims,
+        Term::NullIfEmpty(inner) | Term::Cast(inner, _) => is_all_claims(inner),
+        Term::Coalesce(terms) => terms.iter().any(is_all_claims),
+        _ => false,
+    }
 }
 
 /// Of one policy: `jwt` in it, other than in `->> 'sub'` and `->> 'role'`.
@@ -221,6 +257,16 @@ mod tests {
         ] {
             assert!(other_claims(other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_claim_that_memory_reads_is_known_to_be_sub_or_role_or_another() {
+        let claims = || Term::NullIfEmpty(Box::new(Term::Setting(Setting::Claims)));
+        let of = |key: &str| Term::MemberText(Box::new(claims()), key.into());
+        assert!(!reads_other(&Term::Coalesce(vec![Term::Setting(Setting::Subject), of("sub")])));
+        assert!(reads_other(&of("org")) && reads_other(&claims()));
+        assert!(reads_other(&Term::Coalesce(vec![of("sub"), of("org")])));
+        assert!(reads_other(&Term::Path(Box::new(claims()), vec!["app_metadata".into(), "sub".into()], true)));
     }
 
     #[test]
