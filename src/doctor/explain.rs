@@ -250,9 +250,9 @@ fn engine(table: &Table, plan: &Plan) -> (&'static str, String) {
             ("everything", "row-level security does not apply to the role: it has BYPASSRLS or owns the table".into())
         }
         Engine::Everything => ("everything", "the table has no row-level security".into()),
-        Engine::Pure(_) => ("pure", "the policies are equalities that memory judges exactly as Postgres does".into()),
+        Engine::Pure(_) => ("pure", "memory judges the policies exactly as Postgres does".into()),
         Engine::Ask { reason, .. } => ("ask", reason.clone()),
-        Engine::Deny(reason) => ("deny", denial(*reason).into()),
+        Engine::Deny(reason) => ("deny", plan.refused.clone().unwrap_or_else(|| denial(*reason).into())),
     }
 }
 

@@ -3,14 +3,17 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use ahash::AHashMap;
+
 use super::registry::Channel;
 use super::rules::Rules;
 use super::run::Hub;
 use super::{Action, ChannelId, Entry, Name, Port};
 use crate::catalog::{Function, Table};
-use crate::change::{Position, RowChange};
+use crate::change::{Position, RowChange, Transaction};
 use crate::claims::Principal;
 use crate::journal::{Note, User, Wanted};
+use crate::policy::FactState;
 
 fn user(principal: &Principal) -> User {
     User { role: principal.role.clone(), subject: principal.subject.clone() }
@@ -39,6 +42,23 @@ impl Action {
             Action::Update => "UPDATE",
             Action::Delete => "DELETE",
         }
+    }
+}
+
+/// What was noted of facts.
+#[derive(Default)]
+pub(super) struct NotedFacts {
+    /// [`crate::policy::Facts::generation`] then.
+    generation: Option<u64>,
+    states: AHashMap<u32, Cow<'static, str>>,
+}
+
+fn state_text(state: &FactState) -> Cow<'static, str> {
+    match state {
+        FactState::Absent => "absent".into(),
+        FactState::Recording { .. } => "loading".into(),
+        FactState::Ready { .. } => "loaded".into(),
+        FactState::Broken(why) => format!("broken: {why}").into(),
     }
 }
 
@@ -115,6 +135,46 @@ impl Hub {
                 count: 1,
             });
         }
+    }
+
+    /// A transaction that changes tables which policies look into. Before it is folded.
+    pub(super) fn note_facts(&self, transaction: &Transaction) {
+        if !self.deps.journal.is_on() || !self.facts.concerns(&transaction.relations) {
+            return;
+        }
+        let lsn = transaction.end_lsn;
+        for relation in &transaction.relations {
+            if self.facts.concerns(std::slice::from_ref(relation)) {
+                // Of several tables each may have them all: they are not counted apart.
+                self.deps.journal.note(Note::Facts {
+                    table: relation.oid,
+                    first: Position { lsn, ordinal: 0 },
+                    last: Position { lsn, ordinal: u32::MAX },
+                    rows: u64::from(transaction.items),
+                });
+            }
+        }
+    }
+
+    /// What became of the tables that policies look into, since this was called last.
+    pub(super) fn note_fact_states(&mut self) {
+        let generation = self.facts.generation();
+        if self.noted.generation == Some(generation) {
+            return;
+        }
+        self.noted.generation = Some(generation);
+        let at = self.position();
+        let states: AHashMap<u32, Cow<'static, str>> =
+            self.facts.tables().map(|(table, state)| (table, state_text(&state))).collect();
+        for (table, state) in &states {
+            if self.noted.states.get(table) != Some(state) {
+                self.deps.journal.note(Note::FactState { table: *table, at, state: state.clone() });
+            }
+        }
+        for table in self.noted.states.keys().filter(|table| !states.contains_key(table)) {
+            self.deps.journal.note(Note::FactState { table: *table, at, state: "forgotten".into() });
+        }
+        self.noted.states = states;
     }
 
     /// An active channel gets nothing from here on, or does again.

@@ -26,6 +26,7 @@ use super::event::Outgoing;
 use super::filters::RowFilters;
 use super::lane::{Lane, LaneRow};
 use super::matching::{self, Matcher, UNDECIDED};
+use super::noting::NotedFacts;
 use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
@@ -78,6 +79,8 @@ pub struct Hub {
     pub(super) matcher: Matcher,
     /// What the policies look into.
     pub(super) facts: Facts,
+    /// What the journal has of them.
+    pub(super) noted: NotedFacts,
     pub(super) lane: Lane,
     pub(super) reader: Reader,
     pub(super) work: Option<Work>,
@@ -126,6 +129,7 @@ impl Hub {
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
             facts: Facts::new(0),
+            noted: NotedFacts::default(),
             lane: Lane::new(asker, filter_asker),
             reader: deps.log.reader(deps.log.end()),
             work: None,
@@ -158,6 +162,7 @@ impl Hub {
         let mut sweep = tokio::time::interval(SWEEP);
         let drain = self.deps.drain.clone();
         loop {
+            self.note_fact_states();
             self.turn().await;
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
@@ -233,6 +238,7 @@ impl Hub {
                 if let Some(appended) = self.reader.appended_at() {
                     self.deps.metrics.append_to_match.observe(appended.elapsed().as_secs_f64());
                 }
+                self.note_facts(&transaction);
                 self.xids.push_back(transaction.xid);
                 self.shared_xids = None;
                 let known = |r: &Arc<Relation>| self.relations.get(&r.oid).is_some_and(|k| Arc::ptr_eq(k, r) || k == r);

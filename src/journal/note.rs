@@ -156,7 +156,7 @@ pub enum Note {
         first: Position,
         /// The last of them.
         last: Position,
-        /// How many.
+        /// How many, at most: of a transaction that changes several tables each is said to have them all.
         rows: u64,
     },
     /// What became of a table that policies look into: `loaded`, `broken` and so on.

@@ -46,6 +46,16 @@ pub(super) struct Undecided {
     pub(super) count: u32,
 }
 
+/// A change of a table that policies look into.
+#[derive(Debug, Clone)]
+pub(super) struct FactChange {
+    pub(super) at: i64,
+    pub(super) table: u32,
+    pub(super) lsn: Lsn,
+    /// Not of its rows: it was loaded, or could not be followed.
+    pub(super) loaded: bool,
+}
+
 /// One run of the relay.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Run {
@@ -75,8 +85,8 @@ pub(super) struct Evidence {
     pub(super) refused: Vec<(i64, Arc<str>)>,
     pub(super) gaps: Vec<(Lsn, Lsn)>,
     pub(super) rules: Vec<(i64, Position)>,
-    /// Changed rows of tables that policies look into: when, table, the last of them.
-    pub(super) facts: Vec<(i64, u32, Position)>,
+    /// Tables that policies look into, changed or loaded anew: when, which, and up to where.
+    pub(super) facts: Vec<FactChange>,
     /// From when to when notes are missing, in milliseconds since 1970.
     pub(super) holes: Vec<(i64, i64)>,
     /// The user has had more channels than are looked at.
@@ -176,8 +186,13 @@ impl Evidence {
                 self.known(channel).into_iter().for_each(|past| past.undecided.push(undecided.clone()));
             }
             Note::Gap { from, resumed } => self.gaps.push((from, resumed)),
-            Note::Facts { table, last, .. } => self.facts.push((at, table, last)),
-            Note::FactState { .. } => {}
+            Note::Facts { table, last, .. } => {
+                self.facts.push(FactChange { at, table, lsn: last.lsn, loaded: false });
+            }
+            // While it is not loaded, what changes in it is not noted.
+            Note::FactState { table, at: position, .. } => {
+                self.facts.push(FactChange { at, table, lsn: position.lsn, loaded: true });
+            }
             Note::Rules { at: position } => self.rules.push((at, position)),
             Note::Hole { from, to, .. } => self.holes.push((from, to)),
         }

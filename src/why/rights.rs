@@ -31,7 +31,7 @@ pub(super) struct Rights {
 }
 
 /// How the hub would judge, and what Postgres says if it must be asked.
-pub(super) async fn now(deps: &WhyDeps, row: &Arc<RowChange>, who: &Who) -> Rights {
+pub(super) async fn now(deps: &WhyDeps, catalog: &Catalog, row: &Arc<RowChange>, who: &Who) -> Rights {
     let judging = deps.hub.judge(row.clone(), who.principal.clone());
     let Ok(Some(judgement)) = tokio::time::timeout(super::HUB_DEADLINE, judging).await else {
         return unknown("the hub does not answer, or has not read the rules yet");
@@ -43,7 +43,7 @@ pub(super) async fn now(deps: &WhyDeps, row: &Arc<RowChange>, who: &Who) -> Righ
             "the policies for {role} read claims other than sub and role: give the user's token with --token"
         ));
     }
-    let facts = facts(plan);
+    let facts = facts(plan, catalog);
     let (verdict, judge) = match judgement.judged {
         Judged::Decided(verdict) => (verdict, "judged in memory, now"),
         Judged::Ask => {
@@ -79,7 +79,7 @@ fn policies(plan: &Plan) -> String {
         applying.iter().flat_map(|access| &access.policies).map(|name| format!("\"{name}\"")).collect();
     match &plan.engine {
         Engine::Everything => "row-level security does not apply".into(),
-        Engine::Deny(reason) => words(*reason).into(),
+        Engine::Deny(reason) => plan.refused.clone().unwrap_or_else(|| words(*reason).into()),
         Engine::Pure(_) => format!("policies {}", names.join(", ")),
         Engine::Ask { reason, .. } => {
             format!("policies {}, which Postgres judges since {reason}", names.join(", "))
@@ -88,10 +88,15 @@ fn policies(plan: &Plan) -> String {
 }
 
 /// The tables that a plan looks into; `None` if only Postgres knows.
-fn facts(plan: &Plan) -> Option<Vec<u32>> {
+fn facts(plan: &Plan, catalog: &Catalog) -> Option<Vec<u32>> {
     match &plan.engine {
         Engine::Ask { .. } => None,
-        Engine::Pure(rule) => Some(rule.sources.iter().map(|source| source.table_oid).collect()),
+        Engine::Pure(rule) => {
+            // The stream may name the partitions.
+            let leaves = |oid| catalog.table(oid).map(|table| table.leaves.clone()).unwrap_or_default();
+            let tables = rule.sources.iter().map(|source| source.table_oid);
+            Some(tables.flat_map(|oid| leaves(oid).into_iter().chain([oid])).collect())
+        }
         Engine::Everything | Engine::Deny(_) => Some(Vec::new()),
     }
 }

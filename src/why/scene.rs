@@ -179,7 +179,7 @@ impl Scene<'_> {
             let role = past.role.clone();
             if !rights.contains_key(&role) {
                 let who = self.who(&role, live);
-                rights.insert(role.clone(), rights::now(self.deps, &found.row, &who).await);
+                rights.insert(role.clone(), rights::now(self.deps, self.catalog, &found.row, &who).await);
             }
             let Some(of_role) = rights.get(&role) else { continue };
             let case = Case { found, evidence: self.evidence, rights: of_role };
@@ -201,7 +201,7 @@ impl Scene<'_> {
                 let known = rights.remove(&role);
                 let rights = match known {
                     Some(rights) => rights,
-                    None => rights::now(self.deps, &found.row, &self.who(&role, None)).await,
+                    None => rights::now(self.deps, self.catalog, &found.row, &self.who(&role, None)).await,
                 };
                 let refused = self.evidence.refused.iter().rfind(|(at, _)| *at <= found.millis());
                 let refused = refused.map(|(at, topic)| (*at, topic.to_string()));

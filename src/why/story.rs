@@ -2,10 +2,10 @@
 
 use super::answer::{Outcome, Says, Step};
 use super::clock::time;
-use super::evidence::{Closed, Evidence, Past};
+use super::evidence::{Closed, Evidence, FactChange, Past};
 use super::rights::Rights;
 use super::search::{Found, shown};
-use crate::change::{Lsn, Position};
+use crate::change::{Change, Lsn, Position};
 
 /// What the hub and the journal say of a channel.
 pub(super) struct Channel<'a> {
@@ -193,9 +193,18 @@ impl Case<'_> {
                     .into(),
             ),
             Some(tables) => {
-                let changed =
-                    self.evidence.facts.iter().find(|(_, table, last)| tables.contains(table) && last.lsn >= at.lsn);
-                changed.map(|(when, ..)| format!("a table that the policies look into was changed at {}", time(*when)))
+                // A new row is judged by the facts after its own transaction, a deleted one by those before.
+                let deleted = matches!(self.found.row.change, Change::Delete { .. });
+                let later = |change: &&FactChange| {
+                    let same = deleted || change.loaded;
+                    tables.contains(&change.table) && (change.lsn > at.lsn || (same && change.lsn == at.lsn))
+                };
+                let changed = self.evidence.facts.iter().find(later);
+                let text = |change: &FactChange| {
+                    let what = if change.loaded { "loaded into memory" } else { "changed" };
+                    format!("a table that the policies look into was {what} at {}", time(change.at))
+                };
+                changed.map(text)
             }
         }
     }
