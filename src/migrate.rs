@@ -218,6 +218,8 @@ pub struct Status {
     pub name: &'static str,
     /// Who needs it.
     pub scope: Scope,
+    /// It is left out where the login may not take it.
+    pub optional: bool,
     /// When it was applied, as Postgres prints it; `None` if it was not.
     pub applied_at: Option<String>,
     /// Applied from another script than ours.
@@ -288,6 +290,7 @@ pub async fn status(client: &Client) -> Result<Vec<Status>, MigrateError> {
             version: migration.version,
             name: migration.name,
             scope: migration.scope,
+            optional: migration.done.is_some(),
             applied_at,
             changed,
         });
@@ -317,22 +320,22 @@ async fn apply(client: &mut Client, wanted: fn(&Migration) -> bool) -> Result<Re
         let transaction = begin(client).await?;
         let checksum = checksum(&transaction, migration.up).await?;
         match applied_checksum(&transaction, migration).await? {
-            Some(ours) if ours == checksum => continue,
+            // What may be left out may also have been removed by hand; `up` makes it again.
+            Some(ours) if ours == checksum && done(&transaction, migration).await? => continue,
+            Some(ours) if ours == checksum => {}
             Some(_) => return Err(MigrateError::Changed { version: migration.version, name: migration.name }),
             None => {}
         }
         let failed =
             |source| MigrateError::Step { version: migration.version, name: migration.name, direction: "up", source };
         transaction.batch_execute(migration.up).await.map_err(failed)?;
-        if let Some(done) = migration.done
-            && !transaction.query_one(done, &[]).await.map_err(failed)?.get::<_, bool>(0)
-        {
+        if !done(&transaction, migration).await? {
             // Not recorded, and rolled back with the transaction.
             report.left_out.push((migration.version, migration.name));
             continue;
         }
         let version = db_version(migration);
-        let sql = "insert into rowcast.migrations (version, name, checksum) values ($1, $2, $3)";
+        let sql = "insert into rowcast.migrations (version, name, checksum) values ($1, $2, $3) on conflict do nothing";
         transaction.execute(sql, &[&version, &migration.name, &checksum]).await.map_err(failed)?;
         // Rows of this transaction only: `now()` is its start, and `made_at` defaults to it.
         let sql = "select kind || ' ' || identity || case when detail = '' then '' else ' to ' || detail end \
@@ -343,6 +346,14 @@ async fn apply(client: &mut Client, wanted: fn(&Migration) -> bool) -> Result<Re
         report.made.extend(made.iter().map(|row| row.get::<_, String>(0)));
     }
     Ok(report)
+}
+
+/// Whether a step that can be left out has done its work; the others have if they did not fail.
+async fn done(transaction: &Transaction<'_>, migration: &Migration) -> Result<bool, MigrateError> {
+    let Some(sql) = migration.done else { return Ok(true) };
+    let row =
+        transaction.query_one(sql, &[]).await.map_err(PgError::query("cannot look at what the migration made"))?;
+    Ok(row.get(0))
 }
 
 async fn revert(transaction: &Transaction<'_>, migration: &Migration, report: &mut Report) -> Result<(), MigrateError> {

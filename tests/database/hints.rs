@@ -105,6 +105,16 @@ async fn who_may_not_make_them_does_without_until_a_superuser_does() {
     assert!(report.made.contains(&"event trigger rowcast_rules_dropped".to_owned()), "{:?}", report.made);
     assert_eq!(triggers(&admin).await, 2);
 
+    // Removed by hand, they are made again; disabled, they are somebody's wish.
+    admin.batch_execute("drop event trigger rowcast_rules_changed").await.expect("dropped");
+    let report = migrate::up(&mut admin).await.expect("up");
+    assert_eq!((report.steps, triggers(&admin).await), (vec![(7, "rule_hints")], 2));
+    assert_eq!(migrate::up(&mut admin).await.expect("up").to_string(), "nothing to do\n");
+    admin.batch_execute("alter event trigger rowcast_rules_changed disable").await.expect("disabled");
+    let report = migrate::up(&mut admin).await.expect("up");
+    assert_eq!((report.steps, report.left_out), (vec![], vec![(7, "rule_hints")]));
+    admin.batch_execute("alter event trigger rowcast_rules_changed enable always").await.expect("enabled");
+
     // Only their owner removes them; they stay ours.
     let report = migrate::down(&mut clerk, Some(6)).await.expect("down");
     assert!(report.kept.iter().any(|line| line.starts_with("event trigger rowcast_rules_changed:")), "{report}");
