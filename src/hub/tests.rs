@@ -65,6 +65,7 @@ impl Bench {
             log: opened.log,
             pool: pool.clone(),
             catalog_pool: database.pool("relay"),
+            facts_pool: database.pool("relay"),
             clock: Clock::system(),
             metrics: metrics.clone(),
             drain: drain.clone(),

@@ -26,6 +26,7 @@ mod owner;
 mod parse;
 mod permit;
 mod plan;
+pub mod facts;
 pub mod rule;
 mod term;
 

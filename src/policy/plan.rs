@@ -9,6 +9,7 @@ use super::expr::Expr;
 use super::form::Form;
 use super::owner::OwnerKey;
 use super::permit::DenyReason;
+use super::rule::FactSource;
 use crate::catalog::Table;
 use crate::change::Relation;
 
@@ -75,6 +76,11 @@ impl Plan {
     /// Resolves names to the columns of a relation as the stream has it.
     pub fn bind(self: &Arc<Self>, relation: &Arc<Relation>) -> Bound {
         Bound::new(self.clone(), relation.clone())
+    }
+
+    /// The fact tables that it looks into, once for each place in the rule.
+    pub fn sources(&self) -> &[FactSource] {
+        &[]
     }
 
     /// The equality that every permit needs, if there is one.
