@@ -17,9 +17,16 @@
 //!
 //! Rejected: a tree of closures, which neither prints nor compares.
 
+mod eval;
+mod keys;
+mod viewer;
+
 use std::sync::Arc;
 
 use crate::pgtype::{Equality, Order};
+
+pub use keys::{Keys, RowKeys, ViewerKey};
+pub use viewer::{Claimed, Viewer};
 
 /// How values of a type are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
