@@ -14,10 +14,12 @@ use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{IsolationLevel, Row, Transaction};
 
+use super::closure::Closure;
 use super::sql;
+use super::stream::{self, Listing, Listings, Member};
 use super::{
-    Access, Catalog, CatalogError, Collation, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role,
-    RowFilter, Rules, Snapshot, Streamed, Table, Wanted,
+    Access, Catalog, CatalogError, Collation, Column, FACTS_PUBLICATION, Function, OldImage, PolicyCommand, PolicyRow,
+    Published, Role, RowFilter, Rules, Snapshot, Streamed, Table, Wanted,
 };
 use crate::change::ReplicaIdentity;
 use crate::pgtype::{TypeInfo, TypeKind, Types};
@@ -69,18 +71,25 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let encoding = get(session, 2)?;
     let foreign_claims = get(session, 3)?;
 
-    let roles = reader.roles(&wanted.roles).await?;
-    let names: Vec<String> = roles.keys().cloned().collect();
     let published = reader.published(wanted, version).await?;
-    let mut tables = reader.tables(published).await?;
-    let oids: Vec<u32> = tables.keys().copied().collect();
-    reader.columns(&oids, &mut tables).await?;
-    reader.policies(&oids, &mut tables).await?;
+    let oids: Vec<u32> = published.keys().copied().collect();
+    let Closure { tables: known, mut functions, mut mentioned } = reader.closure(&oids, wanted.roles.len()).await?;
+    let oids: Vec<u32> = known.into_iter().collect();
+    let mut tables = reader.tables(&oids, published).await?;
+    let kept = reader.columns(&oids, &mut tables).await?;
+    mentioned.extend(reader.policies(&oids, &mut tables).await?);
+    reader.streams(&oids, wanted, version, &mut tables, &mentioned, &kept).await?;
+
+    let roles = reader.roles(&with_owners(&wanted.roles, &tables, &functions)).await?;
+    let names: Vec<String> = roles.keys().cloned().collect();
     reader.access(&oids, &names, &mut tables).await?;
-    let functions = reader.functions(&names, &tables).await?;
-    let types = Arc::new(reader.types(&oids).await?);
+    reader.executable(&names, &mut functions).await?;
+    let schemas = reader.schemas(&names, &tables, &functions).await?;
+    let operators = reader.operators(&functions).await?;
+    let types = Arc::new(reader.types(&oids, &functions).await?);
     let tables = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
-    let rules = Rules { tables, roles, functions, types, encoding, foreign_claims };
+    let functions = functions.into_iter().map(|(oid, function)| (oid, Arc::new(function))).collect();
+    let rules = Rules { tables, roles, functions, schemas, operators, types, encoding, foreign_claims };
     let fingerprint = reader.fingerprint(&rules).await?;
     reader.transaction.commit().await.map_err(failed("commit"))?;
     Ok((Catalog::new(snapshot, rules), fingerprint))
@@ -90,7 +99,30 @@ fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogEr
     move |source| CatalogError::Query { what, source }
 }
 
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, CatalogError> {
+/// Owners whose rights are read, beside the roles of tokens. Whose aren't has none that anybody knows of.
+const MAX_OWNERS: usize = 50;
+
+/// The roles of tokens, and those that what tokens do may run as: first the owners of functions that run as their owner.
+fn with_owners(
+    wanted: &BTreeSet<String>,
+    tables: &BTreeMap<u32, Table>,
+    functions: &BTreeMap<u32, Function>,
+) -> BTreeSet<String> {
+    let definers = functions.values().filter(|f| f.security_definer).map(|f| &f.owner);
+    let owners = definers.chain(tables.values().map(|t| &t.owner)).filter(|owner| !wanted.contains(*owner));
+    let mut all = wanted.clone();
+    for owner in owners {
+        if all.len() < wanted.len() + MAX_OWNERS {
+            all.insert(owner.clone());
+        }
+    }
+    all
+}
+
+/// What of each mentioned table's columns gives its rows other values without writing them.
+type Kept = BTreeMap<u32, Vec<(i16, u32, i32, Option<String>, Option<String>)>>;
+
+pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, CatalogError> {
     row.try_get(column).map_err(|e| CatalogError::Malformed(crate::error::chain(&e)))
 }
 
@@ -121,12 +153,12 @@ impl Filters {
     }
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     transaction: Transaction<'a>,
 }
 
 impl Reader<'_> {
-    async fn rows(
+    pub(super) async fn rows(
         &self,
         what: &'static str,
         sql: &str,
@@ -137,9 +169,10 @@ impl Reader<'_> {
 
     async fn fingerprint(&self, rules: &Rules) -> Result<String, CatalogError> {
         let tables: Vec<u32> = rules.tables.keys().copied().collect();
-        let policies = rules.tables.values().flat_map(|table| &table.policies);
-        let functions: Vec<u32> = policies.flat_map(|policy| policy.functions.iter().copied()).collect();
-        let rows = self.rows("fingerprint", sql::FINGERPRINT, &[&tables, &functions]).await?;
+        let functions: Vec<u32> = rules.functions.keys().copied().collect();
+        let leaves: BTreeSet<u32> = rules.tables.values().flat_map(|table| table.leaves.iter().copied()).collect();
+        let leaves: Vec<u32> = leaves.into_iter().collect();
+        let rows = self.rows("fingerprint", sql::FINGERPRINT, &[&tables, &functions, &leaves]).await?;
         let mut text: String = rows.first().map_or(Ok(String::new()), |row| get(row, 0))?;
         let version = self.rows("version", "select current_setting('server_version_num')::int4", &[]).await?;
         if version.first().map_or(Ok(0), |row| get::<i32>(row, 0))? >= 150_000 {
@@ -195,9 +228,12 @@ impl Reader<'_> {
         Ok(all)
     }
 
-    async fn tables(&self, mut published: BTreeMap<u32, Published>) -> Result<BTreeMap<u32, Table>, CatalogError> {
-        let oids: Vec<u32> = published.keys().copied().collect();
-        let rows = self.rows("tables", sql::TABLES, &[&oids]).await?;
+    async fn tables(
+        &self,
+        oids: &[u32],
+        mut published: BTreeMap<u32, Published>,
+    ) -> Result<BTreeMap<u32, Table>, CatalogError> {
+        let rows = self.rows("tables", sql::TABLES, &[&oids, &FACTS_PUBLICATION]).await?;
         let table = |row: &Row| {
             let oid: u32 = get(row, 0)?;
             let identity = identity(get(row, 3)?)?;
@@ -227,18 +263,20 @@ impl Reader<'_> {
                 is_partitioned,
                 ancestors: get(row, 8)?,
                 access: BTreeMap::new(),
-                leaves: vec![oid],
+                // These three are filled in when the tree under it is known.
+                leaves: Vec::new(),
                 streamed: Streamed::default(),
                 storage: 0,
-                loadable: false,
-                ours: false,
+                loadable: get(row, 12)?,
+                ours: get(row, 13)?,
             };
             Ok((oid, table))
         };
         rows.iter().map(table).collect()
     }
 
-    async fn columns(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<(), CatalogError> {
+    async fn columns(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<Kept, CatalogError> {
+        let mut kept = Kept::new();
         for row in &self.rows("columns", sql::COLUMNS, &[&oids]).await? {
             let Some(table) = tables.get_mut(&get(row, 0)?) else { continue };
             let column = Column {
@@ -258,12 +296,16 @@ impl Reader<'_> {
             if table.identity == ReplicaIdentity::Full {
                 table.identity_columns.push(column.name.clone());
             }
+            let facts = (column.number, column.type_oid, column.type_modifier, get(row, 11)?, get(row, 12)?);
+            kept.entry(table.oid).or_default().push(facts);
             table.columns.push(column);
         }
-        Ok(())
+        Ok(kept)
     }
 
-    async fn policies(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<(), CatalogError> {
+    /// Answers with the tables that the policies look into.
+    async fn policies(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<BTreeSet<u32>, CatalogError> {
+        let mut mentioned = BTreeSet::new();
         for row in &self.rows("policies", sql::POLICIES, &[&oids]).await? {
             let Some(table) = tables.get_mut(&get(row, 0)?) else { continue };
             let name: String = get(row, 1)?;
@@ -273,6 +315,11 @@ impl Reader<'_> {
             // restrict nothing.
             if get::<bool>(row, 5)? != expression.is_some() {
                 return Err(CatalogError::Changing(format!("policy \"{name}\" on \"{}\"", table.name)));
+            }
+            mentioned.extend(get::<Vec<u32>>(row, 9)?);
+            // A look into the table itself can't be told by dependencies from a look at its row.
+            if expression.as_ref().is_some_and(|text| text.contains("FROM ")) {
+                mentioned.insert(table.oid);
             }
             let columns: Vec<i16> = get(row, 7)?;
             let functions: Vec<u32> = get(row, 8)?;
@@ -287,7 +334,94 @@ impl Reader<'_> {
                 functions: functions.into_iter().collect(),
             });
         }
+        Ok(mentioned)
+    }
+
+    /// What the stream sends of each table, and the state of its files. The latter only for tables that policies look into:
+    /// nobody keeps rows of others, and a new state is a new catalog.
+    async fn streams(
+        &self,
+        oids: &[u32],
+        wanted: &Wanted,
+        version: i32,
+        tables: &mut BTreeMap<u32, Table>,
+        mentioned: &BTreeSet<u32>,
+        kept: &Kept,
+    ) -> Result<(), CatalogError> {
+        let mut trees: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
+        for row in &self.rows("partitions", sql::TREES, &[&oids]).await? {
+            let kind = match get::<String>(row, 3)?.as_str() {
+                "r" => stream::Kind::Ordinary,
+                "p" => stream::Kind::Partitioned,
+                _ => stream::Kind::Other,
+            };
+            let member =
+                Member { oid: get(row, 1)?, parent: get(row, 2)?, kind, logged: get(row, 4)?, file: get(row, 5)? };
+            trees.entry(get(row, 0)?).or_default().push(member);
+        }
+        let publications: Vec<&str> = wanted
+            .publications
+            .iter()
+            .chain(&wanted.others)
+            .map(String::as_str)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        let mut related: BTreeSet<u32> = trees.values().flatten().map(|member| member.oid).collect();
+        related.extend(tables.values().flat_map(|table| &table.ancestors));
+        let listings = self.listings(&publications, &related, version).await?;
+        let partitioned: Vec<u32> = tables.values().filter(|t| t.is_partitioned).map(|t| t.oid).collect();
+        let covered = self.covered(&publications, &partitioned, version).await?;
+        for (oid, table) in tables {
+            let tree = trees.get(oid).map_or(&[][..], Vec::as_slice);
+            table.leaves = stream::leaves(tree);
+            table.streamed = stream::streamed(table, tree, &listings, covered.contains(oid));
+            if mentioned.contains(oid) {
+                table.storage = stream::storage(tree, &kept.get(oid));
+            }
+        }
         Ok(())
+    }
+
+    async fn listings(
+        &self,
+        publications: &[&str],
+        related: &BTreeSet<u32>,
+        version: i32,
+    ) -> Result<Listings, CatalogError> {
+        let related: Vec<u32> = related.iter().copied().collect();
+        let sql = if version >= 150_000 { sql::STREAMED } else { sql::STREAMED_14 };
+        let mut listings = Listings::new();
+        for row in &self.rows("stream", sql, &[&publications, &related]).await? {
+            let list: Option<Vec<String>> = get(row, 6)?;
+            let listing = Listing {
+                actions: [get(row, 1)?, get(row, 2)?, get(row, 3)?, get(row, 4)?],
+                filtered: get(row, 5)?,
+                list: list.map(|names| names.into_iter().collect()),
+            };
+            listings.entry(get(row, 0)?).or_default().push(listing);
+        }
+        Ok(listings)
+    }
+
+    async fn covered(
+        &self,
+        publications: &[&str],
+        partitioned: &[u32],
+        version: i32,
+    ) -> Result<BTreeSet<u32>, CatalogError> {
+        let mut covered = BTreeSet::new();
+        if partitioned.is_empty() {
+            return Ok(covered);
+        }
+        let mut rows = self.rows("stream", sql::COVERED, &[&publications, &partitioned]).await?;
+        if version >= 150_000 {
+            rows.extend(self.rows("stream", sql::COVERED_15, &[&publications, &partitioned]).await?);
+        }
+        for row in &rows {
+            covered.insert(get(row, 0)?);
+        }
+        Ok(covered)
     }
 
     async fn access(
@@ -301,7 +435,10 @@ impl Reader<'_> {
             let access = Access {
                 schema_usage: get(row, 2)?,
                 owner: get(row, 3)?,
-                columns: get::<Vec<i16>>(row, 4)?.into_iter().collect(),
+                columns: match get::<Option<Vec<i16>>>(row, 4)? {
+                    Some(numbers) => numbers.into_iter().collect(),
+                    None => table.columns.iter().map(|column| column.number).collect(),
+                },
                 policies: get::<Vec<String>>(row, 5)?.into_iter().collect(),
             };
             table.access.insert(get(row, 1)?, access);
@@ -309,42 +446,47 @@ impl Reader<'_> {
         Ok(())
     }
 
-    async fn functions(
+    async fn executable(&self, roles: &[String], functions: &mut BTreeMap<u32, Function>) -> Result<(), CatalogError> {
+        let oids: Vec<u32> = functions.keys().copied().collect();
+        if oids.is_empty() {
+            return Ok(());
+        }
+        for row in &self.rows("functions", sql::EXECUTABLE, &[&oids, &roles]).await? {
+            if let Some(function) = functions.get_mut(&get(row, 0)?) {
+                function.executable_by = get::<Vec<String>>(row, 1)?.into_iter().collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// Which roles may look into the schemas that tables, functions and search paths name.
+    async fn schemas(
         &self,
         roles: &[String],
         tables: &BTreeMap<u32, Table>,
-    ) -> Result<BTreeMap<u32, Arc<Function>>, CatalogError> {
-        let called = tables.values().flat_map(|t| &t.policies).flat_map(|p| &p.functions).copied();
-        let called: Vec<u32> = called.collect::<BTreeSet<u32>>().into_iter().collect();
-        let rows = self.rows("functions", sql::FUNCTIONS, &[&called, &roles]).await?;
-        let function = |row: &Row| {
-            let oid = get(row, 0)?;
-            let function = Function {
-                oid,
-                schema: get(row, 1)?,
-                name: get(row, 2)?,
-                result_type: get(row, 3)?,
-                sql_body: get(row, 4)?,
-                executable_by: get::<Vec<String>>(row, 5)?.into_iter().collect(),
-                arguments: Vec::new(),
-                source: None,
-                parsed_body: None,
-                callable: true,
-                returns_set: false,
-                strict: false,
-                volatility: 'v',
-                security_definer: false,
-                owner: String::new(),
-                search_path: None,
-                other_settings: false,
-            };
-            Ok((oid, Arc::new(function)))
-        };
-        rows.iter().map(function).collect()
+        functions: &BTreeMap<u32, Function>,
+    ) -> Result<BTreeMap<String, BTreeSet<String>>, CatalogError> {
+        let of_functions = functions.values().flat_map(|f| f.search_path.iter().flatten().chain([&f.schema]));
+        let schemas: BTreeSet<&String> = tables.values().map(|t| &t.schema).chain(of_functions).collect();
+        let schemas: Vec<&String> = schemas.into_iter().collect();
+        let rows = self.rows("schemas", sql::SCHEMAS, &[&schemas, &roles]).await?;
+        rows.iter().map(|row| Ok((get(row, 0)?, get::<Vec<String>>(row, 1)?.into_iter().collect()))).collect()
     }
 
-    async fn types(&self, oids: &[u32]) -> Result<Types, CatalogError> {
-        let rows = self.rows("types", sql::TYPES, &[&oids]).await?;
+    /// The operators in schemas that search paths name.
+    async fn operators(&self, functions: &BTreeMap<u32, Function>) -> Result<BTreeSet<(String, String)>, CatalogError> {
+        let schemas: BTreeSet<&String> = functions.values().flat_map(|f| f.search_path.iter().flatten()).collect();
+        let schemas: Vec<&String> = schemas.into_iter().filter(|name| *name != "pg_catalog").collect();
+        if schemas.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let rows = self.rows("operators", sql::OPERATORS, &[&schemas]).await?;
+        rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
+    }
+
+    async fn types(&self, oids: &[u32], functions: &BTreeMap<u32, Function>) -> Result<Types, CatalogError> {
+        let functions: Vec<u32> = functions.keys().copied().collect();
+        let rows = self.rows("types", sql::TYPES, &[&oids, &functions]).await?;
         let one = |row: &Row| {
             let (typtype, base, element): (String, u32, u32) = (get(row, 3)?, get(row, 4)?, get(row, 5)?);
             let delimiter: String = get(row, 6)?;

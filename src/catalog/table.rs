@@ -179,6 +179,8 @@ pub struct Streamed {
     pub columns: Option<BTreeSet<String>>,
     /// Some publication of the stream has a column list for it, so it can't be added to another one without a list.
     pub has_column_list: bool,
+    /// Why its rows can't be followed in the stream whatever publication it is added to, in words; `all_actions` is false then.
+    pub obstacle: Option<&'static str>,
 }
 
 impl Table {
