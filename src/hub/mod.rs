@@ -34,7 +34,7 @@ pub use command::{
     Subscribed, Version, Warning,
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
-pub use facts::{FactsConfig, FactsOf, Fit, Refusal, fitness};
+pub use facts::{FactsConfig, FactsOf};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};

@@ -27,7 +27,6 @@ mod owner;
 mod parse;
 mod permit;
 mod plan;
-pub mod facts;
 pub mod rule;
 mod term;
 

@@ -1,5 +1,6 @@
 //! (being written)
 
+mod fitness;
 mod layout;
 mod load;
 mod publish;
@@ -7,6 +8,7 @@ mod publish;
 use std::fmt;
 use std::sync::Arc;
 
+pub use fitness::{Fit, Refusal, fitness};
 pub use layout::{FactKey, Layout};
 pub use load::{LoadError, LoadLimits, load};
 pub use publish::{PublishError, Writers, add, quoted, statement, wait_for_writers};

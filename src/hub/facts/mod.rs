@@ -17,37 +17,36 @@
 //! Rejected: recording before the table is in the publication, which would save a reading of the catalog; whether the stream has
 //! all of it is then known only afterwards. A load on the hub's own task, which would stop all deliveries.
 
+mod entry;
+mod work;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::{AHashMap, AHashSet};
 use tokio::sync::Semaphore;
-use tokio::task::{AbortHandle, JoinError, JoinSet};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
+
+use entry::{Entry, LONGEST_PAUSE, Step, rest, say, say_error};
+use work::{Done, Load, Outcome};
 
 use super::resolve::Target;
 use super::rules::{Rules, RulesHandle};
-use crate::catalog::{Catalog, Snapshot, Table};
+use crate::catalog::Catalog;
 use crate::change::Relation;
-use crate::error::{Fault as _, Remedy, chain};
+use crate::error::{Fault as _, Remedy};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
-use crate::policy::facts::{self, FactState, FactTable, Facts, Layout, LoadError, LoadLimits, PublishError};
+use crate::policy::facts::{self, FactState, Facts, LoadError, LoadLimits, PublishError, Refusal, fitness};
 use crate::policy::rule::FactSource;
 use crate::policy::{self, Options};
 
 /// Loads at once.
 const LOADS: usize = 2;
-/// For all writers that were at work when a load began.
-const WRITERS_DEADLINE: Duration = Duration::from_secs(600);
-/// A writer that is waited for longer is reported.
-const PATIENCE_WITH_WRITERS: Duration = Duration::from_secs(5);
 /// Facts that no rule looks into any more are kept this long.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
-/// Before the first new try; doubles.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What is too large now will not be smaller soon.
 const TOO_LARGE_PAUSE: Duration = Duration::from_secs(600);
 /// Facts that break sooner than this after a load are loaded again after a pause.
@@ -77,70 +76,6 @@ impl Default for FactsConfig {
     }
 }
 
-/// Why a table can't be a fact table for now, and what makes it one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
-    /// Which of the conditions it does not meet; a stable name.
-    pub check: &'static str,
-    /// As the end of a sentence that begins with the table.
-    pub why: String,
-    /// SQL, or what to do; may be empty.
-    pub remedy: String,
-}
-
-/// A table as its facts need it to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fit {
-    /// What would be kept of it.
-    pub layout: Layout,
-    /// The stream has all of it; otherwise it has to be added to our publication, and may be.
-    pub streamed: bool,
-}
-
-/// Whether the facts in these columns of a table can be kept. `login` is for the remedy.
-pub fn fitness(
-    table: &Table,
-    catalog: &Catalog,
-    columns: &BTreeSet<i16>,
-    (publication, login): (&str, &str),
-) -> Result<Fit, Refusal> {
-    let name = format!("{}.{}", facts::quoted(&table.schema), facts::quoted(&table.name));
-    let refused = |check, why: &str, remedy: String| Err(Refusal { check, why: why.into(), remedy });
-    let layout = match Layout::of(table, catalog.types(), columns) {
-        Ok(layout) => layout,
-        Err(why) => {
-            let each = if table.is_partitioned { " -- and the same for each partition" } else { "" };
-            return refused("facts_identity", &why, format!("alter table {name} replica identity full;{each}"));
-        }
-    };
-    if !table.loadable {
-        let bypass = if table.row_security { format!(" alter role {login} bypassrls;") } else { String::new() };
-        let schema = facts::quoted(&table.schema);
-        let remedy = format!("grant usage on schema {schema} to {login}; grant select on {name} to {login};{bypass}");
-        return refused("facts_load", "may not be read in full by the relay's login", remedy);
-    }
-    let streamed = &table.streamed;
-    let sent = |column: &str| streamed.columns.as_ref().is_none_or(|columns| columns.contains(column));
-    if streamed.all_actions && streamed.all_rows && layout.columns.iter().all(|column| sent(&column.name)) {
-        return Ok(Fit { layout, streamed: true });
-    }
-    let statement = format!("{};", facts::statement(publication, table));
-    if streamed.has_column_list {
-        let why =
-            "has a column list in a publication of the stream; a second publication without it would stop the stream";
-        return refused(
-            "facts_columns",
-            why,
-            format!("alter publication … drop table {name}; alter publication … add table {name};"),
-        );
-    }
-    if !table.ours {
-        let why = format!("is not sent in full, and the relay's login may not add it to {publication}");
-        return refused("facts_publication", &why, statement);
-    }
-    Ok(Fit { layout, streamed: false })
-}
-
 /// A table with its role: the subscriptions on them share a plan.
 type Use = (u32, Arc<str>);
 
@@ -151,96 +86,6 @@ struct Need {
     columns: BTreeSet<i16>,
     /// Tables whose rows are judged by it.
     judged: Vec<u32>,
-}
-
-enum Step {
-    /// Nothing was begun.
-    New,
-    /// It is being added to our publication.
-    Adding(u64, AbortHandle),
-    /// It was, at this time.
-    Added(Instant),
-    /// Its changes are recorded and its rows read.
-    Loading(u64, AbortHandle),
-    Ready(Instant),
-    /// Something went wrong; again at this time.
-    Resting(Instant),
-    /// Not before the catalog says otherwise.
-    Refused,
-}
-
-impl Step {
-    fn label(&self) -> &'static str {
-        match self {
-            Step::New | Step::Adding(..) | Step::Added(_) => "preparing",
-            Step::Loading(..) => "loading",
-            Step::Ready(_) => "ready",
-            Step::Resting(_) => "resting",
-            Step::Refused => "refused",
-        }
-    }
-
-    /// It may become ready by itself, and soon.
-    fn is_under_way(&self) -> bool {
-        matches!(self, Step::New | Step::Adding(..) | Step::Added(_) | Step::Loading(..))
-    }
-
-    fn ticket(&self) -> Option<u64> {
-        match self {
-            Step::Adding(ticket, _) | Step::Loading(ticket, _) => Some(*ticket),
-            _ => None,
-        }
-    }
-}
-
-/// One table that rules look into.
-struct Entry {
-    name: Arc<str>,
-    columns: BTreeSet<i16>,
-    step: Step,
-    /// What is recorded, loaded or was last tried.
-    layout: Option<Arc<Layout>>,
-    storage: u64,
-    /// Rows that it decides about wait until then.
-    patience: Option<Instant>,
-    failures: u32,
-    unneeded_since: Option<Instant>,
-    /// What was last said of it, so that it is said once.
-    said: Option<(String, String)>,
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-impl Entry {
-    /// Ends what is under way.
-    fn stop(&mut self) {
-        if let Step::Adding(_, task) | Step::Loading(_, task) = &self.step {
-            task.abort();
-        }
-    }
-
-    fn go(&mut self, step: Step) {
-        self.stop();
-        self.step = step;
-    }
-}
-
-enum Outcome {
-    Added(Result<(), PublishError>),
-    Loaded(Box<Result<(FactTable, Snapshot), LoadError>>),
-    /// Writers that did not end.
-    Blocked(String),
-}
-
-struct Done {
-    table: u32,
-    ticket: u64,
-    took: Duration,
-    outcome: Outcome,
 }
 
 /// What a table's facts are at, for the operator.
@@ -687,67 +532,8 @@ impl Keeper {
     }
 }
 
-/// Tries again later.
-fn rest(entry: &mut Entry, now: Instant, pause: Option<Duration>) {
-    let doubled = FIRST_PAUSE.saturating_mul(1 << entry.failures.min(6)).min(LONGEST_PAUSE);
-    entry.failures += 1;
-    entry.patience = None;
-    entry.go(Step::Resting(now + pause.unwrap_or(doubled)));
-}
-
-/// Says what is wrong with a table, if it is not what was said last.
-fn say(entry: &mut Entry, why: String, remedy: String) {
-    if entry.said.as_ref().is_some_and(|(known, _)| *known == why) {
-        return;
-    }
-    tracing::warn!(
-        table = %entry.name, why, remedy,
-        "rules look into this table, and its facts can't be kept in memory: Postgres is asked about every row instead"
-    );
-    entry.said = Some((why, remedy));
-}
-
-fn say_error(entry: &mut Entry, what: &str, error: &dyn std::error::Error, advice: String) {
-    say(entry, format!("{what}: {}", chain(error)), advice);
-}
-
 fn resume(error: JoinError) {
     if let Ok(panic) = error.try_into_panic() {
         std::panic::resume_unwind(panic);
-    }
-}
-
-/// Reads one table, beside the hub.
-struct Load {
-    pool: Pool,
-    layout: Arc<Layout>,
-    limits: LoadLimits,
-    name: Arc<str>,
-    loads: Arc<Semaphore>,
-}
-
-impl Load {
-    async fn run(self) -> Outcome {
-        let mut reported = Duration::ZERO;
-        let report = |writers: &facts::Writers, waited: Duration| {
-            if waited >= PATIENCE_WITH_WRITERS && (reported.is_zero() || waited >= reported * 2) {
-                reported = waited;
-                tracing::warn!(
-                    table = %self.name, %writers, ?waited,
-                    "the facts of this table wait for transactions that began to write to it before"
-                );
-            }
-        };
-        // Intermediate partitioned tables are never locked alone by who writes.
-        let mut tables = self.layout.leaves.clone();
-        tables.push(self.layout.table_oid);
-        match facts::wait_for_writers(&self.pool, &tables, WRITERS_DEADLINE, report).await {
-            Ok(left) if left.is_empty() => {}
-            Ok(left) => return Outcome::Blocked(left.to_string()),
-            Err(error) => return Outcome::Loaded(Box::new(Err(error.into()))),
-        }
-        // Never closed; and whoever waits for Postgres's rows has a deadline.
-        let _permit = self.loads.acquire().await;
-        Outcome::Loaded(Box::new(facts::load(&self.pool, &self.layout, &self.limits).await))
     }
 }
