@@ -34,11 +34,24 @@ pub fn fitness(
 ) -> Result<Fit, Refusal> {
     let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
     let refused = |check, why: &str, remedy: String| Err(Refusal { check, why: why.into(), remedy });
+    let via_root = table.published.as_ref().is_some_and(|published| published.via_root);
+    if table.is_partitioned && via_root {
+        let why = "is published via its root, which hides what happens to a single partition";
+        let remedy = "alter publication … set (publish_via_partition_root = false), if clients can do with the partitions' names";
+        return refused("facts_via_root", why, remedy.into());
+    }
+    if let Some(obstacle) = table.streamed.obstacle {
+        return refused("facts_stream", &format!("can't be followed in the stream: {obstacle}"), String::new());
+    }
     let layout = match Layout::of(table, catalog.types(), columns) {
         Ok(layout) => layout,
+        // With a key of other columns it would be the same.
+        Err(why) if Layout::of(table, catalog.types(), &BTreeSet::new()).is_ok() => {
+            return refused("facts_columns", &format!("can't be kept: {why}"), String::new());
+        }
         Err(why) => {
-            let each = if table.is_partitioned { " -- and the same for each partition" } else { "" };
-            return refused("facts_identity", &why, format!("alter table {name} replica identity full;{each}"));
+            let why = format!("has no identity by which its rows can be followed: {why}");
+            return refused("facts_identity", &why, format!("alter table {name} replica identity full;"));
         }
     };
     if !table.loadable {
@@ -57,7 +70,7 @@ pub fn fitness(
         let why =
             "has a column list in a publication of the stream; a second publication without it would stop the stream";
         return refused(
-            "facts_columns",
+            "facts_column_list",
             why,
             format!("alter publication … drop table {name}; alter publication … add table {name};"),
         );
