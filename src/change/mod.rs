@@ -22,6 +22,6 @@ pub use position::{Lsn, ParseLsnError, Position};
 pub use relation::{Relation, RelationColumn, ReplicaIdentity};
 pub use row::{MalformedTuple, OldRow, Tuple, Value};
 pub use transaction::{
-    Body, Change, Item, Items, LogicalMessage, RETENTION_ORIGIN, RowChange, SpilledBody, Timestamp, Transaction,
-    TransactionBuilder, TransactionError, Truncate,
+    Body, Change, Item, Items, LogicalMessage, RETENTION_ORIGIN, RULES_PREFIX, RowChange, SpilledBody, Timestamp,
+    Transaction, TransactionBuilder, TransactionError, Truncate,
 };

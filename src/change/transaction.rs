@@ -171,6 +171,9 @@ impl fmt::Debug for Body {
 /// Only who was granted `pg_replication_origin_session_setup` can set one, so a client's login can't hide a delete with it.
 pub const RETENTION_ORIGIN: &str = "rowcast_retention";
 
+/// The prefix of the logical message by which an event trigger says that rules changed. Anybody may emit one: a hint.
+pub const RULES_PREFIX: &str = "rowcast.rules";
+
 /// One committed transaction, whole.
 #[derive(Debug, Clone)]
 pub struct Transaction {
@@ -187,6 +190,9 @@ pub struct Transaction {
     pub relations: Vec<Arc<Relation>>,
     /// The replication origin its session had set up, by name; `None` for ordinary writers.
     pub origin: Option<Arc<str>>,
+    /// Whether rules may have changed in it, or after the transaction before it: the stream described a relation again, or
+    /// it carries a message with [`RULES_PREFIX`]. A hint: it may be set for nothing, and anybody may cause that.
+    pub rules_changed: bool,
     /// Number of items.
     pub items: u32,
     /// The items.
@@ -397,6 +403,7 @@ pub struct TransactionBuilder {
     relations: Vec<Arc<Relation>>,
     buffer: Vec<u8>,
     items: u32,
+    rules_changed: bool,
 }
 
 impl TransactionBuilder {
@@ -429,8 +436,14 @@ impl TransactionBuilder {
         self.record(&[b"T", &[flags], &count, &indexes])
     }
 
-    /// Appends a logical message record.
+    /// Marks it as [`Transaction::rules_changed`].
+    pub fn rules_changed(&mut self) {
+        self.rules_changed = true;
+    }
+
+    /// Appends a logical message record; one with [`RULES_PREFIX`] marks it as [`Transaction::rules_changed`].
     pub fn message(&mut self, lsn: Lsn, prefix: &[u8], content: &[u8]) -> Result<(), TransactionError> {
+        self.rules_changed |= prefix == RULES_PREFIX.as_bytes();
         let length = (prefix.len() as u32).to_le_bytes();
         self.record(&[b"M", &lsn.0.to_le_bytes(), &length, prefix, content])
     }
@@ -449,8 +462,8 @@ impl TransactionBuilder {
             Some(body) => Body::Spilled(body),
             None => Body::Memory(Bytes::from(self.buffer)),
         };
-        let (relations, items) = (self.relations, self.items);
-        Transaction { xid, commit_lsn, end_lsn, commit_time, relations, origin: None, items, body }
+        let TransactionBuilder { relations, items, rules_changed, .. } = self;
+        Transaction { xid, commit_lsn, end_lsn, commit_time, relations, origin: None, rules_changed, items, body }
     }
 
     fn index_of(&mut self, relation: &Arc<Relation>) -> u32 {
@@ -544,6 +557,23 @@ mod tests {
                 matches!(&items[5], Item::Message(m) if m.lsn == Lsn(0x1_0000_0007) && m.prefix == "p" && &m.content[..] == b"content")
             );
         }
+    }
+
+    #[test]
+    fn only_a_message_with_the_prefix_or_a_word_of_the_builders_owner_says_that_rules_changed() {
+        assert!(!build().rules_changed, "rows, a TRUNCATE and another's message");
+        let finished = |builder: TransactionBuilder| builder.finish(7, Lsn(10), Lsn(20), Timestamp(5), None);
+        let with = |prefix: &str| {
+            let mut builder = TransactionBuilder::default();
+            builder.message(Lsn(1), prefix.as_bytes(), b"").expect("message");
+            builder.message(Lsn(2), b"p", b"").expect("message");
+            finished(builder).rules_changed
+        };
+        assert!(with(RULES_PREFIX));
+        assert!(!with("rowcast.rules2") && !with("rowcast.") && !with(""));
+        let mut told = TransactionBuilder::default();
+        told.rules_changed();
+        assert!(finished(told).rules_changed);
     }
 
     #[test]
