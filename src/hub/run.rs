@@ -288,7 +288,7 @@ impl Hub {
     fn needs_reading(&self, transaction: &Transaction) -> bool {
         let known = |r: &Arc<Relation>| self.relations.get(&r.oid).is_some_and(|k| Arc::ptr_eq(k, r) || k == r);
         let seen = || self.current.as_ref().is_some_and(|rules| rules.snapshot.sees(transaction.xid));
-        !transaction.relations.iter().all(known) || (false && !seen())
+        !transaction.relations.iter().all(known) || (transaction.rules_changed && !seen())
     }
 
     fn gap(&mut self, from: Lsn, resumed: Lsn) {

@@ -367,10 +367,13 @@ impl Keeper {
         let table = catalog.table(oid);
         let fit = match table {
             Some(table) => {
-                let names = (self.config.publication.as_str(), "…");
+                let names = (self.config.publication.as_str(), "<the relay's login>");
                 fitness(table, catalog, &entry.columns, names).map(|fit| (table, fit))
             }
-            None => Err(Refusal { check: "facts_gone", why: "is not in the catalog".into(), remedy: String::new() }),
+            None => {
+                let why = "is not in the catalog".into();
+                Err(Refusal { check: "facts_gone", why, sql: Vec::new(), todo: "" })
+            }
         };
         let (table, fit) = match fit {
             Ok(fit) => fit,
@@ -378,7 +381,8 @@ impl Keeper {
                 facts.forget(oid);
                 entry.go(Step::Refused);
                 entry.patience = None;
-                return say(entry, refusal.why, refusal.remedy);
+                let remedy = refusal.remedy();
+                return say(entry, refusal.why, remedy);
             }
         };
         let same = entry.layout.as_deref() == Some(&fit.layout) && entry.storage == table.storage;
