@@ -18,7 +18,7 @@ const ROW_BYTES: f64 = 96.0;
 const VALUE_BYTES: f64 = 24.0;
 
 /// The fact tables of the plans, with the columns that are read and the roles.
-fn wanted<'a>(plans: &'a [Plan]) -> BTreeMap<u32, (BTreeSet<i16>, BTreeSet<&'a str>)> {
+fn wanted(plans: &[Plan]) -> BTreeMap<u32, (BTreeSet<i16>, BTreeSet<&str>)> {
     let mut wanted: BTreeMap<u32, (BTreeSet<i16>, BTreeSet<&str>)> = BTreeMap::new();
     for plan in plans {
         for source in plan.sources() {

@@ -236,7 +236,7 @@ impl Keeper {
     pub(super) fn describe(&self, facts: &Facts) -> Vec<FactsOf> {
         let of = |(oid, entry): (&u32, &Entry)| {
             let (rows, bytes) = match facts.state(*oid) {
-                FactState::Ready { rows, bytes } => (rows as u64, bytes as u64),
+                FactState::Ready { rows, bytes } => (rows, bytes as u64),
                 _ => (0, 0),
             };
             let said = matches!(entry.step, Step::Resting(_) | Step::Refused).then_some(entry.said.as_ref()).flatten();
