@@ -27,6 +27,8 @@ mod warnings;
 #[cfg(debug_assertions)]
 mod allocation_tests;
 #[cfg(test)]
+mod facts_tests;
+#[cfg(test)]
 mod tests;
 
 pub use command::{

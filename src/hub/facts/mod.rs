@@ -128,6 +128,9 @@ pub(super) struct Keeper {
     wake_at: Option<Instant>,
     /// Tables whose rows wait for facts, and until when.
     held: Vec<(u32, Instant)>,
+    /// Beside what the plans look into.
+    #[cfg(test)]
+    pub(super) also: Vec<(Use, FactSource)>,
 }
 
 impl Keeper {
@@ -156,6 +159,8 @@ impl Keeper {
             generation: 0,
             wake_at: None,
             held: Vec::new(),
+            #[cfg(test)]
+            also: Vec::new(),
         }
     }
 
@@ -281,11 +286,22 @@ impl Keeper {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn forget_plans(&mut self) {
+        self.compiled_by = None;
+    }
+
     fn sources_of(&mut self, catalog: &Arc<Catalog>, wanted: Use) -> Arc<[FactSource]> {
         let options = self.options;
+        #[cfg(test)]
+        let also: Vec<FactSource> =
+            self.also.iter().filter(|(of, _)| *of == wanted).map(|(_, source)| source.clone()).collect();
         let compiled = self.sources.entry(wanted);
         let sources = compiled.or_insert_with_key(|(table, role)| {
             let plan = policy::compile(catalog, *table, role, options);
+            #[cfg(test)]
+            return plan.sources().iter().cloned().chain(also).collect();
+            #[cfg(not(test))]
             plan.sources().into()
         });
         sources.clone()
