@@ -325,7 +325,8 @@ async fn a_policy_that_is_dropped_ends_deliveries_and_a_new_one_starts_them() {
 async fn a_hint_that_rules_changed_is_followed_before_its_rows_are_judged() {
     let hour = Duration::from_secs(3600);
     let config = HubConfig { catalog_interval: hour, max_rules_age: hour, ..HubConfig::default() };
-    let sql = format!("{OWNED} create table open (id text primary key); alter publication supabase_realtime add table open;");
+    let sql =
+        format!("{OWNED} create table open (id text primary key); alter publication supabase_realtime add table open;");
     let mut bench = Bench::with(&sql, config).await;
     let alice = port();
     bench.subscribe(&alice, vec![entry(1, "owned", None), entry(2, "open", None)], ALICE).await;

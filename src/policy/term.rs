@@ -205,7 +205,7 @@ fn cast<'a>(value: Value<'a>, to: TermType, principal: &'a Principal) -> Result<
 
 /// `uuid_in`: 32 hexadecimal digits of either case, a hyphen allowed after every fourth, all in braces or not; no spaces.
 /// Gives the canonical form.
-fn uuid(text: &str) -> Option<String> {
+pub(super) fn uuid(text: &str) -> Option<String> {
     let text = match text.strip_prefix('{') {
         Some(inner) => inner.strip_suffix('}')?,
         None => text,
@@ -233,7 +233,7 @@ fn uuid(text: &str) -> Option<String> {
 
 /// `int8in` for what every version reads alike: blanks around, a sign, decimal digits. Postgres 16 added hexadecimal, octal,
 /// binary and underscores, all of which begin with a digit.
-fn integer(text: &str) -> Result<i64, Fault> {
+pub(super) fn integer(text: &str) -> Result<i64, Fault> {
     let trimmed = text.trim_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
     let digits = trimmed.strip_prefix(['-', '+']).unwrap_or(trimmed);
     let mut bytes = digits.bytes();

@@ -17,16 +17,20 @@
 //!
 //! Rejected: a tree of closures, which neither prints nor compares.
 
+mod convert;
 mod eval;
 mod keys;
 mod viewer;
+mod visit;
 
 use std::sync::Arc;
 
 use crate::pgtype::{Equality, Order};
 
+pub(super) use convert::convertible;
 pub use keys::{Keys, RowKeys, ViewerKey};
 pub use viewer::{Claimed, Viewer};
+pub(super) use visit::exact_under;
 
 /// How values of a type are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
