@@ -149,21 +149,39 @@ async fn copy(
     let columns: Vec<String> = layout.columns.iter().map(|column| quoted(&column.name)).collect();
     // Tables that inherit in the old way are tables of their own; partitions are not.
     let only = if is_partitioned { "" } else { "only " };
-    let sql = format!("copy (select {} from {only}{name}) to stdout", columns.join(", "));
+    // A login with rights on single columns may not select `tableoid`.
+    let (leaf, tableoid) = match layout.leaves[..] {
+        [leaf] => (Some(leaf), ""),
+        _ => (None, "tableoid, "),
+    };
+    let sql = format!("copy (select {tableoid}{} from {only}{name}) to stdout", columns.join(", "));
     let stream = transaction.copy_out(&sql).await.map_err(PgError::query("cannot read a fact table"))?;
     tokio::pin!(stream);
     let (mut table, mut rows) = (FactTable::limited(layout.clone(), limit), TextRows::default());
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.map_err(PgError::query("cannot read a fact table"))?;
-        rows.feed(&chunk, &mut |cells| Ok(table.insert(cells.iter())?))?;
-        if table.bytes() > limit {
-            return Err(LoadError::TooLarge { limit });
-        }
+        rows.feed(&chunk, &mut |cells| insert(&mut table, cells, leaf))?;
+    }
+    if table.bytes() > limit {
+        return Err(LoadError::TooLarge { limit });
     }
     if !rows.is_at_end() {
         return Err(LoadError::Malformed("the last row has no end"));
     }
     Ok(table)
+}
+
+/// `leaf` is the table that all rows are in; `None` if the first cell says it.
+fn insert(table: &mut FactTable, cells: &Cells, leaf: Option<u32>) -> Result<(), LoadError> {
+    let mut values = cells.iter();
+    let leaf = match leaf {
+        Some(leaf) => leaf,
+        None => {
+            let oid = values.next().flatten().and_then(|oid| std::str::from_utf8(oid).ok());
+            oid.and_then(|oid| oid.parse().ok()).ok_or(LoadError::Malformed("a row of no table"))?
+        }
+    };
+    Ok(table.insert_into(leaf, values)?)
 }
 
 /// The table that was read, now locked against DDL, is the one that the snapshot shows, with the files and partitions that it
