@@ -302,6 +302,50 @@ async fn what_no_row_in_the_stream_tells_is_loaded_again() {
 }
 
 #[tokio::test]
+async fn partitions_come_and_go_with_their_rows() {
+    let sql = "create publication rowcast_facts;
+        create table members (team text, person text, primary key (team, person)) partition by list (team);
+        create table members_red partition of members for values in ('red');
+        create table members_blue partition of members for values in ('blue');
+        create table members_grey (team text not null, person text not null, primary key (team, person));
+        insert into members values ('red', 'ann'), ('blue', 'ann'); insert into members_grey values ('grey', 'ann');
+        create table posts (id int primary key, team text);
+        alter table posts enable row level security;
+        create policy p on posts for select to authenticated
+            using (exists (select from members m where m.team = posts.team and m.person = auth.uid()::text));
+        alter publication supabase_realtime add table posts;";
+    let mut desk = Desk::new(sql).await;
+    desk.look_into("members", &["team", "person"]);
+    desk.ready("members").await;
+    let teams = |desk: &Desk| ["red", "blue", "grey"].map(|team| desk.is_member(team, "ann"));
+    assert_eq!(teams(&desk), [true, true, false]);
+    // Attached with its rows, of which the stream tells nothing.
+    let attach = "alter table members attach partition members_grey for values in ('grey')";
+    let detach = "alter table members detach partition members_red";
+    for (change, wanted) in [(attach, [true, true, true]), (detach, [false, true, true])] {
+        desk.database.run(change).await;
+        let deadline = Instant::now() + PATIENCE;
+        while teams(&desk) != wanted {
+            assert!(Instant::now() < deadline, "{change} went by unseen");
+            desk.rules.changed().await;
+            desk.keeper.look_again();
+            desk.ready("members").await;
+        }
+    }
+    // Rows come under the partition's name, and its TRUNCATE is of its own rows only.
+    let row = desk.database.client.query_one("select 'members_blue'::regclass::oid", &[]).await.expect("a row");
+    let blue = Arc::new(Relation { oid: row.get(0), ..relation(&desk.table("members")).as_ref().clone() });
+    let mut builder = TransactionBuilder::default();
+    builder.truncate(0, &[blue]).expect("a record");
+    let xid = desk.commit("truncate members_blue").await;
+    let transaction = builder.finish(xid, Lsn(900), Lsn(900), Timestamp(0), None);
+    assert!(desk.facts.concerns(&transaction.relations));
+    desk.facts.begin(&transaction).expect("readable");
+    desk.facts.end();
+    assert_eq!(teams(&desk), [false, false, true]);
+}
+
+#[tokio::test]
 async fn more_columns_are_loaded_when_another_rule_reads_them() {
     let mut desk = Desk::new(MEMBERS).await;
     desk.database.run("alter table members add rank text; update members set rank = 'captain'").await;
