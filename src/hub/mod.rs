@@ -9,6 +9,7 @@ mod control;
 mod event;
 mod facts;
 mod filters;
+mod group;
 mod index;
 mod lane;
 mod matching;
@@ -20,6 +21,7 @@ mod resolve;
 mod rules;
 mod run;
 mod settle;
+mod slots;
 mod summary;
 mod warnings;
 // Not in an optimized build: an allocator that counts would falsify the times of the bench.
@@ -28,6 +30,10 @@ mod warnings;
 mod allocation_tests;
 #[cfg(test)]
 mod facts_tests;
+#[cfg(test)]
+mod index_tests;
+#[cfg(test)]
+pub(crate) mod crowd;
 #[cfg(test)]
 mod tests;
 

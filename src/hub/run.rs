@@ -79,6 +79,7 @@ pub struct Hub {
     pub(super) validator: Arc<Validator>,
     pub(super) registry: Registry,
     pub(super) matcher: Matcher,
+    /// What the policies look into.
     pub(super) lane: Lane,
     pub(super) facts: Facts,
     pub(super) keeper: Keeper,
@@ -411,10 +412,10 @@ impl Hub {
             return;
         }
         let Some(index) = self.registry.table(oid) else { return };
-        index.fit(&row.relation, &rules.catalog);
+        index.fit(&row.relation, &rules.catalog, &self.facts);
         let now = self.deps.clock.unix_seconds();
         let metrics = &self.deps.metrics;
-        let judgement = self.matcher.judge(&mut self.registry, &row, now, metrics);
+        let judgement = self.matcher.judge(&mut self.registry, &row, &self.facts, now, metrics);
         if judgement.is_empty() {
             return;
         }
