@@ -167,6 +167,18 @@ metrics! {
     catalog_read_timestamp: Gauge = "catalog_read_timestamp" in Seconds;
     /// Seconds from the commit of what may have ended a right to the moment from which nobody is judged without it, by the two machines' clocks, by kind: facts (rows that policies look into), rules (policies, grants and the like)
     revocation: LabelledHistogram = "revocation" in Seconds by "kind" ["facts", "rules"], LabelledHistogram::new_with_constructor(latency);
+    /// Tables that policies look into, by what their facts are at: preparing, loading, ready, resting (tried again later), refused (Postgres is asked until somebody changes something)
+    fact_tables: LabelledGauge = "fact_tables" by "state" ["preparing", "loading", "ready", "resting", "refused"];
+    /// Rows of facts in memory
+    fact_rows: Gauge = "fact_rows";
+    /// Bytes that facts take in memory
+    fact_bytes: Gauge = "fact_size" in Bytes;
+    /// Time from the decision to load a fact table until it was in force, writers that were waited for included
+    fact_load: Histogram = "fact_load" in Seconds, latency();
+    /// Loads of fact tables by result: loaded, broken (it could not follow the stream), changed (DDL meanwhile), too_large, blocked (by a writer without an end), not_added (to the publication), timeout, failed
+    fact_loads: Labelled = "fact_loads" by "result" ["loaded", "broken", "changed", "too_large", "blocked", "not_added", "timeout", "failed"];
+    /// Rules, one for each table and role in use, that Postgres is asked about because facts are not in memory
+    rules_without_facts: Gauge = "rules_without_facts";
     /// Key set (JWKS) fetches by result: changed, same, failed
     jwks_fetches: Labelled = "jwks_fetches" by "result" ["changed", "same", "failed"];
     /// Usable keys in the key set (JWKS) at hand

@@ -7,12 +7,14 @@
 mod command;
 mod control;
 mod event;
+mod facts;
 mod filters;
 mod group;
 mod index;
 mod lane;
 mod matching;
 mod outbox;
+mod prepare;
 mod registry;
 mod reshaped;
 mod resolve;
@@ -27,6 +29,8 @@ mod warnings;
 #[cfg(debug_assertions)]
 mod allocation_tests;
 #[cfg(test)]
+mod facts_tests;
+#[cfg(test)]
 mod index_tests;
 #[cfg(test)]
 pub(crate) mod crowd;
@@ -38,6 +42,7 @@ pub use command::{
     Subscribed, Version, Warning,
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
+pub use facts::{FactsConfig, FactsOf};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
@@ -73,6 +78,8 @@ pub struct HubConfig {
     pub ask: AskConfig,
     /// Bounds of questions about filters.
     pub filter_ask: FilterAskConfig,
+    /// Tables that policies look into.
+    pub facts: FactsConfig,
 }
 
 impl Default for HubConfig {
@@ -85,6 +92,7 @@ impl Default for HubConfig {
             max_rules_age: Duration::from_secs(2),
             ask: AskConfig::default(),
             filter_ask: FilterAskConfig::default(),
+            facts: FactsConfig::default(),
         }
     }
 }
@@ -97,6 +105,8 @@ pub struct HubDeps {
     pub pool: Pool,
     /// For the catalog alone: however busy the other is, the rules stay fresh.
     pub catalog_pool: Pool,
+    /// For reading fact tables, which may take long.
+    pub facts_pool: Pool,
     /// For the expiry of tokens.
     pub clock: Clock,
     /// What is counted.
