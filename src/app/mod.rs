@@ -104,6 +104,8 @@ impl App {
         let pool = config.pg.pool()?;
         let mut catalog_config = config.pg.clone();
         catalog_config.pool_size = 1;
+        let mut facts_config = config.pg.clone();
+        facts_config.pool_size = 2;
         let (ingest, handle) = Ingest::new(
             config.ingest.clone(),
             log.clone(),
@@ -118,6 +120,7 @@ impl App {
             log: log.clone(),
             pool: pool.clone(),
             catalog_pool: catalog_config.pool()?,
+            facts_pool: facts_config.pool()?,
             clock: clock.clone(),
             metrics: metrics.clone(),
             journal: journal.clone(),

@@ -7,6 +7,7 @@
 mod command;
 mod control;
 mod event;
+mod facts;
 mod filters;
 mod group;
 mod index;
@@ -15,6 +16,7 @@ mod look;
 mod matching;
 mod noting;
 mod outbox;
+mod prepare;
 mod registry;
 mod reshaped;
 mod resolve;
@@ -29,6 +31,8 @@ mod warnings;
 #[cfg(debug_assertions)]
 mod allocation_tests;
 #[cfg(test)]
+mod facts_tests;
+#[cfg(test)]
 mod index_tests;
 #[cfg(test)]
 pub(crate) mod crowd;
@@ -40,6 +44,7 @@ pub use command::{
     Subscribed, Version, Warning,
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
+pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
@@ -77,6 +82,8 @@ pub struct HubConfig {
     pub ask: AskConfig,
     /// Bounds of questions about filters.
     pub filter_ask: FilterAskConfig,
+    /// Tables that policies look into.
+    pub facts: FactsConfig,
 }
 
 impl Default for HubConfig {
@@ -89,6 +96,7 @@ impl Default for HubConfig {
             max_rules_age: Duration::from_secs(2),
             ask: AskConfig::default(),
             filter_ask: FilterAskConfig::default(),
+            facts: FactsConfig::default(),
         }
     }
 }
@@ -101,6 +109,8 @@ pub struct HubDeps {
     pub pool: Pool,
     /// For the catalog alone: however busy the other is, the rules stay fresh.
     pub catalog_pool: Pool,
+    /// For reading fact tables, which may take long.
+    pub facts_pool: Pool,
     /// For the expiry of tokens.
     pub clock: Clock,
     /// What is counted.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::bound::Bound;
 use super::form::Form;
 use super::permit::DenyReason;
-use super::rule::{Keys, Rule, Viewer};
+use super::rule::{FactSource, Keys, Rule, Viewer};
 use crate::catalog::Table;
 use crate::change::Relation;
 use crate::claims::Principal;
@@ -78,6 +78,11 @@ impl Plan {
     /// Resolves names to the columns of a relation as the stream has it.
     pub fn bind(self: &Arc<Self>, relation: &Arc<Relation>) -> Bound {
         Bound::new(self.clone(), relation.clone())
+    }
+
+    /// The fact tables that it looks into, once for each place in the rule.
+    pub fn sources(&self) -> &[FactSource] {
+        self.rule().map_or(&[], |rule| &rule.sources)
     }
 
     /// What every permit needs: a value that the row and the principal have in common. `None`: everybody must be judged.
