@@ -5,6 +5,7 @@ use tokio_postgres::Client;
 
 use super::millis;
 use crate::config::Config;
+use crate::migrate;
 
 /// A table that the policies look into, kept in memory by a running relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -65,7 +66,5 @@ pub(super) async fn estimates(client: &Client, oids: &[u32]) -> Result<Vec<Optio
 
 /// Whether our event triggers are there and fire.
 pub(super) async fn hinted(client: &Client) -> Result<bool, tokio_postgres::Error> {
-    let sql = "select count(*) = 2 from pg_catalog.pg_event_trigger \
-               where evtname in ('rowcast_rules_changed', 'rowcast_rules_dropped') and evtenabled in ('A', 'O')";
-    client.query_one(sql, &[]).await?.try_get(0)
+    client.query_one(migrate::HINTS_INSTALLED, &[]).await?.try_get(0)
 }

@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::AHashMap;
+use tokio::time::Instant;
 
 use super::registry::Channel;
 use super::rules::Rules;
@@ -45,11 +47,16 @@ impl Action {
     }
 }
 
+/// How often the states of facts are noted though they are the same.
+const REPEAT: Duration = Duration::from_secs(3600);
+
 /// What was noted of facts.
 #[derive(Default)]
 pub(super) struct NotedFacts {
     /// [`crate::policy::Facts::generation`] then.
     generation: Option<u64>,
+    /// When all of it was noted.
+    at: Option<Instant>,
     states: AHashMap<u32, Cow<'static, str>>,
 }
 
@@ -159,10 +166,16 @@ impl Hub {
     /// What became of the tables that policies look into, since this was called last.
     pub(super) fn note_fact_states(&mut self) {
         let generation = self.facts.generation();
-        if self.noted.generation == Some(generation) {
+        let is_due = self.noted.at.is_none_or(|at| at.elapsed() >= REPEAT);
+        if self.noted.generation == Some(generation) && !is_due {
             return;
         }
         self.noted.generation = Some(generation);
+        if is_due {
+            // Said again, since the journal forgets its oldest notes.
+            self.noted.at = Some(Instant::now());
+            self.noted.states.clear();
+        }
         let at = self.position();
         let states: AHashMap<u32, Cow<'static, str>> =
             self.facts.tables().map(|(table, state)| (table, state_text(&state))).collect();

@@ -52,8 +52,8 @@ pub(super) struct FactChange {
     pub(super) at: i64,
     pub(super) table: u32,
     pub(super) lsn: Lsn,
-    /// Not of its rows: it was loaded, or could not be followed.
-    pub(super) loaded: bool,
+    /// Not of its rows: whether it is in memory from here on, and followed.
+    pub(super) loaded: Option<bool>,
 }
 
 /// One run of the relay.
@@ -128,6 +128,10 @@ impl Evidence {
         match note {
             Note::Started { position } => {
                 self.orphans.clear();
+                // A run begins with nothing in memory.
+                let known: HashSet<u32> = self.facts.iter().filter(|f| f.loaded.is_some()).map(|f| f.table).collect();
+                let gone = |table| FactChange { at, table, lsn: position, loaded: Some(false) };
+                self.facts.extend(known.into_iter().map(gone));
                 self.runs.push(Run { started: Some((at, position)), latest: at, stopped: false });
             }
             Note::Stopped => self.runs.iter_mut().last().into_iter().for_each(|run| run.stopped = true),
@@ -187,11 +191,11 @@ impl Evidence {
             }
             Note::Gap { from, resumed } => self.gaps.push((from, resumed)),
             Note::Facts { table, last, .. } => {
-                self.facts.push(FactChange { at, table, lsn: last.lsn, loaded: false });
+                self.facts.push(FactChange { at, table, lsn: last.lsn, loaded: None });
             }
-            // While it is not loaded, what changes in it is not noted.
-            Note::FactState { table, at: position, .. } => {
-                self.facts.push(FactChange { at, table, lsn: position.lsn, loaded: true });
+            Note::FactState { table, at: position, state } => {
+                let loaded = Some(state == "loaded");
+                self.facts.push(FactChange { at, table, lsn: position.lsn, loaded });
             }
             Note::Rules { at: position } => self.rules.push((at, position)),
             Note::Hole { from, to, .. } => self.holes.push((from, to)),
@@ -259,6 +263,35 @@ impl Evidence {
             (Some(from), _) => position.lsn > from,
             (None, Some(begins)) => committed > begins,
             (None, None) => false,
+        }
+    }
+
+    /// Whether a table that policies look into is known to have been the same since a row was judged; else why not. `leaves`: how
+    /// the stream may name it too. `after`: rows of the row's own transaction have gone into its verdict.
+    pub(super) fn same_facts(
+        &self,
+        (table, leaves): &(u32, Vec<u32>),
+        at: Position,
+        after: bool,
+    ) -> Result<(), String> {
+        let states = || self.facts.iter().filter(|change| change.table == *table && change.loaded.is_some());
+        let loaded = |change: &FactChange| change.loaded == Some(true);
+        if !states().rfind(|change| change.lsn < at.lsn).is_some_and(loaded) {
+            return Err(
+                "a table that the policies look into was not in memory then, so its changes are not in the journal"
+                    .into(),
+            );
+        }
+        if let Some(change) = states().find(|change| change.lsn >= at.lsn && !loaded(change)) {
+            return Err(format!("a table that the policies look into was loaded anew after {}", time(change.at)));
+        }
+        let is_later = |change: &&FactChange| {
+            let of_it = change.table == *table || leaves.contains(&change.table);
+            of_it && change.loaded.is_none() && (change.lsn > at.lsn || (!after && change.lsn == at.lsn))
+        };
+        match self.facts.iter().find(is_later) {
+            Some(change) => Err(format!("a table that the policies look into was changed at {}", time(change.at))),
+            None => Ok(()),
         }
     }
 

@@ -26,8 +26,8 @@ pub(super) struct Who {
 pub(super) struct Rights {
     pub(super) says: Says,
     pub(super) text: String,
-    /// Tables that the verdict depends on beside the row; `None`: nobody knows.
-    pub(super) facts: Option<Vec<u32>>,
+    /// Tables that the verdict depends on beside the row, each with its partitions; `None`: nobody knows.
+    pub(super) facts: Option<Vec<(u32, Vec<u32>)>>,
 }
 
 /// How the hub would judge, and what Postgres says if it must be asked.
@@ -88,14 +88,12 @@ fn policies(plan: &Plan) -> String {
 }
 
 /// The tables that a plan looks into; `None` if only Postgres knows.
-fn facts(plan: &Plan, catalog: &Catalog) -> Option<Vec<u32>> {
+fn facts(plan: &Plan, catalog: &Catalog) -> Option<Vec<(u32, Vec<u32>)>> {
     match &plan.engine {
         Engine::Ask { .. } => None,
         Engine::Pure(rule) => {
-            // The stream may name the partitions.
             let leaves = |oid| catalog.table(oid).map(|table| table.leaves.clone()).unwrap_or_default();
-            let tables = rule.sources.iter().map(|source| source.table_oid);
-            Some(tables.flat_map(|oid| leaves(oid).into_iter().chain([oid])).collect())
+            Some(rule.sources.iter().map(|source| (source.table_oid, leaves(source.table_oid))).collect())
         }
         Engine::Everything | Engine::Deny(_) => Some(Vec::new()),
     }

@@ -2,7 +2,7 @@
 
 use super::answer::{Outcome, Says, Step};
 use super::clock::time;
-use super::evidence::{Closed, Evidence, FactChange, Past};
+use super::evidence::{Closed, Evidence, Past};
 use super::rights::Rights;
 use super::search::{Found, shown};
 use crate::change::{Change, Lsn, Position};
@@ -194,17 +194,8 @@ impl Case<'_> {
             ),
             Some(tables) => {
                 // A new row is judged by the facts after its own transaction, a deleted one by those before.
-                let deleted = matches!(self.found.row.change, Change::Delete { .. });
-                let later = |change: &&FactChange| {
-                    let same = deleted || change.loaded;
-                    tables.contains(&change.table) && (change.lsn > at.lsn || (same && change.lsn == at.lsn))
-                };
-                let changed = self.evidence.facts.iter().find(later);
-                let text = |change: &FactChange| {
-                    let what = if change.loaded { "loaded into memory" } else { "changed" };
-                    format!("a table that the policies look into was {what} at {}", time(change.at))
-                };
-                changed.map(text)
+                let after = !matches!(self.found.row.change, Change::Delete { .. });
+                tables.iter().find_map(|table| self.evidence.same_facts(table, at, after).err())
             }
         }
     }

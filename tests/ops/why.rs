@@ -251,6 +251,49 @@ async fn rules_that_changed_since_make_the_past_unknown() {
     );
 }
 
+/// Rows of `posts` are for members of their team.
+const TEAMS: &str = "
+    create table public.members (team int, user_id uuid, primary key (team, user_id));
+    grant select on public.members to authenticated;
+    create table public.posts (id int primary key, team int);
+    alter table public.posts enable row level security;
+    create policy team on public.posts for select to authenticated
+        using (team in (select m.team from public.members m where m.user_id = auth.uid()));
+    grant select on public.posts to authenticated;
+    alter publication supabase_realtime add table public.posts;";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_membership_that_changed_since_makes_the_past_unknown_and_one_that_did_not_makes_it_known() {
+    let stage = Stage::with(TEAMS).await;
+    stage.exec(&format!("insert into members values (1, '{ALICE}')")).await;
+    let mut alice = subscribed(&stage, &token::user(ALICE), &all_of("posts")).await;
+    // Memory judges once it has read the members.
+    let deadline = tokio::time::Instant::now() + crate::support::phone::PATIENCE;
+    loop {
+        let (_, text) = crate::support::relay::get(stage.relay.admin(), "/state").await.expect("an answer");
+        let state: Value = serde_json::from_str(&text).expect("JSON");
+        if state["hub"]["facts"][0]["state"] == "ready" {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{text}");
+        crate::support::relay::pause().await;
+    }
+    stage.mark("ready").await;
+    alice.changes_before("ready").await;
+    stage.exec("insert into posts values (1, 1), (2, 2)").await;
+    settle(&stage, &mut alice, "end").await;
+    is(&outcome(&stage.relay, "posts", "1", ALICE).await, "sent", "still open");
+    is(&outcome(&stage.relay, "posts", "2", ALICE).await, "not_sent", "the policies say no");
+
+    stage.exec("delete from members").await;
+    settle(&stage, &mut alice, "later").await;
+    let (answer, known) = asked(&stage.relay, &["--table", "posts", "--pk", "1", "--user", ALICE]).await;
+    let change = only(&answer);
+    assert_eq!(step(change, "rights_now")["says"], "no", "{answer:#}");
+    let because = change["because"].as_str().expect("a text");
+    assert!(!known && because.contains("a table that the policies look into was changed at 20"), "{answer:#}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_token_is_the_reason_of_what_came_after_it() {
     let stage = Stage::with(TABLES).await;
