@@ -152,6 +152,12 @@ metrics! {
     ask: Histogram = "ask" in Seconds, latency();
     /// Questions to Postgres asked again because the change was not yet visible to others
     ask_not_visible: Counter = "ask_not_visible";
+    /// Transactions in which Postgres was asked to judge a change; each crosses the network once, but for large rows
+    ask_rounds: Counter = "ask_rounds";
+    /// Principals that Postgres was asked about, once for each change and each time it was asked again
+    ask_principals: Counter = "ask_principals";
+    /// Questions to Postgres whose connection broke before the answers had come
+    ask_broken: Counter = "ask_broken";
     /// Time Postgres took to judge the filters of one change that memory can't judge
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about

@@ -26,13 +26,14 @@ mod owner;
 mod parse;
 mod permit;
 mod plan;
+mod round;
 pub mod rule;
 mod term;
 
 #[cfg(test)]
 mod tests;
 
-pub use ask::{AskConfig, Asker, Question};
+pub use ask::{Answers, AskConfig, Asker, Question};
 pub use bound::{Bound, Judged};
 pub use compile::{compile, obstacle};
 pub use expr::{Equality, Expr};
