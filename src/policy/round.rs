@@ -10,9 +10,13 @@
 //! the rest runs outside of a transaction: as the login, which a policy's function may be at any time (`RESET ROLE`), in a
 //! session that is read-only by itself ([`crate::pg::PgConfig::asking_pool`]), and nobody looks at what it says.
 //!
-//! Rejected: prepared statements. USAGE on a schema is checked when a statement is parsed, so one that is kept outlives a
-//! REVOKE; and a function can replace a prepared statement of its session by another, which then answers for other tables.
-//! Parsing anew costs less than the second crossing that preparing does.
+//! The statement is parsed for each principal, or, for several, once as the role without claims (`PREPARE`, in SQL, since that
+//! can be sent without waiting too). It is planned for each principal in any case: a plan that is kept would keep the claims
+//! of the one it was made for wherever a function that reads them is declared immutable. It is not kept for the next question:
+//! USAGE on a schema is checked when a statement is parsed, so that one would outlive a REVOKE; and a function can put another
+//! statement in its place.
+//!
+//! Rejected: statements prepared by the protocol, which takes a second crossing.
 
 use std::collections::VecDeque;
 use std::future::{Future, Ready, poll_fn};
@@ -20,6 +24,7 @@ use std::pin::Pin;
 use std::task::Poll;
 
 use futures_util::future::{MaybeDone, maybe_done};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -82,11 +87,19 @@ struct Asking<'a> {
     sql: &'a str,
     judged: &'a str,
     old: Option<&'a str>,
+    /// It is prepared, and reads the images from settings.
+    prepared: bool,
 }
 
 const BACK: &str = "rollback to savepoint asked";
+/// From this number of principals on, preparing is cheaper.
+const WORTH_PREPARING: usize = 3;
 /// Of the protocol, about, for one principal.
 const OVERHEAD: usize = 512;
+
+const IMAGES: &str = "select set_config('rowcast.judged', $1, true), set_config('rowcast.old', $2, true)";
+const OF_JUDGED: &str = "execute asked(current_setting('rowcast.judged'))";
+const OF_OLD: &str = "execute asked(current_setting('rowcast.old'))";
 
 impl Round<'_> {
     /// Asks for these principals in this order, by index in the question. `answered` is called for each as his answer comes;
@@ -98,31 +111,29 @@ impl Round<'_> {
         answered: &mut (dyn FnMut(usize, Answer) + Send),
     ) -> Result<(), Stop> {
         let mut again = Vec::new();
-        let asking = Asking { sql: &self.form.question, judged: &self.images.judged, old: self.images.old.as_deref() };
         let lookup = self.form.lookup.as_ref().filter(|_| self.images.can_look_up);
-        let begin = sent(self.begin(client)).await;
         let first = &mut |principal, answer| match answer {
-            Answer::Unusable | Answer::Missing if lookup.is_some() => again.push((principal, answer)),
+            Answer::Unusable | Answer::Missing if lookup.is_some() => again.push(principal),
             answer => answered(principal, answer),
         };
-        self.all(client, Some(begin), &asking, principals, first).await?;
+        let begin = sent(self.begin(client)).await;
+        let old = self.images.old.as_deref();
+        self.all(client, Some(begin), (&self.form.question, old), principals, first).await?;
         if let Some(lookup) = lookup.filter(|_| !again.is_empty()) {
-            let principals: Vec<usize> = again.iter().map(|(principal, _)| *principal).collect();
-            // The current row says nothing about the old one.
-            let asking = Asking { sql: lookup, judged: &self.images.judged, old: None };
             let second = &mut |principal, answer| match answer {
                 // The table itself has changed since the catalog was read.
                 Answer::Missing => answered(principal, Answer::Undecided(UndecidedReason::Catalog)),
                 answer => answered(principal, answer),
             };
-            self.all(client, None::<Sent<Ready<_>>>, &asking, &principals, second).await?;
+            // The current row says nothing about the old one.
+            self.all(client, None::<Sent<Ready<_>>>, (lookup, None), &again, second).await?;
         }
         Ok(())
     }
 
     /// Ends the transaction, without waiting for it: whatever this connection does next comes behind.
     pub(super) async fn end(&self, client: &Client) {
-        drop(sent(client.batch_execute("rollback")).await);
+        drop(sent(client.batch_execute("rollback; deallocate all")).await);
     }
 
     /// Begins the transaction; fails unless it is a new one, in which no statement has run, and its snapshot sees enough.
@@ -131,7 +142,7 @@ impl Round<'_> {
         let timeout = self.config.statement_timeout.as_millis().max(1);
         let begin = format!(
             "begin isolation level repeatable read read only; set local statement_timeout = {timeout}; \
-             set local search_path = ''; set local row_security = on; \
+             set local search_path = ''; set local row_security = on; set local plan_cache_mode = force_custom_plan; \
              select pg_current_snapshot()::text, now() = statement_timestamp(); savepoint asked"
         );
         let messages = client.simple_query(&begin).await.map_err(broken)?;
@@ -149,21 +160,29 @@ impl Round<'_> {
         &self,
         client: &Client,
         begin: Option<Sent<impl Future<Output = Result<(), Stop>>>>,
-        asking: &Asking<'_>,
+        (sql, old): (&str, Option<&str>),
         principals: &[usize],
         answered: &mut (dyn FnMut(usize, Answer) + Send),
     ) -> Result<(), Stop> {
-        let images = asking.judged.len() + asking.old.map_or(0, str::len);
-        let size = |at: usize| asking.sql.len() + images + self.question.principals[at].claims_json.len() + OVERHEAD;
+        let prepared = principals.len() >= WORTH_PREPARING;
+        let asking = Asking { sql, judged: &self.images.judged, old, prepared };
+        let text = if prepared { 0 } else { sql.len() + asking.judged.len() + old.map_or(0, str::len) };
+        let size = |at: usize| text + self.question.principals[at].claims_json.len() + OVERHEAD;
+        let mut prepare = match prepared {
+            true => Some(sent(self.prepare(client, &asking)).await),
+            false => None,
+        };
+        let mut begun = begin;
         let mut on_the_way = VecDeque::new();
         let mut bytes = 0;
         let mut rest = principals.iter().copied().peekable();
-        let mut begun = begin;
-        let mut stop = None;
+        let mut void = false;
+        // What the statement says of everybody, if it can't be parsed.
+        let mut unparsed = None;
         loop {
             while let Some(at) = rest.next_if(|at| on_the_way.is_empty() || bytes + size(*at) <= self.config.in_flight) {
                 bytes += size(at);
-                let one = self.ask_one(client, asking, &self.question.principals[at]);
+                let one = self.ask_one(client, &asking, &self.question.principals[at]);
                 on_the_way.push_back((at, sent(one).await));
             }
             if let Some(begin) = begun.take() {
@@ -171,22 +190,51 @@ impl Round<'_> {
                     Ok(()) => {}
                     // What was sent is waited for, so that the connection can be used again.
                     Err(Stop::Void) => {
-                        stop = Some(Stop::Void);
+                        void = true;
                         rest = [].iter().copied().peekable();
                     }
                     Err(other) => return Err(other),
                 }
             }
+            if let Some(prepare) = prepare.take() {
+                unparsed = received(prepare).await?;
+            }
             let Some((at, one)) = on_the_way.pop_front() else { break };
-            let answer = received(one).await;
+            let answer = received(one).await?;
             bytes -= size(at);
-            if stop.is_none() {
-                answered(at, answer?);
-            } else if answer == Err(Stop::Broken) {
-                return Err(Stop::Broken);
+            if !void {
+                answered(at, unparsed.unwrap_or(answer));
             }
         }
-        stop.map_or(Ok(()), Err)
+        if void { Err(Stop::Void) } else { Ok(()) }
+    }
+
+    /// Parses the statement as the role, without claims. What that says of everybody, if it fails.
+    async fn prepare(&self, client: &Client, asking: &Asking<'_>) -> Result<Option<Answer>, Stop> {
+        let role: &str = &self.question.bound.plan().role;
+        let images: [(&(dyn ToSql + Sync), Type); 2] = [(&asking.judged, Type::TEXT), (&asking.old, Type::TEXT)];
+        let role: [(&(dyn ToSql + Sync), Type); 1] = [(&role, Type::TEXT)];
+        let prepare = format!("prepare asked(text) as {}", asking.sql);
+        let (out, kept, again, assumed, prepared, back) = tokio::join!(
+            biased;
+            client.batch_execute("release savepoint asked"),
+            client.query_typed(IMAGES, &images),
+            client.batch_execute("savepoint asked"),
+            client.query_typed("select set_config('role', $1, true)", &role),
+            client.batch_execute(&prepare),
+            client.batch_execute(BACK),
+        );
+        for done in [out, again, back] {
+            done.map_err(broken)?;
+        }
+        kept.map_err(broken)?;
+        assumed.map_err(|error| cannot_assume(&error))?;
+        match prepared {
+            Ok(()) => Ok(None),
+            // One of this name is left: not ours.
+            Err(error) if error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT) => Err(broken(error)),
+            Err(error) => Ok(Some(answer_of(&error))),
+        }
     }
 
     /// Sends everything for one principal in its first poll, in this order.
@@ -197,42 +245,56 @@ impl Round<'_> {
         let claims: &str = &principal.claims_json;
         let claims = [claims, subject, role];
         let claims = claims.each_ref().map(|text| (text as &(dyn ToSql + Sync), Type::TEXT));
-        let judged: [(&(dyn ToSql + Sync), Type); 1] = [(&asking.judged, Type::TEXT)];
-        let old: [(&(dyn ToSql + Sync), Type); 1] = [(&asking.old, Type::TEXT)];
         let ask_old = async {
             match asking.old {
-                Some(_) => Some(client.query_typed(asking.sql, &old).await),
-                None => None,
+                Some(old) => truth(client, asking, old, OF_OLD).await.unwrap_or(false),
+                None => false,
             }
         };
-        let (assumed, new, old, back) = tokio::join!(
+        let (assumed, new, old_too, back) = tokio::join!(
             biased;
             client.query_typed(ASSUME, &claims),
-            client.query_typed(asking.sql, &judged),
+            truth(client, asking, asking.judged, OF_JUDGED),
             ask_old,
             client.batch_execute(BACK),
         );
         // Without this he may have been asked for in a foreign state, and so may the next one.
         back.map_err(broken)?;
-        let truth = |rows: &[tokio_postgres::Row]| {
-            let row = rows.first().filter(|_| rows.len() == 1);
-            row.and_then(|row| row.try_get::<_, Option<bool>>(0).ok().flatten()).unwrap_or(false)
-        };
         Ok(match (assumed, new) {
             (Err(error), _) => match answer_of(&error) {
                 answer @ Answer::Undecided(_) => answer,
-                _ => {
-                    tracing::debug!(role, error = %crate::error::chain(&error), "cannot become the role to ask as");
-                    return Err(Stop::Role);
-                }
+                _ => return Err(cannot_assume(&error)),
             },
             (Ok(_), Err(error)) => answer_of(&error),
-            (Ok(_), Ok(rows)) if truth(&rows) => {
-                Answer::Yes { old_too: old.is_some_and(|old| old.is_ok_and(|rows| truth(&rows))) }
-            }
-            (Ok(_), Ok(_)) => Answer::No,
+            (Ok(_), Ok(true)) => Answer::Yes { old_too },
+            (Ok(_), Ok(false)) => Answer::No,
         })
     }
+}
+
+/// Whether the policy says yes of an image; sends in its first poll. `execute` is the same, prepared.
+async fn truth(
+    client: &Client,
+    asking: &Asking<'_>,
+    image: &str,
+    execute: &str,
+) -> Result<bool, tokio_postgres::Error> {
+    if asking.prepared {
+        let messages = client.simple_query(execute).await?;
+        let rows = messages.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0) == Some("t")),
+            _ => None,
+        });
+        return Ok(rows.eq([true]));
+    }
+    let image: [(&(dyn ToSql + Sync), Type); 1] = [(&image, Type::TEXT)];
+    let rows = client.query_typed(asking.sql, &image).await?;
+    Ok(rows.len() == 1 && rows[0].try_get::<_, Option<bool>>(0)?.unwrap_or(false))
+}
+
+fn cannot_assume(error: &tokio_postgres::Error) -> Stop {
+    tracing::debug!(error = %crate::error::chain(error), "cannot become the role to ask as");
+    if error.as_db_error().is_some() { Stop::Role } else { Stop::Broken }
 }
 
 /// Whether a snapshot taken now sees these transactions. Later ones see them as well.
