@@ -10,6 +10,9 @@ mod event;
 mod filters;
 mod index;
 mod lane;
+#[cfg(test)]
+mod lane_tests;
+mod line;
 mod matching;
 mod outbox;
 mod registry;
@@ -19,6 +22,7 @@ mod rules;
 mod run;
 mod settle;
 mod summary;
+mod turns;
 mod warnings;
 // Not in an optimized build: an allocator that counts would falsify the times of the bench.
 #[cfg(test)]
@@ -87,8 +91,10 @@ impl Default for HubConfig {
 pub struct HubDeps {
     /// Where the changes come from.
     pub log: Log,
-    /// For filters and questions.
+    /// For filters.
     pub pool: Pool,
+    /// For questions ([`crate::pg::PgConfig::asking_pool`]), as many connections as `ask` says.
+    pub ask_pool: Pool,
     /// For the catalog alone: however busy the other is, the rules stay fresh.
     pub catalog_pool: Pool,
     /// For the expiry of tokens.

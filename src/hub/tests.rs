@@ -64,6 +64,7 @@ impl Bench {
         let deps = HubDeps {
             log: opened.log,
             pool: pool.clone(),
+            ask_pool: database.asking_pool("relay"),
             catalog_pool: database.pool("relay"),
             clock: Clock::system(),
             metrics: metrics.clone(),

@@ -32,6 +32,8 @@ mod term;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use plan::denying_for_tests;
 
 pub use ask::{Answers, AskConfig, Asker, Question};
 pub use bound::{Bound, Judged};
