@@ -191,7 +191,7 @@ impl Kept {
 impl Lane {
     pub(super) fn new(asker: Asker, filter_asker: FilterAsker, metrics: Arc<Metrics>) -> Lane {
         Lane {
-            turns: Turns::new(asker.config().connections),
+            turns: Turns::new(asker.config()),
             asker,
             failures: Failures::new(filter_asker.config().budget),
             filter_asker,
@@ -498,9 +498,13 @@ impl Lane {
                 let (table, role) = name(&self.turns);
                 self.metrics.ask_suspensions.get_or_create(&[("reason", failure.as_str())]).inc();
                 tracing::error!(
-                    table, role, reason = failure.as_str(), refused = refused.len(),
+                    table,
+                    role,
+                    reason = failure.as_str(),
+                    refused = refused.len(),
                     "the table's policies for this role keep failing; Postgres is not asked about them for {pause:?}, and its \
-                     subscribers are told of gaps: {}", failure.advice()
+                     subscribers are told of gaps: {}",
+                    failure.advice()
                 );
                 for (at, index) in refused {
                     self.refuse(at, index, UndecidedReason::Suspended);

@@ -10,8 +10,6 @@ mod event;
 mod filters;
 mod index;
 mod lane;
-#[cfg(test)]
-mod lane_tests;
 mod line;
 mod matching;
 mod outbox;

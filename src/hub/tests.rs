@@ -16,6 +16,9 @@ use crate::claims::Principal;
 use crate::log::{self, Epoch, LogConfig, LogWriter, RealFiles};
 use crate::testing::TestDatabase;
 
+#[path = "lane_tests.rs"]
+mod lane_tests;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Hole;
@@ -50,6 +53,10 @@ struct Received {
 
 impl Bench {
     async fn new(sql: &str) -> Bench {
+        Bench::with(sql, HubConfig::default()).await
+    }
+
+    async fn with(sql: &str, hub: HubConfig) -> Bench {
         let database = TestDatabase::new().await;
         database.run(sql).await;
         let folder = tempfile::tempdir().unwrap();
@@ -71,7 +78,7 @@ impl Bench {
             drain: drain.clone(),
             shards: vec![shard],
         };
-        let (hub, handle) = Hub::new(HubConfig::default(), deps);
+        let (hub, handle) = Hub::new(hub, deps);
         let task = crate::task::spawn("hub", hub.run());
         Bench { database, hub: handle, batches, writer, drain, task, metrics, pool, lsn: 100, _folder: folder }
     }

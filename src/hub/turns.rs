@@ -17,13 +17,10 @@ use std::time::Duration;
 use ahash::AHashMap;
 use tokio::time::Instant;
 
-use crate::policy::{Plan, UndecidedReason};
+use crate::policy::{AskConfig, Plan, UndecidedReason};
 
-/// In a row, until a policy is suspended.
-const FAILURES: u32 = 5;
-/// The first pause; doubles.
-const PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// In times of the first pause.
+const LONGEST_PAUSE: u32 = 12;
 /// Questions that take longer than this on average are slow.
 const SLOW: Duration = Duration::from_millis(50);
 /// More policies than this are not remembered.
@@ -77,7 +74,11 @@ pub(super) enum Ended {
 pub(super) enum Change<Q> {
     Nothing,
     /// Its other questions are refused: these waited.
-    Suspended { failure: Failure, pause: Duration, refused: Vec<Q> },
+    Suspended {
+        failure: Failure,
+        pause: Duration,
+        refused: Vec<Q>,
+    },
     /// It answers again.
     Restored,
 }
@@ -86,9 +87,14 @@ pub(super) enum Change<Q> {
 enum State {
     /// Failures in a row.
     Asked(u32),
-    Suspended { until: Instant, pause: Duration },
+    Suspended {
+        until: Instant,
+        pause: Duration,
+    },
     /// One question is under way to see.
-    Probing { pause: Duration },
+    Probing {
+        pause: Duration,
+    },
 }
 
 struct Policy<Q> {
@@ -107,6 +113,10 @@ pub(super) struct Whose(u32, Arc<str>);
 /// See the module's comment. `Q` names a question.
 pub(super) struct Turns<Q> {
     places: usize,
+    /// In a row, until a policy is suspended.
+    failures: u32,
+    /// The first pause; doubles.
+    pause: Duration,
     running: usize,
     waiting: usize,
     suspended: usize,
@@ -116,10 +126,17 @@ pub(super) struct Turns<Q> {
 }
 
 impl<Q> Turns<Q> {
-    /// With this many questions at a time.
-    pub(super) fn new(places: usize) -> Turns<Q> {
-        let places = places.max(1);
-        Turns { places, running: 0, waiting: 0, suspended: 0, policies: AHashMap::new(), order: VecDeque::new() }
+    pub(super) fn new(config: &AskConfig) -> Turns<Q> {
+        Turns {
+            places: config.connections.max(1),
+            failures: config.failures,
+            pause: config.suspension,
+            running: 0,
+            waiting: 0,
+            suspended: 0,
+            policies: AHashMap::new(),
+            order: VecDeque::new(),
+        }
     }
 
     /// Questions that wait for their turn.
@@ -212,12 +229,14 @@ impl<Q> Turns<Q> {
                 self.suspended -= 1;
                 return Change::Restored;
             }
-            (State::Asked(failures), Ended::Failed(failure)) if failures + 1 >= FAILURES => (failure, PAUSE),
+            (State::Asked(failures), Ended::Failed(failure)) if failures + 1 >= self.failures => (failure, self.pause),
             (State::Asked(failures), Ended::Failed(_)) => {
                 policy.state = State::Asked(failures + 1);
                 return Change::Nothing;
             }
-            (State::Probing { pause }, Ended::Failed(failure)) => (failure, (pause * 2).min(LONGEST_PAUSE)),
+            (State::Probing { pause }, Ended::Failed(failure)) => {
+                (failure, (pause * 2).min(self.pause * LONGEST_PAUSE))
+            }
             // The next question is the probe.
             (State::Probing { pause }, Ended::Unknown) => {
                 policy.state = State::Suspended { until: now, pause };
@@ -247,7 +266,12 @@ mod tests {
 
     const TIMEOUT: Ended = Ended::Failed(Failure::Undecided(UndecidedReason::Timeout));
     const LONG: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_secs(5);
     const SHORT: Duration = Duration::from_millis(1);
+
+    fn turns(connections: usize) -> Turns<u32> {
+        Turns::new(&AskConfig { connections, ..AskConfig::default() })
+    }
 
     fn take(turns: &mut Turns<u32>) -> (Whose, u32) {
         turns.next().expect("there is a place")
@@ -255,7 +279,7 @@ mod tests {
 
     /// Suspends it, and gives the time of that.
     fn suspend(turns: &mut Turns<u32>, plan: &Arc<Plan>, now: Instant) -> Duration {
-        for n in 0..FAILURES {
+        for n in 0..5 {
             turns.push(plan, n, now).expect("is asked");
             let (whose, _) = take(turns);
             match turns.ended(&whose, TIMEOUT, LONG, now) {
@@ -268,7 +292,7 @@ mod tests {
 
     #[test]
     fn a_slow_policy_has_half_of_the_places_and_a_quick_one_all_that_are_free() {
-        let mut turns = Turns::new(4);
+        let mut turns = turns(4);
         let now = Instant::now();
         let (slow, quick) = (plan(1, "a"), plan(2, "a"));
         (0..10).for_each(|n| turns.push(&slow, n, now).expect("is asked"));
@@ -286,7 +310,7 @@ mod tests {
 
     #[test]
     fn policies_take_turns() {
-        let mut turns = Turns::new(1);
+        let mut turns = turns(1);
         let now = Instant::now();
         for n in 0..3 {
             turns.push(&plan(1, "a"), n, now).expect("is asked");
@@ -302,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_policy_that_keeps_failing_is_left_alone_and_one_question_at_a_time_tells_when_it_answers() {
-        let mut turns = Turns::new(4);
+        let mut turns = turns(4);
         let (broken, other) = (plan(1, "a"), plan(1, "b"));
         let mut now = Instant::now();
         assert_eq!(suspend(&mut turns, &broken, now), PAUSE);
@@ -322,15 +346,20 @@ mod tests {
         assert_eq!(turns.push(&broken, 12, now), Ok(()), "that said nothing; the next one is to");
         assert_eq!(take(&mut turns).1, 12);
         assert_eq!(turns.ended(&whose, Ended::Answered, SHORT, now), Change::Restored);
-        assert_eq!((turns.suspended(), turns.push(&broken, 13, now), turns.push(&broken, 14, now)), (0, Ok(()), Ok(())));
+        assert_eq!(
+            (turns.suspended(), turns.push(&broken, 13, now), turns.push(&broken, 14, now)),
+            (0, Ok(()), Ok(()))
+        );
     }
 
     #[test]
     fn what_waits_behind_the_failures_is_given_back_and_an_answer_between_starts_the_count_anew() {
-        let mut turns = Turns::new(2);
+        let mut turns = turns(2);
         let (policy, now) = (plan(1, "a"), Instant::now());
         (0..20).for_each(|n| turns.push(&policy, n, now).expect("is asked"));
-        for ended in [TIMEOUT, TIMEOUT, TIMEOUT, TIMEOUT, Ended::Answered, TIMEOUT, Ended::Unknown, TIMEOUT, TIMEOUT, TIMEOUT] {
+        for ended in
+            [TIMEOUT, TIMEOUT, TIMEOUT, TIMEOUT, Ended::Answered, TIMEOUT, Ended::Unknown, TIMEOUT, TIMEOUT, TIMEOUT]
+        {
             let (whose, _) = take(&mut turns);
             assert_eq!(turns.ended(&whose, ended, LONG, now), Change::Nothing);
         }
@@ -342,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_policy_that_was_changed_starts_anew() {
-        let mut turns = Turns::new(4);
+        let mut turns = turns(4);
         let (now, before) = (Instant::now(), plan(1, "a"));
         suspend(&mut turns, &before, now);
         let same = Arc::new(Plan::clone(&before));

@@ -112,7 +112,7 @@ impl Fault for PgError {
         }
         let Some(state) = self.sqlstate() else { return String::new() };
         match state.code() {
-            "28P01" | "28000" => "Check user and password in DATABASE_URL, and pg_hba.conf on the server.".into(),
+            "28P01" | "28000" => "Check user and password in DATABASE_URL (or ROWCAST_ASK_USER and ROWCAST_ASK_PASSWORD), and pg_hba.conf on the server.".into(),
             "3D000" => "Check the database name at the end of DATABASE_URL.".into(),
             "42501" => "Grant the missing right to the relay's role, or run `rowcast migrate up` as an owner.".into(),
             _ => String::new(),
@@ -179,6 +179,13 @@ impl PgConfig {
             connect_timeout: Duration::from_secs(5),
             statement_timeout: Duration::from_secs(10),
         })
+    }
+
+    /// The same server and database for another user; without a password if there is none, not with the first one's.
+    pub fn as_user(&self, user: &str, password: Option<&str>) -> PgConfig {
+        let mut config = self.clone();
+        config.connection.user(user).password(password.unwrap_or_default());
+        config
     }
 
     /// The connection parameters with our pinned settings.

@@ -39,6 +39,10 @@ pub struct AskConfig {
     pub pause: Duration,
     /// Bytes of statements that are on their way at once. What is within is one round trip. 1 MiB.
     pub in_flight: usize,
+    /// After so many questions in a row without a decision a policy is not asked about for a while. 5.
+    pub failures: u32,
+    /// For how long, at first; doubles up to 12 times this. 5 s.
+    pub suspension: Duration,
 }
 
 impl Default for AskConfig {
@@ -49,6 +53,8 @@ impl Default for AskConfig {
             deadline: Duration::from_secs(10),
             pause: Duration::from_millis(5),
             in_flight: 1 << 20,
+            failures: 5,
+            suspension: Duration::from_secs(5),
         }
     }
 }

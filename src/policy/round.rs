@@ -180,7 +180,8 @@ impl Round<'_> {
         // What the statement says of everybody, if it can't be parsed.
         let mut unparsed = None;
         loop {
-            while let Some(at) = rest.next_if(|at| on_the_way.is_empty() || bytes + size(*at) <= self.config.in_flight) {
+            while let Some(at) = rest.next_if(|at| on_the_way.is_empty() || bytes + size(*at) <= self.config.in_flight)
+            {
                 bytes += size(at);
                 let one = self.ask_one(client, &asking, &self.question.principals[at]);
                 on_the_way.push_back((at, sent(one).await));

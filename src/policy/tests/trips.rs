@@ -112,6 +112,9 @@ async fn a_question_crosses_the_network_once_whatever_the_number_of_principals()
             crossed = (trips.load(Ordering::SeqCst) - before) / u64::from(rounds as u32);
         }
         assert_eq!(crossed, 1, "for {count} principals");
-        println!("{count:4} principals: {:7.2} ms near, {:7.2} ms at 4 ms a round trip, {crossed} round trips", took[0], took[1]);
+        println!(
+            "{count:4} principals: {:7.2} ms near, {:7.2} ms at 4 ms a round trip, {crossed} round trips",
+            took[0], took[1]
+        );
     }
 }
