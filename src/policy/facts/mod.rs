@@ -40,7 +40,7 @@ pub use publish::{PublishError, Writers, add, quoted, statement, wait_for_writer
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;
-pub(super) use bind::{Access, Doubtful, Join, KeyPart, Level, PathStep, SubPlan};
+pub(super) use bind::{Access, Doubtful, KeyPart, Level, PathStep, SubPlan};
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};
 pub(super) use symbols::{NULL, Symbol};
@@ -220,7 +220,12 @@ impl Facts {
     /// is dropped.
     pub fn record(&mut self, layout: Arc<Layout>) {
         self.tables.retain(|table| table.layout.table_oid != layout.table_oid);
-        self.tables.push(Tracked { layout, state: State::Recording(Recorder::new()), mappings: Vec::new(), loaded_at: None });
+        self.tables.push(Tracked {
+            layout,
+            state: State::Recording(Recorder::new()),
+            mappings: Vec::new(),
+            loaded_at: None,
+        });
         self.rearrange();
     }
 
