@@ -115,6 +115,12 @@ metrics! {
     lane_size: Gauge = "lane_size" in Bytes;
     /// Questions that Postgres is answering now
     lane_questions: Gauge = "lane_questions";
+    /// Questions that wait for a free connection to Postgres
+    lane_queued: Gauge = "lane_queued";
+    /// Channels with a row that waits for Postgres's answers
+    lane_channels: Gauge = "lane_channels";
+    /// Rows that left, at least for some channels, while others waited for Postgres's answers
+    lane_passed: Counter = "lane_passed";
     /// Open client connections
     connections: Gauge = "connections";
     /// Open client connections by version of the Phoenix serializer
@@ -155,6 +161,16 @@ metrics! {
     ask: Histogram = "ask" in Seconds, latency();
     /// Questions to Postgres asked again because the change was not yet visible to others
     ask_not_visible: Counter = "ask_not_visible";
+    /// Transactions in which Postgres was asked to judge a change; each crosses the network once, but for large rows
+    ask_rounds: Counter = "ask_rounds";
+    /// Principals that Postgres was asked about, once for each change and each time it was asked again
+    ask_principals: Counter = "ask_principals";
+    /// Questions to Postgres whose connection broke before the answers had come
+    ask_broken: Counter = "ask_broken";
+    /// Policies, by table and role, that Postgres is not asked about for now since they kept failing; their rows are gaps
+    ask_suspended: Gauge = "ask_suspended";
+    /// Times a policy was suspended by reason: timeout, connection, role, behind (its rows waited too long for their turn)
+    ask_suspensions: Labelled = "ask_suspensions" by "reason" ["timeout", "connection", "role", "behind"];
     /// Time Postgres took to judge the filters of one change that memory can't judge
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about

@@ -130,8 +130,13 @@ impl Hub {
         self.deps.journal.note(Note::Refused { channel: port.id.0, topic: port.topic.clone(), user: user(principal) });
     }
 
-    pub(super) fn note_undecided(&self, ports: &[Arc<Port>], row: &RowChange, reason: &'static str) {
-        for port in ports {
+    /// Channels for which a row was not decided, each with the reason.
+    pub(super) fn note_undecided<'a>(
+        &self,
+        channels: impl IntoIterator<Item = (&'a Arc<Port>, &'static str)>,
+        row: &RowChange,
+    ) {
+        for (port, reason) in channels {
             let (channel, at) = (port.id.0, row.position);
             self.deps.journal.note(Note::Undecided {
                 channel,
