@@ -88,7 +88,10 @@ async fn several_policies_are_combined_as_postgres_combines_them() {
     let open =
         printed(&mut database, "create policy d on t using (true); create policy e on t using (length(email) > 1)");
     let open = open.await;
-    assert!(matches!(&open.engine, Engine::Pure(Expr::Equal(_))), "true OR anything is true: {open}");
+    assert!(
+        matches!(&open.engine, Engine::Pure(rule) if rule.to_string().starts_with("user_id = ")),
+        "true OR anything is true: {open}"
+    );
 
     let asked = printed(&mut database, "drop policy d on t").await;
     assert!(matches!(&asked.engine, Engine::Ask { reason, .. } if reason.starts_with("policy \"e\": ")), "{asked}");
@@ -165,5 +168,6 @@ async fn a_partition_without_policies_does_not_show_what_its_root_hides() {
     assert_eq!(leaf.engine, Engine::Deny(DenyReason::UnprotectedPartition));
     assert_eq!(plan(&mut database, "leaf", "service_role").await.engine, Engine::Everything);
     database.run("alter table leaf enable row level security; create policy p on leaf using (true)").await;
-    assert_eq!(plan(&mut database, "leaf", "authenticated").await.engine, Engine::Pure(Expr::Constant(true)));
+    let leaf = plan(&mut database, "leaf", "authenticated").await;
+    assert!(matches!(&leaf.engine, Engine::Pure(rule) if rule.to_string() == "true"), "{leaf}");
 }

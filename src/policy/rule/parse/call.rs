@@ -121,7 +121,7 @@ impl<'a> Compiler<'a> {
                 let found = |schema: &String| -> Vec<&'a Function> {
                     catalog.functions_named(schema, name).map(|f| &**f).collect()
                 };
-                path.and_then(|path| path.iter().map(found).find(|all| !all.is_empty())).unwrap_or_default()
+                path.and_then(|path| path.iter().find(|schema| *schema != "pg_catalog")).map(found).unwrap_or_default()
             }
             (Some(_), None) => Vec::new(),
         };

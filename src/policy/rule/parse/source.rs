@@ -3,7 +3,6 @@
 use super::scope::{Columns, Env};
 use super::{Compiler, Frame, NotPure, Result};
 use crate::catalog::{Access, Role, Table};
-use crate::change::ReplicaIdentity;
 use crate::policy::rule::{Expr, FactSource, RuleColumn};
 
 /// Sub-selects within sub-selects.
@@ -24,8 +23,8 @@ impl<'a> Compiler<'a> {
     pub(super) fn source(&mut self, name: &[&str]) -> Result<(&'a Table, u16, Option<Expr>)> {
         let table = self.table_named(name)?;
         let shown = format!("{}.{}", table.schema, table.name);
-        if let Some(why) = unfit(table) {
-            return Err(NotPure(format!("{shown} {why}")));
+        if let Some(why) = table.streamed.obstacle {
+            return Err(NotPure(format!("{shown} can't be followed in the stream: {why}")));
         }
         if self.sources.len() >= SOURCES || self.frames.len() >= DEPTH {
             return Err(NotPure("too many tables within each other".into()));
@@ -57,7 +56,8 @@ impl<'a> Compiler<'a> {
                 if path.iter().any(|schema| schema == "$user") {
                     return Err(NotPure(format!("table {name} in a search_path with \"$user\"")));
                 }
-                path.iter().find_map(|schema| catalog.named(schema, name))
+                // Only tables are known: in a later schema, a view of an earlier one might hide it.
+                path.iter().find(|schema| *schema != "pg_catalog").and_then(|schema| catalog.named(schema, name))
             }
             _ => None,
         };
@@ -155,19 +155,5 @@ impl<'a> Compiler<'a> {
             source.columns = columns;
         }
         Ok(())
-    }
-}
-
-/// Why a table can't be kept in memory.
-fn unfit(table: &Table) -> Option<String> {
-    if table.leaves.is_empty() && !table.is_partitioned {
-        return Some("is not a table with rows of its own".into());
-    }
-    match table.identity {
-        ReplicaIdentity::Nothing => Some("has no replica identity".into()),
-        ReplicaIdentity::Default if table.primary_key.is_empty() => {
-            Some("has neither a primary key nor REPLICA IDENTITY FULL".into())
-        }
-        _ => None,
     }
 }

@@ -150,7 +150,7 @@ impl Compiler<'_> {
             Val::Constant(None) => Ok(Scalar::Constant(None)),
             Val::Constant(Some(text)) => {
                 let text = match typed.ty.oid {
-                    UNKNOWN => literal::of_type(self.catalog.types(), kind.oid, &text)?,
+                    UNKNOWN => literal::of_type(self.catalog.types(), kind.oid, &text, self.env.source)?,
                     _ => text,
                 };
                 match pgtype::canonical(kind.equality, text.as_bytes()) {
@@ -193,9 +193,10 @@ impl Compiler<'_> {
         let new = Ty { oid: to, collated: kept };
         match val {
             Val::Constant(None) => Ok(Typed { ty: new, val: Val::Constant(None) }),
-            Val::Constant(Some(text)) if from == UNKNOWN => {
-                Ok(Typed { ty: new, val: Val::Constant(Some(literal::of_type(self.catalog.types(), to, &text)?)) })
-            }
+            Val::Constant(Some(text)) if from == UNKNOWN => Ok(Typed {
+                ty: new,
+                val: Val::Constant(Some(literal::of_type(self.catalog.types(), to, &text, self.env.source)?)),
+            }),
             Val::Constant(Some(text)) => match literal::cast(from, to, &text) {
                 Some(text) => Ok(Typed { ty: new, val: Val::Constant(Some(text)) }),
                 None => refused(),
