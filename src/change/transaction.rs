@@ -217,7 +217,13 @@ impl Transaction {
                 Err(error) => Source::Failed(Some(error)),
             },
         };
-        Items { relations: self.relations.clone(), end_lsn: self.end_lsn, source, ordinal: 0 }
+        Items { relations: self.relations.clone(), end_lsn: self.end_lsn, source, ordinal: 0, only: None }
+    }
+
+    /// The rows of the relations that `wanted` picks, and all truncates; other records are passed over without a look.
+    pub fn iter_of(&self, wanted: impl Fn(&Arc<Relation>) -> bool) -> Items {
+        let only = self.relations.iter().map(wanted).collect();
+        Items { only: Some(only), ..self.iter() }
     }
 }
 
@@ -242,9 +248,20 @@ pub struct Items {
     end_lsn: Lsn,
     source: Source,
     ordinal: u32,
+    /// By relation, whether its rows are wanted.
+    only: Option<Box<[bool]>>,
 }
 
 impl Items {
+    /// Whether the record is one that nobody wants.
+    fn skips(&self, record: &Bytes) -> bool {
+        let Some(only) = &self.only else { return false };
+        match record.first_chunk::<5>() {
+            Some([b'I' | b'U' | b'D', index @ ..]) => only.get(u32::from_le_bytes(*index) as usize) == Some(&false),
+            _ => record.first() == Some(&b'M'),
+        }
+    }
+
     /// The next record without its length, or `None` at the end.
     fn record(&mut self) -> Result<Option<Bytes>, TransactionError> {
         match &mut self.source {
@@ -319,10 +336,13 @@ impl Iterator for Items {
     type Item = Result<Item, TransactionError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let result = match self.record() {
-            Ok(None) => return None,
-            Ok(Some(record)) => self.decode(&record),
-            Err(error) => Err(error),
+        let result = loop {
+            match self.record() {
+                Ok(None) => return None,
+                Ok(Some(record)) if self.skips(&record) => self.ordinal += 1,
+                Ok(Some(record)) => break self.decode(&record),
+                Err(error) => break Err(error),
+            }
         };
         if result.is_err() {
             self.source = Source::Failed(None);
@@ -544,6 +564,19 @@ mod tests {
                 matches!(&items[5], Item::Message(m) if m.lsn == Lsn(0x1_0000_0007) && m.prefix == "p" && &m.content[..] == b"content")
             );
         }
+    }
+
+    #[test]
+    fn rows_that_nobody_wants_are_passed_over_and_keep_their_ordinals() {
+        let ordinals = |oid: u32| -> Vec<u32> {
+            let items = build().iter_of(|relation| relation.oid == oid).map(|item| match item.expect("an item") {
+                Item::Row(row) => row.position.ordinal,
+                Item::Truncate(truncate) => truncate.position.ordinal,
+                Item::Message(message) => message.position.ordinal,
+            });
+            items.collect()
+        };
+        assert_eq!((ordinals(1), ordinals(2), ordinals(3)), (vec![0, 2, 3, 4], vec![1, 4], vec![4]));
     }
 
     #[test]

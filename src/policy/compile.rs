@@ -3,10 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::expr::Expr;
 use super::form::Form;
-use super::owner::OwnerKey;
-use super::parse::{self, Context, NotPure};
 use super::permit::DenyReason;
 use super::plan::{Engine, Options, Plan};
 use super::rule::{self, Compiled};
@@ -22,8 +19,7 @@ pub fn compile(catalog: &Catalog, table_oid: u32, role: &str, options: Options) 
         engine: Engine::Deny(DenyReason::UnknownTable),
         readable: BTreeSet::new(),
         form: None,
-        owner_key: None,
-        owner_rule: None,
+        keys: None,
         refused: None,
         options,
     };
@@ -147,46 +143,11 @@ fn judge_by(
             Engine::Deny(DenyReason::PolicyError)
         }
     };
-    if let Engine::Pure(_) = &plan.engine {
-        let context = Context { catalog, table, role: &plan.role };
-        plan.owner_rule = pure(&context, &permissive, &restrictive).ok();
-        plan.owner_key = plan.owner_rule.as_ref().and_then(|expr| expr.necessary().map(OwnerKey::new));
-    }
+    plan.keys = plan.rule().and_then(|rule| rule.keys());
     plan.form = Some(form);
 }
 
 type Policies<'a> = [(&'a PolicyRow, &'a str)];
-
-fn pure(context: &Context<'_>, permissive: &Policies<'_>, restrictive: &Policies<'_>) -> Result<Expr, NotPure> {
-    if !context.catalog.is_utf8() {
-        return Err(NotPure("the database's encoding is not UTF8".into()));
-    }
-    let parse = |(policy, text): &(&PolicyRow, &str)| {
-        parse::policy(context, policy, text)
-            .map_err(|NotPure(why)| NotPure(format!("policy \"{}\": {why}", policy.name)))
-    };
-    let mut any = Vec::new();
-    let mut doubt = None;
-    for policy in permissive {
-        match parse(policy) {
-            // Whatever the others say, Postgres folds `true OR …` before it runs anything.
-            Ok(Expr::Constant(true)) => {
-                (any, doubt) = (vec![Expr::Constant(true)], None);
-                break;
-            }
-            Ok(expr) => any.push(expr),
-            Err(why) => doubt = doubt.or(Some(why)),
-        }
-    }
-    if let Some(why) = doubt {
-        return Err(why);
-    }
-    let mut all = if permissive.is_empty() { Vec::new() } else { vec![Expr::any(any)] };
-    for policy in restrictive {
-        all.push(parse(policy)?);
-    }
-    Ok(Expr::all(all))
-}
 
 /// What is asked: `(p1 or p2) and r1 and r2`, over the columns that the policies depend on. Without permissive ones, where
 /// row-level security does not apply, `r1 and r2`.

@@ -63,6 +63,9 @@ impl Layout {
             layout.columns.push(RuleColumn { name: name.clone(), number, kind });
             layout.types.push(column.type_oid);
         }
+        if layout.leaves.len() >= usize::from(u16::MAX) {
+            return Err(format!("it has {} partitions", layout.leaves.len()));
+        }
         if layout.leaves.is_empty() && !table.is_partitioned {
             layout.leaves.push(table.oid);
         }
@@ -75,6 +78,11 @@ impl Layout {
             FactKey::Columns(n) => n,
             FactKey::Whole => self.columns.len(),
         }
+    }
+
+    /// The place of a partition among the leaves.
+    pub(super) fn leaf(&self, oid: u32) -> Option<u16> {
+        self.leaves.iter().position(|leaf| *leaf == oid).map(|place| place as u16)
     }
 
     /// Index of the column with this number.

@@ -81,63 +81,63 @@ pub(super) trait Visitor {
 
 impl Expr {
     /// Shows everything that it refers to, sub-selects' slots first.
-    pub(super) fn visit(&mut self, visitor: &mut impl Visitor) {
+    pub(super) fn visit_mut(&mut self, visitor: &mut impl Visitor) {
         match self {
             Expr::Constant(_) => {}
-            Expr::Value(scalar) => scalar.visit(visitor),
-            Expr::IsNull(scalar) => scalar.visit(visitor),
+            Expr::Value(scalar) => scalar.visit_mut(visitor),
+            Expr::IsNull(scalar) => scalar.visit_mut(visitor),
             Expr::Compare(_, _, pair) | Expr::Same(_, pair) => {
-                pair.0.visit(visitor);
-                pair.1.visit(visitor);
+                pair.0.visit_mut(visitor);
+                pair.1.visit_mut(visitor);
             }
             Expr::Any(_, _, left, members) | Expr::All(_, _, left, members) => {
-                left.visit(visitor);
+                left.visit_mut(visitor);
                 match members {
-                    Members::List(list) => list.iter_mut().for_each(|member| member.visit(visitor)),
+                    Members::List(list) => list.iter_mut().for_each(|member| member.visit_mut(visitor)),
                     Members::Claim(claim) => visitor.claim(claim),
                 }
             }
-            Expr::Is(inner, _) | Expr::Not(inner) => inner.visit(visitor),
-            Expr::And(parts) | Expr::Or(parts) => parts.iter_mut().for_each(|part| part.visit(visitor)),
-            Expr::Exists(query) => query.visit(visitor),
+            Expr::Is(inner, _) | Expr::Not(inner) => inner.visit_mut(visitor),
+            Expr::And(parts) | Expr::Or(parts) => parts.iter_mut().for_each(|part| part.visit_mut(visitor)),
+            Expr::Exists(query) => query.visit_mut(visitor),
             Expr::In(left, query) => {
-                left.iter_mut().for_each(|(_, scalar)| scalar.visit(visitor));
-                query.visit(visitor);
+                left.iter_mut().for_each(|(_, scalar)| scalar.visit_mut(visitor));
+                query.visit_mut(visitor);
             }
         }
     }
 }
 
 impl Subquery {
-    fn visit(&mut self, visitor: &mut impl Visitor) {
+    fn visit_mut(&mut self, visitor: &mut impl Visitor) {
         self.slots.iter_mut().for_each(|slot| visitor.slot(slot));
-        self.condition.visit(visitor);
-        self.outputs.iter_mut().for_each(|output| output.visit(visitor));
+        self.condition.visit_mut(visitor);
+        self.outputs.iter_mut().for_each(|output| output.visit_mut(visitor));
     }
 }
 
 impl Scalar {
-    fn visit(&mut self, visitor: &mut impl Visitor) {
+    fn visit_mut(&mut self, visitor: &mut impl Visitor) {
         match self {
             Scalar::Column(column) => visitor.column(column),
             Scalar::Claim(claim) => visitor.claim(claim),
             Scalar::Constant(_) => {}
-            Scalar::Coalesce(parts) => parts.iter_mut().for_each(|part| part.visit(visitor)),
+            Scalar::Coalesce(parts) => parts.iter_mut().for_each(|part| part.visit_mut(visitor)),
             Scalar::NullIf(_, pair) => {
-                pair.0.visit(visitor);
-                pair.1.visit(visitor);
+                pair.0.visit_mut(visitor);
+                pair.1.visit_mut(visitor);
             }
             Scalar::Case(arms, otherwise) => {
                 for (condition, result) in arms {
-                    condition.visit(visitor);
-                    result.visit(visitor);
+                    condition.visit_mut(visitor);
+                    result.visit_mut(visitor);
                 }
                 if let Some(otherwise) = otherwise {
-                    otherwise.visit(visitor);
+                    otherwise.visit_mut(visitor);
                 }
             }
-            Scalar::Truth(condition) => condition.visit(visitor),
-            Scalar::Convert(_, inner) => inner.visit(visitor),
+            Scalar::Truth(condition) => condition.visit_mut(visitor),
+            Scalar::Convert(_, inner) => inner.visit_mut(visitor),
         }
     }
 
@@ -150,7 +150,7 @@ impl Scalar {
             }
         }
         let mut slots = Slots(Vec::new());
-        self.clone().visit(&mut slots);
+        self.clone().visit_mut(&mut slots);
         slots.0
     }
 }
@@ -201,7 +201,7 @@ impl Rule {
     /// Without the columns, claims and tables that folding has left unused. `forbidden` follows the slots.
     pub(super) fn compacted(mut self, forbidden: &mut Vec<(u16, String)>) -> Rule {
         let mut used = Used::default();
-        self.condition.visit(&mut used);
+        self.condition.visit_mut(&mut used);
         let slots: BTreeMap<u16, u16> = used.slots.iter().copied().zip(1..).collect();
         let mut columns = BTreeMap::new();
         let mut taken: BTreeMap<u16, u16> = BTreeMap::new();
@@ -226,7 +226,7 @@ impl Rule {
         self.claims.retain(|_| used.claims.contains(&claim.next().unwrap_or_default()));
         forbidden.retain(|(slot, _)| used.slots.contains(slot));
         let claims = used.claims.iter().copied().zip(0..).collect();
-        self.condition.visit(&mut Moved { columns, claims, slots });
+        self.condition.visit_mut(&mut Moved { columns, claims, slots });
         self
     }
 
