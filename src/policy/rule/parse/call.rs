@@ -125,7 +125,14 @@ impl<'a> Compiler<'a> {
             }
             (Some(_), None) => Vec::new(),
         };
-        let mut fitting = candidates.into_iter().filter(|f| f.arguments.len() == list.len());
+        if self.env.source && !schema.is_none_or(|schema| catalog.may_use_schema(schema, self.env.role)) {
+            return refused("a function of a schema that the role may not use");
+        }
+        let takes = |f: &&Function| {
+            let fewest = f.arguments.len() - self.defaults(f).map_or(0, |all| all.len()).min(f.arguments.len());
+            (fewest..=f.arguments.len()).contains(&list.len())
+        };
+        let mut fitting = candidates.into_iter().filter(takes);
         let (Some(function), None) = (fitting.next(), fitting.next()) else { return refused("the function") };
         if !function.callable {
             return refused("not an ordinary function");

@@ -65,7 +65,8 @@ impl Compiler<'_> {
             [schema, name] => self.catalog.types().find(schema, name)?.oid,
             _ => return None,
         };
-        let domain = matches!(self.catalog.types().get(found)?.kind, TypeKind::Domain { .. });
+        let info = self.catalog.types().get(found);
+        let domain = info.is_some_and(|info| matches!(info.kind, TypeKind::Domain { .. }));
         Some(Target { oid: self.catalog.types().base_of(found), sized: false, domain })
     }
 

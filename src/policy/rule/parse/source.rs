@@ -39,7 +39,7 @@ impl<'a> Compiler<'a> {
         self.privileges.entry(slot).or_default();
         // Names in a function's text are looked up when it runs; in a policy they were when it was made.
         if self.env.source && !access.schema_usage {
-            self.forbidden.push((slot, format!("{} may not use schema {}", role.name, table.schema)));
+            return Err(NotPure(format!("{} may not use schema {}", role.name, table.schema)));
         }
         let condition = self.row_security(table, slot, role, access)?;
         Ok((table, slot, condition))
@@ -57,7 +57,8 @@ impl<'a> Compiler<'a> {
                     return Err(NotPure(format!("table {name} in a search_path with \"$user\"")));
                 }
                 // Only tables are known: in a later schema, a view of an earlier one might hide it.
-                path.iter().find(|schema| *schema != "pg_catalog").and_then(|schema| catalog.named(schema, name))
+                let first = path.iter().find(|schema| *schema != "pg_catalog");
+                first.filter(|_| !name.starts_with("pg_")).and_then(|schema| catalog.named(schema, name))
             }
             _ => None,
         };
@@ -77,7 +78,7 @@ impl<'a> Compiler<'a> {
             Some(place) if place >= own_query => {
                 let why =
                     format!("infinite recursion: the policies of {}.{} look into itself", table.schema, table.name);
-                self.refused.get_or_insert(why);
+                self.refuse_query(why)?;
                 return Ok(Some(Expr::Constant(Some(false))));
             }
             Some(_) => return Err(NotPure(format!("the policies of {} look into itself", table.name))),
@@ -124,9 +125,25 @@ impl<'a> Compiler<'a> {
         let allowed = granted.is_some_and(|granted| !granted.is_empty() && needed.is_subset(granted));
         if !allowed {
             let why = format!("{} may not select from {}.{}", self.env.role, table.schema, table.name);
+            if self.in_function() {
+                return Err(NotPure(why));
+            }
             self.forbidden.push((slot, why));
         }
         Ok(())
+    }
+
+    fn refuse_query(&mut self, why: String) -> Result<()> {
+        if self.in_function() {
+            return Err(NotPure(why));
+        }
+        self.refused.get_or_insert(why);
+        Ok(())
+    }
+
+    /// A function's query is refused when it runs, which it may not do for every row.
+    fn in_function(&self) -> bool {
+        self.frames.iter().any(|frame| matches!(frame, Frame::Function(_)))
     }
 
     /// `SELECT *` where the values don't matter.

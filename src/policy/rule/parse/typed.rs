@@ -74,6 +74,8 @@ pub(super) fn is_text(oid: u32) -> bool {
     matches!(oid, oid::TEXT | oid::VARCHAR | oid::NAME)
 }
 
+const COMPARISONS: [&str; 6] = ["=", "<>", "<", "<=", ">", ">="];
+
 pub(super) const BOOLEAN: Kind = Kind { oid: oid::BOOL, equality: Equality::Bytes, order: Some(Order::Bytes) };
 const INTEGER: Kind = Kind { oid: oid::INT8, equality: Equality::Bytes, order: Some(Order::Integer) };
 const NUMERIC: Kind = Kind { oid: oid::NUMERIC, equality: Equality::Numeric, order: Some(Order::Numeric) };
@@ -119,6 +121,14 @@ impl Compiler<'_> {
     /// The type that both have, an unknown one giving way.
     pub(super) fn common(&self, a: &Ty, b: &Ty) -> Result<Ty> {
         let collated = a.collated.with(&b.collated);
+        let exact = a.oid == b.oid && a.oid != oid::VARCHAR;
+        if let (true, false, Some(path)) = (self.env.source, exact, self.env.search_path) {
+            // For operands of just these types, the one of pg_catalog is the first that is found.
+            let other = |schema: &String| COMPARISONS.iter().any(|op| self.catalog.has_operator(schema, op));
+            if path.iter().any(other) {
+                return Err(NotPure("operators in the schemas of a function's search_path".into()));
+            }
+        }
         let oid = match (a.oid, b.oid) {
             (a, b) if a == b => a,
             (UNKNOWN, other) | (other, UNKNOWN) => other,
