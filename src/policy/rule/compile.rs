@@ -63,7 +63,7 @@ fn condition<'a>(
     // All are read, whatever the first ones say: Postgres notices an infinite recursion before it folds anything.
     let permitted: Vec<_> = permissive.iter().map(&mut read).collect();
     let restricted: Vec<_> = restrictive.iter().map(&mut read).collect();
-    let open = permitted.iter().any(|condition| *condition == Ok(Expr::Constant(Some(true))));
+    let open = permitted.contains(&Ok(Expr::Constant(Some(true))));
     let permitted = match open || permissive.is_empty() {
         true => Expr::Constant(Some(true)),
         false => Expr::any(permitted.into_iter().collect::<Result<_, _>>()?),
