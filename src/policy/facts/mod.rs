@@ -34,7 +34,7 @@ use std::sync::{Arc, LazyLock};
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;
-pub(super) use bind::{Access, Doubtful, Join, KeyPart, Level, PathStep, SubPlan};
+pub(super) use bind::{Access, Doubtful, KeyPart, Level, PathStep, SubPlan};
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};
 pub(super) use symbols::{NULL, Symbol};
@@ -214,7 +214,12 @@ impl Facts {
     /// is dropped.
     pub fn record(&mut self, layout: Arc<Layout>) {
         self.tables.retain(|table| table.layout.table_oid != layout.table_oid);
-        self.tables.push(Tracked { layout, state: State::Recording(Recorder::new()), mappings: Vec::new(), loaded_at: None });
+        self.tables.push(Tracked {
+            layout,
+            state: State::Recording(Recorder::new()),
+            mappings: Vec::new(),
+            loaded_at: None,
+        });
         self.rearrange();
     }
 
