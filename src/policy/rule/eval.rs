@@ -18,7 +18,7 @@ use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, Scalar, Subquery, T
 use crate::change::Value;
 use crate::pgtype::{Equality, canonical, compare};
 use crate::policy::facts::{
-    Access, Doubtful, FactBinding, Facts, Join, KeyPart, Level, NULL, Row, Side, Store, SubPlan, Symbol,
+    Access, Doubtful, FactBinding, Facts, KeyPart, Level, NULL, Row, Side, Store, SubPlan, Symbol,
 };
 use crate::policy::rule::Claimed;
 use crate::policy::term::Fault;
@@ -350,14 +350,13 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
 
     fn exists(&mut self, sub: &'e Subquery) -> Truth {
         let Some(plan) = self.binding.plan(sub) else { return self.read_all(sub, None) };
-        let (doubt, naive) = self.mode(plan);
+        let (mut doubt, naive) = self.mode(plan);
         if is_doubt(doubt) {
             return doubt;
         }
         if naive {
             return self.read_all(sub, None);
         }
-        let mut doubt = Truth::False;
         let found = self.descend(&plan.all.levels, &mut doubt, &mut |_, _| true);
         if is_doubt(doubt) { doubt } else { of_bool(found) }
     }
@@ -367,7 +366,7 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
         let mut doubt =
             values.iter().fold(Truth::False, |doubt, (_, value)| worse(value.doubt().unwrap_or(Truth::False), doubt));
         let Some(plan) = self.binding.plan(sub) else {
-            return worse(doubt, self.read_all(sub, Some(&values)));
+            return worse(self.read_all(sub, Some(&values)), doubt);
         };
         let (inner, naive) = self.mode(plan);
         doubt = worse(doubt, inner);
@@ -528,14 +527,6 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
     /// Calls `found` with the text of a fact column, if it is not NULL.
     pub(super) fn with_column(&self, column: ColumnRef, found: &mut dyn FnMut(&[u8])) {
         self.column(column).with_text(|text| found(text));
-    }
-
-    /// The rows of a path, for as long as the budget lasts.
-    pub(super) fn walk(&mut self, path: &'e Join, each: &mut dyn FnMut(&mut Self)) {
-        self.descend(&path.levels, &mut Truth::False, &mut |eval, _| {
-            each(eval);
-            false
-        });
     }
 }
 
