@@ -220,7 +220,12 @@ impl Facts {
     /// is dropped.
     pub fn record(&mut self, layout: Arc<Layout>) {
         self.tables.retain(|table| table.layout.table_oid != layout.table_oid);
-        self.tables.push(Tracked { layout, state: State::Recording(Recorder::new()), mappings: Vec::new(), loaded_at: None });
+        self.tables.push(Tracked {
+            layout,
+            state: State::Recording(Recorder::new()),
+            mappings: Vec::new(),
+            loaded_at: None,
+        });
         self.rearrange();
     }
 

@@ -10,7 +10,7 @@ use super::rules::{Rules, judged, viewer};
 use super::world::{Cell, Row};
 use crate::change::Value;
 use crate::policy::facts::{FactBinding, Facts, Side};
-use crate::policy::rule::{Keys, Rule, RowKeys, Truth, Viewer, ViewerKey};
+use crate::policy::rule::{Keys, RowKeys, Rule, Truth, Viewer, ViewerKey};
 
 /// What one run came to.
 #[derive(Default, Debug)]
@@ -28,7 +28,15 @@ fn column(row: &[Cell]) -> impl Fn(usize) -> Value<'static> {
 }
 
 /// Whether the hub would judge this viewer for this row.
-fn finds(keys: &Keys, viewer: &Viewer, row: &[Cell], binding: &FactBinding, facts: &Facts, side: Side, limit: usize) -> bool {
+fn finds(
+    keys: &Keys,
+    viewer: &Viewer,
+    row: &[Cell],
+    binding: &FactBinding,
+    facts: &Facts,
+    side: Side,
+    limit: usize,
+) -> bool {
     let mut found: BTreeSet<(u16, Vec<u8>)> = BTreeSet::new();
     let outcome = keys.of_row(binding, facts, side, &column(row), limit, &mut |claim, value| {
         found.insert((claim, value.to_vec()));
@@ -72,7 +80,9 @@ pub(super) fn check(
             tally.raised += u64::from(truth == Truth::Raises);
             tally.with_keys += u64::from(keys.is_some());
             if truth != expected {
-                tally.wrong.push(format!("{truth:?}, not {expected:?}, {side:?}, row {row:?}, {rule:#?}, state {state:?}"));
+                tally
+                    .wrong
+                    .push(format!("{truth:?}, not {expected:?}, {side:?}, row {row:?}, {rule:#?}, state {state:?}"));
             }
             let limit = if dice.one_in(4) { 1 + dice.roll(3) } else { 1000 };
             let missed = |keys: &&Keys| !finds(keys, &viewer, &row, &binding, facts, side, limit);

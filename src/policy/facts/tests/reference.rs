@@ -42,7 +42,10 @@ fn rank(truth: Truth) -> u8 {
 
 fn any(list: impl IntoIterator<Item = Truth>) -> Truth {
     let list: Vec<Truth> = list.into_iter().collect();
-    [Truth::Unsure, Truth::Raises, Truth::True, Truth::Null].into_iter().find(|t| list.contains(t)).unwrap_or(Truth::False)
+    [Truth::Unsure, Truth::Raises, Truth::True, Truth::Null]
+        .into_iter()
+        .find(|t| list.contains(t))
+        .unwrap_or(Truth::False)
 }
 
 fn all(list: impl IntoIterator<Item = Truth>) -> Truth {

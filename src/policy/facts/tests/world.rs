@@ -41,11 +41,8 @@ impl Class {
     }
 }
 
-pub(in crate::policy) const CLASSES: [&[Class]; 3] = [
-    &[Class::Text, Class::Text, Class::Number],
-    &[Class::Text, Class::Number],
-    &[Class::Text, Class::Text],
-];
+pub(in crate::policy) const CLASSES: [&[Class]; 3] =
+    [&[Class::Text, Class::Text, Class::Number], &[Class::Text, Class::Number], &[Class::Text, Class::Text]];
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::policy) struct Row {
@@ -66,23 +63,16 @@ pub(in crate::policy) struct World {
 }
 
 pub(in crate::policy) fn columns(classes: &[Class]) -> Vec<RuleColumn> {
-    let column = |(i, class): (usize, &Class)| RuleColumn {
-        name: format!("c{i}"),
-        number: i as i16 + 1,
-        kind: class.kind(),
-    };
+    let column =
+        |(i, class): (usize, &Class)| RuleColumn { name: format!("c{i}"), number: i as i16 + 1, kind: class.kind() };
     classes.iter().enumerate().map(column).collect()
 }
 
 /// A relation that has the columns in another order, and one that nobody wants.
 fn relation(oid: u32, identity: ReplicaIdentity, classes: &[Class], key: usize, turned: bool) -> Arc<Relation> {
     let full = identity == ReplicaIdentity::Full;
-    let column = |name: String, type_oid: u32, key: bool| RelationColumn {
-        name,
-        type_oid,
-        type_modifier: -1,
-        key: key || full,
-    };
+    let column =
+        |name: String, type_oid: u32, key: bool| RelationColumn { name, type_oid, type_modifier: -1, key: key || full };
     let mut columns: Vec<RelationColumn> =
         classes.iter().enumerate().map(|(i, class)| column(format!("c{i}"), class.kind().oid, i < key)).collect();
     columns.insert(1, column("other".to_owned(), 17, false));
