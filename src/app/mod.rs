@@ -108,6 +108,7 @@ impl App {
         let deps = HubDeps {
             log: log.clone(),
             pool: pool.clone(),
+            ask_pool: config.ask_pg().asking_pool(config.hub.ask.connections)?,
             catalog_pool: catalog_config.pool()?,
             facts_pool: facts_config.pool()?,
             clock: clock.clone(),

@@ -179,6 +179,16 @@ pub(super) struct ServeArgs {
     /// postgres://user:password@host:5432/database [env: DATABASE_URL]
     #[arg(long, value_name = "URL", help_heading = "Database")]
     database_url: Option<String>,
+    /// Another user of the same database, as whom Postgres is asked about rows that memory can't judge: `rowcast_ask` of
+    /// sql/roles.sql, which has no other right [env: ROWCAST_ASK_USER] [default: the user of DATABASE_URL]
+    #[arg(long, value_name = "NAME", help_heading = "Database")]
+    ask_user: Option<String>,
+    /// The password of that user [env: ROWCAST_ASK_PASSWORD]
+    #[arg(long, value_name = "SECRET", help_heading = "Database")]
+    ask_password: Option<String>,
+    /// Connections on which Postgres is asked about rows [env: ROWCAST_ASK_CONNECTIONS] [default: 4]
+    #[arg(long, value_name = "NUMBER", help_heading = "Database")]
+    ask_connections: Option<String>,
     /// Publications that clients may subscribe to, with commas [env: ROWCAST_PUBLICATION] [default: supabase_realtime]
     #[arg(long, value_name = "NAMES", help_heading = "Database")]
     publication: Option<String>,
@@ -306,6 +316,9 @@ impl ServeArgs {
     pub(super) fn flags(&self) -> BTreeMap<String, String> {
         named([
             ("database_url", &self.database_url),
+            ("ask_user", &self.ask_user),
+            ("ask_password", &self.ask_password),
+            ("ask_connections", &self.ask_connections),
             ("publication", &self.publication),
             ("slot", &self.slot),
             ("migrate", &self.migrate),

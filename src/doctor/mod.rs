@@ -24,6 +24,7 @@
 //! Rejected: a `--fix` that runs the SQL. Most of it locks tables, rewrites WAL volume or loses history, and whoever owns the
 //! database decides when.
 
+mod asking;
 mod connection;
 mod engines;
 mod explain;
@@ -137,7 +138,11 @@ async fn tables_and_engines(
         Default::default()
     });
     let plans = plans(catalog, config, roles);
-    findings.extend(roles::in_use(catalog, facts, &plans));
+    findings.extend(
+        within(asking::check(client, catalog, config, facts, &plans))
+            .await
+            .unwrap_or_else(|error| vec![unreadable("the login that asks about rows", chain(&error))]),
+    );
     findings.extend(tables::check(catalog, config, facts, &plans, &relatives));
     findings.extend(engines::check(&plans));
     findings.extend(

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::event::{Greeting, Outgoing};
 use super::filters::Owner;
-use super::matching::{self, UNDECIDED};
+use super::matching::UNDECIDED;
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
@@ -120,7 +120,7 @@ impl Hub {
         self.registry.retarget(id, Vec::new(), &current.catalog);
         if held {
             // Once, not at every try: some clients join again at each error.
-            matching::notify(&mut self.out, &port, false, UNDECIDED);
+            self.tell(&port, false, UNDECIDED);
             self.deps.metrics.undecided_gaps.inc();
         }
     }
@@ -284,16 +284,16 @@ impl Hub {
                 self.keeper.want(&targets, &principal.role);
                 self.registry.retarget(id, targets, catalog);
                 self.settled(id);
-                matching::notify(&mut self.out, &port, true, SUBSCRIBED);
+                self.tell(&port, true, SUBSCRIBED);
                 for warning in warnings {
-                    matching::notify(&mut self.out, &port, warning.ok, &warning.message);
+                    self.tell(&port, warning.ok, &warning.message);
                 }
             }
             Err(error) => {
                 // Kept without targets: should the table come back, the channel is asked again.
                 self.registry.retarget(id, Vec::new(), catalog);
                 self.settled(id);
-                matching::notify(&mut self.out, &port, false, &error.message);
+                self.tell(&port, false, &error.message);
             }
         }
         self.count();

@@ -12,6 +12,7 @@ mod filters;
 mod group;
 mod index;
 mod lane;
+mod line;
 mod matching;
 mod outbox;
 mod prepare;
@@ -23,6 +24,7 @@ mod run;
 mod settle;
 mod slots;
 mod summary;
+mod turns;
 mod warnings;
 // Not in an optimized build: an allocator that counts would falsify the times of the bench.
 #[cfg(test)]
@@ -101,8 +103,10 @@ impl Default for HubConfig {
 pub struct HubDeps {
     /// Where the changes come from.
     pub log: Log,
-    /// For filters and questions.
+    /// For filters.
     pub pool: Pool,
+    /// For questions ([`crate::pg::PgConfig::asking_pool`]), as many connections as `ask` says.
+    pub ask_pool: Pool,
     /// For the catalog alone: however busy the other is, the rules stay fresh.
     pub catalog_pool: Pool,
     /// For reading fact tables, which may take long.

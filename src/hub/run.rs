@@ -24,14 +24,13 @@ use tokio::time::Instant;
 use super::control::Resolved;
 use super::event::Outgoing;
 use super::facts::Keeper;
-use super::filters::RowFilters;
 use super::lane::{Lane, LaneRow};
-use super::matching::{self, Matcher, UNDECIDED};
+use super::matching::{self, Judgement, Matcher, UNDECIDED};
 use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
-use super::settle;
-use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle};
+use super::settle::{Leaving, Settled};
+use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle, Port};
 use crate::change::{Change, Item, Items, Lsn, Position, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
@@ -123,7 +122,7 @@ impl Hub {
             (deps.clock.clone(), deps.metrics.clone()),
             deps.drain.clone(),
         );
-        let asker = Asker::new(deps.pool.clone(), config.ask.clone(), deps.metrics.clone());
+        let asker = Asker::new(deps.ask_pool.clone(), config.ask.clone(), deps.metrics.clone());
         let filter_asker = FilterAsker::new(deps.pool.clone(), config.filter_ask.clone(), deps.metrics.clone());
         let stream = config.publications.iter().chain(&config.other_publications).cloned().collect();
         let (pool, metrics) = (deps.facts_pool.clone(), deps.metrics.clone());
@@ -139,7 +138,7 @@ impl Hub {
             validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
-            lane: Lane::new(asker, filter_asker),
+            lane: Lane::new(asker, filter_asker, deps.metrics.clone()),
             reader: deps.log.reader(deps.log.end()),
             work: None,
             relations: AHashMap::new(),
@@ -303,9 +302,8 @@ impl Hub {
         }
         let message =
             format!("Gap: changes between {from} and {resumed} are lost to this stream; reload what you show");
-        for channel in self.registry.channels() {
-            matching::notify(&mut self.out, &channel.port, false, &message);
-        }
+        let ports: Vec<Arc<Port>> = self.registry.channels().map(|channel| channel.port.clone()).collect();
+        ports.iter().for_each(|port| self.tell(port, false, &message));
     }
 
     /// Whether the transaction at hand may be judged now; if not, what it waits for has been asked for.
@@ -420,20 +418,22 @@ impl Hub {
             return;
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
-        metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
         let event = matching::event(row, work.transaction.commit_time, work.received.into_std(), rules.catalog.types());
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
+            metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
             metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
             return;
         }
-        for port in &judgement.undecided {
-            matching::notify(&mut self.out, port, false, UNDECIDED);
-        }
         let xids = self.shared_xids.get_or_insert_with(|| self.xids.iter().copied().collect()).clone();
-        let (permits, asked, filtered) = (judgement.permits, judgement.asked, judgement.filtered);
-        self.lane.push(LaneRow { event, permits, asked, filtered, filters: RowFilters::default(), xids, bytes });
+        let Judgement { permits, asked, filtered, undecided, .. } = judgement;
+        let row = LaneRow { event: event.clone(), permits, asked, filtered, undecided, xids, bytes };
+        let passed = self.lane.push(row, &self.registry);
+        let sent = matching::emit(&mut self.out, &event, passed.permits, &passed.undecided);
+        self.deps.metrics.undecided_gaps.inc_by(passed.undecided.len() as u64);
+        self.deps.metrics.deliveries.inc_by(sent);
+        self.queued += sent as usize;
         self.leave_lane();
     }
 
@@ -455,24 +455,33 @@ impl Hub {
     }
 
     fn leave_lane(&mut self) {
-        while let Some(mut row) = self.lane.pop() {
-            let now = self.deps.clock.unix_seconds();
-            let settled = settle::settle(&mut row, &self.lane, &self.registry, now, &self.deps.metrics);
-            let undecided = settled.undecided;
+        let now = self.deps.clock.unix_seconds();
+        for settled in self.lane.released(&self.registry, now) {
+            let Leaving { event, permits, undecided, ended } = match settled {
+                Settled::Row(row) => row,
+                Settled::Notice(port, ok, message) => {
+                    matching::notify(&mut self.out, &port, ok, &message);
+                    continue;
+                }
+            };
             self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
-            let sent = matching::emit(&mut self.out, &row.event, row.permits, &undecided);
+            let sent = matching::emit(&mut self.out, &event, permits, &undecided);
             self.deps.metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
-            for (port, message) in settled.ended {
-                tracing::warn!(
-                    table = row.event.row.relation.table,
-                    message,
-                    "a subscription was ended for its filter"
-                );
+            for (port, message) in ended {
+                let table = &event.row.relation.table;
+                tracing::warn!(table, message, "a subscription was ended for its filter");
                 self.registry.remove(port.id);
                 matching::notify(&mut self.out, &port, false, &message);
                 self.count();
             }
+        }
+    }
+
+    /// Queues a `system` message for a channel behind what it waits for.
+    pub(super) fn tell(&mut self, port: &Arc<Port>, ok: bool, message: &str) {
+        if !self.lane.notice(port, ok, message) {
+            matching::notify(&mut self.out, port, ok, message);
         }
     }
 

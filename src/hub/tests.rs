@@ -16,6 +16,9 @@ use crate::claims::Principal;
 use crate::log::{self, Epoch, LogConfig, LogWriter, RealFiles};
 use crate::testing::TestDatabase;
 
+#[path = "lane_tests.rs"]
+mod lane_tests;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Hole;
@@ -68,6 +71,7 @@ impl Bench {
         let deps = HubDeps {
             log: opened.log,
             pool: pool.clone(),
+            ask_pool: database.asking_pool("relay"),
             catalog_pool: database.pool("relay"),
             facts_pool: database.pool("relay"),
             clock: Clock::system(),

@@ -133,3 +133,19 @@ impl fmt::Display for Plan {
         write!(f, "; shows {}", columns.join(", "))
     }
 }
+
+/// A plan of a table that is not there.
+#[cfg(test)]
+pub(crate) fn denying_for_tests(table_oid: u32, role: &str) -> Arc<Plan> {
+    Arc::new(Plan {
+        table_oid,
+        table: None,
+        role: role.to_owned(),
+        engine: Engine::Deny(DenyReason::UnknownTable),
+        readable: BTreeSet::new(),
+        form: None,
+        keys: None,
+        refused: None,
+        options: Options::default(),
+    })
+}
