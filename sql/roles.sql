@@ -11,6 +11,10 @@
 --                 can be read by others on the machine; better leave it out here.
 --                 -v table_owner=role   rowcast_dba becomes a member of this role, so that it may publish and change its tables
 --                 -v runner=relay       the relay may run retention too (ROWCAST_RETENTION=on)
+--                 -v fact_tables='public.members, public.teams'
+--                                       policies look into these tables: the relay may read them in full, above their policies, and so
+--                                       keep them in memory. Then add each to its publication, if `rowcast doctor` says so:
+--                                       publication_add_table.sql with -v publication=rowcast_facts
 --                 -v undo=yes           removes the five again
 -- Who may run it: a superuser, after `rowcast migrate up`: only a superuser gives REPLICATION and BYPASSRLS before
 --                 PostgreSQL 16, and makes replication origins.
@@ -24,6 +28,7 @@
 \if :{?undo} \else \set undo no \endif
 \if :{?table_owner} \else \set table_owner '' \endif
 \if :{?runner} \else \set runner '' \endif
+\if :{?fact_tables} \else \set fact_tables '' \endif
 select :'undo' = 'yes' as undoing \gset
 
 begin;
@@ -32,7 +37,8 @@ set local lock_timeout = '5s';
 -- Passwords must not get into the server's log with a statement that fails.
 set local log_min_error_statement = panic;
 set local log_statement = none;
-select set_config('rowcast.table_owner', :'table_owner', true), set_config('rowcast.runner', :'runner', true) \g /dev/null
+select set_config('rowcast.table_owner', :'table_owner', true), set_config('rowcast.runner', :'runner', true),
+       set_config('rowcast.fact_tables', :'fact_tables', true) \g /dev/null
 
 \if :undoing
 do $$
@@ -62,6 +68,7 @@ declare
     wanted  record;
     acting  name;
     granted record;
+    part    text;
 begin
     if to_regclass('rowcast.retention') is null then
         raise undefined_table using message = 'schema rowcast is missing or old in this database', hint = 'Run: rowcast migrate up';
@@ -99,6 +106,20 @@ begin
                                     else 'grant %I to rowcast_ask' end, acting);
             end if;
         end if;
+    end loop;
+    -- Tables that policies look into: read in full, or a policy would be judged by the few rows that the relay may see.
+    foreach part in array string_to_array(current_setting('rowcast.fact_tables'), ',') loop
+        if to_regclass(trim(part)) is null then
+            raise undefined_table using message = format('there is no table %L', trim(part)), hint = 'Write it like public.members.';
+        end if;
+        for granted in select c.oid::regclass as place, c.relnamespace::regnamespace as home, c.relrowsecurity from pg_class c
+            where c.oid = to_regclass(trim(part)) loop
+            execute format('grant usage on schema %s to rowcast_relay', granted.home);
+            execute format('grant select on %s to rowcast_relay', granted.place);
+            if granted.relrowsecurity then
+                alter role rowcast_relay bypassrls;
+            end if;
+        end loop;
     end loop;
 
     -- Retention acts with rights on tables that have a rule, and on nothing else.

@@ -234,6 +234,10 @@ pub(super) struct ServeArgs {
     /// [env: ROWCAST_OPEN_PARTITIONS] [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Who may see what")]
     open_partitions: Option<String>,
+    /// Memory for the rows of tables that policies look into; policies over what does not fit are asked of Postgres, row by row
+    /// [env: ROWCAST_FACTS_MEMORY] [default: 256MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Who may see what")]
+    facts_memory: Option<String>,
 
     /// Port for clients [env: PORT] [default: 4000]
     #[arg(long, help_heading = "Clients")]
@@ -328,6 +332,7 @@ impl ServeArgs {
             ("api_keys", &self.api_keys),
             ("deletes", &self.deletes),
             ("open_partitions", &self.open_partitions),
+            ("facts_memory", &self.facts_memory),
             ("port", &self.port),
             ("host", &self.host),
             ("max_connections", &self.max_connections),

@@ -34,7 +34,7 @@ use crate::wal::WalConfig;
 /// The shortest `JWT_SECRET`, in bytes.
 pub const SHORTEST_SECRET: usize = 32;
 /// The publication of tables that policies look into; always read beside those that clients subscribe to.
-pub const FACTS_PUBLICATION: &str = "rowcast_facts";
+pub use crate::catalog::FACTS_PUBLICATION;
 
 /// All of one relay.
 #[derive(Debug, Clone)]

@@ -38,6 +38,7 @@ const NAMES: &[(&str, &str)] = &[
     ("retention_interval", "ROWCAST_RETENTION_INTERVAL"),
     ("deletes", "ROWCAST_DELETES"),
     ("open_partitions", "ROWCAST_OPEN_PARTITIONS"),
+    ("facts_memory", "ROWCAST_FACTS_MEMORY"),
     ("log_retain_bytes", "ROWCAST_LOG_RETAIN_BYTES"),
     ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
     ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
@@ -327,6 +328,9 @@ impl<'a> Reading<'a> {
             parse::duration(text)
                 .and_then(|time| if time < SHORTEST_INTERVAL { Err("is under 1s".into()) } else { Ok(time) })
         });
+        let facts_memory = self.read("facts_memory", "Write it like 256MiB.", |text| {
+            usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())
+        });
         let retain_bytes = self.read("log_retain_bytes", "Write it like 4GiB.", parse::bytes);
         let retain_age = self.read("log_retain_age", "Write it like 24h.", parse::duration);
         let outbox = self.read("outbox_bytes", "Write it like 1MiB.", |text| {
@@ -357,6 +361,7 @@ impl<'a> Reading<'a> {
         config.startup_timeout = startup.unwrap_or(config.startup_timeout);
         config.hub.policy.deletes = deletes.unwrap_or_default();
         config.hub.policy.open_partitions = partitions.unwrap_or_default();
+        config.hub.facts.memory = facts_memory.unwrap_or(config.hub.facts.memory);
         config.log.retain_bytes = retain_bytes.unwrap_or(config.log.retain_bytes);
         config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);

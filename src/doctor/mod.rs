@@ -9,6 +9,7 @@
 //!                                  publications.rs  what is sent, and what would break the writers
 //!                                  tables.rs     keys, replica identity, row-level security, grants, deletes
 //!                                  engines.rs    who judges each (table, role)
+//!                                  fact_tables.rs  tables that policies look into
 //! explain.rs       one (table, role) in full, for `rowcast explain-policy`
 //! ```
 //!
@@ -27,6 +28,7 @@ mod asking;
 mod connection;
 mod engines;
 mod explain;
+mod fact_tables;
 mod facts;
 mod finding;
 mod machine;
@@ -143,6 +145,14 @@ async fn tables_and_engines(
     );
     findings.extend(tables::check(catalog, config, facts, &plans, &relatives));
     findings.extend(engines::check(&plans));
+    findings.extend(
+        within(fact_tables::check(client, catalog, config, facts, &plans))
+            .await
+            .unwrap_or_else(|error| vec![unreadable("tables that policies look into", chain(&error))]),
+    );
+    if fact_tables::need_bypass(catalog, &plans) {
+        findings.retain(|finding| finding.check != "login_bypassrls");
+    }
 }
 
 /// The stream reads one publication more than clients may name.

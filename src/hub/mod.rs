@@ -7,18 +7,22 @@
 mod command;
 mod control;
 mod event;
+mod facts;
 mod filters;
+mod group;
 mod index;
 mod lane;
 mod line;
 mod matching;
 mod outbox;
+mod prepare;
 mod registry;
 mod reshaped;
 mod resolve;
 mod rules;
 mod run;
 mod settle;
+mod slots;
 mod summary;
 mod turns;
 mod warnings;
@@ -27,6 +31,12 @@ mod warnings;
 #[cfg(debug_assertions)]
 mod allocation_tests;
 #[cfg(test)]
+mod facts_tests;
+#[cfg(test)]
+mod index_tests;
+#[cfg(test)]
+pub(crate) mod crowd;
+#[cfg(test)]
 mod tests;
 
 pub use command::{
@@ -34,6 +44,7 @@ pub use command::{
     Subscribed, Version, Warning,
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
+pub use facts::{FactsConfig, FactsOf};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
@@ -69,6 +80,8 @@ pub struct HubConfig {
     pub ask: AskConfig,
     /// Bounds of questions about filters.
     pub filter_ask: FilterAskConfig,
+    /// Tables that policies look into.
+    pub facts: FactsConfig,
 }
 
 impl Default for HubConfig {
@@ -81,6 +94,7 @@ impl Default for HubConfig {
             max_rules_age: Duration::from_secs(2),
             ask: AskConfig::default(),
             filter_ask: FilterAskConfig::default(),
+            facts: FactsConfig::default(),
         }
     }
 }
@@ -95,6 +109,8 @@ pub struct HubDeps {
     pub ask_pool: Pool,
     /// For the catalog alone: however busy the other is, the rules stay fresh.
     pub catalog_pool: Pool,
+    /// For reading fact tables, which may take long.
+    pub facts_pool: Pool,
     /// For the expiry of tokens.
     pub clock: Clock,
     /// What is counted.

@@ -235,6 +235,43 @@ async fn every_right_of_the_relays_login_is_needed_and_there_is_no_other() {
     assert_eq!(rights(&pg, "rowcast_relay").await, named, "the script gives them back");
 }
 
+/// Read above their policies, or not at all.
+const IN_FULL: &str = "set row_security = off; select * from public.members";
+
+#[tokio::test]
+async fn tables_that_policies_look_into_are_read_in_full_with_rights_of_their_own() {
+    let pg = TestPg::start().await;
+    pg.exec(
+        "create table public.members (team bigint, user_id uuid, primary key (team, user_id));
+         alter table public.members enable row level security;
+         create table public.teams (id bigint primary key)",
+    )
+    .await;
+    run(&pg, "postgres", ROLES, &[]).await;
+    let plain = rights(&pg, "rowcast_relay").await;
+    refused(&pg, "postgres", ROLES, &[("fact_tables", "public.members, public.nowhere")])
+        .await
+        .says(&["no table 'public.nowhere'"]);
+    run(&pg, "postgres", ROLES, &[("fact_tables", "public.teams")]).await;
+    assert!(!rights(&pg, "rowcast_relay").await.contains("attribute bypassrls"), "it is not needed for this table");
+    for _ in 0..2 {
+        run(&pg, "postgres", ROLES, &[("fact_tables", "public.members,public.teams")]).await;
+    }
+    let more: Vec<String> = rights(&pg, "rowcast_relay").await.difference(&plain).cloned().collect();
+    let wanted =
+        ["attribute bypassrls", "schema public USAGE", "table public.members SELECT", "table public.teams SELECT"];
+    assert_eq!(more, wanted);
+    pg.client_as("rowcast_relay").await.batch_execute(IN_FULL).await.expect("read in full");
+    for right in ["attribute bypassrls", "table public.members SELECT"] {
+        pg.exec(&revoke(right, "rowcast_relay")).await;
+        assert!(
+            pg.client_as("rowcast_relay").await.batch_execute(IN_FULL).await.is_err(),
+            "nothing breaks without {right}"
+        );
+        run(&pg, "postgres", ROLES, &[("fact_tables", "public.members, public.teams")]).await;
+    }
+}
+
 /// The error with which a relay of this login does not start.
 async fn start_fails(pg: &TestPg) -> String {
     not_ready(pg, as_relay(pg)).await

@@ -7,3 +7,4 @@ mod options;
 mod oracle;
 mod support;
 mod trips;
+mod world;

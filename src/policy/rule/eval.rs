@@ -1,0 +1,586 @@
+//! A rule's truth for one row and one viewer, exactly as Postgres has it or [`Truth::Unsure`].
+//!
+//! * AND and OR look at every operand: one that raises makes the whole raise, whatever the others say, since a real SELECT
+//!   usually raises while it is planned. Unsure beats everything. CASE and COALESCE evaluate only what they reach.
+//! * A sub-select raises if what it takes from outside raises, or if the condition raises for any combination of its tables'
+//!   rows: which rows Postgres would reach first is its planner's affair. Otherwise it is what SQL says, in any order.
+//!
+//! How a sub-select's rows are found is in [`crate::policy::facts`]; here is one loop for all of it. Nothing is allocated for
+//! comparisons of columns, claims and constants.
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+use smallvec::SmallVec;
+
+use super::convert::convert;
+use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, Scalar, Subquery, Truth, Viewer, exact_under};
+use crate::change::Value;
+use crate::pgtype::{Equality, canonical, compare};
+use crate::policy::facts::{
+    Access, Doubtful, FactBinding, Facts, KeyPart, Level, NULL, Row, Side, Store, SubPlan, Symbol,
+};
+use crate::policy::rule::Claimed;
+use crate::policy::term::Fault;
+
+impl Rule {
+    /// The truth of the rule for a row and a viewer. `column(i)` is the row's value for `reads[i]`, as the stream has it;
+    /// [`Value::Unchanged`] if it is absent, which makes the answer unsure. So does a binding that is no longer valid.
+    pub fn truth<'a>(
+        &self,
+        binding: &FactBinding,
+        facts: &Facts,
+        side: Side,
+        column: &dyn Fn(usize) -> Value<'a>,
+        viewer: &Viewer,
+    ) -> Truth {
+        match Eval::new(self, binding, facts, side, column, Some(viewer)) {
+            Some(mut eval) => eval.truth(&self.condition),
+            None => Truth::Unsure,
+        }
+    }
+}
+
+/// A value on its way through a comparison.
+#[derive(Clone)]
+enum Val<'e> {
+    Null,
+    /// Canonical.
+    Text(Cow<'e, [u8]>),
+    /// A cell of a fact table; not NULL.
+    Fact(&'e Store, Symbol, &'e Kind),
+    Raises,
+    Unsure,
+}
+
+impl Val<'_> {
+    fn doubt(&self) -> Option<Truth> {
+        match self {
+            Val::Raises => Some(Truth::Raises),
+            Val::Unsure => Some(Truth::Unsure),
+            _ => None,
+        }
+    }
+
+    /// Calls `with` with the text of a value that is neither NULL nor in doubt.
+    fn with_text<T>(&self, with: impl FnOnce(&[u8]) -> T) -> Option<T> {
+        match self {
+            Val::Text(text) => Some(with(text)),
+            Val::Fact(store, symbol, _) => Some(with(&store.packed(*symbol).text())),
+            Val::Null | Val::Raises | Val::Unsure => None,
+        }
+    }
+}
+
+/// The greater doubt of two outcomes, or the first that is one.
+fn worse(a: Truth, b: Truth) -> Truth {
+    match (a, b) {
+        (Truth::Unsure, _) | (_, Truth::Unsure) => Truth::Unsure,
+        (Truth::Raises, _) | (_, Truth::Raises) => Truth::Raises,
+        (a, _) => a,
+    }
+}
+
+fn is_doubt(truth: Truth) -> bool {
+    matches!(truth, Truth::Raises | Truth::Unsure)
+}
+
+/// AND, with `decisive` false, or OR, with `decisive` true, of two outcomes.
+fn connect(decisive: Truth, a: Truth, b: Truth) -> Truth {
+    let rank = |truth: Truth| match truth {
+        Truth::Unsure => 4,
+        Truth::Raises => 3,
+        truth if truth == decisive => 2,
+        Truth::Null => 1,
+        Truth::True | Truth::False => 0,
+    };
+    if rank(b) > rank(a) { b } else { a }
+}
+
+fn of_bool(value: bool) -> Truth {
+    if value { Truth::True } else { Truth::False }
+}
+
+/// One evaluation.
+pub(super) struct Eval<'e, 'a> {
+    rule: &'e Rule,
+    binding: &'e FactBinding,
+    side: Side,
+    column: &'e dyn Fn(usize) -> Value<'a>,
+    viewer: Option<&'e Viewer>,
+    /// By slot, from slot 1.
+    stores: SmallVec<[&'e Store; 4]>,
+    /// By slot; that of slot 0 is not used.
+    rows: SmallVec<[Row; 8]>,
+    /// Rows that may still be looked at.
+    pub(super) budget: usize,
+}
+
+impl<'e, 'a: 'e> Eval<'e, 'a> {
+    /// `None` if the binding is no longer valid. Without a viewer every claim is unsure.
+    pub(super) fn new(
+        rule: &'e Rule,
+        binding: &'e FactBinding,
+        facts: &'e Facts,
+        side: Side,
+        column: &'e dyn Fn(usize) -> Value<'a>,
+        viewer: Option<&'e Viewer>,
+    ) -> Option<Eval<'e, 'a>> {
+        let mut stores = SmallVec::new();
+        if !rule.sources.is_empty() {
+            if binding.generation != facts.generation() || binding.tables().len() != rule.sources.len() {
+                return None;
+            }
+            for table in binding.tables() {
+                stores.push(facts.store(table)?);
+            }
+        }
+        let rows = SmallVec::from_elem(0, rule.sources.len() + 1);
+        Some(Eval { rule, binding, side, column, viewer, stores, rows, budget: usize::MAX })
+    }
+
+    pub(super) fn truth(&mut self, expr: &'e Expr) -> Truth {
+        match expr {
+            Expr::Constant(None) => Truth::Null,
+            Expr::Constant(Some(value)) => of_bool(*value),
+            Expr::Value(scalar) => self.value_truth(scalar),
+            Expr::Compare(op, kind, pair) => {
+                let (a, b) = (self.scalar(&pair.0), self.scalar(&pair.1));
+                compared(*op, kind, &a, &b)
+            }
+            Expr::Same(kind, pair) => {
+                let (a, b) = (self.scalar(&pair.0), self.scalar(&pair.1));
+                match (&a, &b) {
+                    (Val::Null, Val::Null) => Truth::True,
+                    (Val::Null, Val::Text(_) | Val::Fact(..)) | (Val::Text(_) | Val::Fact(..), Val::Null) => {
+                        Truth::False
+                    }
+                    _ => compared(CompareOp::Eq, kind, &a, &b),
+                }
+            }
+            Expr::Any(op, kind, left, members) => self.members(Truth::True, *op, kind, left, members),
+            Expr::All(op, kind, left, members) => self.members(Truth::False, *op, kind, left, members),
+            Expr::IsNull(scalar) => {
+                let value = self.scalar(scalar);
+                value.doubt().unwrap_or_else(|| of_bool(matches!(value, Val::Null)))
+            }
+            Expr::Is(inner, wanted) => match (self.truth(inner), wanted) {
+                (doubt @ (Truth::Raises | Truth::Unsure), _) => doubt,
+                (truth, Some(wanted)) => of_bool(truth == of_bool(*wanted)),
+                (truth, None) => of_bool(truth == Truth::Null),
+            },
+            Expr::Not(inner) => match self.truth(inner) {
+                Truth::True => Truth::False,
+                Truth::False => Truth::True,
+                other => other,
+            },
+            Expr::And(parts) => {
+                parts.iter().fold(Truth::True, |truth, part| connect(Truth::False, truth, self.truth(part)))
+            }
+            Expr::Or(parts) => {
+                parts.iter().fold(Truth::False, |truth, part| connect(Truth::True, truth, self.truth(part)))
+            }
+            Expr::Exists(sub) => self.exists(sub),
+            Expr::In(lefts, sub) => self.is_in(lefts, sub),
+        }
+    }
+
+    fn value_truth(&mut self, scalar: &'e Scalar) -> Truth {
+        let value = match scalar {
+            Scalar::Truth(inner) => return self.truth(inner),
+            scalar => self.scalar(scalar),
+        };
+        if let Val::Null = value {
+            return Truth::Null;
+        }
+        let read = value.with_text(|text| match text {
+            b"t" => Truth::True,
+            b"f" => Truth::False,
+            _ => Truth::Unsure,
+        });
+        read.or(value.doubt()).unwrap_or(Truth::Unsure)
+    }
+
+    fn claimed(&self, claim: u16) -> &'e Claimed {
+        self.viewer.map_or(&Claimed::Unsure, |viewer| viewer.claimed(claim))
+    }
+
+    fn column(&self, column: ColumnRef) -> Val<'e> {
+        match usize::from(column.slot).checked_sub(1) {
+            None => {
+                let at = usize::from(column.column);
+                let (Some(read), value) = (self.rule.reads.get(at), (self.column)(at)) else { return Val::Unsure };
+                match value {
+                    Value::Unchanged => Val::Unsure,
+                    Value::Null => Val::Null,
+                    Value::Text(text) => canonical(read.kind.equality, text).map_or(Val::Unsure, Val::Text),
+                }
+            }
+            Some(slot) => {
+                let store = self.stores[slot];
+                let symbol = store.cell(self.rows[slot + 1], self.binding.column(column));
+                let kind = &self.rule.sources[slot].columns[usize::from(column.column)].kind;
+                if symbol == NULL { Val::Null } else { Val::Fact(store, symbol, kind) }
+            }
+        }
+    }
+
+    fn scalar(&mut self, scalar: &'e Scalar) -> Val<'e> {
+        match scalar {
+            Scalar::Column(column) => self.column(*column),
+            Scalar::Claim(claim) => match self.claimed(*claim) {
+                Claimed::Null => Val::Null,
+                Claimed::Value(text) => Val::Text(Cow::Borrowed(text)),
+                Claimed::Raises => Val::Raises,
+                Claimed::List(_) | Claimed::Unsure => Val::Unsure,
+            },
+            Scalar::Constant(None) => Val::Null,
+            Scalar::Constant(Some(text)) => Val::Text(Cow::Borrowed(text)),
+            Scalar::Coalesce(list) => {
+                for scalar in list {
+                    match self.scalar(scalar) {
+                        Val::Null => {}
+                        value => return value,
+                    }
+                }
+                Val::Null
+            }
+            Scalar::NullIf(kind, pair) => {
+                let (a, b) = (self.scalar(&pair.0), self.scalar(&pair.1));
+                match compared(CompareOp::Eq, kind, &a, &b) {
+                    Truth::True => Val::Null,
+                    Truth::Raises => Val::Raises,
+                    Truth::Unsure => Val::Unsure,
+                    Truth::False | Truth::Null => a,
+                }
+            }
+            Scalar::Case(arms, otherwise) => {
+                for (condition, value) in arms {
+                    match self.truth(condition) {
+                        Truth::True => return self.scalar(value),
+                        Truth::Raises => return Val::Raises,
+                        Truth::Unsure => return Val::Unsure,
+                        Truth::False | Truth::Null => {}
+                    }
+                }
+                otherwise.as_ref().map_or(Val::Null, |scalar| self.scalar(scalar))
+            }
+            Scalar::Truth(inner) => match self.truth(inner) {
+                Truth::True => Val::Text(Cow::Borrowed(b"t")),
+                Truth::False => Val::Text(Cow::Borrowed(b"f")),
+                Truth::Null => Val::Null,
+                Truth::Raises => Val::Raises,
+                Truth::Unsure => Val::Unsure,
+            },
+            Scalar::Convert(conversion, inner) => {
+                let value = self.scalar(inner);
+                let converted = value.with_text(|text| convert(*conversion, text).map(Cow::into_owned));
+                match converted {
+                    None => value,
+                    Some(Ok(text)) => Val::Text(Cow::Owned(text)),
+                    Some(Err(Fault::Raises)) => Val::Raises,
+                    Some(Err(Fault::Unsure)) => Val::Unsure,
+                }
+            }
+        }
+    }
+
+    /// ANY, with `decisive` true, or ALL, with `decisive` false.
+    fn members(
+        &mut self,
+        decisive: Truth,
+        op: CompareOp,
+        kind: &Kind,
+        left: &'e Scalar,
+        members: &'e Members,
+    ) -> Truth {
+        let left = self.scalar(left);
+        let neutral = if decisive == Truth::True { Truth::False } else { Truth::True };
+        let left_doubt = left.doubt().unwrap_or(neutral);
+        match members {
+            Members::List(list) => list.iter().fold(left_doubt, |truth, member| {
+                let member = self.scalar(member);
+                connect(decisive, truth, compared(op, kind, &left, &member))
+            }),
+            Members::Claim(claim) => {
+                let claimed = match self.claimed(*claim) {
+                    Claimed::List(list) => Ok(list),
+                    Claimed::Null => Err(Truth::Null),
+                    Claimed::Raises => Err(Truth::Raises),
+                    Claimed::Value(_) | Claimed::Unsure => Err(Truth::Unsure),
+                };
+                match claimed {
+                    Err(truth) => connect(decisive, left_doubt, truth),
+                    Ok(list) => list.iter().fold(left_doubt, |truth, member| {
+                        let member = member.as_ref().map_or(Val::Null, |text| Val::Text(Cow::Borrowed(text)));
+                        connect(decisive, truth, compared(op, kind, &left, &member))
+                    }),
+                }
+            }
+        }
+    }
+
+    /// What is known of a sub-select before its rows: a doubt about all of it (the first), or that everything must be read.
+    fn mode(&mut self, plan: &'e SubPlan) -> (Truth, bool) {
+        let mut doubt = Truth::False;
+        for doubtful in &plan.doubts {
+            doubt = worse(self.doubt_of(doubtful), doubt);
+        }
+        let naive = plan.naive
+            || plan.watches.iter().any(|(table, watch)| self.has_refused(*table, *watch))
+            || plan.lazy.iter().any(|doubtful| is_doubt(self.doubt_of(doubtful)));
+        (doubt, naive)
+    }
+
+    fn doubt_of(&mut self, doubtful: &'e Doubtful) -> Truth {
+        match doubtful {
+            Doubtful::Scalar(scalar) => self.scalar(scalar).doubt().unwrap_or(Truth::False),
+            Doubtful::List(claim) => match self.claimed(*claim) {
+                Claimed::List(_) | Claimed::Null => Truth::False,
+                Claimed::Raises => Truth::Raises,
+                Claimed::Value(_) | Claimed::Unsure => Truth::Unsure,
+            },
+        }
+    }
+
+    fn has_refused(&self, table: usize, watch: usize) -> bool {
+        let place = self.binding.tables().position(|other| other == table);
+        place.is_none_or(|slot| self.stores[slot].has_refused(watch))
+    }
+
+    fn exists(&mut self, sub: &'e Subquery) -> Truth {
+        let Some(plan) = self.binding.plan(sub) else { return self.read_all(sub, None) };
+        let (doubt, naive) = self.mode(plan);
+        if is_doubt(doubt) {
+            return doubt;
+        }
+        if naive {
+            return self.read_all(sub, None);
+        }
+        let mut doubt = Truth::False;
+        let found = self.descend(&plan.all.levels, &mut doubt, &mut |_, _| true);
+        if is_doubt(doubt) { doubt } else { of_bool(found) }
+    }
+
+    fn is_in(&mut self, lefts: &'e [(Kind, Scalar)], sub: &'e Subquery) -> Truth {
+        let values: Lefts<'e> = lefts.iter().map(|(kind, left)| (kind, self.scalar(left))).collect();
+        let mut doubt =
+            values.iter().fold(Truth::False, |doubt, (_, value)| worse(value.doubt().unwrap_or(Truth::False), doubt));
+        let Some(plan) = self.binding.plan(sub) else {
+            return worse(doubt, self.read_all(sub, Some(&values)));
+        };
+        let (inner, naive) = self.mode(plan);
+        doubt = worse(doubt, inner);
+        if is_doubt(doubt) {
+            return doubt;
+        }
+        if naive {
+            return self.read_all(sub, Some(&values));
+        }
+        let any_null = values.iter().any(|(_, value)| matches!(value, Val::Null));
+        if any_null && plan.positive {
+            return Truth::Null;
+        }
+        if let Some(probe) = plan.probe.as_ref().filter(|_| !any_null) {
+            if self.descend(&probe.levels, &mut doubt, &mut |_, _| true) {
+                return worse(Truth::True, doubt);
+            }
+            let null =
+                plan.nulls.as_ref().is_some_and(|nulls| self.descend(&nulls.levels, &mut doubt, &mut |_, _| true));
+            return worse(if null { Truth::Null } else { Truth::False }, doubt);
+        }
+        let mut truth = Truth::False;
+        self.descend(&plan.all.levels, &mut doubt, &mut |eval, doubt| {
+            let row = eval.row_equal(&values, sub);
+            *doubt = worse(row, *doubt);
+            truth = connect(Truth::True, truth, row);
+            truth == Truth::True
+        });
+        worse(truth, doubt)
+    }
+
+    /// `(left, …) = (output, …)` for the current rows.
+    fn row_equal(&mut self, values: &Lefts<'e>, sub: &'e Subquery) -> Truth {
+        values.iter().zip(&sub.outputs).fold(Truth::True, |truth, ((kind, left), output)| {
+            let output = self.scalar(output);
+            connect(Truth::False, truth, compared(CompareOp::Eq, kind, left, &output))
+        })
+    }
+
+    /// By definition: every combination of rows, in no order that matters.
+    fn read_all(&mut self, sub: &'e Subquery, values: Option<&Lefts<'e>>) -> Truth {
+        let mut truth = Truth::False;
+        self.product(&sub.slots, &mut |eval| {
+            let found = match eval.truth(&sub.condition) {
+                Truth::True => values.map_or(Truth::True, |values| eval.row_equal(values, sub)),
+                doubt @ (Truth::Raises | Truth::Unsure) => doubt,
+                Truth::False | Truth::Null => Truth::False,
+            };
+            truth = connect(Truth::True, truth, found);
+            truth == Truth::Unsure
+        });
+        truth
+    }
+
+    fn product(&mut self, slots: &[u16], each: &mut dyn FnMut(&mut Self) -> bool) -> bool {
+        let Some((slot, rest)) = slots.split_first() else { return each(self) };
+        let store = self.stores[usize::from(*slot) - 1];
+        let side = self.side;
+        for row in (0..store.versions()).filter(|row| store.sees(side, *row)) {
+            self.rows[usize::from(*slot)] = row;
+            if self.product(rest, each) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Runs the loops of a join. `each` is called for every combination of rows that passes, until it says true; the doubt of
+    /// whatever was evaluated is added up.
+    pub(super) fn descend(
+        &mut self,
+        levels: &'e [Level],
+        doubt: &mut Truth,
+        each: &mut dyn FnMut(&mut Self, &mut Truth) -> bool,
+    ) -> bool {
+        let Some((level, rest)) = levels.split_first() else { return each(self, doubt) };
+        let store = self.stores[usize::from(level.slot) - 1];
+        match &level.access {
+            Access::Scan => {
+                for row in 0..store.versions() {
+                    if self.visit(store, row, level, rest, doubt, each) {
+                        return true;
+                    }
+                }
+            }
+            Access::Index { index, key } => {
+                let mut symbols: SmallVec<[Symbol; 4]> = SmallVec::new();
+                for part in key {
+                    match self.symbol(store, part, doubt) {
+                        Some(symbol) => symbols.push(symbol),
+                        None => return false,
+                    }
+                }
+                for row in store.rows(*index, &symbols) {
+                    if self.visit(store, row, level, rest, doubt, each) {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    fn visit(
+        &mut self,
+        store: &'e Store,
+        row: Row,
+        level: &'e Level,
+        rest: &'e [Level],
+        doubt: &mut Truth,
+        each: &mut dyn FnMut(&mut Self, &mut Truth) -> bool,
+    ) -> bool {
+        if self.budget == 0 {
+            return true;
+        }
+        self.budget -= 1;
+        if !store.sees(self.side, row) {
+            return false;
+        }
+        self.rows[usize::from(level.slot)] = row;
+        for filter in &level.filters {
+            let truth = self.truth(filter);
+            if truth != Truth::True {
+                *doubt = worse(truth, *doubt);
+                return false;
+            }
+        }
+        self.descend(rest, doubt, each)
+    }
+
+    /// The symbol that a column of an index must have; `None` if no row has it.
+    fn symbol(&mut self, store: &'e Store, part: &'e KeyPart, doubt: &mut Truth) -> Option<Symbol> {
+        let KeyPart::Equal(equality, scalar) = part else { return Some(NULL) };
+        match self.scalar(scalar) {
+            Val::Null => None,
+            Val::Fact(from, symbol, _) if std::ptr::eq(from, store) => Some(symbol),
+            Val::Fact(from, symbol, kind) if exact_under(kind, *equality) => store.find_packed(from.packed(symbol)),
+            value => {
+                let found = value.with_text(|text| match canonical(*equality, text) {
+                    Some(text) => Ok(store.find(&text)),
+                    None => Err(Truth::Unsure),
+                });
+                match found {
+                    Some(Ok(symbol)) => symbol,
+                    Some(Err(truth)) => {
+                        *doubt = worse(truth, *doubt);
+                        None
+                    }
+                    None => {
+                        *doubt = worse(value.doubt().unwrap_or(Truth::Unsure), *doubt);
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    /// Calls `found` with the text of a fact column, if it is not NULL.
+    pub(super) fn with_column(&self, column: ColumnRef, found: &mut dyn FnMut(&[u8])) {
+        self.column(column).with_text(|text| found(text));
+    }
+}
+
+type Lefts<'e> = SmallVec<[(&'e Kind, Val<'e>); 2]>;
+
+fn compared(op: CompareOp, kind: &Kind, a: &Val<'_>, b: &Val<'_>) -> Truth {
+    if let Some(doubt) = a.doubt() {
+        return worse(doubt, b.doubt().unwrap_or(doubt));
+    }
+    if let Some(doubt) = b.doubt() {
+        return doubt;
+    }
+    if matches!((a, b), (Val::Null, _) | (_, Val::Null)) {
+        return Truth::Null;
+    }
+    match op {
+        CompareOp::Eq => equal(kind.equality, a, b).map_or(Truth::Unsure, of_bool),
+        CompareOp::Ne => equal(kind.equality, a, b).map_or(Truth::Unsure, |equal| of_bool(!equal)),
+        CompareOp::Lt | CompareOp::Le | CompareOp::Gt | CompareOp::Ge => {
+            let order = |a: &[u8]| b.with_text(|b| kind.order.and_then(|order| compare(order, a, b))).flatten();
+            let Some(Some(order)) = a.with_text(order) else { return Truth::Unsure };
+            of_bool(match op {
+                CompareOp::Lt => order == Ordering::Less,
+                CompareOp::Le => order != Ordering::Greater,
+                CompareOp::Gt => order == Ordering::Greater,
+                _ => order != Ordering::Less,
+            })
+        }
+    }
+}
+
+/// Equality of two values that are neither NULL nor in doubt. `None` if one is not as its type prints it.
+fn equal(equality: Equality, a: &Val<'_>, b: &Val<'_>) -> Option<bool> {
+    match (a, b) {
+        (Val::Fact(from, symbol, kind), Val::Fact(other_from, other, other_kind))
+            if exact_under(kind, equality) && exact_under(other_kind, equality) =>
+        {
+            match std::ptr::eq(*from, *other_from) {
+                true => Some(symbol == other),
+                false => Some(from.packed(*symbol) == other_from.packed(*other)),
+            }
+        }
+        (Val::Fact(from, symbol, kind), Val::Text(text)) | (Val::Text(text), Val::Fact(from, symbol, kind))
+            if exact_under(kind, equality) =>
+        {
+            Some(from.packed(*symbol).is(&canonical(equality, text)?))
+        }
+        _ => {
+            let same = |a: &[u8]| {
+                let a = canonical(equality, a)?;
+                b.with_text(|b| Some(a == canonical(equality, b)?)).flatten()
+            };
+            a.with_text(same).flatten()
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What a rule needs to know of a principal: the claims it reads, each evaluated once.
+//!
+//! Two principals with equal [`Viewer`]s get the same verdict from the rule on every row, so the hub judges one of them.
+//! Rejected: handing the principal to the evaluator, which would parse the same claim for every row.
+
+use std::sync::Arc;
+
+use super::Rule;
+use crate::claims::Principal;
+
+/// A claims expression's value.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Claimed {
+    /// NULL.
+    Null,
+    /// Canonical text.
+    Value(Box<[u8]>),
+    /// An array's elements as canonical text, `None` for NULL.
+    List(Box<[Option<Box<[u8]>>]>),
+    /// Postgres would raise an error.
+    Raises,
+    /// Only Postgres knows.
+    Unsure,
+}
+
+/// The claims that a rule reads, evaluated once for one principal. Two viewers that are equal share every verdict.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Viewer {
+    values: Arc<[Claimed]>,
+}
+
+impl Viewer {
+    /// From the values of [`Rule::claims`], in that order.
+    pub fn new(values: impl IntoIterator<Item = Claimed>) -> Viewer {
+        Viewer { values: values.into_iter().collect() }
+    }
+
+    /// The value of `Rule::claims[index]`. An index that the rule does not have is unsure.
+    pub fn claimed(&self, index: u16) -> &Claimed {
+        self.values.get(usize::from(index)).unwrap_or(&Claimed::Unsure)
+    }
+}
+
+/// Claims are nobody's business: only how many there are.
+impl std::fmt::Debug for Viewer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Viewer").field("claims", &self.values.len()).finish_non_exhaustive()
+    }
+}
+
+impl Rule {
+    /// Evaluates the claims that this rule reads.
+    pub fn viewer(&self, principal: &Principal) -> Viewer {
+        Viewer::new(self.claims.iter().map(|claim| claim.term.claimed(claim.kind, principal)))
+    }
+}
