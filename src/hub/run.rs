@@ -456,13 +456,11 @@ impl Hub {
             return;
         }
         let (schema, table) = (&row.relation.schema, &row.relation.table);
-        for channel in self.registry.channels() {
-            if channel.entries.iter().any(|entry| resolve::names(entry, schema, table)) {
-                matching::notify(&mut self.out, &channel.port, false, UNDECIDED);
-                self.note_undecided([(&channel.port, "unknown table")], row);
-                self.deps.metrics.undecided_gaps.inc();
-            }
-        }
+        let concerned = self.registry.channels().filter(|c| c.entries.iter().any(|e| resolve::names(e, schema, table)));
+        let ports: Vec<Arc<Port>> = concerned.map(|channel| channel.port.clone()).collect();
+        self.deps.metrics.undecided_gaps.inc_by(ports.len() as u64);
+        ports.iter().for_each(|port| self.tell(port, false, UNDECIDED));
+        self.note_undecided(ports.iter().map(|port| (port, "unknown table")), row);
     }
 
     fn leave_lane(&mut self) {
