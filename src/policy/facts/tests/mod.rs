@@ -1,6 +1,7 @@
 //! Facts, rules over them and keys, against a reference that knows neither indexes nor symbols.
 
 mod agreement;
+mod cases;
 mod folding;
 mod memory;
 mod planted;
