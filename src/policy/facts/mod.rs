@@ -18,6 +18,7 @@
 //! Rejected: asking Postgres for facts as they are needed. Its answer is of another moment than the change.
 
 mod bind;
+mod doubts;
 mod fold;
 mod index;
 mod layout;
@@ -34,7 +35,8 @@ use std::sync::{Arc, LazyLock};
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;
-pub(super) use bind::{Access, Doubtful, KeyPart, Level, PathStep, SubPlan};
+pub(super) use bind::{Access, KeyPart, Level, PathStep, SubPlan};
+pub(super) use doubts::Doubtful;
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};
 pub(super) use symbols::{NULL, Symbol};

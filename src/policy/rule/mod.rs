@@ -20,6 +20,7 @@
 mod convert;
 mod eval;
 mod keys;
+mod value;
 mod viewer;
 mod visit;
 

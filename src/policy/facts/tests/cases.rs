@@ -65,7 +65,7 @@ pub(super) fn transaction(xid: u32, changes: &[(u8, &Arc<Relation>, &[Image<'_>]
     builder.finish(xid, Lsn(u64::from(xid)), Lsn(u64::from(xid)), Timestamp(0), None)
 }
 
-fn ready(rows: u64) -> Facts {
+pub(super) fn ready(rows: u64) -> Facts {
     let mut facts = Facts::new(usize::MAX);
     facts.record(memberships());
     facts.install(filled(rows), &Snapshot::parse("100:100:").expect("a snapshot")).expect("installed");
@@ -94,15 +94,15 @@ fn rows(facts: &Facts) -> u64 {
 const UUID: Kind = Kind { oid: 2950, equality: Equality::Bytes, order: Some(Order::Bytes) };
 const TEXT: Kind = Kind { oid: 25, equality: Equality::Bytes, order: Some(Order::Bytes) };
 
-fn col(slot: u16, column: u16) -> Scalar {
+pub(super) fn col(slot: u16, column: u16) -> Scalar {
     Scalar::Column(ColumnRef { slot, column })
 }
 
-fn eq(a: Scalar, b: Scalar) -> Expr {
+pub(super) fn eq(a: Scalar, b: Scalar) -> Expr {
     Expr::Compare(CompareOp::Eq, UUID, Box::new((a, b)))
 }
 
-fn rule(condition: Expr, sources: usize) -> Rule {
+pub(super) fn rule(condition: Expr, sources: usize) -> Rule {
     let column = |(at, name): (usize, &&str)| RuleColumn {
         name: (*name).into(),
         number: at as i16 + 1,
@@ -122,13 +122,13 @@ fn rule(condition: Expr, sources: usize) -> Rule {
 }
 
 /// `EXISTS (SELECT FROM members WHERE team_id = row.team_id AND user_id = uid AND …)`.
-fn member(slot: u16, more: Option<Expr>) -> Expr {
+pub(super) fn member(slot: u16, more: Option<Expr>) -> Expr {
     let parts = [eq(col(slot, 0), col(0, 0)), eq(Scalar::Claim(0), col(slot, 1))];
     let condition = Expr::And(parts.into_iter().chain(more).collect());
     Expr::Exists(Box::new(Subquery { slots: vec![slot], condition, outputs: Vec::new() }))
 }
 
-fn viewer(user: u64) -> Viewer {
+pub(super) fn viewer(user: u64) -> Viewer {
     Viewer::new([Claimed::Value(uuid(user).into_bytes().into()), Claimed::Null])
 }
 
@@ -137,7 +137,7 @@ fn truth(rule: &Rule, facts: &Facts, side: Side, team: &str, user: u64) -> Truth
     rule.truth(&binding, facts, side, &|_| Value::Text(team.as_bytes()), &viewer(user))
 }
 
-const FIRST: u64 = 1 << 40;
+pub(super) const FIRST: u64 = 1 << 40;
 
 #[test]
 fn a_member_is_one_until_the_commit_that_ends_it_and_the_old_row_is_judged_before_it() {

@@ -7,6 +7,7 @@ mod memory;
 mod planted;
 mod reference;
 mod rules;
+mod speed;
 mod world;
 
 /// Random numbers that come back with their seed.
