@@ -10,9 +10,12 @@
 //! Rejected: reading role by role and table by table when first needed. A catalog that is whole can be compared with the last
 //! one ([`Catalog::same_rules`]), and plans made from one catalog agree with each other.
 
+mod body;
+mod closure;
 mod read;
 mod snapshot;
 mod sql;
+mod stream;
 mod table;
 
 #[cfg(test)]
@@ -32,6 +35,9 @@ pub use table::{
 use crate::error::{Fault, Remedy};
 use crate::pg::is_transient;
 use crate::pgtype::Types;
+
+/// The publication of tables that policies look into. Its rows go to no subscriber.
+pub const FACTS_PUBLICATION: &str = "rowcast_facts";
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +101,10 @@ struct Rules {
     tables: BTreeMap<u32, Arc<Table>>,
     roles: BTreeMap<String, Arc<Role>>,
     functions: BTreeMap<u32, Arc<Function>>,
+    /// Roles that may look into a schema, for the schemas that anything here names.
+    schemas: BTreeMap<String, BTreeSet<String>>,
+    /// Schema and name of operators that a function's search_path reaches, but for `pg_catalog`'s.
+    operators: BTreeSet<(String, String)>,
     types: Arc<Types>,
     encoding: String,
     foreign_claims: bool,
@@ -107,15 +117,23 @@ pub struct Catalog {
     pub snapshot: Snapshot,
     rules: Rules,
     by_name: HashMap<(String, String), u32>,
+    by_leaf: HashMap<u32, Vec<u32>>,
 }
 
 impl Catalog {
     fn new(snapshot: Snapshot, rules: Rules) -> Catalog {
         let by_name = rules.tables.values().map(|t| ((t.schema.clone(), t.name.clone()), t.oid)).collect();
-        Catalog { snapshot, rules, by_name }
+        let mut by_leaf: HashMap<u32, Vec<u32>> = HashMap::new();
+        for table in rules.tables.values() {
+            let own = (!table.leaves.contains(&table.oid)).then_some(&table.oid);
+            for oid in table.leaves.iter().chain(own) {
+                by_leaf.entry(*oid).or_default().push(table.oid);
+            }
+        }
+        Catalog { snapshot, rules, by_name, by_leaf }
     }
 
-    /// The table of this oid: published, or an ancestor of a published partition.
+    /// The table of this oid: published, an ancestor of a published partition, or one that policies look into.
     pub fn table(&self, oid: u32) -> Option<&Arc<Table>> {
         self.rules.tables.get(&oid)
     }
@@ -141,7 +159,25 @@ impl Catalog {
         self.rules.functions.values().filter(move |f| f.schema == schema && f.name == name)
     }
 
-    /// The role of this name, if it was wanted and exists.
+    /// The known tables whose rows come under the name of this relation, which is such a table or a partition that holds rows
+    /// of it: a partition that a policy names is a table of its own, and its root's rows too.
+    pub fn fact_roots(&self, relation_oid: u32) -> &[u32] {
+        self.by_leaf.get(&relation_oid).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the role has USAGE on the schema of a known table or function, or of a function's search_path. False for a
+    /// schema that does not exist; name resolution passes over both.
+    pub fn may_use_schema(&self, schema: &str, role: &str) -> bool {
+        schema == "pg_catalog" || self.rules.schemas.get(schema).is_some_and(|roles| roles.contains(role))
+    }
+
+    /// Whether the schema, one of a known function's search_path, has operators of this name, which could be what a body
+    /// kept as text means.
+    pub fn has_operator(&self, schema: &str, name: &str) -> bool {
+        self.rules.operators.contains(&(schema.to_owned(), name.to_owned()))
+    }
+
+    /// The role of this name, if it exists and was wanted, or owns a known table or a function that runs as its owner.
     pub fn role(&self, name: &str) -> Option<&Arc<Role>> {
         self.rules.roles.get(name)
     }
@@ -151,7 +187,7 @@ impl Catalog {
         &self.rules.types
     }
 
-    /// A function that some policy here calls.
+    /// A function that some policy here calls, or that such a function may call.
     pub fn function(&self, oid: u32) -> Option<&Arc<Function>> {
         self.rules.functions.get(&oid)
     }

@@ -14,10 +14,12 @@ use std::time::Duration;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{IsolationLevel, Row, Transaction};
 
+use super::closure::Closure;
 use super::sql;
+use super::stream;
 use super::{
-    Access, Catalog, CatalogError, Collation, Column, Function, OldImage, PolicyCommand, PolicyRow, Published, Role,
-    RowFilter, Rules, Snapshot, Streamed, Table, Wanted,
+    Access, Catalog, CatalogError, Collation, Column, FACTS_PUBLICATION, Function, OldImage, PolicyCommand, PolicyRow,
+    Published, Role, RowFilter, Rules, Snapshot, Streamed, Table, Wanted,
 };
 use crate::change::ReplicaIdentity;
 use crate::pgtype::{TypeInfo, TypeKind, Types};
@@ -35,24 +37,42 @@ pub async fn read(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resul
 const ATTEMPTS: usize = 10;
 
 async fn read_within(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Result<Catalog, CatalogError> {
+    let mut why = String::from("rules");
     for _ in 0..ATTEMPTS {
-        let (catalog, before) = read_once(client, wanted).await?;
-        let reader = Reader { transaction: begin(client).await? };
-        let after = reader.fingerprint(&catalog.rules).await?;
-        reader.transaction.commit().await.map_err(failed("commit"))?;
-        if before == after {
-            return Ok(catalog);
+        match read_whole(client, wanted).await {
+            Ok(Some(catalog)) => return Ok(catalog),
+            Ok(None) => {}
+            Err(CatalogError::Changing(what)) => why = what,
+            Err(error) => return Err(error),
         }
-        tracing::debug!("the catalog changed while it was read; reading again");
+        tracing::debug!(why, "the catalog changed while it was read; reading again");
     }
-    Err(CatalogError::Changing(format!("{ATTEMPTS} times in a row")))
+    Err(CatalogError::Changing(format!("{why}, {ATTEMPTS} times in a row")))
 }
 
+/// `None`: what was read may be two states.
+async fn read_whole(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Result<Option<Catalog>, CatalogError> {
+    let (catalog, before) = read_once(client, wanted).await?;
+    let reader = Reader { transaction: begin(client).await? };
+    let after = reader.fingerprint(&catalog.rules).await?;
+    reader.transaction.commit().await.map_err(failed("commit"))?;
+    Ok((before == after).then_some(catalog))
+}
+
+/// Printing a sub-select locks its tables against being dropped, until we commit. Whoever changes two of them in the other
+/// order would deadlock with us; we give up first, well before the server looks for deadlocks (`deadlock_timeout`, 1 s), so
+/// that it is never the user's migration that fails.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Without JIT, which takes longer to compile these statements than they run.
 async fn begin(client: &mut tokio_postgres::Client) -> Result<Transaction<'_>, CatalogError> {
     let start = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start();
     let transaction = start.await.map_err(failed("begin"))?;
-    let settings =
-        format!("set local search_path = ''; set local statement_timeout = {}", DEADLINE.as_millis() as u64 / 3);
+    let settings = format!(
+        "set local search_path = ''; set local jit = off; set local statement_timeout = {}; set local lock_timeout = {}",
+        DEADLINE.as_millis() / 3,
+        LOCK_TIMEOUT.as_millis()
+    );
     transaction.batch_execute(&settings).await.map_err(failed("settings"))?;
     Ok(transaction)
 }
@@ -69,28 +89,74 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let encoding = get(session, 2)?;
     let foreign_claims = get(session, 3)?;
 
-    let roles = reader.roles(&wanted.roles).await?;
-    let names: Vec<String> = roles.keys().cloned().collect();
     let published = reader.published(wanted, version).await?;
-    let mut tables = reader.tables(published).await?;
-    let oids: Vec<u32> = tables.keys().copied().collect();
-    reader.columns(&oids, &mut tables).await?;
-    reader.policies(&oids, &mut tables).await?;
+    let oids: Vec<u32> = published.keys().copied().collect();
+    let Closure { tables: known, mut functions, mut mentioned } = reader.closure(&oids, wanted.roles.len()).await?;
+    let oids: Vec<u32> = known.into_iter().collect();
+    let mut tables = reader.tables(&oids, published).await?;
+    let kept = reader.columns(&oids, &mut tables).await?;
+    let trees = reader.streams(&oids, wanted, version, &mut tables).await?;
+
+    let roles = reader.roles(&with_owners(&wanted.roles, &tables, &functions)).await?;
+    let names: Vec<String> = roles.keys().cloned().collect();
     reader.access(&oids, &names, &mut tables).await?;
-    let functions = reader.functions(&names, &tables).await?;
-    let types = Arc::new(reader.types(&oids).await?);
+    reader.executable(&names, &mut functions).await?;
+    let schemas = reader.schemas(&names, &tables, &functions).await?;
+    let operators = reader.operators(&functions).await?;
+    let types = Arc::new(reader.types(&oids, &functions).await?);
+
+    // Printing locks, so it comes last; nothing after it waits for another lock.
+    mentioned.extend(reader.policies(&oids, &mut tables).await?);
+    reader.bodies(&mut functions).await?;
+    for oid in &mentioned {
+        if let (Some(table), Some(tree)) = (tables.get_mut(oid), trees.get(oid)) {
+            // Only for tables that policies look into: nobody keeps rows of others, and a new state is a new catalog.
+            table.storage = stream::storage(tree, &kept.get(oid));
+        }
+    }
     let tables = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
-    let rules = Rules { tables, roles, functions, types, encoding, foreign_claims };
+    let functions = functions.into_iter().map(|(oid, function)| (oid, Arc::new(function))).collect();
+    let rules = Rules { tables, roles, functions, schemas, operators, types, encoding, foreign_claims };
     let fingerprint = reader.fingerprint(&rules).await?;
     reader.transaction.commit().await.map_err(failed("commit"))?;
     Ok((Catalog::new(snapshot, rules), fingerprint))
 }
 
+/// Internal errors are what the printing functions answer about something that was dropped since the snapshot.
 fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
-    move |source| CatalogError::Query { what, source }
+    use tokio_postgres::error::SqlState;
+    const CHANGING: [SqlState; 3] =
+        [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::INTERNAL_ERROR];
+    move |source| match source.as_db_error().filter(|error| CHANGING.contains(error.code())) {
+        Some(error) => CatalogError::Changing(format!("{what}: {}", error.message())),
+        None => CatalogError::Query { what, source },
+    }
 }
 
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, CatalogError> {
+/// Owners whose rights are read, beside the roles of tokens. Whose aren't has none that anybody knows of.
+const MAX_OWNERS: usize = 50;
+
+/// The roles of tokens, and those that what tokens do may run as: first the owners of functions that run as their owner.
+fn with_owners(
+    wanted: &BTreeSet<String>,
+    tables: &BTreeMap<u32, Table>,
+    functions: &BTreeMap<u32, Function>,
+) -> BTreeSet<String> {
+    let definers = functions.values().filter(|f| f.security_definer).map(|f| &f.owner);
+    let owners = definers.chain(tables.values().map(|t| &t.owner)).filter(|owner| !wanted.contains(*owner));
+    let mut all = wanted.clone();
+    for owner in owners {
+        if all.len() < wanted.len() + MAX_OWNERS {
+            all.insert(owner.clone());
+        }
+    }
+    all
+}
+
+/// What of each mentioned table's columns gives its rows other values without writing them.
+type Kept = BTreeMap<u32, Vec<(i16, u32, i32, Option<String>, Option<String>)>>;
+
+pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, CatalogError> {
     row.try_get(column).map_err(|e| CatalogError::Malformed(crate::error::chain(&e)))
 }
 
@@ -121,12 +187,12 @@ impl Filters {
     }
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     transaction: Transaction<'a>,
 }
 
 impl Reader<'_> {
-    async fn rows(
+    pub(super) async fn rows(
         &self,
         what: &'static str,
         sql: &str,
@@ -137,9 +203,10 @@ impl Reader<'_> {
 
     async fn fingerprint(&self, rules: &Rules) -> Result<String, CatalogError> {
         let tables: Vec<u32> = rules.tables.keys().copied().collect();
-        let policies = rules.tables.values().flat_map(|table| &table.policies);
-        let functions: Vec<u32> = policies.flat_map(|policy| policy.functions.iter().copied()).collect();
-        let rows = self.rows("fingerprint", sql::FINGERPRINT, &[&tables, &functions]).await?;
+        let functions: Vec<u32> = rules.functions.keys().copied().collect();
+        let leaves: BTreeSet<u32> = rules.tables.values().flat_map(|table| table.leaves.iter().copied()).collect();
+        let leaves: Vec<u32> = leaves.into_iter().collect();
+        let rows = self.rows("fingerprint", sql::FINGERPRINT, &[&tables, &functions, &leaves]).await?;
         let mut text: String = rows.first().map_or(Ok(String::new()), |row| get(row, 0))?;
         let version = self.rows("version", "select current_setting('server_version_num')::int4", &[]).await?;
         if version.first().map_or(Ok(0), |row| get::<i32>(row, 0))? >= 150_000 {
@@ -195,9 +262,12 @@ impl Reader<'_> {
         Ok(all)
     }
 
-    async fn tables(&self, mut published: BTreeMap<u32, Published>) -> Result<BTreeMap<u32, Table>, CatalogError> {
-        let oids: Vec<u32> = published.keys().copied().collect();
-        let rows = self.rows("tables", sql::TABLES, &[&oids]).await?;
+    async fn tables(
+        &self,
+        oids: &[u32],
+        mut published: BTreeMap<u32, Published>,
+    ) -> Result<BTreeMap<u32, Table>, CatalogError> {
+        let rows = self.rows("tables", sql::TABLES, &[&oids, &FACTS_PUBLICATION]).await?;
         let table = |row: &Row| {
             let oid: u32 = get(row, 0)?;
             let identity = identity(get(row, 3)?)?;
@@ -227,18 +297,20 @@ impl Reader<'_> {
                 is_partitioned,
                 ancestors: get(row, 8)?,
                 access: BTreeMap::new(),
-                leaves: vec![oid],
+                // These are filled in when the tree under it is known, the storage at the end.
+                leaves: Vec::new(),
                 streamed: Streamed::default(),
                 storage: 0,
-                loadable: false,
-                ours: false,
+                loadable: get(row, 12)?,
+                ours: get(row, 13)?,
             };
             Ok((oid, table))
         };
         rows.iter().map(table).collect()
     }
 
-    async fn columns(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<(), CatalogError> {
+    async fn columns(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<Kept, CatalogError> {
+        let mut kept = Kept::new();
         for row in &self.rows("columns", sql::COLUMNS, &[&oids]).await? {
             let Some(table) = tables.get_mut(&get(row, 0)?) else { continue };
             let column = Column {
@@ -258,12 +330,16 @@ impl Reader<'_> {
             if table.identity == ReplicaIdentity::Full {
                 table.identity_columns.push(column.name.clone());
             }
+            let facts = (column.number, column.type_oid, column.type_modifier, get(row, 11)?, get(row, 12)?);
+            kept.entry(table.oid).or_default().push(facts);
             table.columns.push(column);
         }
-        Ok(())
+        Ok(kept)
     }
 
-    async fn policies(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<(), CatalogError> {
+    /// Answers with the tables that the policies look into.
+    async fn policies(&self, oids: &[u32], tables: &mut BTreeMap<u32, Table>) -> Result<BTreeSet<u32>, CatalogError> {
+        let mut mentioned = BTreeSet::new();
         for row in &self.rows("policies", sql::POLICIES, &[&oids]).await? {
             let Some(table) = tables.get_mut(&get(row, 0)?) else { continue };
             let name: String = get(row, 1)?;
@@ -273,6 +349,10 @@ impl Reader<'_> {
             // restrict nothing.
             if get::<bool>(row, 5)? != expression.is_some() {
                 return Err(CatalogError::Changing(format!("policy \"{name}\" on \"{}\"", table.name)));
+            }
+            mentioned.extend(get::<Vec<u32>>(row, 9)?);
+            if get(row, 10)? {
+                mentioned.insert(table.oid);
             }
             let columns: Vec<i16> = get(row, 7)?;
             let functions: Vec<u32> = get(row, 8)?;
@@ -287,7 +367,7 @@ impl Reader<'_> {
                 functions: functions.into_iter().collect(),
             });
         }
-        Ok(())
+        Ok(mentioned)
     }
 
     async fn access(
@@ -301,7 +381,10 @@ impl Reader<'_> {
             let access = Access {
                 schema_usage: get(row, 2)?,
                 owner: get(row, 3)?,
-                columns: get::<Vec<i16>>(row, 4)?.into_iter().collect(),
+                columns: match get::<Option<Vec<i16>>>(row, 4)? {
+                    Some(numbers) => numbers.into_iter().collect(),
+                    None => table.columns.iter().map(|column| column.number).collect(),
+                },
                 policies: get::<Vec<String>>(row, 5)?.into_iter().collect(),
             };
             table.access.insert(get(row, 1)?, access);
@@ -309,42 +392,47 @@ impl Reader<'_> {
         Ok(())
     }
 
-    async fn functions(
+    async fn executable(&self, roles: &[String], functions: &mut BTreeMap<u32, Function>) -> Result<(), CatalogError> {
+        let oids: Vec<u32> = functions.keys().copied().collect();
+        if oids.is_empty() {
+            return Ok(());
+        }
+        for row in &self.rows("functions", sql::EXECUTABLE, &[&oids, &roles]).await? {
+            if let Some(function) = functions.get_mut(&get(row, 0)?) {
+                function.executable_by = get::<Vec<String>>(row, 1)?.into_iter().collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// Which roles may look into the schemas that tables, functions and search paths name.
+    async fn schemas(
         &self,
         roles: &[String],
         tables: &BTreeMap<u32, Table>,
-    ) -> Result<BTreeMap<u32, Arc<Function>>, CatalogError> {
-        let called = tables.values().flat_map(|t| &t.policies).flat_map(|p| &p.functions).copied();
-        let called: Vec<u32> = called.collect::<BTreeSet<u32>>().into_iter().collect();
-        let rows = self.rows("functions", sql::FUNCTIONS, &[&called, &roles]).await?;
-        let function = |row: &Row| {
-            let oid = get(row, 0)?;
-            let function = Function {
-                oid,
-                schema: get(row, 1)?,
-                name: get(row, 2)?,
-                result_type: get(row, 3)?,
-                sql_body: get(row, 4)?,
-                executable_by: get::<Vec<String>>(row, 5)?.into_iter().collect(),
-                arguments: Vec::new(),
-                source: None,
-                parsed_body: None,
-                callable: true,
-                returns_set: false,
-                strict: false,
-                volatility: 'v',
-                security_definer: false,
-                owner: String::new(),
-                search_path: None,
-                other_settings: false,
-            };
-            Ok((oid, Arc::new(function)))
-        };
-        rows.iter().map(function).collect()
+        functions: &BTreeMap<u32, Function>,
+    ) -> Result<BTreeMap<String, BTreeSet<String>>, CatalogError> {
+        let of_functions = functions.values().flat_map(|f| f.search_path.iter().flatten().chain([&f.schema]));
+        let schemas: BTreeSet<&String> = tables.values().map(|t| &t.schema).chain(of_functions).collect();
+        let schemas: Vec<&String> = schemas.into_iter().collect();
+        let rows = self.rows("schemas", sql::SCHEMAS, &[&schemas, &roles]).await?;
+        rows.iter().map(|row| Ok((get(row, 0)?, get::<Vec<String>>(row, 1)?.into_iter().collect()))).collect()
     }
 
-    async fn types(&self, oids: &[u32]) -> Result<Types, CatalogError> {
-        let rows = self.rows("types", sql::TYPES, &[&oids]).await?;
+    /// The operators in schemas that search paths name.
+    async fn operators(&self, functions: &BTreeMap<u32, Function>) -> Result<BTreeSet<(String, String)>, CatalogError> {
+        let schemas: BTreeSet<&String> = functions.values().flat_map(|f| f.search_path.iter().flatten()).collect();
+        let schemas: Vec<&String> = schemas.into_iter().filter(|name| *name != "pg_catalog").collect();
+        if schemas.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let rows = self.rows("operators", sql::OPERATORS, &[&schemas]).await?;
+        rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
+    }
+
+    async fn types(&self, oids: &[u32], functions: &BTreeMap<u32, Function>) -> Result<Types, CatalogError> {
+        let functions: Vec<u32> = functions.keys().copied().collect();
+        let rows = self.rows("types", sql::TYPES, &[&oids, &functions]).await?;
         let one = |row: &Row| {
             let (typtype, base, element): (String, u32, u32) = (get(row, 3)?, get(row, 4)?, get(row, 5)?);
             let delimiter: String = get(row, 6)?;

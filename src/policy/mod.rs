@@ -19,27 +19,25 @@ mod ask;
 mod bodies;
 mod bound;
 mod compile;
-mod expr;
 pub mod facts;
 mod form;
 mod image;
-mod owner;
-mod parse;
 mod permit;
 mod plan;
+mod round;
 pub mod rule;
 mod term;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use plan::denying_for_tests;
 
-pub use ask::{AskConfig, Asker, Question};
+pub use ask::{Answers, AskConfig, Asker, Question};
 pub use bound::{Bound, Judged};
 pub use compile::{compile, obstacle};
-pub use expr::{Equality, Expr};
 pub use facts::{FactBinding, FactState, FactTable, Facts, Layout, Side};
 pub use form::Form;
-pub use owner::OwnerKey;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};
 pub use plan::{Deletes, Engine, Options, Plan};
-pub use term::{Fault, Setting, Term, TermType};
+pub use term::{Elements, Fault, Setting, Term, TermType};

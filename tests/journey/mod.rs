@@ -13,6 +13,7 @@ mod payload;
 mod publications;
 mod refusals;
 mod restart;
+mod revocation;
 mod rights;
 mod rules;
 mod stock;

@@ -17,6 +17,9 @@
 //!
 //! Rejected: asking Postgres for facts as they are needed. Its answer is of another moment than the change.
 
+mod fitness;
+mod load;
+mod publish;
 mod bind;
 mod doubts;
 mod fold;
@@ -32,6 +35,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+pub use fitness::{Fit, Refusal, fitness};
+pub use load::{LoadError, LoadLimits, load};
+pub use publish::{PublishError, Writers, add, quoted, statement, wait_for_writers};
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;

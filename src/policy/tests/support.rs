@@ -93,13 +93,18 @@ pub(super) fn delete(old: Tuple, identity: ReplicaIdentity) -> Change {
 pub(super) fn asker(database: &TestDatabase, user: &str) -> (Asker, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
     let config = AskConfig { deadline: Duration::from_secs(20), ..AskConfig::default() };
-    (Asker::new(database.pool(user), config, metrics.clone()), metrics)
+    (Asker::new(database.asking_pool(user), config, metrics.clone()), metrics)
 }
 
 pub(super) fn question(bound: &Bound, change: Change, principals: &[Arc<Principal>]) -> Question {
     let position = Position::default();
     let change = Arc::new(RowChange { relation: bound.relation().clone(), position, change });
     Question { bound: Arc::new(bound.clone()), change, principals: principals.to_vec(), xids: Arc::new([]) }
+}
+
+/// What memory says without facts.
+pub(super) fn judge(bound: &Bound, change: &Change, principal: &Principal, now: i64) -> Judged {
+    bound.judge(change, &bound.plan().viewer(principal), principal, None, now)
 }
 
 pub(super) fn decided(judged: Judged) -> Verdict {
