@@ -21,6 +21,7 @@ mod fitness;
 mod load;
 mod publish;
 mod bind;
+mod doubts;
 mod fold;
 mod index;
 mod layout;
@@ -40,7 +41,8 @@ pub use publish::{PublishError, Writers, add, quoted, statement, wait_for_writer
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;
-pub(super) use bind::{Access, Doubtful, KeyPart, Level, PathStep, SubPlan};
+pub(super) use bind::{Access, KeyPart, Level, PathStep, SubPlan};
+pub(super) use doubts::Doubtful;
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};
 pub(super) use symbols::{NULL, Symbol};
