@@ -12,6 +12,7 @@ mod group;
 mod index;
 mod lane;
 mod matching;
+mod memo;
 mod outbox;
 mod registry;
 mod reshaped;

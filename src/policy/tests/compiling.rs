@@ -77,7 +77,10 @@ async fn several_policies_are_combined_as_postgres_combines_them() {
     let two = "create policy b on t using (org = (current_setting('request.jwt.claims', true)::json ->> 'org')::int)";
     let two = printed(&mut database, two).await;
     let org = "((claims)::json->>'org')::int4";
-    assert_eq!(two.to_string(), format!("{head}(user_id = {uid} or org = {org}); owners found by user_id or org; {shows}"));
+    assert_eq!(
+        two.to_string(),
+        format!("{head}(user_id = {uid} or org = {org}); owners found by user_id or org; {shows}")
+    );
     assert_ne!(one, two);
 
     let three = "create policy c on t as restrictive using (user_id = (select auth.uid()))";
