@@ -40,7 +40,7 @@ pub use publish::{PublishError, Writers, add, quoted, statement, wait_for_writer
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;
-pub(super) use bind::{Access, Doubtful, Join, KeyPart, Level, PathStep, SubPlan};
+pub(super) use bind::{Access, Doubtful, KeyPart, Level, PathStep, SubPlan};
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};
 pub(super) use symbols::{NULL, Symbol};

@@ -17,7 +17,7 @@ async fn prepared(policy: &str) -> (TestDatabase, Bound) {
             "create table t (id int primary key, user_id uuid, body text); alter table t enable row level security;
              create table acl (user_id uuid, id int); insert into acl values ('{ALICE}', 1);
              insert into t values (1, '{ALICE}', 'x');
-             create policy p on t to authenticated using ({policy});
+             create policy p on t to authenticated using (({policy}) and pg_backend_pid() > 0);
              alter publication supabase_realtime add table t"
         ))
         .await;
