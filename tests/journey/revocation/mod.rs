@@ -101,7 +101,12 @@ type Received = Vec<(Change, Instant)>;
 
 async fn collect(mut phone: Phone) -> Received {
     let mut received = Vec::new();
+    let mut alive = Instant::now();
     loop {
+        if alive.elapsed() > Duration::from_secs(10) {
+            phone.heartbeat().await;
+            alive = Instant::now();
+        }
         let change = phone.next_change().await;
         if change.is_mark("end") {
             return received;
@@ -226,6 +231,7 @@ async fn under_load_each_phone_receives_what_its_user_was_permitted_at_the_commi
     let number = |name: &str| std::env::var_os(name).and_then(|text| text.to_str()?.parse::<u64>().ok());
     let seed = number("ROWCAST_SEED").unwrap_or_else(|| rand::rng().random());
     let lasts = Duration::from_secs(number("ROWCAST_REVOCATION_SECONDS").unwrap_or(6));
+    let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).try_init(); //TMP
     println!("ROWCAST_SEED={seed}");
     let (pg, users) = prepared().await;
     let relay = Relay::start(&pg).await;
