@@ -16,7 +16,7 @@ use tokio_postgres::{IsolationLevel, Row, Transaction};
 
 use super::closure::Closure;
 use super::sql;
-use super::stream::{self, Listing, Listings, Member};
+use super::stream;
 use super::{
     Access, Catalog, CatalogError, Collation, Column, FACTS_PUBLICATION, Function, OldImage, PolicyCommand, PolicyRow,
     Published, Role, RowFilter, Rules, Snapshot, Streamed, Table, Wanted,
@@ -297,7 +297,7 @@ impl Reader<'_> {
                 is_partitioned,
                 ancestors: get(row, 8)?,
                 access: BTreeMap::new(),
-                // These three are filled in when the tree under it is known.
+                // These are filled in when the tree under it is known, the storage at the end.
                 leaves: Vec::new(),
                 streamed: Streamed::default(),
                 storage: 0,
@@ -368,87 +368,6 @@ impl Reader<'_> {
             });
         }
         Ok(mentioned)
-    }
-
-    /// What the stream sends of each table; answers with the trees under them.
-    async fn streams(
-        &self,
-        oids: &[u32],
-        wanted: &Wanted,
-        version: i32,
-        tables: &mut BTreeMap<u32, Table>,
-    ) -> Result<BTreeMap<u32, Vec<Member>>, CatalogError> {
-        let mut trees: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
-        for row in &self.rows("partitions", sql::TREES, &[&oids]).await? {
-            let kind = match get::<String>(row, 3)?.as_str() {
-                "r" => stream::Kind::Ordinary,
-                "p" => stream::Kind::Partitioned,
-                _ => stream::Kind::Other,
-            };
-            let member =
-                Member { oid: get(row, 1)?, parent: get(row, 2)?, kind, logged: get(row, 4)?, file: get(row, 5)? };
-            trees.entry(get(row, 0)?).or_default().push(member);
-        }
-        let publications: Vec<&str> = wanted
-            .publications
-            .iter()
-            .chain(&wanted.others)
-            .map(String::as_str)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        let mut related: BTreeSet<u32> = trees.values().flatten().map(|member| member.oid).collect();
-        related.extend(tables.values().flat_map(|table| &table.ancestors));
-        let listings = self.listings(&publications, &related, version).await?;
-        let partitioned: Vec<u32> = tables.values().filter(|t| t.is_partitioned).map(|t| t.oid).collect();
-        let covered = self.covered(&publications, &partitioned, version).await?;
-        for (oid, table) in tables {
-            let tree = trees.get(oid).map_or(&[][..], Vec::as_slice);
-            table.leaves = stream::leaves(tree);
-            table.streamed = stream::streamed(table, tree, &listings, covered.contains(oid));
-        }
-        Ok(trees)
-    }
-
-    async fn listings(
-        &self,
-        publications: &[&str],
-        related: &BTreeSet<u32>,
-        version: i32,
-    ) -> Result<Listings, CatalogError> {
-        let related: Vec<u32> = related.iter().copied().collect();
-        let sql = if version >= 150_000 { sql::STREAMED } else { sql::STREAMED_14 };
-        let mut listings = Listings::new();
-        for row in &self.rows("stream", sql, &[&publications, &related]).await? {
-            let list: Option<Vec<String>> = get(row, 6)?;
-            let listing = Listing {
-                actions: [get(row, 1)?, get(row, 2)?, get(row, 3)?, get(row, 4)?],
-                filtered: get(row, 5)?,
-                list: list.map(|names| names.into_iter().collect()),
-            };
-            listings.entry(get(row, 0)?).or_default().push(listing);
-        }
-        Ok(listings)
-    }
-
-    async fn covered(
-        &self,
-        publications: &[&str],
-        partitioned: &[u32],
-        version: i32,
-    ) -> Result<BTreeSet<u32>, CatalogError> {
-        let mut covered = BTreeSet::new();
-        if partitioned.is_empty() {
-            return Ok(covered);
-        }
-        let mut rows = self.rows("stream", sql::COVERED, &[&publications, &partitioned]).await?;
-        if version >= 150_000 {
-            rows.extend(self.rows("stream", sql::COVERED_15, &[&publications, &partitioned]).await?);
-        }
-        for row in &rows {
-            covered.insert(get(row, 0)?);
-        }
-        Ok(covered)
     }
 
     async fn access(

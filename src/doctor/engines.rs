@@ -17,8 +17,8 @@ fn one(plan: &Plan) -> Option<Finding> {
             Finding::ok("engine", subject, format!("{role} receives every row: {why}"))
         }
         Engine::Pure(expr) => {
-            let found = match plan.owner_key() {
-                Some(key) => format!("; owners are found by {}", key.column),
+            let found = match plan.keys() {
+                Some(keys) => format!("; owners are found by {keys}"),
                 None => String::new(),
             };
             Finding::ok("engine", subject, format!("{role} is judged in memory: {expr}{found}"))

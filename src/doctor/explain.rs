@@ -177,10 +177,10 @@ fn explained(catalog: &Catalog, table: &Table, plan: &Plan, config: &Config) -> 
         engine,
         reason,
         condition: match &plan.engine {
-            Engine::Pure(expr) => Some(expr.to_string()),
+            Engine::Pure(rule) => Some(rule.to_string()),
             _ => None,
         },
-        owner_column: plan.owner_key().map(|key| key.column.clone()),
+        owner_column: plan.keys().map(ToString::to_string),
         policies: policies(table, &plan.role),
         row_filter: row_filter.map(|filter| filter.expression.clone()),
         columns_shown: names(&|column| readable(column) && table.is_sent(column)),
@@ -248,8 +248,8 @@ fn deletes(table: &Table, plan: &Plan) -> DeleteView {
 }
 
 fn cost(sql: &str, plan: &Plan, config: &Config) -> AskCost {
-    let who = match plan.owner_key() {
-        Some(key) => format!("users whose claim equals {}", key.column),
+    let who = match plan.keys() {
+        Some(keys) => format!("users found by {keys}"),
         None => "subscribed users whose filter passes".to_owned(),
     };
     let ask = &config.hub.ask;

@@ -409,7 +409,7 @@ impl Look<'_> {
 /// The columns that decide.
 pub(super) fn reads(plan: &Plan) -> Vec<&str> {
     match &plan.engine {
-        Engine::Pure(expr) => expr.columns().into_iter().collect(),
+        Engine::Pure(rule) => rule.columns().into_iter().collect(),
         Engine::Ask { .. } => plan.form.iter().flat_map(|form| &form.reads).map(String::as_str).collect(),
         Engine::Everything | Engine::Deny(_) => Vec::new(),
     }

@@ -1,102 +1,106 @@
 //! Which subscriptions of one table a row may concern, without looking at the others.
 //!
-//! Owner first: where a plan is "column = claim", subscribers are found by the row's value in that column, and only then are
-//! filters read; so a filter can't probe rows of others, and the cost of a row follows its recipients. Where there is no owner
-//! key, an `eq` filter is the key; what has neither is tried one by one.
+//! Owner first: subscribers are found by what the plan says that each of them must have in common with the row ([`Group`]), and
+//! only then are filters read; so a filter can't probe rows of others, and the cost of a row follows its recipients. Where a
+//! plan says no such thing, an `eq` filter is the key; what has neither is tried one by one.
 //!
 //! The index only proposes. Every candidate is judged by `policy` afterwards: a mistake here can lose a delivery, never leak one.
 //!
-//! It is bound to one relation of the stream, and rebuilt when the relation, or the plan of a role, changes.
+//! It is bound to one relation of the stream, to the plans, and to the facts: another relation binds all anew, another plan
+//! the subscribers of its role, and other facts nobody.
 //! Rejected: filter first, which fails open and lets one popular filter value cost all its subscribers per row.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ahash::{AHashMap, AHashSet};
-
-use super::Action;
+use super::group::{Group, Search};
 use super::resolve::Target;
+use super::slots::Slots;
+use super::{Action, Port};
 use crate::catalog::{Catalog, OldImage};
-use crate::change::{Change, OldRow, Position, Relation, Value};
+use crate::change::{Change, Position, Relation, RowChange};
 use crate::claims::Principal;
 use crate::filter::{BoundPredicate, OpenTerms};
-use crate::pgtype::{Equality, canonical};
-use crate::policy::{self, Bound, ColumnMask, OwnerKey, Plan};
-
-/// A subscription: the channel's slot in the registry, and which of its targets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct SubKey {
-    pub(super) slot: u32,
-    pub(super) target: u32,
-}
+use crate::policy::facts::Facts;
+use crate::policy::{self, Bound, ColumnMask, Judged};
 
 /// One subscription on this table.
-struct Sub {
+pub(super) struct Sub {
+    /// Of its channel in the registry.
+    pub(super) channel: u32,
+    pub(super) port: Arc<Port>,
+    pub(super) principal: Arc<Principal>,
+    /// The principal's, where each row finds it.
+    expires_at: i64,
     target: Target,
-    principal: Arc<Principal>,
     /// Rows at or before this are not for it.
     from: Position,
-    /// Made with the binding.
+    /// The rest is made with the binding.
+    pub(super) group: u32,
+    pub(super) class: u32,
     predicate: Bind,
-    keep: Option<ColumnMask>,
+    keep: Option<Box<ColumnMask>>,
 }
 
-enum Bind {
+/// A filter on a relation.
+pub(super) enum Bind {
     /// No filter.
     Everything,
-    Predicate(BoundPredicate),
+    Predicate(Box<BoundPredicate>),
     /// A column of the filter is not in the relation.
     Never,
 }
 
 /// A subscription that a row may concern.
-pub(super) struct Candidate<'a> {
-    pub(super) key: SubKey,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hit {
+    pub(super) channel: u32,
     pub(super) entry_id: i32,
-    pub(super) principal: &'a Arc<Principal>,
-    pub(super) keep: Option<&'a ColumnMask>,
-    pub(super) bound: &'a Arc<Bound>,
-    /// What Postgres has to be asked whether the filter matches.
-    pub(super) open: OpenTerms,
+    pub(super) sub: u32,
+    /// Its class's number in [`Proposals::classes`].
+    pub(super) class: u32,
 }
 
-type Subs = AHashSet<SubKey>;
-type ByText = AHashMap<Box<[u8]>, Subs>;
-
-/// The subscribers of one role.
-struct Group {
-    bound: Arc<Bound>,
-    owner: Option<OwnerKey>,
-    by_owner: ByText,
-    /// By column and the equality under which its text is canonical.
-    by_value: Vec<(usize, Equality, ByText)>,
-    rest: Subs,
+/// What [`TableIndex::search`] finds; reused from row to row.
+#[derive(Default)]
+pub(super) struct Proposals {
+    pub(super) hits: Vec<Hit>,
+    /// The classes that were met: group and number in it.
+    pub(super) classes: Vec<(u32, u32)>,
 }
 
-/// Where a subscription stands in its group.
-enum Place {
-    Owner(Box<[u8]>),
-    Value(usize, Equality, Box<[u8]>),
-    Rest,
-    /// It can never match.
-    Nowhere,
-}
+impl Proposals {
+    pub(super) fn clear(&mut self) {
+        self.hits.clear();
+        self.classes.clear();
+    }
 
-struct Binding {
-    relation: Arc<Relation>,
-    groups: AHashMap<Arc<str>, Group>,
+    pub(super) fn propose(&mut self, sub: u32, at: &Sub, class: u32) {
+        self.hits.push(Hit { channel: at.channel, entry_id: at.target.entry_id, sub, class });
+    }
+
+    /// Notes a class; returns its number.
+    pub(super) fn meet(&mut self, group: u32, class: u32) -> u32 {
+        self.classes.push((group, class));
+        (self.classes.len() - 1) as u32
+    }
 }
 
 /// All subscriptions of one table.
 pub(super) struct TableIndex {
     options: policy::Options,
-    subs: AHashMap<SubKey, Sub>,
-    binding: Option<Binding>,
+    subs: Slots<Sub>,
+    /// What the groups are bound to; `None` before the first row.
+    relation: Option<Arc<Relation>>,
+    /// By role: there are few.
+    groups: Vec<Group>,
+    /// Of the row at hand.
+    serial: u64,
 }
 
 impl TableIndex {
     pub(super) fn new(options: policy::Options) -> TableIndex {
-        TableIndex { options, subs: AHashMap::new(), binding: None }
+        TableIndex { options, subs: Slots::new(), relation: None, groups: Vec::new(), serial: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -107,25 +111,28 @@ impl TableIndex {
         self.subs.len()
     }
 
+    /// Adds a subscription of a channel; returns the number by which it is removed.
     pub(super) fn insert(
         &mut self,
-        key: SubKey,
-        target: Target,
+        channel: u32,
+        port: Arc<Port>,
         principal: Arc<Principal>,
+        target: Target,
         from: Position,
         catalog: &Catalog,
-    ) {
-        let mut sub = Sub { target, principal, from, predicate: Bind::Never, keep: None };
-        if let Some(binding) = &mut self.binding {
-            binding.add(key, &mut sub, catalog, self.options);
-        }
-        self.subs.insert(key, sub);
+    ) -> u32 {
+        let expires_at = principal.expires_at;
+        let (group, class, predicate, keep) = (0, 0, Bind::Never, None);
+        let sub = Sub { channel, port, principal, expires_at, target, from, group, class, predicate, keep };
+        let id = self.subs.insert(sub);
+        self.bind(id, catalog);
+        id
     }
 
-    pub(super) fn remove(&mut self, key: SubKey) {
-        let Some(sub) = self.subs.remove(&key) else { return };
-        if let Some(binding) = &mut self.binding {
-            binding.remove(key, &sub);
+    pub(super) fn remove(&mut self, id: u32) {
+        let Some(sub) = self.subs.remove(id) else { return };
+        if let Some(group) = self.groups.get_mut(sub.group as usize) {
+            group.remove(id, sub.class, &sub.predicate);
         }
     }
 
@@ -136,96 +143,95 @@ impl TableIndex {
         }
     }
 
+    pub(super) fn sub(&self, id: u32) -> Option<&Sub> {
+        self.subs.get(id)
+    }
+
+    pub(super) fn bound(&self, sub: &Sub) -> Option<&Arc<Bound>> {
+        Some(self.groups.get(sub.group as usize)?.bound())
+    }
+
+    /// How many things it keeps to find subscriptions.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> usize {
+        self.groups.iter().map(Group::footprint).sum()
+    }
+
+    // --- Binding.
+
     /// The rules changed: plans that differ are put into force. Keeps everything else.
     pub(super) fn apply_rules(&mut self, catalog: &Catalog) {
-        let Some(binding) = &self.binding else { return };
-        let same = |(role, group): (&Arc<str>, &Group)| {
-            policy::compile(catalog, binding.relation.oid, role, self.options) == **group.bound.plan()
-        };
-        if !binding.groups.iter().all(same) {
-            let relation = binding.relation.clone();
-            self.bind(&relation, catalog);
+        let Some(relation) = self.relation.clone() else { return };
+        for at in 0..self.groups.len() {
+            let group = &self.groups[at];
+            let role = group.role().clone();
+            if policy::compile(catalog, relation.oid, &role, self.options) != **group.bound().plan() {
+                self.groups[at] = Group::new(catalog, &relation, &role, self.options);
+                self.bind_all(catalog, |sub| sub.group == at as u32);
+            }
         }
     }
 
-    /// Makes the index fit this relation if it does not yet.
-    pub(super) fn fit(&mut self, relation: &Arc<Relation>, catalog: &Catalog) {
-        let fits = self.binding.as_ref().is_some_and(|b| Arc::ptr_eq(&b.relation, relation) || b.relation == *relation);
+    /// Makes the index fit this relation and these facts if it does not yet.
+    pub(super) fn fit(&mut self, relation: &Arc<Relation>, catalog: &Catalog, facts: &Facts) {
+        let fits = self.relation.as_ref().is_some_and(|known| Arc::ptr_eq(known, relation) || known == relation);
         if !fits {
-            self.bind(relation, catalog);
+            self.relation = Some(relation.clone());
+            self.groups.clear();
+            self.bind_all(catalog, |_| true);
         }
+        self.groups.iter_mut().for_each(|group| group.fit(facts));
     }
 
-    fn bind(&mut self, relation: &Arc<Relation>, catalog: &Catalog) {
-        let mut binding = Binding { relation: relation.clone(), groups: AHashMap::new() };
-        for (key, sub) in &mut self.subs {
-            binding.add(*key, sub, catalog, self.options);
-        }
-        self.binding = Some(binding);
+    fn bind_all(&mut self, catalog: &Catalog, concerned: impl Fn(&Sub) -> bool) {
+        let ids: Vec<u32> = self.subs.iter().filter(|(_, sub)| concerned(sub)).map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.bind(id, catalog));
     }
 
-    /// Calls `found` for each subscription whose action and filter match. Call [`TableIndex::fit`] before. Says whether some
-    /// could not be looked for because the row came without its owner column: they are denied for want of evidence.
-    pub(super) fn candidates<'a>(
-        &'a self,
-        change: &Change,
-        at: Position,
-        found: &mut dyn FnMut(Candidate<'a>),
-    ) -> bool {
-        let Some(binding) = &self.binding else { return false };
+    /// Adds a subscription to its group, once the relation is known.
+    fn bind(&mut self, id: u32, catalog: &Catalog) {
+        let (Some(relation), Some(sub)) = (&self.relation, self.subs.get_mut(id)) else { return };
+        sub.predicate = bind_predicate(&sub.target, relation, catalog);
+        sub.keep = sub.target.select.as_ref().map(|names| Box::new(kept(relation, names)));
+        let role = &sub.principal.role;
+        let at = self.groups.iter().position(|group| group.role() == role).unwrap_or_else(|| {
+            self.groups.push(Group::new(catalog, relation, role, self.options));
+            self.groups.len() - 1
+        });
+        sub.group = at as u32;
+        sub.class = self.groups[at].add(id, &sub.principal, &sub.predicate);
+    }
+
+    // --- Rows.
+
+    /// Finds the subscriptions whose action and filter match. Call [`TableIndex::fit`] before. Says whether some could not be
+    /// looked for because the row came without what they are found by: they are denied for want of evidence.
+    pub(super) fn search(&mut self, row: &RowChange, facts: &Facts, into: &mut Proposals) -> bool {
+        self.serial += 1;
+        let is_delete = matches!(row.change, Change::Delete { .. });
         let mut unseen = false;
-        let is_delete = matches!(change, Change::Delete { .. });
-        let to_all = |group: &Group| is_delete && group.bound.plan().deletes_to_all();
-        if binding.groups.values().any(to_all) {
-            for (key, sub) in &self.subs {
-                let group = binding.groups.get(&sub.principal.role).filter(|group| to_all(group));
-                if let Some(candidate) = group.and_then(|group| sub.candidate(*key, group, change, at)) {
-                    found(candidate);
+        for (at, group) in self.groups.iter_mut().enumerate() {
+            let search = Search { row, facts, subs: &self.subs, group: at as u32, serial: self.serial };
+            if is_delete && group.bound().plan().deletes_to_all() {
+                for (id, sub) in self.subs.iter().filter(|(_, sub)| sub.group == at as u32) {
+                    group.propose(id, sub, &search, into);
                 }
-            }
-        }
-        for group in binding.groups.values().filter(|group| !to_all(group)) {
-            let mut consider = |key: &SubKey| {
-                let candidate = self.subs.get(key).and_then(|sub| sub.candidate(*key, group, change, at));
-                candidate.into_iter().for_each(&mut *found);
-            };
-            group.rest.iter().for_each(&mut consider);
-            if let Some(column) = group.bound.key_column_index().filter(|_| !group.by_owner.is_empty()) {
-                unseen |= is_absent(change, column, &binding.relation);
-                if let Some(value) = judged_value(change, column)
-                    && let Some(subs) = group.by_owner.get(value)
-                {
-                    subs.iter().for_each(&mut consider);
-                }
-            }
-            for (column, equality, by_value) in &group.by_value {
-                if let Some(value) = judged_value(change, *column)
-                    && let Some(value) = canonical(*equality, value)
-                    && let Some(subs) = by_value.get::<[u8]>(&value)
-                {
-                    subs.iter().for_each(&mut consider);
-                }
+            } else {
+                unseen |= group.search(search, into);
             }
         }
         unseen
     }
+
+    /// The verdict for a class that [`TableIndex::search`] met, for all whose token is valid.
+    pub(super) fn verdict(&self, (group, class): (u32, u32), change: &Change, facts: &Facts) -> Option<Judged> {
+        self.groups.get(group as usize)?.verdict(class, change, facts)
+    }
 }
 
 impl Sub {
-    /// This subscription, if its action and filter match.
-    fn candidate<'a>(&'a self, key: SubKey, group: &'a Group, change: &Change, at: Position) -> Option<Candidate<'a>> {
-        if !self.wants(change, at) {
-            return None;
-        }
-        let open = match &self.predicate {
-            Bind::Predicate(predicate) => predicate.open(change),
-            Bind::Everything | Bind::Never => OpenTerms::new(),
-        };
-        let (entry_id, principal, keep) = (self.target.entry_id, &self.principal, self.keep.as_ref());
-        Some(Candidate { key, entry_id, principal, keep, bound: &group.bound, open })
-    }
-
-    fn wants(&self, change: &Change, at: Position) -> bool {
+    /// Whether action and filter match.
+    pub(super) fn wants(&self, change: &Change, at: Position) -> bool {
         let action = matches!(
             (self.target.action, change),
             (Action::All, _)
@@ -240,122 +246,42 @@ impl Sub {
         };
         action && at > self.from && matches()
     }
+
+    /// What Postgres has to be asked whether the filter matches.
+    pub(super) fn open(&self, change: &Change) -> OpenTerms {
+        match &self.predicate {
+            Bind::Predicate(predicate) => predicate.open(change),
+            Bind::Everything | Bind::Never => OpenTerms::new(),
+        }
+    }
+
+    /// The columns that it selects; `None` for all.
+    pub(super) fn keep(&self) -> Option<&ColumnMask> {
+        self.keep.as_deref()
+    }
+
+    /// Whether its token is no longer valid.
+    pub(super) fn is_expired(&self, unix_seconds: i64) -> bool {
+        unix_seconds >= self.expires_at
+    }
 }
 
-/// The value by which a row is judged: of the new row, or of the deleted one. `None` if it is NULL or was not sent.
-fn judged_value(change: &Change, column: usize) -> Option<&[u8]> {
-    let tuple = match change {
-        Change::Insert { new } => new,
-        Change::Update { new, old: Some(OldRow::Full(old)) } if new.get(column) == Value::Unchanged => old,
-        Change::Update { new, .. } => new,
-        Change::Delete { old } => old.tuple(),
+fn bind_predicate(target: &Target, relation: &Arc<Relation>, catalog: &Catalog) -> Bind {
+    if target.predicate.is_empty() {
+        return Bind::Everything;
+    }
+    let table = catalog.table(relation.oid);
+    let is_real = |name: &str| {
+        table.is_none_or(|table| match table.old_image {
+            OldImage::AsSent => true,
+            OldImage::PrimaryKey => table.primary_key.iter().any(|key| key == name),
+            OldImage::Nothing => false,
+        })
     };
-    match tuple.get(column) {
-        Value::Text(text) => Some(text),
-        Value::Null | Value::Unchanged => None,
-    }
-}
-
-/// Whether the image by which the row is judged came without this column.
-fn is_absent(change: &Change, column: usize, relation: &Relation) -> bool {
-    match change {
-        Change::Insert { new } => new.get(column) == Value::Unchanged,
-        Change::Update { new, old } => {
-            new.get(column) == Value::Unchanged
-                && !matches!(old, Some(OldRow::Full(old)) if old.get(column) != Value::Unchanged)
-        }
-        Change::Delete { old: OldRow::Full(old) } => old.get(column) == Value::Unchanged,
-        Change::Delete { old: OldRow::KeyOnly(_) } => !relation.columns[column].key,
-    }
-}
-
-impl Binding {
-    fn add(&mut self, key: SubKey, sub: &mut Sub, catalog: &Catalog, options: policy::Options) {
-        sub.predicate = if sub.target.predicate.is_empty() {
-            Bind::Everything
-        } else {
-            let table = catalog.table(self.relation.oid);
-            let is_real = |name: &str| {
-                table.is_none_or(|table| match table.old_image {
-                    OldImage::AsSent => true,
-                    OldImage::PrimaryKey => table.primary_key.iter().any(|key| key == name),
-                    OldImage::Nothing => false,
-                })
-            };
-            let bound = sub.target.predicate.bind_within(&self.relation, is_real);
-            bound.map_or(Bind::Never, Bind::Predicate)
-        };
-        sub.keep = sub.target.select.as_ref().map(|names| kept(&self.relation, names));
-        let role = &sub.principal.role;
-        let relation = &self.relation;
-        let group = self.groups.entry(role.clone()).or_insert_with(|| Group::new(catalog, relation, role, options));
-        match group.place(sub) {
-            Place::Owner(value) => group.by_owner.entry(value).or_default().insert(key),
-            Place::Value(column, equality, value) => {
-                group.values(column, equality).entry(value).or_default().insert(key)
-            }
-            Place::Rest => group.rest.insert(key),
-            Place::Nowhere => false,
-        };
-    }
-
-    fn remove(&mut self, key: SubKey, sub: &Sub) {
-        let Some(group) = self.groups.get_mut(&sub.principal.role) else { return };
-        match group.place(sub) {
-            Place::Owner(value) => forget(&mut group.by_owner, &value, key),
-            Place::Value(column, equality, value) => forget(group.values(column, equality), &value, key),
-            Place::Rest => drop(group.rest.remove(&key)),
-            Place::Nowhere => {}
-        }
-    }
-}
-
-fn forget(map: &mut ByText, value: &[u8], key: SubKey) {
-    if let Some(subs) = map.get_mut(value) {
-        subs.remove(&key);
-        if subs.is_empty() {
-            map.remove(value);
-        }
-    }
+    let bound = target.predicate.bind_within(relation, is_real);
+    bound.map_or(Bind::Never, |bound| Bind::Predicate(Box::new(bound)))
 }
 
 fn kept(relation: &Relation, names: &BTreeSet<String>) -> ColumnMask {
     (0..relation.columns.len()).filter(|i| names.contains(&relation.columns[*i].name)).collect()
-}
-
-impl Group {
-    fn new(catalog: &Catalog, relation: &Arc<Relation>, role: &str, options: policy::Options) -> Group {
-        let plan: Arc<Plan> = Arc::new(policy::compile(catalog, relation.oid, role, options));
-        let bound = Arc::new(plan.bind(relation));
-        // Without its column in the relation the key is of no use: every row is then judged, and denied for want of evidence.
-        let owner = plan.owner_key().filter(|_| bound.key_column_index().is_some()).cloned();
-        Group { bound, owner, by_owner: AHashMap::new(), by_value: Vec::new(), rest: Subs::default() }
-    }
-
-    /// Depends on nothing but the subscription and the group, so that removal finds what insertion chose.
-    fn place(&self, sub: &Sub) -> Place {
-        if matches!(sub.predicate, Bind::Never) {
-            return Place::Nowhere;
-        }
-        if let Some(owner) = &self.owner
-            && !owner.must_judge(&sub.principal)
-        {
-            return owner.value(&sub.principal).map_or(Place::Nowhere, |value| Place::Owner(value.into()));
-        }
-        if let Bind::Predicate(predicate) = &sub.predicate
-            && let Some((column, value, equality)) = predicate.eq_key()
-        {
-            return Place::Value(column, equality, value.into());
-        }
-        Place::Rest
-    }
-
-    fn values(&mut self, column: usize, equality: Equality) -> &mut ByText {
-        let at = self.by_value.iter().position(|(c, e, _)| (*c, *e) == (column, equality));
-        let at = at.unwrap_or_else(|| {
-            self.by_value.push((column, equality, AHashMap::new()));
-            self.by_value.len() - 1
-        });
-        &mut self.by_value[at].2
-    }
 }

@@ -8,26 +8,16 @@ use smallvec::SmallVec;
 
 use super::event::{Event, Fanout, Ids, Member, Notice, Outgoing};
 use super::filters::Conditional;
-use super::index::Candidate;
+use super::index::{Hit, Proposals, Sub, TableIndex};
 use super::lane::{Asked, Filtered, Permits, Ready, Share, Waiting};
 use super::registry::Registry;
 use crate::catalog::Published;
 use crate::change::{Change, RowChange, Timestamp};
 use crate::claims::Principal;
-use crate::filter::OpenTerms;
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
+use crate::policy::facts::Facts;
 use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, Verdict};
-
-/// A matching entry of a channel.
-struct Hit {
-    slot: u32,
-    entry_id: i32,
-    keep: Option<ColumnMask>,
-    principal: Arc<Principal>,
-    bound: Arc<Bound>,
-    open: OpenTerms,
-}
 
 /// What a client is told when a change could not be decided for it.
 pub(super) const UNDECIDED: &str = "Gap: a change could not be checked against the database in time and was not sent; \
@@ -60,37 +50,27 @@ const MAX_PRINCIPALS: usize = 256;
 /// Reused from row to row.
 #[derive(Default)]
 pub(super) struct Matcher {
-    hits: Vec<Hit>,
+    proposals: Proposals,
+    /// Of each class that the row met, once it is needed.
+    verdicts: Vec<Option<Judged>>,
 }
 
 impl Matcher {
-    /// Finds and judges the candidates of a row whose table's index fits its relation.
+    /// How many judgements the latest row took.
+    #[cfg(test)]
+    pub(super) fn judged(&self) -> usize {
+        self.verdicts.iter().flatten().count()
+    }
+
+    /// Finds and judges the candidates of a row whose table's index fits its relation and the facts.
     pub(super) fn judge(
         &mut self,
         registry: &mut Registry,
         row: &RowChange,
+        facts: &Facts,
         now_unix_seconds: i64,
         metrics: &Metrics,
     ) -> Judgement {
-        self.hits.clear();
-        let mut counts = Counts::default();
-        if let Some(table) = registry.table(row.relation.oid) {
-            let hits = &mut self.hits;
-            let unseen = table.candidates(&row.change, row.position, &mut |candidate: Candidate<'_>| {
-                hits.push(Hit {
-                    slot: candidate.key.slot,
-                    entry_id: candidate.entry_id,
-                    keep: candidate.keep.cloned(),
-                    principal: candidate.principal.clone(),
-                    bound: candidate.bound.clone(),
-                    open: candidate.open,
-                });
-            });
-            if unseen {
-                counts.deny(metrics, DenyReason::MissingEvidence.as_str());
-            }
-        }
-        self.hits.sort_unstable_by_key(|hit| (hit.slot, hit.entry_id));
         let mut judgement = Judgement {
             permits: Permits::new(),
             asked: SmallVec::new(),
@@ -98,33 +78,25 @@ impl Matcher {
             undecided: Vec::new(),
             principals: AHashMap::new(),
         };
-        for hits in self.hits.chunk_by(|a, b| a.slot == b.slot) {
-            let Some(channel) = registry.at(hits[0].slot) else { continue };
-            let judged = hits[0].bound.judge(&row.change, &hits[0].principal, now_unix_seconds);
-            for Selected { keep, ids, open } in by_selection(hits) {
-                match &judged {
-                    Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
-                        counts.permit += 1;
-                        let ready = Ready { port: channel.port.clone(), ids };
-                        add(&mut judgement.permits, narrowed(permit, keep), ready);
-                    }
-                    Judged::Decided(Verdict::Permit(permit)) => {
-                        counts.permit += 1;
-                        let share = share(&channel.port, ids, open, keep);
-                        let principal = hits[0].principal.clone();
-                        judgement.filtered.push(Filtered { share, principal, permit: permit.clone() });
-                    }
-                    Judged::Decided(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
-                    Judged::Decided(Verdict::Undecided(_)) => {
-                        counts.undecided += 1;
-                        judgement.undecided.push(channel.port.clone());
-                    }
-                    Judged::Ask => {
-                        let share = share(&channel.port, ids, open, keep);
-                        judgement.ask(&hits[0].bound, &hits[0].principal, Waiting { share, principal: 0 });
-                    }
-                }
+        let Some(table) = registry.table(row.relation.oid) else { return judgement };
+        let mut counts = Counts::default();
+        let Matcher { proposals, verdicts } = self;
+        proposals.clear();
+        if table.search(row, facts, proposals) {
+            counts.deny(metrics, DenyReason::MissingEvidence.as_str());
+        }
+        let Proposals { hits, classes } = proposals;
+        hits.sort_unstable_by_key(|hit| (hit.channel, hit.entry_id));
+        verdicts.clear();
+        verdicts.resize(classes.len(), None);
+        for hits in hits.chunk_by(|a, b| a.channel == b.channel) {
+            let Some(sub) = table.sub(hits[0].sub) else { continue };
+            let class = hits[0].class as usize;
+            if verdicts[class].is_none() {
+                verdicts[class] = table.verdict(classes[class], &row.change, facts);
             }
+            let Some(judged) = &verdicts[class] else { continue };
+            judgement.channel(table, (sub, hits), &row.change, judged, now_unix_seconds, (&mut counts, metrics));
         }
         counts.report(metrics);
         judgement
@@ -140,6 +112,43 @@ impl Judgement {
     /// Postgres has to be asked.
     pub(super) fn must_wait(&self) -> bool {
         !self.asked.is_empty() || !self.filtered.is_empty()
+    }
+
+    /// Adds what was judged for the matching entries of one channel.
+    fn channel(
+        &mut self,
+        table: &TableIndex,
+        (sub, hits): (&Sub, &[Hit]),
+        change: &Change,
+        judged: &Judged,
+        now_unix_seconds: i64,
+        (counts, metrics): (&mut Counts, &Metrics),
+    ) {
+        let expired = Judged::Decided(Verdict::Deny(DenyReason::Expired));
+        let judged = if sub.is_expired(now_unix_seconds) { &expired } else { judged };
+        for Selected { keep, ids, open } in by_selection(table, hits, change) {
+            match judged {
+                Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
+                    counts.permit += 1;
+                    add(&mut self.permits, narrowed(permit, keep), Ready { port: sub.port.clone(), ids });
+                }
+                Judged::Decided(Verdict::Permit(permit)) => {
+                    counts.permit += 1;
+                    let (share, principal) = (share(&sub.port, ids, open, keep), sub.principal.clone());
+                    self.filtered.push(Filtered { share, principal, permit: permit.clone() });
+                }
+                Judged::Decided(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
+                Judged::Decided(Verdict::Undecided(_)) => {
+                    counts.undecided += 1;
+                    self.undecided.push(sub.port.clone());
+                }
+                Judged::Ask => {
+                    let Some(bound) = table.bound(sub) else { continue };
+                    let share = share(&sub.port, ids, open, keep);
+                    self.ask(bound, &sub.principal, Waiting { share, principal: 0 });
+                }
+            }
+        }
     }
 
     /// Principals with equal claims share a question, and so an answer.
@@ -177,19 +186,21 @@ struct Selected<'a> {
 }
 
 /// The matching entries of one channel, by what they select: each selection is a frame of its own.
-fn by_selection(hits: &[Hit]) -> SmallVec<[Selected<'_>; 1]> {
-    let mut groups: SmallVec<[Selected<'_>; 1]> = SmallVec::new();
+fn by_selection<'a>(table: &'a TableIndex, hits: &[Hit], change: &Change) -> SmallVec<[Selected<'a>; 1]> {
+    let mut groups: SmallVec<[Selected<'a>; 1]> = SmallVec::new();
     for hit in hits {
-        let at = groups.iter().position(|group| group.keep == hit.keep.as_ref());
+        let Some(sub) = table.sub(hit.sub) else { continue };
+        let (keep, terms) = (sub.keep(), sub.open(change));
+        let at = groups.iter().position(|group| group.keep == keep);
         let at = at.unwrap_or_else(|| {
-            groups.push(Selected { keep: hit.keep.as_ref(), ids: Ids::new(), open: Vec::new() });
+            groups.push(Selected { keep, ids: Ids::new(), open: Vec::new() });
             groups.len() - 1
         });
         let Selected { ids, open, .. } = &mut groups[at];
         // Equal entries share an id, and everything else too.
-        if !hit.open.is_empty() {
+        if !terms.is_empty() {
             if open.last().is_none_or(|(id, _)| *id != hit.entry_id) {
-                open.push((hit.entry_id, hit.open.clone()));
+                open.push((hit.entry_id, terms));
             }
         } else if ids.last() != Some(&hit.entry_id) {
             ids.push(hit.entry_id);
@@ -247,7 +258,8 @@ pub(super) fn event(row: RowChange, commit_time: Timestamp, taken: Instant, type
     Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone()))
 }
 
-/// Verdicts of one row, reported together.
+/// Verdicts of one row, reported together. What is counted is candidates: each channel, once per selection of columns, whose
+/// action and filter match, also where a verdict was reached once for many of them.
 #[derive(Default)]
 pub(super) struct Counts {
     pub(super) permit: u64,

@@ -8,6 +8,7 @@ mod command;
 mod control;
 mod event;
 mod filters;
+mod group;
 mod index;
 mod lane;
 mod matching;
@@ -18,12 +19,17 @@ mod resolve;
 mod rules;
 mod run;
 mod settle;
+mod slots;
 mod summary;
 mod warnings;
 // Not in an optimized build: an allocator that counts would falsify the times of the bench.
 #[cfg(test)]
 #[cfg(debug_assertions)]
 mod allocation_tests;
+#[cfg(test)]
+mod index_tests;
+#[cfg(test)]
+pub(crate) mod crowd;
 #[cfg(test)]
 mod tests;
 

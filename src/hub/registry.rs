@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::index::{SubKey, TableIndex};
+use super::index::TableIndex;
 use super::resolve::Target;
+use super::slots::Slots;
 use super::{ChannelId, Entry, Port};
 use crate::catalog::Catalog;
 use crate::change::Position;
@@ -18,6 +19,8 @@ pub(super) struct Channel {
     pub(super) principal: Arc<Principal>,
     pub(super) entries: Arc<Vec<Entry>>,
     pub(super) targets: Vec<Target>,
+    /// The number of each target in its table's index.
+    subs: Vec<u32>,
     /// Rows at or before this are not for it.
     pub(super) from: Position,
 }
@@ -25,8 +28,7 @@ pub(super) struct Channel {
 /// All channels. Slots are reused, [`ChannelId`]s are not.
 pub(super) struct Registry {
     options: policy::Options,
-    slots: Vec<Option<Channel>>,
-    free: Vec<u32>,
+    slots: Slots<Channel>,
     by_id: AHashMap<ChannelId, u32>,
     tables: AHashMap<u32, TableIndex>,
     subscriptions: usize,
@@ -34,17 +36,10 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new(options: policy::Options) -> Registry {
-        Registry {
-            options,
-            slots: Vec::new(),
-            free: Vec::new(),
-            by_id: AHashMap::new(),
-            tables: AHashMap::new(),
-            subscriptions: 0,
-        }
+        Registry { options, slots: Slots::new(), by_id: AHashMap::new(), tables: AHashMap::new(), subscriptions: 0 }
     }
 
-    /// Activates a channel, in place of what it had before.
+    /// Activates a channel, in place of what it had before: with the same slot, and the same classes if its rights are the same.
     pub(super) fn activate(
         &mut self,
         port: Arc<Port>,
@@ -54,19 +49,22 @@ impl Registry {
         from: Position,
         catalog: &Catalog,
     ) {
-        self.remove(port.id);
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            (self.slots.len() - 1) as u32
-        });
-        self.by_id.insert(port.id, slot);
-        self.slots[slot as usize] = Some(Channel { port, principal, entries, targets: Vec::new(), from });
+        let id = port.id;
+        let channel = Channel { port, principal, entries, targets: Vec::new(), subs: Vec::new(), from };
+        let (slot, before) = match self.by_id.get(&id) {
+            Some(slot) => (*slot, self.slots.get_mut(*slot).map(|known| std::mem::replace(known, channel))),
+            None => (self.slots.insert(channel), None),
+        };
+        self.by_id.insert(id, slot);
         self.point(slot, targets, catalog);
+        if let Some(before) = before {
+            self.unpoint(before.targets, before.subs);
+        }
     }
 
     /// The stream goes on from an earlier position, in another history: nobody may wait until it has passed the old one.
     pub(super) fn rebase(&mut self, from: Position) {
-        for channel in self.slots.iter_mut().flatten() {
+        for channel in self.slots.values_mut() {
             channel.from = channel.from.min(from);
         }
         for table in self.tables.values_mut() {
@@ -76,32 +74,32 @@ impl Registry {
 
     /// Gives a channel new targets, after the rules changed.
     pub(super) fn retarget(&mut self, id: ChannelId, targets: Vec<Target>, catalog: &Catalog) {
-        if let Some(slot) = self.by_id.get(&id).copied() {
-            self.unpoint(slot);
-            self.point(slot, targets, catalog);
-        }
+        let Some(slot) = self.by_id.get(&id).copied() else { return };
+        let Some(channel) = self.slots.get_mut(slot) else { return };
+        let before = (std::mem::take(&mut channel.targets), std::mem::take(&mut channel.subs));
+        self.point(slot, targets, catalog);
+        self.unpoint(before.0, before.1);
     }
 
     fn point(&mut self, slot: u32, targets: Vec<Target>, catalog: &Catalog) {
-        let Some(channel) = &mut self.slots[slot as usize] else { return };
-        for (i, target) in targets.iter().enumerate() {
-            let key = SubKey { slot, target: i as u32 };
+        let Some(channel) = self.slots.get_mut(slot) else { return };
+        let subs = targets.iter().map(|target| {
             let table = self.tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options));
-            table.insert(key, target.clone(), channel.principal.clone(), channel.from, catalog);
-        }
+            let (port, principal) = (channel.port.clone(), channel.principal.clone());
+            table.insert(slot, port, principal, target.clone(), channel.from, catalog)
+        });
+        let subs = subs.collect();
         self.subscriptions += targets.len();
-        channel.targets = targets;
+        (channel.targets, channel.subs) = (targets, subs);
     }
 
-    fn unpoint(&mut self, slot: u32) {
-        let Some(channel) = &mut self.slots[slot as usize] else { return };
-        let targets = std::mem::take(&mut channel.targets);
+    fn unpoint(&mut self, targets: Vec<Target>, subs: Vec<u32>) {
         self.subscriptions -= targets.len();
-        for (i, target) in targets.iter().enumerate() {
-            if let Some(table) = self.tables.get_mut(&target.table_oid) {
-                table.remove(SubKey { slot, target: i as u32 });
+        for (Target { table_oid, .. }, sub) in targets.into_iter().zip(subs) {
+            if let Some(table) = self.tables.get_mut(&table_oid) {
+                table.remove(sub);
                 if table.is_empty() {
-                    self.tables.remove(&target.table_oid);
+                    self.tables.remove(&table_oid);
                 }
             }
         }
@@ -109,10 +107,8 @@ impl Registry {
 
     /// Forgets a channel.
     pub(super) fn remove(&mut self, id: ChannelId) {
-        if let Some(slot) = self.by_id.remove(&id) {
-            self.unpoint(slot);
-            self.slots[slot as usize] = None;
-            self.free.push(slot);
+        if let Some(channel) = self.by_id.remove(&id).and_then(|slot| self.slots.remove(slot)) {
+            self.unpoint(channel.targets, channel.subs);
         }
     }
 
@@ -125,15 +121,11 @@ impl Registry {
     }
 
     pub(super) fn get(&self, id: ChannelId) -> Option<&Channel> {
-        self.by_id.get(&id).and_then(|slot| self.at(*slot))
-    }
-
-    pub(super) fn at(&self, slot: u32) -> Option<&Channel> {
-        self.slots.get(slot as usize).and_then(Option::as_ref)
+        self.by_id.get(&id).and_then(|slot| self.slots.get(*slot))
     }
 
     pub(super) fn channels(&self) -> impl Iterator<Item = &Channel> {
-        self.slots.iter().flatten()
+        self.slots.iter().map(|(_, channel)| channel)
     }
 
     pub(super) fn table(&mut self, oid: u32) -> Option<&mut TableIndex> {

@@ -36,6 +36,7 @@ use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::log::{LogError, Read, Reader};
 use crate::policy::Asker;
+use crate::policy::facts::Facts;
 
 /// Rows handled before commands are looked at again.
 const SLICE: usize = 256;
@@ -74,6 +75,8 @@ pub struct Hub {
     pub(super) validator: Arc<Validator>,
     pub(super) registry: Registry,
     pub(super) matcher: Matcher,
+    /// What the policies look into.
+    pub(super) facts: Facts,
     pub(super) lane: Lane,
     pub(super) reader: Reader,
     pub(super) work: Option<Work>,
@@ -121,6 +124,7 @@ impl Hub {
             validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
+            facts: Facts::new(0),
             lane: Lane::new(asker, filter_asker),
             reader: deps.log.reader(deps.log.end()),
             work: None,
@@ -343,10 +347,10 @@ impl Hub {
             return;
         }
         let Some(index) = self.registry.table(oid) else { return };
-        index.fit(&row.relation, &rules.catalog);
+        index.fit(&row.relation, &rules.catalog, &self.facts);
         let now = self.deps.clock.unix_seconds();
         let metrics = &self.deps.metrics;
-        let judgement = self.matcher.judge(&mut self.registry, &row, now, metrics);
+        let judgement = self.matcher.judge(&mut self.registry, &row, &self.facts, now, metrics);
         if judgement.is_empty() {
             return;
         }

@@ -56,6 +56,11 @@ impl Types {
         self.by_oid.get(&oid)
     }
 
+    /// The type of this name.
+    pub fn find(&self, schema: &str, name: &str) -> Option<&Arc<TypeInfo>> {
+        self.by_oid.values().find(|info| info.schema == schema && info.name == name)
+    }
+
     /// Follows domains down to the type whose output the text is; stops at an unknown type, which is returned as it is.
     pub fn base_of(&self, oid: u32) -> u32 {
         let mut oid = oid;

@@ -6,10 +6,11 @@
 
 use std::sync::Arc;
 
-use super::expr::{Expr, Truth};
+use super::facts::{FactBinding, Facts, Side};
 use super::image::record;
 use super::permit::{ColumnMask, DenyReason, Permit, UndecidedReason, Verdict};
 use super::plan::{Engine, Plan};
+use super::rule::{RowKeys, Rule, Truth, Viewer, ViewerKey};
 use crate::catalog::{OldImage, Table};
 use crate::change::{Change, OldRow, Relation, ReplicaIdentity, Tuple, Value};
 use crate::claims::Principal;
@@ -34,7 +35,8 @@ pub struct Bound {
     key_readable: bool,
     /// The relation and the catalog disagree about a column that the policy reads: one of them is older.
     stale: bool,
-    key_column_index: Option<usize>,
+    /// For a rule that looks into no table.
+    no_facts: Option<Arc<(FactBinding, Facts)>>,
 }
 
 /// A column that must be present.
@@ -93,7 +95,7 @@ impl Bound {
             has_primary_key: false,
             key_readable: false,
             stale: false,
-            key_column_index: None,
+            no_facts: None,
             plan,
             relation,
         };
@@ -130,7 +132,8 @@ impl Bound {
         let form_reads = self.plan.form.iter().flat_map(|form| &form.reads);
         let form_reads: Vec<Read> = form_reads.map(|name| read(name)).collect();
         self.reads = match &self.plan.engine {
-            Engine::Pure(expr) => expr.columns().into_iter().map(read).collect(),
+            // In the order of the rule's columns.
+            Engine::Pure(rule) => rule.reads.iter().map(|column| read(&column.name)).collect(),
             _ => form_reads.clone(),
         };
         self.form_reads = form_reads;
@@ -138,7 +141,10 @@ impl Bound {
             .reads
             .iter()
             .any(|read| read.index.is_none() && table.column(&read.name).is_none_or(|column| table.is_sent(column)));
-        self.key_column_index = self.plan.owner_key().and_then(|key| self.read_index(&key.column));
+        self.no_facts = self.plan.rule().filter(|rule| rule.sources.is_empty()).and_then(|rule| {
+            let none = Facts::new(0);
+            Some(Arc::new((none.bind(rule).ok()?, none)))
+        });
     }
 
     /// The plan.
@@ -151,13 +157,21 @@ impl Bound {
         &self.relation
     }
 
-    /// Index of the owner key's column in this relation.
-    pub fn key_column_index(&self) -> Option<usize> {
-        self.key_column_index
+    /// Whether the relation and the catalog disagree, so that nothing can be decided.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale
     }
 
-    /// Judges an INSERT or UPDATE by its new row, a DELETE by its old row.
-    pub fn judge(&self, change: &Change, principal: &Principal, now_unix_seconds: i64) -> Judged {
+    /// Judges an INSERT or UPDATE by its new row, a DELETE by its old row. `viewer` is [`Plan::viewer`] of this principal;
+    /// `facts` may be left out for a rule that looks into no table.
+    pub fn judge(
+        &self,
+        change: &Change,
+        viewer: &Viewer,
+        principal: &Principal,
+        facts: Option<(&FactBinding, &Facts)>,
+        now_unix_seconds: i64,
+    ) -> Judged {
         if principal.is_expired(now_unix_seconds) {
             return deny(DenyReason::Expired);
         }
@@ -165,6 +179,11 @@ impl Bound {
         if *principal.role != *self.plan.role {
             return deny(DenyReason::UnknownRole);
         }
+        self.verdict(change, viewer, facts)
+    }
+
+    /// The same for everybody of the plan's role who has this viewer and whose token is valid.
+    pub fn verdict(&self, change: &Change, viewer: &Viewer, facts: Option<(&FactBinding, &Facts)>) -> Judged {
         let is_delete = matches!(change, Change::Delete { .. });
         if is_delete && self.plan.deletes_to_all() {
             return self.announce(change);
@@ -186,11 +205,49 @@ impl Bound {
                 Ok(()) => Judged::Ask,
                 Err(verdict) => Judged::Decided(verdict),
             },
-            Engine::Pure(expr) => match self.evidence(change) {
-                Ok(()) => self.judge_pure(expr, change, principal),
+            Engine::Pure(rule) => match self.evidence(change) {
+                Ok(()) => self.judge_pure(rule, change, viewer, facts),
                 Err(verdict) => Judged::Decided(verdict),
             },
         }
+    }
+
+    /// Calls `found` with each (claim, value) of [`Plan::keys`] that this change yields: whoever has none of them is not
+    /// permitted it. Without the facts that it takes, each claim is said to have too many. See [`super::rule::Keys::of_row`].
+    pub fn row_keys(
+        &self,
+        change: &Change,
+        facts: Option<(&FactBinding, &Facts)>,
+        limit: usize,
+        found: &mut dyn FnMut(u16, &[u8]),
+    ) -> RowKeys {
+        let Some(keys) = self.plan.keys() else { return RowKeys::Complete };
+        let Some((binding, facts)) = self.facts(facts) else { return RowKeys::TooMany(keys.claims().into()) };
+        let image = self.judged(change);
+        keys.of_row(binding, facts, side(change), &|column| self.read(image, column), limit, found)
+    }
+
+    /// Whether an index by [`Plan::keys`] finds a principal with this viewer for this change. Nobody is permitted whom it does
+    /// not find.
+    pub fn finds(&self, change: &Change, viewer: &Viewer, facts: Option<(&FactBinding, &Facts)>) -> bool {
+        let Some(keys) = self.plan.keys() else { return true };
+        let of_viewer: Vec<_> = keys.claims().iter().map(|claim| (*claim, keys.of_viewer(*claim, viewer))).collect();
+        if of_viewer.iter().all(|(_, values)| matches!(values, ViewerKey::Values(values) if values.is_empty())) {
+            return false;
+        }
+        let mut is_found = of_viewer.iter().any(|(_, values)| matches!(values, ViewerKey::MustJudge));
+        let mut look = |claim: u16, value: &[u8]| {
+            let values = of_viewer.iter().find(|(known, _)| *known == claim).map(|(_, values)| values);
+            is_found |= matches!(values, Some(ViewerKey::Values(values)) if values.iter().any(|v| **v == *value));
+        };
+        match self.row_keys(change, facts, usize::MAX, &mut look) {
+            RowKeys::Complete => is_found,
+            RowKeys::TooMany(_) | RowKeys::Absent => true,
+        }
+    }
+
+    fn facts<'a>(&'a self, given: Option<(&'a FactBinding, &'a Facts)>) -> Option<(&'a FactBinding, &'a Facts)> {
+        self.no_facts.as_deref().map(|(binding, facts)| (binding, facts)).or(given)
     }
 
     /// A DELETE that goes to everybody: not judged by any policy. Columns that the role may not select are left out; with
@@ -214,23 +271,32 @@ impl Bound {
         Judged::Decided(Verdict::Permit(Permit::grant(self.readable.clone(), shown)))
     }
 
-    fn judge_pure(&self, expr: &Expr, change: &Change, principal: &Principal) -> Judged {
-        let truth = |image: Image<'_>| {
-            let column = |name: &str| self.read_index(name).map_or(Value::Unchanged, |index| image.get(index));
-            expr.truth(&column, principal)
-        };
-        match truth(self.judged(change)) {
+    fn judge_pure(
+        &self,
+        rule: &Rule,
+        change: &Change,
+        viewer: &Viewer,
+        facts: Option<(&FactBinding, &Facts)>,
+    ) -> Judged {
+        let Some((binding, facts)) = self.facts(facts) else { return self.ask(change) };
+        let truth =
+            |image: Image<'_>, side: Side| rule.truth(binding, facts, side, &|column| self.read(image, column), viewer);
+        match truth(self.judged(change), side(change)) {
             Truth::True => {
-                let old_passes = self.old_to_widen(change).is_some_and(|old| truth(old) == Truth::True);
-                self.permit(change, old_passes)
+                let old = self.old_to_widen(change);
+                self.permit(change, old.is_some_and(|old| truth(old, Side::Before) == Truth::True))
             }
             Truth::False | Truth::Null => deny(DenyReason::Policy),
             Truth::Raises => deny(DenyReason::PolicyError),
-            // Postgres is asked about all columns of the policies, also those which folding removed here.
-            Truth::Unsure => match has_all(&self.form_reads, self.judged(change)) {
-                true => Judged::Ask,
-                false => deny(DenyReason::MissingEvidence),
-            },
+            Truth::Unsure => self.ask(change),
+        }
+    }
+
+    /// What memory can't judge. Postgres is asked about all columns of the policies, also those which folding removed here.
+    fn ask(&self, change: &Change) -> Judged {
+        match has_all(&self.form_reads, self.judged(change)) {
+            true => Judged::Ask,
+            false => deny(DenyReason::MissingEvidence),
         }
     }
 
@@ -320,9 +386,17 @@ impl Bound {
         }
     }
 
-    /// Index of a column that the engine reads.
-    fn read_index(&self, name: &str) -> Option<usize> {
-        self.reads.iter().find(|read| read.name == name)?.index
+    /// The value of a column of the rule, by its number there.
+    fn read<'a>(&self, image: Image<'a>, column: usize) -> Value<'a> {
+        self.reads.get(column).and_then(|read| read.index).map_or(Value::Unchanged, |index| image.get(index))
+    }
+}
+
+/// The facts by which the deciding row of a change is judged.
+fn side(change: &Change) -> Side {
+    match change {
+        Change::Insert { .. } | Change::Update { .. } => Side::After,
+        Change::Delete { .. } => Side::Before,
     }
 }
 

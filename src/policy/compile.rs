@@ -3,12 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::expr::Expr;
 use super::form::Form;
-use super::owner::OwnerKey;
-use super::parse::{self, Context, NotPure};
 use super::permit::DenyReason;
 use super::plan::{Engine, Options, Plan};
+use super::rule::{self, Compiled};
 use crate::catalog::{Access, Catalog, PolicyCommand, PolicyRow, Role, RowFilter, Table};
 
 /// Compiles the rules of a table for a role. Never fails: what can't be judged is asked or denied, with the reason.
@@ -21,7 +19,8 @@ pub fn compile(catalog: &Catalog, table_oid: u32, role: &str, options: Options) 
         engine: Engine::Deny(DenyReason::UnknownTable),
         readable: BTreeSet::new(),
         form: None,
-        owner_key: None,
+        keys: None,
+        refused: None,
         options,
     };
     let Some(table) = table else { return plan };
@@ -136,49 +135,19 @@ fn judge_by(
     let row_filter = row_filter.map(as_policy);
     restrictive.extend(row_filter.iter().filter_map(|p| Some((p, p.expression.as_deref()?))));
     let form = form(table, &permissive, &restrictive);
-    let context = Context { catalog, table, role: &plan.role };
-    plan.engine = match pure(&context, &permissive, &restrictive) {
-        Ok(expr) => Engine::Pure(expr),
-        Err(NotPure(reason)) => Engine::Ask { sql: form.question.clone(), reason },
+    plan.engine = match rule::compile(catalog, table, &plan.role, &permissive, &restrictive) {
+        Compiled::Pure(rule) => Engine::Pure(Arc::new(*rule)),
+        Compiled::NotPure(reason) => Engine::Ask { sql: form.question.clone(), reason },
+        Compiled::Refused(reason) => {
+            plan.refused = Some(reason);
+            Engine::Deny(DenyReason::PolicyError)
+        }
     };
-    if let Engine::Pure(expr) = &plan.engine {
-        plan.owner_key = expr.necessary().map(OwnerKey::new);
-    }
+    plan.keys = plan.rule().and_then(|rule| rule.keys());
     plan.form = Some(form);
 }
 
 type Policies<'a> = [(&'a PolicyRow, &'a str)];
-
-fn pure(context: &Context<'_>, permissive: &Policies<'_>, restrictive: &Policies<'_>) -> Result<Expr, NotPure> {
-    if !context.catalog.is_utf8() {
-        return Err(NotPure("the database's encoding is not UTF8".into()));
-    }
-    let parse = |(policy, text): &(&PolicyRow, &str)| {
-        parse::policy(context, policy, text)
-            .map_err(|NotPure(why)| NotPure(format!("policy \"{}\": {why}", policy.name)))
-    };
-    let mut any = Vec::new();
-    let mut doubt = None;
-    for policy in permissive {
-        match parse(policy) {
-            // Whatever the others say, Postgres folds `true OR …` before it runs anything.
-            Ok(Expr::Constant(true)) => {
-                (any, doubt) = (vec![Expr::Constant(true)], None);
-                break;
-            }
-            Ok(expr) => any.push(expr),
-            Err(why) => doubt = doubt.or(Some(why)),
-        }
-    }
-    if let Some(why) = doubt {
-        return Err(why);
-    }
-    let mut all = if permissive.is_empty() { Vec::new() } else { vec![Expr::any(any)] };
-    for policy in restrictive {
-        all.push(parse(policy)?);
-    }
-    Ok(Expr::all(all))
-}
 
 /// What is asked: `(p1 or p2) and r1 and r2`, over the columns that the policies depend on. Without permissive ones, where
 /// row-level security does not apply, `r1 and r2`.

@@ -5,12 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::bound::Bound;
-use super::expr::Expr;
 use super::form::Form;
-use super::owner::OwnerKey;
 use super::permit::DenyReason;
+use super::rule::{Keys, Rule, Viewer};
 use crate::catalog::Table;
 use crate::change::Relation;
+use crate::claims::Principal;
 
 /// What the operator decides beside Postgres's own rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,7 +39,7 @@ pub enum Engine {
     /// No row-level security for this role: it is off, or the role is above it.
     Everything,
     /// In memory.
-    Pure(Expr),
+    Pure(Arc<Rule>),
     /// By Postgres.
     Ask {
         /// The statement, with the image as `$1`.
@@ -66,7 +66,10 @@ pub struct Plan {
     pub readable: BTreeSet<String>,
     /// What Postgres is asked: always for Ask, and for single principals of a Pure plan whose claims only it can judge.
     pub form: Option<Form>,
-    pub(super) owner_key: Option<OwnerKey>,
+    pub(super) keys: Option<Keys>,
+    /// Why nobody gets a row, if Postgres refuses every query of the role: an inner table that it may not select from, or
+    /// policies that look into themselves.
+    pub refused: Option<String>,
     /// What it was compiled with.
     pub options: Options,
 }
@@ -77,9 +80,22 @@ impl Plan {
         Bound::new(self.clone(), relation.clone())
     }
 
-    /// The equality that every permit needs, if there is one.
-    pub fn owner_key(&self) -> Option<&OwnerKey> {
-        self.owner_key.as_ref()
+    /// What every permit needs: a value that the row and the principal have in common. `None`: everybody must be judged.
+    pub fn keys(&self) -> Option<&Keys> {
+        self.keys.as_ref()
+    }
+
+    /// The rule that memory judges by, if there is one.
+    pub fn rule(&self) -> Option<&Arc<Rule>> {
+        match &self.engine {
+            Engine::Pure(rule) => Some(rule),
+            Engine::Everything | Engine::Ask { .. } | Engine::Deny(_) => None,
+        }
+    }
+
+    /// What the plan takes from a principal: two of the same role with equal viewers share every verdict of memory.
+    pub fn viewer(&self, principal: &Principal) -> Viewer {
+        self.rule().map_or_else(|| Viewer::new([]), |rule| rule.viewer(principal))
     }
 
     /// Whether DELETEs go to everybody whose filter passes. Never where the relay has to apply the publication's row filter
@@ -98,12 +114,15 @@ impl fmt::Display for Plan {
         }
         match &self.engine {
             Engine::Everything => f.write_str("everything")?,
-            Engine::Pure(expr) => write!(f, "pure, {expr}")?,
+            Engine::Pure(rule) => write!(f, "pure, {rule}")?,
             Engine::Ask { reason, .. } => write!(f, "ask Postgres, because {reason}")?,
-            Engine::Deny(reason) => return write!(f, "deny, {}", reason.as_str()),
+            Engine::Deny(reason) => {
+                write!(f, "deny, {}", reason.as_str())?;
+                return self.refused.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"));
+            }
         }
-        if let Some(key) = &self.owner_key {
-            write!(f, "; owners found by {}", key.column)?;
+        if let Some(keys) = &self.keys {
+            write!(f, "; owners found by {keys}")?;
         }
         let columns: Vec<&str> = self.readable.iter().map(String::as_str).collect();
         write!(f, "; shows {}", columns.join(", "))

@@ -224,11 +224,9 @@ impl Check<'_> {
                     Said::Ask => {}
                     answer => {
                         self.counts.in_memory += 1;
-                        if matches!(answer, Said::Yes(Some(_)))
-                            && !is_owner(bound, &self.truth.images[step.judged()], who)
-                        {
+                        if matches!(answer, Said::Yes(Some(_))) && !is_found(bound, &change, who) {
                             self.differ(
-                                "a permit for another than the key's owner".into(),
+                                "a permit for somebody whom the keys don't find".into(),
                                 Some(*step),
                                 Some(index),
                                 None,
@@ -387,11 +385,7 @@ fn has_key(checked: &Checked, image: &Tuple) -> bool {
     }
 }
 
-/// By this key the hub finds the owners of a row.
-fn is_owner(bound: &Bound, image: &Tuple, who: &Who) -> bool {
-    let (Some(key), Some(index)) = (bound.plan().owner_key(), bound.key_column_index()) else { return true };
-    match (image.get(index), key.value(&who.principal)) {
-        (Value::Text(text), Some(value)) => *text == *value,
-        _ => false,
-    }
+/// Whether the hub, which looks by keys, finds him for this change.
+fn is_found(bound: &Bound, change: &Change, who: &Who) -> bool {
+    bound.finds(change, &bound.plan().viewer(&who.principal), None)
 }

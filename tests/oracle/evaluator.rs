@@ -8,6 +8,7 @@ use rowcast::claims::Principal;
 use rowcast::filter::{self, BoundPredicate, ColumnSpec, FilterError, Operator, Predicate, Validator};
 use rowcast::gateway::encode::{RowShape, write_data};
 use rowcast::pgtype::{oid, type_name};
+use rowcast::policy::rule::{RowKeys, ViewerKey};
 use rowcast::policy::{Bound, DenyReason, Judged, Permit, UndecidedReason, Verdict};
 
 use super::filters::Filter;
@@ -135,9 +136,14 @@ impl Evaluator {
                 return without_permit(judge(bound, &in_lower_case(change), &lowered));
             }
             Some(Fault::NobodyOwnsNull) => {
-                if let (Some(key), Some(index)) = (bound.plan().owner_key(), bound.key_column_index()) {
-                    let nobody = key.value(principal).is_none() && !key.must_judge(principal);
-                    if nobody && image(change).get(index) == Value::Null {
+                if let Some(keys) = bound.plan().keys() {
+                    let viewer = bound.plan().viewer(principal);
+                    let values = |claim: &u16| keys.of_viewer(*claim, &viewer);
+                    let is_nobody = |key: ViewerKey| matches!(key, ViewerKey::Values(values) if values.is_empty());
+                    let mut owned = false;
+                    let complete = bound.row_keys(change, None, usize::MAX, &mut |_, _| owned = true);
+                    let unowned = !owned && matches!(complete, RowKeys::Complete);
+                    if unowned && keys.claims().iter().map(values).all(is_nobody) {
                         return Said::Yes(None);
                     }
                 }
@@ -176,7 +182,7 @@ pub(super) fn specs<'a>(catalog: &'a Catalog, table: &'a CatalogTable) -> Vec<Co
 }
 
 fn judge(bound: &Bound, change: &Change, principal: &Principal) -> Said {
-    match bound.judge(change, principal, 0) {
+    match bound.judge(change, &bound.plan().viewer(principal), principal, None, 0) {
         Judged::Decided(verdict) => said(verdict),
         Judged::Ask => Said::Ask,
     }

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use super::Conversion;
-use crate::policy::term::{Fault, integer, uuid};
+use crate::policy::term::Fault;
+use crate::policy::term::read::{integer, uuid};
 
 /// The text after a cast.
 pub(in crate::policy) fn convert(conversion: Conversion, text: &[u8]) -> Result<Cow<'_, [u8]>, Fault> {

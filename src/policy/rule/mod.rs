@@ -17,9 +17,13 @@
 //!
 //! Rejected: a tree of closures, which neither prints nor compares.
 
+mod build;
+mod compile;
+mod display;
 mod convert;
 mod eval;
 mod keys;
+mod parse;
 mod viewer;
 mod visit;
 
@@ -27,6 +31,7 @@ use std::sync::Arc;
 
 use crate::pgtype::{Equality, Order};
 
+pub(super) use compile::{Compiled, compile};
 pub(super) use convert::convertible;
 pub use keys::{Keys, RowKeys, ViewerKey};
 pub use viewer::{Claimed, Viewer};

@@ -5,10 +5,8 @@
 
 use std::sync::Arc;
 
-use super::{ClaimTerm, Rule};
+use super::Rule;
 use crate::claims::Principal;
-use crate::pgtype::canonical;
-use crate::policy::term::Fault;
 
 /// A claims expression's value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -53,18 +51,6 @@ impl std::fmt::Debug for Viewer {
 impl Rule {
     /// Evaluates the claims that this rule reads.
     pub fn viewer(&self, principal: &Principal) -> Viewer {
-        Viewer::new(self.claims.iter().map(|claim| claimed(claim, principal)))
-    }
-}
-
-fn claimed(claim: &ClaimTerm, principal: &Principal) -> Claimed {
-    match claim.term.text(principal) {
-        Err(Fault::Raises) => Claimed::Raises,
-        Err(Fault::Unsure) => Claimed::Unsure,
-        Ok(None) => Claimed::Null,
-        Ok(Some(text)) => match canonical(claim.kind.equality, text.as_bytes()) {
-            Some(text) => Claimed::Value(text.into_owned().into()),
-            None => Claimed::Unsure,
-        },
+        Viewer::new(self.claims.iter().map(|claim| claim.term.claimed(claim.kind, principal)))
     }
 }

@@ -40,7 +40,7 @@ async fn with_a_key_identity_the_old_row_shows_its_key_and_a_delete_cannot_be_ju
     database.run(TABLE).await;
     let bound = bind(&plan(&mut database, "t", "authenticated").await);
     let alice = user(ALICE);
-    let judge = |change: &Change| decided(bound.judge(change, &alice, 0));
+    let judge = |change: &Change| decided(judge(&bound, change, &alice, 0));
     let key = || texts(&[Some("1"), None, None, None]);
 
     assert_eq!(masks(judge(&insert(row(ALICE)))), (mask(&[0, 1, 2]), mask(&[])), "secret is not granted");
@@ -63,7 +63,7 @@ async fn with_a_full_identity_old_rows_are_judged_by_themselves() {
     database.run("alter table t replica identity full").await;
     let bound = bind(&plan(&mut database, "t", "authenticated").await);
     let alice = user(ALICE);
-    let judge = |change: &Change| decided(bound.judge(change, &alice, 0));
+    let judge = |change: &Change| decided(judge(&bound, change, &alice, 0));
     let full = |owner| Some(OldRow::Full(row(owner)));
 
     assert_eq!(masks(judge(&update(row(ALICE), full(ALICE)))).1, mask(&[0, 1, 2]), "she could see the old row");
@@ -94,13 +94,13 @@ async fn old_rows_of_a_partitioned_root_hold_what_all_partitions_log() {
     let old = || delete(texts(&[Some("1"), Some(ALICE)]), ReplicaIdentity::Full);
     let alice = user(ALICE);
     let bound = bind(&plan(&mut database, "t", "authenticated").await);
-    assert_eq!(decided(bound.judge(&old(), &alice, 0)), MISSING, "the leaf logged its key only");
+    assert_eq!(decided(judge(&bound, &old(), &alice, 0)), MISSING, "the leaf logged its key only");
     let everything = bind(&plan(&mut database, "t", "service_role").await);
     let service = principal("service_role", serde_json::json!({}));
-    assert_eq!(masks(decided(everything.judge(&old(), &service, 0))).1, mask(&[0]));
+    assert_eq!(masks(decided(judge(&everything, &old(), &service, 0))).1, mask(&[0]));
     database.run("alter table leaf replica identity full").await;
     let bound = bind(&plan(&mut database, "t", "authenticated").await);
-    assert_eq!(masks(decided(bound.judge(&old(), &alice, 0))).1, mask(&[0, 1]));
+    assert_eq!(masks(decided(judge(&bound, &old(), &alice, 0))).1, mask(&[0, 1]));
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn columns_that_are_not_sent_deny_and_columns_that_differ_stay_open() {
     let alice = user(ALICE);
     let plan_now = plan(&mut database, "t", "authenticated").await;
     let unpublished = bind(&plan_now);
-    assert_eq!(decided(unpublished.judge(&insert(texts(&[Some("1"), Some("b")])), &alice, 0)), MISSING);
+    assert_eq!(decided(judge(&unpublished, &insert(texts(&[Some("1"), Some("b")])), &alice, 0)), MISSING);
     database
         .run(
             "alter publication supabase_realtime set table t; alter policy p on t using (twin = auth.uid() and length(body) > 0)",
@@ -124,16 +124,16 @@ async fn columns_that_are_not_sent_deny_and_columns_that_differ_stay_open() {
         .await;
     let generated = bind(&plan(&mut database, "t", "authenticated").await);
     let new = || insert(texts(&[Some("1"), Some(ALICE), Some("b")]));
-    assert_eq!(decided(generated.judge(&new(), &alice, 0)), MISSING, "asked or not");
+    assert_eq!(decided(judge(&generated, &new(), &alice, 0)), MISSING, "asked or not");
 
     database.run("alter policy p on t using (user_id = auth.uid())").await;
     let plan_now = plan(&mut database, "t", "authenticated").await;
     let mut older = relation(plan_now.table.as_ref().expect("a table"));
     older.columns[1].type_oid = 25;
     let open = Verdict::Undecided(UndecidedReason::Catalog);
-    assert_eq!(decided(plan_now.bind(&Arc::new(older.clone())).judge(&new(), &alice, 0)), open, "another type");
+    assert_eq!(decided(judge(&plan_now.bind(&Arc::new(older.clone())), &new(), &alice, 0)), open, "another type");
     older.columns[1].name = "owner".into();
-    assert_eq!(decided(plan_now.bind(&Arc::new(older)).judge(&new(), &alice, 0)), open, "another name");
+    assert_eq!(decided(judge(&plan_now.bind(&Arc::new(older)), &new(), &alice, 0)), open, "another name");
 }
 
 #[tokio::test]
@@ -145,14 +145,14 @@ async fn the_dead_and_the_misplaced_get_nothing_and_keys_must_be_readable() {
     claims.insert("role".into(), "authenticated".into());
     claims.insert("sub".into(), ALICE.into());
     let dying = crate::claims::Principal::new(claims, 100).expect("a principal");
-    assert!(matches!(decided(bound.judge(&insert(row(ALICE)), &dying, 99)), Verdict::Permit(_)));
-    assert_eq!(decided(bound.judge(&insert(row(ALICE)), &dying, 100)), Verdict::Deny(DenyReason::Expired));
+    assert!(matches!(decided(judge(&bound, &insert(row(ALICE)), &dying, 99)), Verdict::Permit(_)));
+    assert_eq!(decided(judge(&bound, &insert(row(ALICE)), &dying, 100)), Verdict::Deny(DenyReason::Expired));
     let anon = principal("anon", serde_json::json!({ "sub": ALICE }));
-    assert_eq!(decided(bound.judge(&insert(row(ALICE)), &anon, 0)), Verdict::Deny(DenyReason::UnknownRole));
+    assert_eq!(decided(judge(&bound, &insert(row(ALICE)), &anon, 0)), Verdict::Deny(DenyReason::UnknownRole));
     let odd = principal("authenticated", serde_json::json!({ "sub": [ALICE] }));
-    assert_eq!(bound.judge(&insert(row(ALICE)), &odd, 0), Judged::Ask, "the text of an array is Postgres's affair");
+    assert_eq!(judge(&bound, &insert(row(ALICE)), &odd, 0), Judged::Ask, "the text of an array is Postgres's affair");
 
     database.run("revoke select (id) on t from authenticated").await;
     let bound = bind(&plan(&mut database, "t", "authenticated").await);
-    assert_eq!(decided(bound.judge(&insert(row(ALICE)), &user(ALICE), 0)), Verdict::Deny(DenyReason::NoGrant));
+    assert_eq!(decided(judge(&bound, &insert(row(ALICE)), &user(ALICE), 0)), Verdict::Deny(DenyReason::NoGrant));
 }

@@ -6,3 +6,4 @@ mod judging;
 mod options;
 mod oracle;
 mod support;
+mod world;

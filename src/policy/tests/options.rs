@@ -43,31 +43,31 @@ async fn with_key_to_all_every_role_learns_the_key_of_a_deleted_row_and_no_more(
     let gone = delete(texts(&[Some("1"), Some(BOB), Some("b")]), ReplicaIdentity::Full);
     let alice = user(ALICE);
     let to_all = bound(&mut database, "t", "authenticated", TO_ALL).await;
-    assert_eq!(shown(decided(to_all.judge(&gone, &alice, 0))), mask(&[0]), "under row-level security the key alone");
+    assert_eq!(shown(decided(judge(&to_all, &gone, &alice, 0))), mask(&[0]), "under row-level security the key alone");
     let judged = bound(&mut database, "t", "authenticated", Options::default()).await;
-    assert_eq!(decided(judged.judge(&gone, &alice, 0)), Verdict::Deny(DenyReason::Policy));
-    assert_eq!(shown(decided(judged.judge(&gone, &user(BOB), 0))), mask(&[0, 1, 2]));
+    assert_eq!(decided(judge(&judged, &gone, &alice, 0)), Verdict::Deny(DenyReason::Policy));
+    assert_eq!(shown(decided(judge(&judged, &gone, &user(BOB), 0))), mask(&[0, 1, 2]));
 
     let service = bound(&mut database, "t", "service_role", TO_ALL).await;
     let service_role = principal("service_role", serde_json::json!({}));
-    assert_eq!(shown(decided(service.judge(&gone, &service_role, 0))), mask(&[0]));
+    assert_eq!(shown(decided(judge(&service, &gone, &service_role, 0))), mask(&[0]));
     let inserted = insert(texts(&[Some("1"), Some(BOB), Some("b")]));
-    assert_eq!(decided(to_all.judge(&inserted, &alice, 0)), Verdict::Deny(DenyReason::Policy), "only deletes");
+    assert_eq!(decided(judge(&to_all, &inserted, &alice, 0)), Verdict::Deny(DenyReason::Policy), "only deletes");
 
     let open = bound(&mut database, "open", "authenticated", TO_ALL).await;
-    assert_eq!(shown(decided(open.judge(&gone, &alice, 0))), mask(&[0, 1]), "what the role may select");
+    assert_eq!(shown(decided(judge(&open, &gone, &alice, 0))), mask(&[0, 1]), "what the role may select");
     // As the server that clients know: a role without any right learns that some row is gone.
     let nobody = bound(&mut database, "open", "o_nobody", TO_ALL).await;
     let o_nobody = principal("o_nobody", serde_json::json!({}));
-    assert_eq!(shown(decided(nobody.judge(&gone, &o_nobody, 0))), mask(&[]));
+    assert_eq!(shown(decided(judge(&nobody, &gone, &o_nobody, 0))), mask(&[]));
     for (role, reason) in [("o_super", DenyReason::SuperuserRole), ("o_missing", DenyReason::UnknownRole)] {
         let refused = bound(&mut database, "open", role, TO_ALL).await;
-        let verdict = decided(refused.judge(&gone, &principal(role, serde_json::json!({})), 0));
+        let verdict = decided(judge(&refused, &gone, &principal(role, serde_json::json!({})), 0));
         assert_eq!(verdict, Verdict::Deny(reason));
     }
     let mut expired = (*alice).clone();
     expired.expires_at = 10;
-    assert_eq!(decided(to_all.judge(&gone, &expired, 10)), Verdict::Deny(DenyReason::Expired));
+    assert_eq!(decided(judge(&to_all, &gone, &expired, 10)), Verdict::Deny(DenyReason::Expired));
 }
 
 #[tokio::test]
@@ -83,9 +83,9 @@ async fn without_a_primary_key_only_deletes_are_sent() {
     let keyless = bound(&mut database, "t", "anon", Options::default()).await;
     let row = || texts(&[Some("1"), Some("n")]);
     for change in [insert(row()), Change::Update { new: row(), old: None }] {
-        assert_eq!(decided(keyless.judge(&change, &anon, 0)), Verdict::Deny(DenyReason::NoPrimaryKey));
+        assert_eq!(decided(judge(&keyless, &change, &anon, 0)), Verdict::Deny(DenyReason::NoPrimaryKey));
     }
-    assert_eq!(shown(decided(keyless.judge(&delete(row(), ReplicaIdentity::Full), &anon, 0))), mask(&[0, 1]));
+    assert_eq!(shown(decided(judge(&keyless, &delete(row(), ReplicaIdentity::Full), &anon, 0))), mask(&[0, 1]));
 }
 
 #[tokio::test]
@@ -130,11 +130,12 @@ async fn a_row_filter_that_another_publication_of_the_stream_undoes_is_applied_h
     database.run("alter publication rowcast_facts add table t, p").await;
 
     let (asker, _) = asker(&database, "postgres");
-    let judge =
-        async |bound: &Bound, change: Change, who: &Arc<crate::claims::Principal>| match bound.judge(&change, who, 0) {
-            Judged::Decided(verdict) => verdict,
-            Judged::Ask => asker.judge(&question(bound, change, std::slice::from_ref(who))).await.remove(0),
-        };
+    let judge = async |bound: &Bound, change: Change, who: &Arc<crate::claims::Principal>| match judge(
+        bound, &change, who, 0,
+    ) {
+        Judged::Decided(verdict) => verdict,
+        Judged::Ask => asker.judge(&question(bound, change, std::slice::from_ref(who))).await.remove(0),
+    };
     let row = |id: &'static str, owner: &'static str| texts(&[Some(id), Some(owner), Some("t")]);
     let unprotected = bound(&mut database, "t", "anon", TO_ALL).await;
     assert!(matches!(judge(&unprotected, insert(row("1", BOB)), &anon).await, Verdict::Permit(_)));

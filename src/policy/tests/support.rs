@@ -102,6 +102,11 @@ pub(super) fn question(bound: &Bound, change: Change, principals: &[Arc<Principa
     Question { bound: Arc::new(bound.clone()), change, principals: principals.to_vec(), xids: Arc::new([]) }
 }
 
+/// What memory says without facts.
+pub(super) fn judge(bound: &Bound, change: &Change, principal: &Principal, now: i64) -> Judged {
+    bound.judge(change, &bound.plan().viewer(principal), principal, None, now)
+}
+
 pub(super) fn decided(judged: Judged) -> Verdict {
     match judged {
         Judged::Decided(verdict) => verdict,

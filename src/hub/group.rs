@@ -1,0 +1,326 @@
+//! The subscribers of one role on one table, by what decides for them.
+//!
+//! Those whose claims read alike are a *class*: the rule comes to the same for all of them, so a row is judged once per class
+//! and not once per subscriber. A class stands under the values of its claims that the plan's [`Keys`] name, and a row is
+//! looked up by the values that it yields, be they its own or those of facts. Where the keys say nothing about a class, or the
+//! plan has none, each of its subscriptions is found by an `eq` filter, or tried on every row.
+//!
+//! Claims are evaluated when somebody subscribes, never for a row. What facts say may change at any time: nothing here depends on
+//! it but the binding, so that a reloaded fact table moves nobody.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use smallvec::SmallVec;
+
+use super::index::{Bind, Proposals, Sub};
+use super::slots::{IdSet, Slots};
+use crate::catalog::Catalog;
+use crate::change::{Change, OldRow, Relation, RowChange, Value};
+use crate::claims::Principal;
+use crate::pgtype::{Equality, canonical};
+use crate::policy::facts::{FactBinding, Facts};
+use crate::policy::rule::{Keys, RowKeys, Viewer, ViewerKey};
+use crate::policy::{self, Bound, Judged};
+
+type ByText = AHashMap<Box<[u8]>, IdSet>;
+
+/// See the module's comment.
+pub(super) struct Group {
+    role: Arc<str>,
+    bound: Arc<Bound>,
+    /// To the facts of this generation. `None` before the first row.
+    generation: Option<u64>,
+    /// `None`: the rule looks into no table, or not all is known of those it looks into.
+    binding: Option<FactBinding>,
+    classes: Slots<Class>,
+    by_viewer: AHashMap<Viewer, u32>,
+    /// Classes, for each claim of the keys in their order.
+    by_claim: SmallVec<[(u16, ByText); 1]>,
+    /// Subscriptions, by column and the equality under which its text is canonical.
+    by_value: Vec<(usize, Equality, ByText)>,
+    /// Subscriptions that have to be tried on every row.
+    rest: IdSet,
+}
+
+/// Subscribers with equal viewers.
+struct Class {
+    viewer: Viewer,
+    /// Found by the keys; else each of its subscriptions stands for itself.
+    keyed: bool,
+    members: u32,
+    /// The subscriptions of a keyed class that can match at all.
+    subs: IdSet,
+    /// The last row that met it, and its number in [`Proposals::classes`] then.
+    met: (u64, u32),
+}
+
+/// A row in search of its subscribers.
+#[derive(Clone, Copy)]
+pub(super) struct Search<'a> {
+    pub(super) row: &'a RowChange,
+    pub(super) facts: &'a Facts,
+    pub(super) subs: &'a Slots<Sub>,
+    /// Of this group.
+    pub(super) group: u32,
+    /// Of this row.
+    pub(super) serial: u64,
+}
+
+impl Search<'_> {
+    /// Proposes a subscription, if its action and filter match.
+    fn consider(&self, id: u32, class: u32, into: &mut Proposals) {
+        if let Some(sub) = self.subs.get(id)
+            && sub.wants(&self.row.change, self.row.position)
+        {
+            into.propose(id, sub, class);
+        }
+    }
+}
+
+impl Group {
+    pub(super) fn new(catalog: &Catalog, relation: &Arc<Relation>, role: &Arc<str>, options: policy::Options) -> Group {
+        let plan = Arc::new(policy::compile(catalog, relation.oid, role, options));
+        let claims = plan.keys().into_iter().flat_map(Keys::claims);
+        Group {
+            role: role.clone(),
+            by_claim: claims.map(|claim| (*claim, ByText::new())).collect(),
+            bound: Arc::new(plan.bind(relation)),
+            generation: None,
+            binding: None,
+            classes: Slots::new(),
+            by_viewer: AHashMap::new(),
+            by_value: Vec::new(),
+            rest: IdSet::default(),
+        }
+    }
+
+    pub(super) fn role(&self) -> &Arc<str> {
+        &self.role
+    }
+
+    pub(super) fn bound(&self) -> &Arc<Bound> {
+        &self.bound
+    }
+
+    /// Looks the facts up anew if what is known has changed.
+    pub(super) fn fit(&mut self, facts: &Facts) {
+        if self.generation != Some(facts.generation()) {
+            self.generation = Some(facts.generation());
+            let rule = self.bound.plan().rule().filter(|rule| !rule.sources.is_empty());
+            self.binding = rule.and_then(|rule| facts.bind(rule).ok());
+        }
+    }
+
+    /// The verdict for all of a class whose token is valid.
+    pub(super) fn verdict(&self, class: u32, change: &Change, facts: &Facts) -> Option<Judged> {
+        let binding = self.binding.as_ref().map(|binding| (binding, facts));
+        Some(self.bound.verdict(change, &self.classes.get(class)?.viewer, binding))
+    }
+
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> usize {
+        let keyed: usize = self.by_claim.iter().map(|(_, map)| map.len()).sum();
+        let filtered: usize = self.by_value.iter().map(|(.., map)| map.len()).sum();
+        assert_eq!(self.classes.len(), self.by_viewer.len());
+        self.classes.len() + keyed + filtered + usize::from(!self.rest.is_empty())
+    }
+
+    // --- Who comes and goes.
+
+    /// Makes a subscription findable; returns its class.
+    pub(super) fn add(&mut self, id: u32, principal: &Principal, predicate: &Bind) -> u32 {
+        let class = self.class(principal);
+        self.place(id, class, predicate, IdSet::insert);
+        class
+    }
+
+    pub(super) fn remove(&mut self, id: u32, class: u32, predicate: &Bind) {
+        self.place(id, class, predicate, IdSet::remove);
+        let Some(known) = self.classes.get_mut(class) else { return };
+        known.members -= 1;
+        if known.members > 0 {
+            return;
+        }
+        let Some(Class { viewer, keyed, .. }) = self.classes.remove(class) else { return };
+        self.by_viewer.remove(&viewer);
+        if keyed {
+            self.each_key(&viewer, &mut |map, value| forget(map, &value, class));
+        }
+    }
+
+    /// The class of a principal, with one more member.
+    fn class(&mut self, principal: &Principal) -> u32 {
+        let viewer = self.bound.plan().viewer(principal);
+        if let Some(class) = self.by_viewer.get(&viewer) {
+            if let Some(known) = self.classes.get_mut(*class) {
+                known.members += 1;
+            }
+            return *class;
+        }
+        let keyed = self.is_keyed(&viewer);
+        let (members, subs) = (1, IdSet::default());
+        let class = self.classes.insert(Class { viewer: viewer.clone(), keyed, members, subs, met: (0, 0) });
+        if keyed {
+            self.each_key(&viewer, &mut |map, value| map.entry(value).or_default().insert(class));
+        }
+        self.by_viewer.insert(viewer, class);
+        class
+    }
+
+    /// Whether the keys tell for this viewer which rows he can't get.
+    fn is_keyed(&self, viewer: &Viewer) -> bool {
+        let told = |keys: &Keys, claim: &u16| matches!(keys.of_viewer(*claim, viewer), ViewerKey::Values(_));
+        self.bound.plan().keys().is_some_and(|keys| keys.claims().iter().all(|claim| told(keys, claim)))
+    }
+
+    /// The maps in which a class stands, with the values under which it does, each once.
+    fn each_key(&mut self, viewer: &Viewer, visit: &mut dyn FnMut(&mut ByText, Box<[u8]>)) {
+        let Group { bound, by_claim, .. } = self;
+        let Some(keys) = bound.plan().keys() else { return };
+        for (claim, map) in by_claim {
+            let ViewerKey::Values(mut values) = keys.of_viewer(*claim, viewer) else { continue };
+            values.sort_unstable();
+            values.dedup();
+            values.into_iter().for_each(|value| visit(map, value));
+        }
+    }
+
+    /// Applies `change` to the set in which a subscription stands. Depends on nothing but the arguments and the class, so that
+    /// removal finds what insertion chose.
+    fn place(&mut self, id: u32, class: u32, predicate: &Bind, change: fn(&mut IdSet, u32)) {
+        let Some(class) = self.classes.get_mut(class) else { return };
+        match predicate {
+            Bind::Never => {}
+            _ if class.keyed => change(&mut class.subs, id),
+            Bind::Predicate(bound) => match bound.eq_key() {
+                Some((column, value, equality)) => {
+                    let map = values(&mut self.by_value, column, equality);
+                    let set = map.entry(value.into()).or_default();
+                    change(set, id);
+                    if set.is_empty() {
+                        map.remove(value);
+                    }
+                }
+                None => change(&mut self.rest, id),
+            },
+            Bind::Everything => change(&mut self.rest, id),
+        }
+    }
+
+    // --- Who is concerned.
+
+    /// Proposes whom the row may concern. Says whether some could not be looked for because the row came without a column
+    /// that the keys need: they are denied for want of evidence.
+    pub(super) fn search(&mut self, search: Search<'_>, into: &mut Proposals) -> bool {
+        let change = &search.row.change;
+        let Group { classes, by_value, rest, .. } = self;
+        let mut consider = |id: u32| {
+            let Some(class) = search.subs.get(id).map(|sub| sub.class) else { return };
+            let Some((met, _)) = meet(classes, class, &search, into) else { return };
+            search.consider(id, met, into);
+        };
+        rest.each(&mut consider);
+        for (column, equality, map) in by_value.iter() {
+            if let Some(value) = filtered_value(change, *column)
+                && let Some(value) = canonical(*equality, value)
+                && let Some(subs) = map.get::<[u8]>(&value)
+            {
+                subs.each(&mut consider);
+            }
+        }
+        self.search_by_keys(search, into)
+    }
+
+    fn search_by_keys(&mut self, search: Search<'_>, into: &mut Proposals) -> bool {
+        if self.by_claim.iter().all(|(_, map)| map.is_empty()) {
+            return false;
+        }
+        let Group { bound, binding, classes, by_claim, .. } = self;
+        let mut visit = |class: u32| {
+            let Some((met, true)) = meet(classes, class, &search, into) else { return };
+            if let Some(class) = classes.get(class) {
+                class.subs.each(|id| search.consider(id, met, into));
+            }
+        };
+        // A row that yields more values than there are subscribers is quicker tried on all of them.
+        let limit = by_claim.iter().map(|(_, map)| map.len()).max().unwrap_or(0) + LEAST_LIMIT;
+        let mut found = |claim: u16, value: &[u8]| {
+            let map = by_claim.iter().find(|(known, _)| *known == claim).map(|(_, map)| map);
+            if let Some(classes) = map.and_then(|map| map.get(value)) {
+                classes.each(&mut visit);
+            }
+        };
+        let facts = binding.as_ref().map(|binding| (binding, search.facts));
+        match bound.row_keys(&search.row.change, facts, limit, &mut found) {
+            RowKeys::Complete => false,
+            RowKeys::TooMany(claims) => {
+                let exceeded = by_claim.iter().filter(|(claim, _)| claims.contains(claim));
+                exceeded.for_each(|(_, map)| all(map, &mut visit));
+                false
+            }
+            // The catalog and the stream disagree: nobody is denied for that, each is told.
+            RowKeys::Absent if bound.is_stale() => {
+                by_claim.iter().for_each(|(_, map)| all(map, &mut visit));
+                false
+            }
+            RowKeys::Absent => true,
+        }
+    }
+
+    /// Proposes a subscription of this group, wherever it stands.
+    pub(super) fn propose(&mut self, id: u32, sub: &Sub, search: &Search<'_>, into: &mut Proposals) {
+        if let Some((met, _)) = meet(&mut self.classes, sub.class, search, into) {
+            search.consider(id, met, into);
+        }
+    }
+}
+
+/// A few values are looked up, however few subscribers there are.
+const LEAST_LIMIT: usize = 16;
+
+/// The number of a class among those that the row has met, and whether this is the first time.
+fn meet(classes: &mut Slots<Class>, id: u32, search: &Search<'_>, into: &mut Proposals) -> Option<(u32, bool)> {
+    let class = classes.get_mut(id)?;
+    let first = class.met.0 != search.serial;
+    if first {
+        class.met = (search.serial, into.meet(search.group, id));
+    }
+    Some((class.met.1, first))
+}
+
+fn all(map: &ByText, visit: &mut dyn FnMut(u32)) {
+    map.values().for_each(|classes| classes.each(&mut *visit));
+}
+
+fn forget(map: &mut ByText, value: &[u8], id: u32) {
+    if let Some(set) = map.get_mut(value) {
+        set.remove(id);
+        if set.is_empty() {
+            map.remove(value);
+        }
+    }
+}
+
+fn values(by_value: &mut Vec<(usize, Equality, ByText)>, column: usize, equality: Equality) -> &mut ByText {
+    let at = by_value.iter().position(|(c, e, _)| (*c, *e) == (column, equality));
+    let at = at.unwrap_or_else(|| {
+        by_value.push((column, equality, ByText::new()));
+        by_value.len() - 1
+    });
+    &mut by_value[at].2
+}
+
+/// The value by which a row is filtered: of the new row, or of the deleted one. `None` if it is NULL or was not sent.
+fn filtered_value(change: &Change, column: usize) -> Option<&[u8]> {
+    let tuple = match change {
+        Change::Insert { new } => new,
+        Change::Update { new, old: Some(OldRow::Full(old)) } if new.get(column) == Value::Unchanged => old,
+        Change::Update { new, .. } => new,
+        Change::Delete { old } => old.tuple(),
+    };
+    match tuple.get(column) {
+        Value::Text(text) => Some(text),
+        Value::Null | Value::Unchanged => None,
+    }
+}

@@ -1,0 +1,69 @@
+//! From a table's policies to one [`Rule`].
+
+use super::parse::{Compiler, NotPure};
+use super::{Expr, Rule};
+use crate::catalog::{Catalog, PolicyRow, Table};
+
+/// Policies and their USING texts.
+pub(in crate::policy) type Policies<'a> = [(&'a PolicyRow, &'a str)];
+
+/// What the policies come to.
+pub(in crate::policy) enum Compiled {
+    Pure(Box<Rule>),
+    /// Postgres refuses every query of the role under these policies, for this reason.
+    Refused(String),
+    /// Postgres must be asked, for this reason.
+    NotPure(String),
+}
+
+/// `(p1 or p2) and r1 and r2`; without permissive policies, where row-level security does not apply, `r1 and r2`.
+pub(in crate::policy) fn compile<'a>(
+    catalog: &'a Catalog,
+    table: &'a Table,
+    role: &'a str,
+    permissive: &Policies<'a>,
+    restrictive: &Policies<'a>,
+) -> Compiled {
+    if !catalog.is_utf8() {
+        return Compiled::NotPure("the database's encoding is not UTF8".into());
+    }
+    let mut compiler = Compiler::new(catalog, table, role);
+    let condition = condition(&mut compiler, permissive, restrictive);
+    if let Some(refused) = compiler.refused {
+        return Compiled::Refused(refused);
+    }
+    let condition = match condition {
+        Ok(condition) => condition,
+        Err(NotPure(why)) => return Compiled::NotPure(why),
+    };
+    let rule = Rule { condition, reads: compiler.reads, claims: compiler.claims, sources: compiler.sources };
+    let mut forbidden = compiler.forbidden;
+    let rule = rule.compacted(&mut forbidden);
+    match forbidden.into_iter().next() {
+        Some((_, why)) => Compiled::Refused(why),
+        None => Compiled::Pure(Box::new(rule)),
+    }
+}
+
+fn condition<'a>(
+    compiler: &mut Compiler<'a>,
+    permissive: &Policies<'a>,
+    restrictive: &Policies<'a>,
+) -> Result<Expr, NotPure> {
+    let mut read = |(policy, text): &(&'a PolicyRow, &'a str)| {
+        compiler.policy(policy, text).map_err(|NotPure(why)| NotPure(format!("policy \"{}\": {why}", policy.name)))
+    };
+    // All are read, whatever the first ones say: Postgres notices an infinite recursion before it folds anything.
+    let permitted: Vec<_> = permissive.iter().map(&mut read).collect();
+    let restricted: Vec<_> = restrictive.iter().map(&mut read).collect();
+    let open = permitted.iter().any(|condition| *condition == Ok(Expr::Constant(Some(true))));
+    let permitted = match open || permissive.is_empty() {
+        true => Expr::Constant(Some(true)),
+        false => Expr::any(permitted.into_iter().collect::<Result<_, _>>()?),
+    };
+    let mut all = vec![permitted];
+    for condition in restricted {
+        all.push(condition?);
+    }
+    Ok(Expr::all(all))
+}
