@@ -170,12 +170,16 @@ fn hub_json(hub: &Summary) -> serde_json::Value {
     let users = hub.users.iter().map(
         |u| json!({ "role": &*u.role, "user": &*u.subject, "channels": u.channels, "subscriptions": u.subscriptions }),
     );
+    let facts = hub.facts.iter().map(|f| {
+        json!({ "table": f.table, "state": f.state, "rows": f.rows, "bytes": f.bytes, "why": f.why, "remedy": f.remedy })
+    });
     json!({
         "position": hub.position.to_string(),
         "channels": hub.channels,
         "subscriptions": hub.subscriptions,
         "lane": { "rows": hub.lane_rows, "bytes": hub.lane_bytes, "questions": hub.questions },
         "catalog_age_seconds": hub.catalog_age.map(|age| age.as_secs_f64()),
+        "facts": facts.collect::<Vec<_>>(),
         "subscriptions_by_table": tables.collect::<Vec<_>>(),
         "subscriptions_by_user": users.collect::<Vec<_>>(),
     })

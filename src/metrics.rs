@@ -115,6 +115,12 @@ metrics! {
     lane_size: Gauge = "lane_size" in Bytes;
     /// Questions that Postgres is answering now
     lane_questions: Gauge = "lane_questions";
+    /// Questions that wait for a free connection to Postgres
+    lane_queued: Gauge = "lane_queued";
+    /// Channels with a row that waits for Postgres's answers
+    lane_channels: Gauge = "lane_channels";
+    /// Rows that left, at least for some channels, while others waited for Postgres's answers
+    lane_passed: Counter = "lane_passed";
     /// Open client connections
     connections: Gauge = "connections";
     /// Open client connections by version of the Phoenix serializer
@@ -155,6 +161,16 @@ metrics! {
     ask: Histogram = "ask" in Seconds, latency();
     /// Questions to Postgres asked again because the change was not yet visible to others
     ask_not_visible: Counter = "ask_not_visible";
+    /// Transactions in which Postgres was asked to judge a change; each crosses the network once, but for large rows
+    ask_rounds: Counter = "ask_rounds";
+    /// Principals that Postgres was asked about, once for each change and each time it was asked again
+    ask_principals: Counter = "ask_principals";
+    /// Questions to Postgres whose connection broke before the answers had come
+    ask_broken: Counter = "ask_broken";
+    /// Policies, by table and role, that Postgres is not asked about for now since they kept failing; their rows are gaps
+    ask_suspended: Gauge = "ask_suspended";
+    /// Times a policy was suspended by reason: timeout, connection, role, behind (its rows waited too long for their turn)
+    ask_suspensions: Labelled = "ask_suspensions" by "reason" ["timeout", "connection", "role", "behind"];
     /// Time Postgres took to judge the filters of one change that memory can't judge
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about
@@ -167,6 +183,18 @@ metrics! {
     catalog_read_timestamp: Gauge = "catalog_read_timestamp" in Seconds;
     /// Seconds from the commit of what may have ended a right to the moment from which nobody is judged without it, by the two machines' clocks, by kind: facts (rows that policies look into), rules (policies, grants and the like)
     revocation: LabelledHistogram = "revocation" in Seconds by "kind" ["facts", "rules"], LabelledHistogram::new_with_constructor(latency);
+    /// Tables that policies look into, by what their facts are at: preparing, loading, ready, resting (tried again later), refused (Postgres is asked until somebody changes something)
+    fact_tables: LabelledGauge = "fact_tables" by "state" ["preparing", "loading", "ready", "resting", "refused"];
+    /// Rows of facts in memory
+    fact_rows: Gauge = "fact_rows";
+    /// Bytes that facts take in memory
+    fact_bytes: Gauge = "fact_size" in Bytes;
+    /// Time from the decision to load a fact table until it was in force, writers that were waited for included
+    fact_load: Histogram = "fact_load" in Seconds, latency();
+    /// Loads of fact tables by result: loaded, broken (it could not follow the stream), changed (DDL meanwhile), too_large, blocked (by a writer without an end), not_added (to the publication), timeout, failed
+    fact_loads: Labelled = "fact_loads" by "result" ["loaded", "broken", "changed", "too_large", "blocked", "not_added", "timeout", "failed"];
+    /// Rules, one for each table and role in use, that Postgres is asked about because facts are not in memory
+    rules_without_facts: Gauge = "rules_without_facts";
     /// Key set (JWKS) fetches by result: changed, same, failed
     jwks_fetches: Labelled = "jwks_fetches" by "result" ["changed", "same", "failed"];
     /// Usable keys in the key set (JWKS) at hand

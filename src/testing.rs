@@ -291,6 +291,10 @@ impl TestDatabase {
         self.config(user).pool().expect("a pool")
     }
 
+    pub(crate) fn asking_pool(&self, user: &str) -> Pool {
+        self.config(user).asking_pool(4).expect("a pool")
+    }
+
     /// The server's, such as 15.
     pub(crate) async fn major(&self) -> u32 {
         self.server.major().await

@@ -93,6 +93,8 @@ impl App {
         let pool = config.pg.pool()?;
         let mut catalog_config = config.pg.clone();
         catalog_config.pool_size = 1;
+        let mut facts_config = config.pg.clone();
+        facts_config.pool_size = 2;
         let (ingest, handle) = Ingest::new(
             config.ingest.clone(),
             log.clone(),
@@ -106,7 +108,9 @@ impl App {
         let deps = HubDeps {
             log: log.clone(),
             pool: pool.clone(),
+            ask_pool: config.ask_pg().asking_pool(config.hub.ask.connections)?,
             catalog_pool: catalog_config.pool()?,
+            facts_pool: facts_config.pool()?,
             clock: clock.clone(),
             metrics: metrics.clone(),
             drain: drains.hub.clone(),

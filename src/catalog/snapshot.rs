@@ -40,9 +40,18 @@ impl Snapshot {
     /// Whether the transaction had finished and is visible to this snapshot. The stream's 32-bit id is widened to the id
     /// nearest to `xmax`; an id that cannot be placed counts as not seen.
     pub fn sees(&self, xid: u32) -> bool {
-        let distance = i64::from(xid.wrapping_sub(self.xmax as u32) as i32);
-        let Some(xid) = self.xmax.checked_add_signed(distance) else { return false };
+        let Some(xid) = self.widen(xid) else { return false };
         xid < self.xmin || (xid < self.xmax && self.in_progress.binary_search(&xid).is_err())
+    }
+
+    /// Whether the transaction began after the snapshot. Then whatever the snapshot sees committed before it.
+    pub fn is_before(&self, xid: u32) -> bool {
+        self.widen(xid).is_some_and(|xid| xid >= self.xmax)
+    }
+
+    fn widen(&self, xid: u32) -> Option<u64> {
+        let distance = i64::from(xid.wrapping_sub(self.xmax as u32) as i32);
+        self.xmax.checked_add_signed(distance)
     }
 }
 
@@ -75,6 +84,7 @@ mod tests {
             (111, false),
         ] {
             assert_eq!(snapshot.sees(xid), seen, "{xid}");
+            assert_eq!(snapshot.is_before(xid), xid >= 110, "{xid}");
         }
         assert_eq!(snapshot.to_string(), "100:110:100,105");
     }

@@ -486,6 +486,23 @@ mod tests {
     }
 
     #[test]
+    fn only_a_message_with_the_prefix_or_a_word_of_the_builders_owner_says_that_rules_changed() {
+        assert!(!build().rules_changed, "rows, a TRUNCATE and another's message");
+        let finished = |builder: TransactionBuilder| builder.finish(7, Lsn(10), Lsn(20), Timestamp(5), None);
+        let with = |prefix: &str| {
+            let mut builder = TransactionBuilder::default();
+            builder.message(Lsn(1), prefix.as_bytes(), b"").expect("message");
+            builder.message(Lsn(2), b"p", b"").expect("message");
+            finished(builder).rules_changed
+        };
+        assert!(with(RULES_PREFIX));
+        assert!(!with("rowcast.rules2") && !with("rowcast.") && !with(""));
+        let mut told = TransactionBuilder::default();
+        told.rules_changed();
+        assert!(finished(told).rules_changed);
+    }
+
+    #[test]
     fn rows_that_nobody_wants_are_passed_over_and_keep_their_ordinals() {
         let ordinals = |oid: u32| -> Vec<u32> {
             let items = build().iter_of(|relation| relation.oid == oid).map(|item| match item.expect("an item") {

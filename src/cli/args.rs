@@ -179,6 +179,16 @@ pub(super) struct ServeArgs {
     /// postgres://user:password@host:5432/database [env: DATABASE_URL]
     #[arg(long, value_name = "URL", help_heading = "Database")]
     database_url: Option<String>,
+    /// Another user of the same database, as whom Postgres is asked about rows that memory can't judge: `rowcast_ask` of
+    /// sql/roles.sql, which has no other right [env: ROWCAST_ASK_USER] [default: the user of DATABASE_URL]
+    #[arg(long, value_name = "NAME", help_heading = "Database")]
+    ask_user: Option<String>,
+    /// The password of that user [env: ROWCAST_ASK_PASSWORD]
+    #[arg(long, value_name = "SECRET", help_heading = "Database")]
+    ask_password: Option<String>,
+    /// Connections on which Postgres is asked about rows [env: ROWCAST_ASK_CONNECTIONS] [default: 4]
+    #[arg(long, value_name = "NUMBER", help_heading = "Database")]
+    ask_connections: Option<String>,
     /// Publications that clients may subscribe to, with commas [env: ROWCAST_PUBLICATION] [default: supabase_realtime]
     #[arg(long, value_name = "NAMES", help_heading = "Database")]
     publication: Option<String>,
@@ -224,6 +234,10 @@ pub(super) struct ServeArgs {
     /// [env: ROWCAST_OPEN_PARTITIONS] [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Who may see what")]
     open_partitions: Option<String>,
+    /// Memory for the rows of tables that policies look into; policies over what does not fit are asked of Postgres, row by row
+    /// [env: ROWCAST_FACTS_MEMORY] [default: 256MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Who may see what")]
+    facts_memory: Option<String>,
 
     /// Port for clients [env: PORT] [default: 4000]
     #[arg(long, help_heading = "Clients")]
@@ -302,6 +316,9 @@ impl ServeArgs {
     pub(super) fn flags(&self) -> BTreeMap<String, String> {
         named([
             ("database_url", &self.database_url),
+            ("ask_user", &self.ask_user),
+            ("ask_password", &self.ask_password),
+            ("ask_connections", &self.ask_connections),
             ("publication", &self.publication),
             ("slot", &self.slot),
             ("migrate", &self.migrate),
@@ -315,6 +332,7 @@ impl ServeArgs {
             ("api_keys", &self.api_keys),
             ("deletes", &self.deletes),
             ("open_partitions", &self.open_partitions),
+            ("facts_memory", &self.facts_memory),
             ("port", &self.port),
             ("host", &self.host),
             ("max_connections", &self.max_connections),

@@ -41,6 +41,8 @@ pub use crate::catalog::FACTS_PUBLICATION;
 pub struct Config {
     /// The database, for queries. The stream's copy is in `ingest.wal`.
     pub pg: PgConfig,
+    /// The same database under another login, as which Postgres is asked about rows; `None` for the same login.
+    pub ask_login: Option<PgConfig>,
     /// Where clients connect.
     pub host: IpAddr,
     /// Where clients connect; 0 takes a free port.
@@ -92,6 +94,7 @@ impl Config {
         let wal = WalConfig::new(pg.clone(), slot, publications.clone(), data_dir.join("spill"));
         Config {
             pg,
+            ask_login: None,
             host: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             port: 4000,
             admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4001))),
@@ -109,6 +112,11 @@ impl Config {
             hub: HubConfig::default(),
             gateway: GatewayConfig::default(),
         }
+    }
+
+    /// How to log in for questions about rows.
+    pub fn ask_pg(&self) -> &PgConfig {
+        self.ask_login.as_ref().unwrap_or(&self.pg)
     }
 
     /// The publications of the stream: those of clients, and that of facts.

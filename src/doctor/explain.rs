@@ -258,9 +258,8 @@ fn cost(sql: &str, plan: &Plan, config: &Config) -> AskCost {
         statement_timeout_ms: millis(ask.statement_timeout),
         deadline_ms: millis(ask.deadline),
         how_often: format!(
-            "one statement for each change and each of the {who}, {} on their way at a time, in one read-only transaction; users \
-             with equal claims share one",
-            ask.pipeline
+            "one statement for each change and each of the {who}, in one read-only transaction and one round trip; users with \
+             equal claims share one"
         ),
     }
 }

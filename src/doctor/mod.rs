@@ -9,6 +9,7 @@
 //!                                  publications.rs  what is sent, and what would break the writers
 //!                                  tables.rs     keys, replica identity, row-level security, grants, deletes
 //!                                  engines.rs    who judges each (table, role)
+//!                                  fact_tables.rs  tables that policies look into
 //! explain.rs       one (table, role) in full, for `rowcast explain-policy`
 //! ```
 //!
@@ -23,9 +24,11 @@
 //! Rejected: a `--fix` that runs the SQL. Most of it locks tables, rewrites WAL volume or loses history, and whoever owns the
 //! database decides when.
 
+mod asking;
 mod connection;
 mod engines;
 mod explain;
+mod fact_tables;
 mod facts;
 mod finding;
 mod machine;
@@ -135,9 +138,21 @@ async fn tables_and_engines(
         Default::default()
     });
     let plans = plans(catalog, config, roles);
-    findings.extend(roles::in_use(catalog, facts, &plans));
+    findings.extend(
+        within(asking::check(client, catalog, config, facts, &plans))
+            .await
+            .unwrap_or_else(|error| vec![unreadable("the login that asks about rows", chain(&error))]),
+    );
     findings.extend(tables::check(catalog, config, facts, &plans, &relatives));
     findings.extend(engines::check(&plans));
+    findings.extend(
+        within(fact_tables::check(client, catalog, config, facts, &plans))
+            .await
+            .unwrap_or_else(|error| vec![unreadable("tables that policies look into", chain(&error))]),
+    );
+    if fact_tables::need_bypass(catalog, &plans) {
+        findings.retain(|finding| finding.check != "login_bypassrls");
+    }
 }
 
 /// The stream reads one publication more than clients may name.

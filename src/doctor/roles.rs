@@ -8,7 +8,6 @@ use tokio_postgres::Client;
 use super::facts::Facts;
 use super::finding::{ident, literal};
 use super::{Finding, Patient, Subject, SubjectKind, TOKEN_ROLES, Unreadable, token_roles};
-use crate::catalog::Catalog;
 use crate::config::FACTS_PUBLICATION;
 use crate::error::{Fault as _, chain};
 use crate::migrate;
@@ -117,7 +116,7 @@ fn schema_grants(login: &str) -> [String; 5] {
     ]
 }
 
-fn grant_role(facts: &Facts, role: &str, login: &str) -> String {
+pub(super) fn grant_role(facts: &Facts, role: &str, login: &str) -> String {
     // The relay acts as these roles on purpose or not at all.
     let options = if facts.version >= 160_000 { " with inherit false, set true" } else { "" };
     format!("grant {} to {}{options};", ident(role), ident(login))
@@ -155,19 +154,19 @@ fn filter_role(facts: &Facts, role: Option<&Role>) -> Finding {
     }
 }
 
-/// Token roles that the login would have to become, now that it is known who asks Postgres.
-pub(super) fn in_use(catalog: &Catalog, facts: &Facts, plans: &[Plan]) -> Vec<Finding> {
+/// Token roles that this login would have to become, now that it is known who asks Postgres.
+pub(super) fn in_use(facts: &Facts, plans: &[Plan], login: &str, may_become: impl Fn(&str) -> bool) -> Vec<Finding> {
     let mut asked: BTreeMap<&str, usize> = BTreeMap::new();
     for plan in plans.iter().filter(|plan| plan.form.is_some()) {
         *asked.entry(&plan.role).or_default() += 1;
     }
-    let missing = asked.into_iter().filter(|(name, _)| catalog.role(name).is_some_and(|role| !role.assumable));
+    let missing = asked.into_iter().filter(|(name, _)| !may_become(name));
     missing
         .map(|(name, tables)| {
-            let what = format!("{} may not become it, though policies of {tables} published table(s) apply to it", facts.login);
+            let what = format!("{login} may not become it, though policies of {tables} published table(s) apply to it");
             Finding::error("token_role_not_granted", Subject::role(name), what)
                 .why("Postgres has to be asked in this role; as it is, rows stay undecided and clients are told of gaps.")
-                .sql(grant_role(facts, name, &facts.login))
+                .sql(grant_role(facts, name, login))
         })
         .collect()
 }

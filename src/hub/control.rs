@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::event::{Greeting, Outgoing};
 use super::filters::Owner;
-use super::matching::{self, UNDECIDED};
+use super::matching::UNDECIDED;
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
@@ -38,6 +38,16 @@ pub(super) struct Resolved {
     result: Resolution,
 }
 
+impl Resolved {
+    /// What a client's wish would put into force: the targets, the role, and since when it waits for facts.
+    pub(super) fn wanted(&mut self) -> Option<(&[Target], &Arc<str>, &mut Option<Instant>)> {
+        match (&mut self.why, &self.result) {
+            (Why::Subscribe(wish), Ok((targets, ..))) => Some((targets, &wish.principal.role, &mut wish.waits_since)),
+            _ => None,
+        }
+    }
+}
+
 enum Why {
     Subscribe(Wish),
     /// The rules changed under an active channel.
@@ -51,6 +61,8 @@ struct Wish {
     principal: Arc<Principal>,
     greeting: Option<Bytes>,
     reply: Reply,
+    /// For facts.
+    waits_since: Option<Instant>,
 }
 
 impl Hub {
@@ -60,6 +72,7 @@ impl Hub {
         let catalog = &rules.catalog;
         self.xids.retain(|xid| !rules.snapshot.sees(*xid));
         self.shared_xids = None;
+        self.keeper.look_again();
         let Some(before) = before else { return };
         if Arc::ptr_eq(&before.catalog, catalog) {
             return;
@@ -107,7 +120,7 @@ impl Hub {
         self.registry.retarget(id, Vec::new(), &current.catalog);
         if held {
             // Once, not at every try: some clients join again at each error.
-            matching::notify(&mut self.out, &port, false, UNDECIDED);
+            self.tell(&port, false, UNDECIDED);
             self.deps.metrics.undecided_gaps.inc();
         }
     }
@@ -135,12 +148,19 @@ impl Hub {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
             Command::Subscribe { port, entries, principal, greeting, reply } => {
-                self.subscribe(Wish { port, entries: Arc::new(entries), principal, greeting, reply });
+                self.subscribe(Wish {
+                    port,
+                    entries: Arc::new(entries),
+                    principal,
+                    greeting,
+                    reply,
+                    waits_since: None,
+                });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(Wish { port, entries, principal, greeting: None, reply });
+                    self.subscribe(Wish { port, entries, principal, greeting: None, reply, waits_since: None });
                 }
                 None => {
                     // Ended by us, or never begun: the session asks for it anew.
@@ -188,9 +208,17 @@ impl Hub {
         }
         let Some(current) = self.current.clone() else { return };
         let stale = matches!(&done.result, Ok((.., rules)) if !Arc::ptr_eq(&rules.catalog, &current.catalog));
+        let done = if stale {
+            done
+        } else {
+            match self.waits_for_facts(done) {
+                Some(done) => done,
+                None => return,
+            }
+        };
         match done.why {
             Why::Subscribe(wish) if stale => self.subscribe(wish),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply }) => {
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply, .. }) => {
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.
@@ -253,18 +281,19 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
             }
             Ok((targets, warnings, _)) => {
+                self.keeper.want(&targets, &principal.role);
                 self.registry.retarget(id, targets, catalog);
                 self.settled(id);
-                matching::notify(&mut self.out, &port, true, SUBSCRIBED);
+                self.tell(&port, true, SUBSCRIBED);
                 for warning in warnings {
-                    matching::notify(&mut self.out, &port, warning.ok, &warning.message);
+                    self.tell(&port, warning.ok, &warning.message);
                 }
             }
             Err(error) => {
                 // Kept without targets: should the table come back, the channel is asked again.
                 self.registry.retarget(id, Vec::new(), catalog);
                 self.settled(id);
-                matching::notify(&mut self.out, &port, false, &error.message);
+                self.tell(&port, false, &error.message);
             }
         }
         self.count();

@@ -7,12 +7,15 @@
 mod command;
 mod control;
 mod event;
+mod facts;
 mod filters;
 mod group;
 mod index;
 mod lane;
+mod line;
 mod matching;
 mod outbox;
+mod prepare;
 mod registry;
 mod reshaped;
 mod resolve;
@@ -21,11 +24,14 @@ mod run;
 mod settle;
 mod slots;
 mod summary;
+mod turns;
 mod warnings;
 // Not in an optimized build: an allocator that counts would falsify the times of the bench.
 #[cfg(test)]
 #[cfg(debug_assertions)]
 mod allocation_tests;
+#[cfg(test)]
+mod facts_tests;
 #[cfg(test)]
 mod index_tests;
 #[cfg(test)]
@@ -38,6 +44,7 @@ pub use command::{
     Subscribed, Version, Warning,
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
+pub use facts::{FactsConfig, FactsOf};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
@@ -73,6 +80,8 @@ pub struct HubConfig {
     pub ask: AskConfig,
     /// Bounds of questions about filters.
     pub filter_ask: FilterAskConfig,
+    /// Tables that policies look into.
+    pub facts: FactsConfig,
 }
 
 impl Default for HubConfig {
@@ -85,6 +94,7 @@ impl Default for HubConfig {
             max_rules_age: Duration::from_secs(2),
             ask: AskConfig::default(),
             filter_ask: FilterAskConfig::default(),
+            facts: FactsConfig::default(),
         }
     }
 }
@@ -93,10 +103,14 @@ impl Default for HubConfig {
 pub struct HubDeps {
     /// Where the changes come from.
     pub log: Log,
-    /// For filters and questions.
+    /// For filters.
     pub pool: Pool,
+    /// For questions ([`crate::pg::PgConfig::asking_pool`]), as many connections as `ask` says.
+    pub ask_pool: Pool,
     /// For the catalog alone: however busy the other is, the rules stay fresh.
     pub catalog_pool: Pool,
+    /// For reading fact tables, which may take long.
+    pub facts_pool: Pool,
     /// For the expiry of tokens.
     pub clock: Clock,
     /// What is counted.

@@ -24,13 +24,16 @@ mod form;
 mod image;
 mod permit;
 mod plan;
+mod round;
 pub mod rule;
 mod term;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use plan::denying_for_tests;
 
-pub use ask::{AskConfig, Asker, Question};
+pub use ask::{Answers, AskConfig, Asker, Question};
 pub use bound::{Bound, Judged};
 pub use compile::{compile, obstacle};
 pub use facts::{FactBinding, FactState, FactTable, Facts, Layout, Side};

@@ -57,11 +57,6 @@ impl Index {
         &self.columns
     }
 
-    /// Distinct keys.
-    pub(super) fn keys(&self) -> usize {
-        self.heads.len()
-    }
-
     fn hash_of(&self, cells: Cells<'_>, row: Row) -> u64 {
         let row = cells.row(row);
         hash(self.columns.iter().map(|column| row[usize::from(*column)]))

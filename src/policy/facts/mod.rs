@@ -17,6 +17,9 @@
 //!
 //! Rejected: asking Postgres for facts as they are needed. Its answer is of another moment than the change.
 
+mod fitness;
+mod load;
+mod publish;
 mod bind;
 mod fold;
 mod index;
@@ -24,15 +27,20 @@ mod layout;
 mod probe;
 mod symbols;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+pub use fitness::{Fit, Refusal, fitness};
+pub use load::{LoadError, LoadLimits, load};
+pub use publish::{PublishError, Writers, add, quoted, statement, wait_for_writers};
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;
-pub(super) use bind::{Access, Doubtful, Join, KeyPart, Level, PathStep, SubPlan};
+pub(super) use bind::{Access, Doubtful, KeyPart, Level, PathStep, SubPlan};
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};
 pub(super) use symbols::{NULL, Symbol};
@@ -135,6 +143,9 @@ struct Tracked {
     state: State,
     /// The last relations of the stream that were resolved.
     mappings: Vec<Arc<Mapping>>,
+    /// What was loaded, until the stream has passed it: the rows are ahead of the stream, and transactions that the snapshot
+    /// saw are in them.
+    loaded_at: Option<Snapshot>,
 }
 
 impl Tracked {
@@ -152,6 +163,14 @@ impl Tracked {
             State::Ready(store) => FactState::Ready { rows: store.live(), bytes: store.bytes() },
             State::Broken(why) => FactState::Broken(why.clone()),
         }
+    }
+
+    /// Whether the rows have the transaction already. Once the stream has passed the snapshot they are those of the stream.
+    fn has(&mut self, xid: u32) -> bool {
+        if self.loaded_at.as_ref().is_some_and(|snapshot| snapshot.is_before(xid)) {
+            self.loaded_at = None;
+        }
+        self.loaded_at.as_ref().is_some_and(|snapshot| snapshot.sees(xid))
     }
 
     fn mapping(&mut self, relation: &Arc<Relation>) -> Result<Arc<Mapping>, String> {
@@ -201,12 +220,18 @@ impl Facts {
     /// is dropped.
     pub fn record(&mut self, layout: Arc<Layout>) {
         self.tables.retain(|table| table.layout.table_oid != layout.table_oid);
-        self.tables.push(Tracked { layout, state: State::Recording(Recorder::new()), mappings: Vec::new() });
+        self.tables.push(Tracked {
+            layout,
+            state: State::Recording(Recorder::new()),
+            mappings: Vec::new(),
+            loaded_at: None,
+        });
         self.rearrange();
     }
 
     /// Makes a loaded table ready: the recorded transactions that the snapshot does not see are folded into it. To be called
-    /// between two transactions.
+    /// between two transactions. Until the stream has passed the snapshot, the facts are those of the snapshot: no older than
+    /// what is judged with them, perhaps newer, as when Postgres is asked.
     pub fn install(&mut self, loaded: FactTable, snapshot: &Snapshot) -> Result<(), FactsError> {
         let layout = loaded.store.layout.clone();
         let waiting = |table: &&mut Tracked| {
@@ -229,6 +254,7 @@ impl Facts {
             return Err(FactsError::Diverged(why));
         }
         table.state = State::Ready(store);
+        table.loaded_at = Some(snapshot.clone());
         let total = self.bytes();
         if total > self.limit {
             let limit = self.limit;
@@ -293,6 +319,9 @@ impl Facts {
         let mut mappings: Vec<(usize, Arc<Mapping>)> = Vec::new();
         for relation in &tx.relations {
             for place in self.followers(relation) {
+                if self.tables[place].has(tx.xid) {
+                    continue;
+                }
                 match self.tables[place].mapping(relation) {
                     Ok(mapping) => mappings.push((place, mapping)),
                     Err(why) => self.misfit(place, tx.xid, why),

@@ -15,11 +15,6 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// How many numbers it holds.
-    pub(super) fn len(&self) -> usize {
-        self.used
-    }
-
     pub(super) fn bytes(&self) -> usize {
         self.places.capacity() * size_of::<u32>()
     }
@@ -123,7 +118,7 @@ mod tests {
                 } else if !add && set.remove(&number) {
                     probe.remove(hash(number), |n| n == number, hash);
                 }
-                prop_assert_eq!(probe.len(), set.len());
+                prop_assert_eq!(probe.used, set.len());
                 for number in 0..40 {
                     prop_assert_eq!(probe.find(hash(number), |n| n == number).is_some(), set.contains(&number));
                 }

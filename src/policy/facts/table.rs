@@ -96,6 +96,15 @@ impl Store {
         }
     }
 
+    /// How often it is there.
+    #[cfg(test)]
+    pub(super) fn count(&self, side: Side, row: Row) -> u32 {
+        match side {
+            Side::Before => self.before[row as usize] & !TOUCHED,
+            Side::After => self.now[row as usize],
+        }
+    }
+
     pub(in crate::policy) fn cell(&self, row: Row, column: u16) -> Symbol {
         self.cells[row as usize * self.layout.columns.len() + usize::from(column)]
     }

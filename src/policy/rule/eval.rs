@@ -18,7 +18,7 @@ use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, Scalar, Subquery, T
 use crate::change::Value;
 use crate::pgtype::{Equality, canonical, compare};
 use crate::policy::facts::{
-    Access, Doubtful, FactBinding, Facts, Join, KeyPart, Level, NULL, Row, Side, Store, SubPlan, Symbol,
+    Access, Doubtful, FactBinding, Facts, KeyPart, Level, NULL, Row, Side, Store, SubPlan, Symbol,
 };
 use crate::policy::rule::Claimed;
 use crate::policy::term::Fault;
@@ -528,14 +528,6 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
     /// Calls `found` with the text of a fact column, if it is not NULL.
     pub(super) fn with_column(&self, column: ColumnRef, found: &mut dyn FnMut(&[u8])) {
         self.column(column).with_text(|text| found(text));
-    }
-
-    /// The rows of a path, for as long as the budget lasts.
-    pub(super) fn walk(&mut self, path: &'e Join, each: &mut dyn FnMut(&mut Self)) {
-        self.descend(&path.levels, &mut Truth::False, &mut |eval, _| {
-            each(eval);
-            false
-        });
     }
 }
 

@@ -6,4 +6,5 @@ mod judging;
 mod options;
 mod oracle;
 mod support;
+mod trips;
 mod world;
