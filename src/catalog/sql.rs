@@ -167,9 +167,10 @@ pub(super) const FUNCTIONS: &str = "select p.oid, n.nspname::text, p.proname::te
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace join pg_language l on l.oid = p.prolang \
     where p.oid = any($1::oid[])";
 
-/// The bodies of those functions of `$1` that have one in the new style.
-pub(super) const BODIES: &str = "select p.oid, pg_get_function_sqlbody(p.oid) from pg_proc p \
-    where p.oid = any($1::oid[]) and p.prosqlbody is not null";
+/// What has to be printed of the functions `$1`: bodies in the new style, and arguments' defaults.
+pub(super) const BODIES: &str = "select p.oid, p.prosqlbody is not null, pg_get_function_sqlbody(p.oid), \
+    p.proargdefaults is not null, pg_get_expr(p.proargdefaults, 0) from pg_proc p \
+    where p.oid = any($1::oid[]) and (p.prosqlbody is not null or p.proargdefaults is not null)";
 
 /// Which of the roles `$2` may execute each of the functions `$1`.
 pub(super) const EXECUTABLE: &str = "select p.oid, array(select r.rolname::text from pg_roles r \

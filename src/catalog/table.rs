@@ -228,6 +228,9 @@ pub struct Function {
     pub sql_body: Option<String>,
     /// Names (empty if unnamed) and types of its arguments; all are IN arguments without VARIADIC, else `callable` is false.
     pub arguments: Vec<(String, u32)>,
+    /// What its last arguments are if they are not given, separated by commas, as the server prints it under an empty
+    /// search_path.
+    pub defaults: Option<String>,
     /// Its whole source, if it is an SQL function with a text body.
     pub source: Option<String>,
     /// The body of an SQL function in the new style (`RETURN …`, `BEGIN ATOMIC`), as the server prints it under an empty

@@ -42,7 +42,7 @@ pub struct Config {
     /// The database, for queries. The stream's copy is in `ingest.wal`.
     pub pg: PgConfig,
     /// The same database under another login, as which Postgres is asked about rows; `None` for the same login.
-    pub ask_login: Option<PgConfig>,
+    pub ask_login: Option<Box<PgConfig>>,
     /// Where clients connect.
     pub host: IpAddr,
     /// Where clients connect; 0 takes a free port.
@@ -116,7 +116,7 @@ impl Config {
 
     /// How to log in for questions about rows.
     pub fn ask_pg(&self) -> &PgConfig {
-        self.ask_login.as_ref().unwrap_or(&self.pg)
+        self.ask_login.as_deref().unwrap_or(&self.pg)
     }
 
     /// The publications of the stream: those of clients, and that of facts.

@@ -354,7 +354,7 @@ impl<'a> Reading<'a> {
         config.host = address.unwrap_or(config.host);
         config.port = port.unwrap_or(config.port);
         config.admin = admin.unwrap_or(config.admin);
-        config.ask_login = ask_login;
+        config.ask_login = ask_login.map(Box::new);
         config.hub.ask.connections = questions.unwrap_or(config.hub.ask.connections);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));

@@ -139,7 +139,7 @@ async fn tables_and_engines(
     });
     let plans = plans(catalog, config, roles);
     findings.extend(
-        within(asking::check(client, catalog, config, facts, &plans))
+        within(Box::pin(asking::check(client, catalog, config, facts, &plans)))
             .await
             .unwrap_or_else(|error| vec![unreadable("the login that asks about rows", chain(&error))]),
     );

@@ -446,12 +446,10 @@ impl Hub {
             return;
         }
         let (schema, table) = (&row.relation.schema, &row.relation.table);
-        for channel in self.registry.channels() {
-            if channel.entries.iter().any(|entry| resolve::names(entry, schema, table)) {
-                matching::notify(&mut self.out, &channel.port, false, UNDECIDED);
-                self.deps.metrics.undecided_gaps.inc();
-            }
-        }
+        let concerned = self.registry.channels().filter(|c| c.entries.iter().any(|e| resolve::names(e, schema, table)));
+        let ports: Vec<Arc<Port>> = concerned.map(|channel| channel.port.clone()).collect();
+        self.deps.metrics.undecided_gaps.inc_by(ports.len() as u64);
+        ports.iter().for_each(|port| self.tell(port, false, UNDECIDED));
     }
 
     fn leave_lane(&mut self) {

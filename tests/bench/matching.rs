@@ -87,7 +87,7 @@ fn load(crowd: &mut Crowd, catalog: &Catalog, size: u64) -> (u64, usize) {
     let teams: Vec<u64> = teams.collect();
     let mut rows = 0;
     let mut fill = |table: &str, each: &mut dyn FnMut(&mut dyn FnMut([String; 2]))| {
-        let table = catalog.find("public", table).expect("the table");
+        let table = catalog.named("public", table).expect("the table");
         let wanted = table.columns.iter().map(|column| column.number).collect();
         let layout = Arc::new(Layout::of(table, catalog.types(), &wanted).expect("a fact table"));
         crowd.facts.record(layout.clone());

@@ -287,7 +287,8 @@ impl<'a> Binder<'a> {
             self.is_known(left, outer) && exact_under(&self.column(*column).kind, kind.equality)
         };
         let outputs = outputs.filter(|columns| {
-            !lefts.is_empty() && columns.len() == lefts.len() && columns.iter().zip(lefts).all(can_probe)
+            let distinct = columns.iter().collect::<BTreeSet<_>>().len();
+            !lefts.is_empty() && distinct == lefts.len() && columns.iter().zip(lefts).all(can_probe)
         });
         let mut plan =
             SubPlan { doubts, lazy, watches, naive, positive, all: Join::default(), probe: None, nulls: None };
@@ -296,20 +297,17 @@ impl<'a> Binder<'a> {
                 .iter()
                 .zip(lefts)
                 .map(|(column, (kind, left))| (*column, KeyPart::Equal(kind.equality, left.clone())));
-            plan.probe = Some(self.join(sub, &conjuncts, &equal.collect::<Vec<_>>(), outer));
+            plan.probe = self.join(sub, &conjuncts, &equal.collect::<Vec<_>>(), outer);
             if !positive {
-                plan.nulls = Some(self.join(sub, &conjuncts, &[(outputs[0], KeyPart::Null)], outer));
+                plan.nulls = self.join(sub, &conjuncts, &[(outputs[0], KeyPart::Null)], outer);
+                plan.probe.take_if(|_| plan.nulls.is_none());
             }
         }
         if plan.probe.is_none() || !positive {
-            plan.all = self.join(sub, &conjuncts, &[], outer);
-        }
-        // What the first loop looks up is evaluated before anything else, too.
-        if let (None, Some(Level { access: Access::Index { key, .. }, .. })) = (&plan.probe, plan.all.levels.first()) {
-            let looked_up = |doubt: &Doubtful| {
-                key.iter().any(|part| matches!((part, doubt), (KeyPart::Equal(_, a), Doubtful::Scalar(b)) if a == b))
-            };
-            plan.doubts.retain(|doubt| !looked_up(doubt));
+            match self.join(sub, &conjuncts, &[], outer) {
+                Some(all) => plan.all = all,
+                None => plan.naive = true,
+            }
         }
         plan
     }
@@ -338,8 +336,15 @@ impl<'a> Binder<'a> {
         }
     }
 
-    /// Puts the tables into an order in which each is looked up by as much as possible.
-    fn join(&self, sub: &Subquery, conjuncts: &[&Expr], extra: &[(ColumnRef, KeyPart)], outer: &BTreeSet<u16>) -> Join {
+    /// Puts the tables into an order in which each is looked up by as much as possible. `None` if `extra` can't be looked up;
+    /// without it there always is one.
+    fn join(
+        &self,
+        sub: &Subquery,
+        conjuncts: &[&Expr],
+        extra: &[(ColumnRef, KeyPart)],
+        outer: &BTreeSet<u16>,
+    ) -> Option<Join> {
         let mut known = outer.clone();
         let mut left: Vec<u16> = sub.slots.clone();
         let mut pending: Vec<bool> = vec![true; conjuncts.len()];
@@ -355,7 +360,11 @@ impl<'a> Binder<'a> {
             }
             let Some((_, place, bonds)) = best else { break };
             let slot = left.remove(place);
+            let must = bonds.iter().any(|bond| bond.conjunct.is_none());
             let access = self.access(slot, bonds, &mut pending);
+            if must && matches!(access, Access::Scan) {
+                return None;
+            }
             known.insert(slot);
             let mut filters = Vec::new();
             for (at, conjunct) in conjuncts.iter().enumerate() {
@@ -366,7 +375,7 @@ impl<'a> Binder<'a> {
             }
             levels.push(Level { slot, access, filters });
         }
-        Join { levels }
+        Some(Join { levels })
     }
 
     /// What a slot's columns equal, one for each column.

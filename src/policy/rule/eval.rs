@@ -350,14 +350,13 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
 
     fn exists(&mut self, sub: &'e Subquery) -> Truth {
         let Some(plan) = self.binding.plan(sub) else { return self.read_all(sub, None) };
-        let (doubt, naive) = self.mode(plan);
+        let (mut doubt, naive) = self.mode(plan);
         if is_doubt(doubt) {
             return doubt;
         }
         if naive {
             return self.read_all(sub, None);
         }
-        let mut doubt = Truth::False;
         let found = self.descend(&plan.all.levels, &mut doubt, &mut |_, _| true);
         if is_doubt(doubt) { doubt } else { of_bool(found) }
     }
@@ -367,7 +366,7 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
         let mut doubt =
             values.iter().fold(Truth::False, |doubt, (_, value)| worse(value.doubt().unwrap_or(Truth::False), doubt));
         let Some(plan) = self.binding.plan(sub) else {
-            return worse(doubt, self.read_all(sub, Some(&values)));
+            return worse(self.read_all(sub, Some(&values)), doubt);
         };
         let (inner, naive) = self.mode(plan);
         doubt = worse(doubt, inner);
