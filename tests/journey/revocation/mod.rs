@@ -11,6 +11,7 @@
 //! `ROWCAST_SEED` repeats it as far as a race can be repeated.
 
 mod history;
+mod flood;
 mod hidden;
 mod model;
 mod writers;
@@ -199,7 +200,10 @@ impl Judge<'_> {
                 (None, Some(bound)) if !exact => {
                     let last = self.latest(sent.from(), bound);
                     if (sent.from()..=last).all(|state| self.model.permits(sent, user, state)) {
-                        self.tally.missing.push(format!("{user}: {sent:?} (states to {last})"));
+                        self.tally.missing.push(format!(
+                            "{user}: {sent:?} (states to {last}; {})",
+                            self.model.turns(&sent.table, sent.commit)
+                        ));
                     }
                 }
                 _ => {}
@@ -219,7 +223,9 @@ impl Judge<'_> {
         let last = self.latest(sent.from(), at);
         let later = (sent.from()..=last).any(|state| self.model.permits(sent, user, state));
         if exact || !later {
-            self.tally.leaks.push(format!("{user}: {sent:?} (states to {last})"));
+            self.tally
+                .leaks
+                .push(format!("{user}: {sent:?} (states to {last}; {})", self.model.turns(&sent.table, sent.commit)));
         } else {
             self.tally.newer += 1;
         }
@@ -231,7 +237,6 @@ async fn under_load_each_phone_receives_what_its_user_was_permitted_at_the_commi
     let number = |name: &str| std::env::var_os(name).and_then(|text| text.to_str()?.parse::<u64>().ok());
     let seed = number("ROWCAST_SEED").unwrap_or_else(|| rand::rng().random());
     let lasts = Duration::from_secs(number("ROWCAST_REVOCATION_SECONDS").unwrap_or(6));
-    let _ = tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).try_init(); //TMP
     println!("ROWCAST_SEED={seed}");
     let (pg, users) = prepared().await;
     let relay = Relay::start(&pg).await;
