@@ -27,6 +27,7 @@ use crate::error::{Fault, Remedy};
 use crate::gateway::GatewayConfig;
 use crate::hub::HubConfig;
 use crate::ingest::IngestConfig;
+use crate::journal::JournalConfig;
 use crate::log::LogConfig;
 use crate::pg::PgConfig;
 use crate::wal::WalConfig;
@@ -71,6 +72,8 @@ pub struct Config {
     pub ingest: IngestConfig,
     /// The log.
     pub log: LogConfig,
+    /// What `rowcast why` answers from.
+    pub journal: JournalConfig,
     /// Matching and policy. Its publications are set from `publications` when the relay is built.
     pub hub: HubConfig,
     /// Connections.
@@ -109,6 +112,7 @@ impl Config {
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(8),
             ingest: IngestConfig::new(wal),
             log: LogConfig::new(data_dir.join("log")),
+            journal: JournalConfig::new(data_dir.join("journal")),
             hub: HubConfig::default(),
             gateway: GatewayConfig::default(),
         }

@@ -26,6 +26,7 @@ use super::event::Outgoing;
 use super::facts::Keeper;
 use super::lane::{Lane, LaneRow};
 use super::matching::{self, Judgement, Matcher, UNDECIDED};
+use super::noting::NotedFacts;
 use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
@@ -34,6 +35,7 @@ use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle, 
 use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
+use crate::journal::Note;
 use crate::log::{LogError, Read, Reader};
 use crate::policy::Asker;
 use crate::policy::facts::Facts;
@@ -80,9 +82,11 @@ pub struct Hub {
     pub(super) validator: Arc<Validator>,
     pub(super) registry: Registry,
     pub(super) matcher: Matcher,
-    /// What the policies look into.
     pub(super) lane: Lane,
+    /// What the policies look into.
     pub(super) facts: Facts,
+    /// What the journal has of them.
+    pub(super) noted: NotedFacts,
     pub(super) keeper: Keeper,
     /// Since subscriptions that wait for facts were looked at.
     pub(super) facts_changed: bool,
@@ -140,6 +144,7 @@ impl Hub {
             validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
+            noted: NotedFacts::default(),
             lane: Lane::new(asker, filter_asker, deps.metrics.clone()),
             reader: deps.log.reader(deps.log.end()),
             work: None,
@@ -175,6 +180,7 @@ impl Hub {
         loop {
             self.tend_facts();
             self.release_waiting();
+            self.note_fact_states();
             self.turn().await;
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
@@ -195,7 +201,7 @@ impl Hub {
                     None => break,
                 },
                 _ = sweep.tick() => {
-                    self.registry.sweep();
+                    self.sweep();
                     self.sweep_facts();
                     self.count();
                 }
@@ -254,6 +260,7 @@ impl Hub {
                 if let Some(appended) = self.reader.appended_at() {
                     self.deps.metrics.append_to_match.observe(appended.elapsed().as_secs_f64());
                 }
+                self.note_facts(&transaction);
                 self.xids.push_back(transaction.xid);
                 self.shared_xids = None;
                 let gate = self.needs_reading(&transaction).then(|| {
@@ -301,6 +308,7 @@ impl Hub {
     }
 
     fn gap(&mut self, from: Lsn, resumed: Lsn) {
+        self.deps.journal.note(Note::Gap { from, resumed });
         self.keeper.distrust(&mut self.facts);
         if resumed < from {
             // Another history, whose positions and transaction ids begin lower.
@@ -446,6 +454,7 @@ impl Hub {
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
+            self.note_undecided(judgement.undecided.iter().map(|port| (port, "catalog")), &event.row);
             metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
             return;
@@ -456,6 +465,7 @@ impl Hub {
         let passed = self.lane.push(row, &self.registry);
         let sent = matching::emit(&mut self.out, &event, passed.permits, &passed.undecided);
         self.deps.metrics.undecided_gaps.inc_by(passed.undecided.len() as u64);
+        self.note_undecided(passed.undecided.iter().map(|port| (port, "catalog")), &event.row);
         self.deps.metrics.deliveries.inc_by(sent);
         self.queued += sent as usize;
         self.leave_lane();
@@ -474,12 +484,13 @@ impl Hub {
         let ports: Vec<Arc<Port>> = concerned.map(|channel| channel.port.clone()).collect();
         self.deps.metrics.undecided_gaps.inc_by(ports.len() as u64);
         ports.iter().for_each(|port| self.tell(port, false, UNDECIDED));
+        self.note_undecided(ports.iter().map(|port| (port, "unknown table")), row);
     }
 
     fn leave_lane(&mut self) {
         let now = self.deps.clock.unix_seconds();
         for settled in self.lane.released(&self.registry, now) {
-            let Leaving { event, permits, undecided, ended } = match settled {
+            let Leaving { event, permits, undecided, reasons, ended } = match settled {
                 Settled::Row(row) => row,
                 Settled::Notice(port, ok, message) => {
                     matching::notify(&mut self.out, &port, ok, &message);
@@ -487,13 +498,15 @@ impl Hub {
                 }
             };
             self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
+            self.note_undecided(undecided.iter().zip(reasons), &event.row);
             let sent = matching::emit(&mut self.out, &event, permits, &undecided);
             self.deps.metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
             for (port, message) in ended {
                 let table = &event.row.relation.table;
                 tracing::warn!(table, message, "a subscription was ended for its filter");
-                self.registry.remove(port.id);
+                self.deps.journal.note(Note::Ended { channel: port.id.0, at: event.row.position });
+                self.remove(port.id);
                 matching::notify(&mut self.out, &port, false, &message);
                 self.count();
             }
