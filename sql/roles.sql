@@ -1,15 +1,21 @@
--- Three logins with no more rights than their work needs, and the role that retention acts as:
+-- Four logins with no more rights than their work needs, and the role that retention acts as:
 --   rowcast_relay      DATABASE_URL of the relay: reads one slot, writes its own bookkeeping, may become the roles that tokens name
+--   rowcast_ask        ROWCAST_ASK_USER of the relay, if you want it: may become the roles that tokens name, and nothing else.
+--                      A policy's function may RESET ROLE, and is then this login instead of the relay's
 --   rowcast_dba        runs the other scripts here; owns the publications that Rowcast made
 --   rowcast_monitor    reads status, writes nothing
 --   rowcast_retention  (no login) may SELECT and DELETE in the tables that have a rule, whatever their policies say
 --
--- Usage:          psql "$SUPERUSER_URL" -v relay_password=… -v dba_password=… -v monitor_password=… -f sql/roles.sql
+-- Usage:          psql "$SUPERUSER_URL" -v relay_password=… -v ask_password=… -v dba_password=… -v monitor_password=… -f sql/roles.sql
 --                 A password that is not given is not set: use certificates, or \password in psql. A password on a command line
 --                 can be read by others on the machine; better leave it out here.
 --                 -v table_owner=role   rowcast_dba becomes a member of this role, so that it may publish and change its tables
 --                 -v runner=relay       the relay may run retention too (ROWCAST_RETENTION=on)
---                 -v undo=yes           removes the four again
+--                 -v fact_tables='public.members, public.teams'
+--                                       policies look into these tables: the relay may read them in full, above their policies, and so
+--                                       keep them in memory. Then add each to its publication, if `rowcast doctor` says so:
+--                                       publication_add_table.sql with -v publication=rowcast_facts
+--                 -v undo=yes           removes the five again
 -- Who may run it: a superuser, after `rowcast migrate up`: only a superuser gives REPLICATION and BYPASSRLS before
 --                 PostgreSQL 16, and makes replication origins.
 -- Locks:          none on tables that others use, only on Rowcast's own for a moment.
@@ -22,6 +28,7 @@
 \if :{?undo} \else \set undo no \endif
 \if :{?table_owner} \else \set table_owner '' \endif
 \if :{?runner} \else \set runner '' \endif
+\if :{?fact_tables} \else \set fact_tables '' \endif
 select :'undo' = 'yes' as undoing \gset
 
 begin;
@@ -30,14 +37,15 @@ set local lock_timeout = '5s';
 -- Passwords must not get into the server's log with a statement that fails.
 set local log_min_error_statement = panic;
 set local log_statement = none;
-select set_config('rowcast.table_owner', :'table_owner', true), set_config('rowcast.runner', :'runner', true) \g /dev/null
+select set_config('rowcast.table_owner', :'table_owner', true), set_config('rowcast.runner', :'runner', true),
+       set_config('rowcast.fact_tables', :'fact_tables', true) \g /dev/null
 
 \if :undoing
 do $$
 declare
     gone name;
 begin
-    foreach gone in array array['rowcast_relay', 'rowcast_monitor', 'rowcast_dba', 'rowcast_retention']::name[] loop
+    foreach gone in array array['rowcast_relay', 'rowcast_ask', 'rowcast_monitor', 'rowcast_dba', 'rowcast_retention']::name[] loop
         if exists (select from pg_roles where rolname = gone) then
             execute format('reassign owned by %I to current_user', gone);
             execute format('drop owned by %I', gone);
@@ -60,12 +68,13 @@ declare
     wanted  record;
     acting  name;
     granted record;
+    part    text;
 begin
     if to_regclass('rowcast.retention') is null then
         raise undefined_table using message = 'schema rowcast is missing or old in this database', hint = 'Run: rowcast migrate up';
     end if;
     for wanted in
-        select * from (values ('rowcast_relay', 'login noinherit replication'), ('rowcast_dba', 'login inherit replication'),
+        select * from (values ('rowcast_relay', 'login noinherit replication'), ('rowcast_ask', 'login noinherit'), ('rowcast_dba', 'login inherit replication'),
                               ('rowcast_monitor', 'login inherit'), ('rowcast_retention', 'nologin noinherit bypassrls'))
             as roles (name, attributes)
     loop
@@ -76,7 +85,9 @@ begin
         if wanted.name <> 'rowcast_retention' then
             execute format('grant connect on database %I to %I', current_database(), wanted.name);
         end if;
-        execute format('grant usage on schema rowcast to %I', wanted.name);
+        if wanted.name <> 'rowcast_ask' then
+            execute format('grant usage on schema rowcast to %I', wanted.name);
+        end if;
         execute format('alter role %I set search_path = ''$user'', public', wanted.name);
     end loop;
 
@@ -89,7 +100,26 @@ begin
         if exists (select from pg_roles where rolname = acting) then
             execute format(case when modern then 'grant %I to rowcast_relay with inherit false, set true'
                                 else 'grant %I to rowcast_relay' end, acting);
+            -- Filters are not asked about as rowcast_ask.
+            if acting <> 'rowcast_filter' then
+                execute format(case when modern then 'grant %I to rowcast_ask with inherit false, set true'
+                                    else 'grant %I to rowcast_ask' end, acting);
+            end if;
         end if;
+    end loop;
+    -- Tables that policies look into: read in full, or a policy would be judged by the few rows that the relay may see.
+    foreach part in array string_to_array(current_setting('rowcast.fact_tables'), ',') loop
+        if to_regclass(trim(part)) is null then
+            raise undefined_table using message = format('there is no table %L', trim(part)), hint = 'Write it like public.members.';
+        end if;
+        for granted in select c.oid::regclass as place, c.relnamespace::regnamespace as home, c.relrowsecurity from pg_class c
+            where c.oid = to_regclass(trim(part)) loop
+            execute format('grant usage on schema %s to rowcast_relay', granted.home);
+            execute format('grant select on %s to rowcast_relay', granted.place);
+            if granted.relrowsecurity then
+                alter role rowcast_relay bypassrls;
+            end if;
+        end loop;
     end loop;
 
     -- Retention acts with rights on tables that have a rule, and on nothing else.
@@ -150,6 +180,9 @@ $$;
 \if :{?relay_password}
     alter role rowcast_relay password :'relay_password';
 \endif
+\if :{?ask_password}
+    alter role rowcast_ask password :'ask_password';
+\endif
 \if :{?dba_password}
     alter role rowcast_dba password :'dba_password';
 \endif
@@ -161,6 +194,6 @@ $$;
 select rolname as role, rolcanlogin as login, rolreplication as replication, rolbypassrls as bypasses_rls,
        (select string_agg(g.rolname, ', ' order by g.rolname) from pg_auth_members m join pg_roles g on g.oid = m.roleid
         where m.member = r.oid) as member_of
-from pg_roles r where rolname in ('rowcast_relay', 'rowcast_dba', 'rowcast_monitor', 'rowcast_retention') order by 1;
+from pg_roles r where rolname in ('rowcast_relay', 'rowcast_ask', 'rowcast_dba', 'rowcast_monitor', 'rowcast_retention') order by 1;
 \endif
 commit;

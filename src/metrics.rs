@@ -20,6 +20,9 @@ pub type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
 /// A gauge per value of one label.
 pub type LabelledGauge = Family<[(&'static str, &'static str); 1], Gauge>;
 
+/// A histogram of seconds per value of one label.
+pub type LabelledHistogram = Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>;
+
 /// A gauge of seconds with a fraction; may be infinite.
 pub type Seconds = Gauge<f64, AtomicU64>;
 
@@ -112,6 +115,12 @@ metrics! {
     lane_size: Gauge = "lane_size" in Bytes;
     /// Questions that Postgres is answering now
     lane_questions: Gauge = "lane_questions";
+    /// Questions that wait for a free connection to Postgres
+    lane_queued: Gauge = "lane_queued";
+    /// Channels with a row that waits for Postgres's answers
+    lane_channels: Gauge = "lane_channels";
+    /// Rows that left, at least for some channels, while others waited for Postgres's answers
+    lane_passed: Counter = "lane_passed";
     /// Open client connections
     connections: Gauge = "connections";
     /// Open client connections by version of the Phoenix serializer
@@ -152,6 +161,16 @@ metrics! {
     ask: Histogram = "ask" in Seconds, latency();
     /// Questions to Postgres asked again because the change was not yet visible to others
     ask_not_visible: Counter = "ask_not_visible";
+    /// Transactions in which Postgres was asked to judge a change; each crosses the network once, but for large rows
+    ask_rounds: Counter = "ask_rounds";
+    /// Principals that Postgres was asked about, once for each change and each time it was asked again
+    ask_principals: Counter = "ask_principals";
+    /// Questions to Postgres whose connection broke before the answers had come
+    ask_broken: Counter = "ask_broken";
+    /// Policies, by table and role, that Postgres is not asked about for now since they kept failing; their rows are gaps
+    ask_suspended: Gauge = "ask_suspended";
+    /// Times a policy was suspended by reason: timeout, connection, role, behind (its rows waited too long for their turn)
+    ask_suspensions: Labelled = "ask_suspensions" by "reason" ["timeout", "connection", "role", "behind"];
     /// Time Postgres took to judge the filters of one change that memory can't judge
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about
@@ -160,8 +179,28 @@ metrics! {
     filter_failures: Labelled = "filter_failures" by "kind" ["timeout", "raised", "connection", "role", "too_many", "over_budget"];
     /// Catalog reads by result: changed, same, failed
     catalog_reads: Labelled = "catalog_reads" by "result" ["changed", "same", "failed"];
+    /// Notes written to the journal, from which `rowcast why` answers
+    journal_notes: Counter = "journal_notes";
+    /// Notes that the journal could not take, since the disk or the writer was too slow or full
+    journal_lost: Counter = "journal_lost_notes";
+    /// Bytes of the journal's files
+    journal_bytes: Gauge = "journal_size" in Bytes;
     /// When the reading of the catalog that is in force began, in seconds since 1970
     catalog_read_timestamp: Gauge = "catalog_read_timestamp" in Seconds;
+    /// Seconds from the commit of what may have ended a right to the moment from which nobody is judged without it, by the two machines' clocks, by kind: facts (rows that policies look into), rules (policies, grants and the like)
+    revocation: LabelledHistogram = "revocation" in Seconds by "kind" ["facts", "rules"], LabelledHistogram::new_with_constructor(latency);
+    /// Tables that policies look into, by what their facts are at: preparing, loading, ready, resting (tried again later), refused (Postgres is asked until somebody changes something)
+    fact_tables: LabelledGauge = "fact_tables" by "state" ["preparing", "loading", "ready", "resting", "refused"];
+    /// Rows of facts in memory
+    fact_rows: Gauge = "fact_rows";
+    /// Bytes that facts take in memory
+    fact_bytes: Gauge = "fact_size" in Bytes;
+    /// Time from the decision to load a fact table until it was in force, writers that were waited for included
+    fact_load: Histogram = "fact_load" in Seconds, latency();
+    /// Loads of fact tables by result: loaded, broken (it could not follow the stream), changed (DDL meanwhile), too_large, blocked (by a writer without an end), not_added (to the publication), timeout, failed
+    fact_loads: Labelled = "fact_loads" by "result" ["loaded", "broken", "changed", "too_large", "blocked", "not_added", "timeout", "failed"];
+    /// Rules, one for each table and role in use, that Postgres is asked about because facts are not in memory
+    rules_without_facts: Gauge = "rules_without_facts";
     /// Key set (JWKS) fetches by result: changed, same, failed
     jwks_fetches: Labelled = "jwks_fetches" by "result" ["changed", "same", "failed"];
     /// Usable keys in the key set (JWKS) at hand
@@ -179,6 +218,12 @@ metrics! {
 }
 
 impl Metrics {
+    /// What was committed at this time and may have ended a right is in force from now on: facts or rules.
+    pub fn right_ended(&self, kind: &'static str, committed_unix_micros: i64, now_unix_millis: i64) {
+        let late = now_unix_millis.saturating_sub(committed_unix_micros.div_euclid(1000)).max(0);
+        self.revocation.get_or_create(&[("kind", kind)]).observe(late as f64 / 1000.0);
+    }
+
     /// The OpenMetrics text of all of them.
     pub fn render(&self) -> String {
         let mut text = String::new();
@@ -206,5 +251,16 @@ mod tests {
         assert!(text.contains("# HELP rowcast_changes Row changes received"), "{text}");
         assert!(text.contains("rowcast_verdicts_total{kind=\"deny\"} 1"), "{text}");
         assert!(text.contains("rowcast_ask_seconds_bucket"), "{text}");
+    }
+
+    #[test]
+    fn the_end_of_a_right_is_counted_from_its_commit() {
+        let metrics = Metrics::new();
+        metrics.right_ended("facts", 10_000_000, 10_250);
+        metrics.right_ended("facts", 11_000_000, 10_000);
+        let text = metrics.render();
+        assert!(text.contains("rowcast_revocation_seconds_sum{kind=\"facts\"} 0.25"), "{text}");
+        assert!(text.contains("rowcast_revocation_seconds_count{kind=\"facts\"} 2"), "a clock that is behind: {text}");
+        assert!(text.contains("rowcast_revocation_seconds_count{kind=\"rules\"} 0"), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 //! Invariants:
 //! * Only what is absent is made; what was made is recorded in `rowcast.installed`, and only that is ever removed. An object
 //!   that others depend on stays and is named in the [`Report`]; nothing is dropped with CASCADE.
+//! * A step that not every login may take can be left out: it is then not recorded, and tried again at the next `up`.
 //! * A step takes the advisory lock and then looks whether it still has to run, so any number may run at once.
 //! * The scripts qualify every name and run with `search_path = pg_catalog, pg_temp`: nobody's `public.now()` runs with an
 //!   administrator's rights.
@@ -23,7 +24,7 @@ use crate::pg::{PgError, is_transient};
 pub enum Scope {
     /// Schema `rowcast` with all in it, `rowcast_facts`: `serve` makes these.
     Own,
-    /// Roles, `auth`, the publication: only on request.
+    /// Roles, `auth`, the publication, event triggers: only on request.
     Shared,
 }
 
@@ -36,6 +37,8 @@ pub struct Migration {
     pub name: &'static str,
     /// Who needs it.
     pub scope: Scope,
+    /// For a step that may be left out where the login may not take it: a query for one truth, whether it did its work.
+    done: Option<&'static str>,
     up: &'static str,
     down: &'static str,
 }
@@ -49,10 +52,14 @@ impl Migration {
 
 macro_rules! migration {
     ($version:literal, $scope:ident, $file:literal, $name:literal) => {
+        migration!($version, $scope, $file, $name, None)
+    };
+    ($version:literal, $scope:ident, $file:literal, $name:literal, $done:expr) => {
         Migration {
             version: $version,
             name: $name,
             scope: Scope::$scope,
+            done: $done,
             up: include_str!(concat!("../migrations/", $file, "_", $name, ".up.sql")),
             down: include_str!(concat!("../migrations/", $file, "_", $name, ".down.sql")),
         }
@@ -67,7 +74,14 @@ pub static MIGRATIONS: &[Migration] = &[
     migration!(4, Shared, "0004", "publication"),
     migration!(5, Shared, "0005", "filter_role"),
     migration!(6, Own, "0006", "retention"),
+    migration!(7, Shared, "0007", "rule_hints", Some(HINTS_INSTALLED)),
 ];
+
+/// Whether the event triggers of step 7 are there and fire, as a query for one truth.
+pub const HINTS_INSTALLED: &str = "select count(*) = 2 from pg_catalog.pg_event_trigger t \
+    join pg_catalog.pg_proc p on p.oid = t.evtfoid join pg_catalog.pg_namespace n on n.oid = p.pronamespace \
+    where t.evtname in ('rowcast_rules_changed', 'rowcast_rules_dropped') and t.evtenabled in ('A', 'O') \
+    and n.nspname = 'rowcast' and p.proname = 'hint_rules'";
 
 /// Holds one migration at a time in this database; the number is arbitrary and ours.
 const LOCK: i64 = 0x0072_6f77_6361_7374;
@@ -166,6 +180,8 @@ impl Fault for MigrateError {
 pub struct Report {
     /// The steps that ran, in the order they ran.
     pub steps: Vec<(u32, &'static str)>,
+    /// The steps that `up` left out because the login may not take them. Nothing needs them; they are tried again each time.
+    pub left_out: Vec<(u32, &'static str)>,
     /// What `up` made, such as `role anon`; what it found is not listed.
     pub made: Vec<String>,
     /// What `down` left because something depends on it, with the reason.
@@ -179,6 +195,9 @@ impl fmt::Display for Report {
         }
         for (version, name) in &self.steps {
             writeln!(f, "ran   {version:04} {name}")?;
+        }
+        for (version, name) in &self.left_out {
+            writeln!(f, "left  {version:04} {name}: only a superuser can make it; the relay works without")?;
         }
         for made in &self.made {
             writeln!(f, "made  {made}")?;
@@ -199,6 +218,8 @@ pub struct Status {
     pub name: &'static str,
     /// Who needs it.
     pub scope: Scope,
+    /// It is left out where the login may not take it.
+    pub optional: bool,
     /// When it was applied, as Postgres prints it; `None` if it was not.
     pub applied_at: Option<String>,
     /// Applied from another script than ours.
@@ -269,6 +290,7 @@ pub async fn status(client: &Client) -> Result<Vec<Status>, MigrateError> {
             version: migration.version,
             name: migration.name,
             scope: migration.scope,
+            optional: migration.done.is_some(),
             applied_at,
             changed,
         });
@@ -298,15 +320,22 @@ async fn apply(client: &mut Client, wanted: fn(&Migration) -> bool) -> Result<Re
         let transaction = begin(client).await?;
         let checksum = checksum(&transaction, migration.up).await?;
         match applied_checksum(&transaction, migration).await? {
-            Some(ours) if ours == checksum => continue,
+            // What may be left out may also have been removed by hand; `up` makes it again.
+            Some(ours) if ours == checksum && done(&transaction, migration).await? => continue,
+            Some(ours) if ours == checksum => {}
             Some(_) => return Err(MigrateError::Changed { version: migration.version, name: migration.name }),
             None => {}
         }
         let failed =
             |source| MigrateError::Step { version: migration.version, name: migration.name, direction: "up", source };
         transaction.batch_execute(migration.up).await.map_err(failed)?;
+        if !done(&transaction, migration).await? {
+            // Not recorded, and rolled back with the transaction.
+            report.left_out.push((migration.version, migration.name));
+            continue;
+        }
         let version = db_version(migration);
-        let sql = "insert into rowcast.migrations (version, name, checksum) values ($1, $2, $3)";
+        let sql = "insert into rowcast.migrations (version, name, checksum) values ($1, $2, $3) on conflict do nothing";
         transaction.execute(sql, &[&version, &migration.name, &checksum]).await.map_err(failed)?;
         // Rows of this transaction only: `now()` is its start, and `made_at` defaults to it.
         let sql = "select kind || ' ' || identity || case when detail = '' then '' else ' to ' || detail end \
@@ -317,6 +346,14 @@ async fn apply(client: &mut Client, wanted: fn(&Migration) -> bool) -> Result<Re
         report.made.extend(made.iter().map(|row| row.get::<_, String>(0)));
     }
     Ok(report)
+}
+
+/// Whether a step that can be left out has done its work; the others have if they did not fail.
+async fn done(transaction: &Transaction<'_>, migration: &Migration) -> Result<bool, MigrateError> {
+    let Some(sql) = migration.done else { return Ok(true) };
+    let row =
+        transaction.query_one(sql, &[]).await.map_err(PgError::query("cannot look at what the migration made"))?;
+    Ok(row.get(0))
 }
 
 async fn revert(transaction: &Transaction<'_>, migration: &Migration, report: &mut Report) -> Result<(), MigrateError> {

@@ -275,6 +275,13 @@ impl TestDatabase {
         TestDatabase { server, name, client }
     }
 
+    /// In a server of its own, for a test that makes slots. The server lives as long as the process.
+    pub(crate) async fn alone() -> TestDatabase {
+        let server: &'static TestServer = Box::leak(Box::new(shared_server().await));
+        let client = login(server, "relay", "template1").connect().await.expect("connected");
+        TestDatabase { server, name: "template1".into(), client }
+    }
+
     /// How to log in as this user; `relay` is a superuser, `plain_relay` is not.
     pub(crate) fn config(&self, user: &str) -> PgConfig {
         login(self.server, user, &self.name)
@@ -282,6 +289,10 @@ impl TestDatabase {
 
     pub(crate) fn pool(&self, user: &str) -> Pool {
         self.config(user).pool().expect("a pool")
+    }
+
+    pub(crate) fn asking_pool(&self, user: &str) -> Pool {
+        self.config(user).asking_pool(4).expect("a pool")
     }
 
     /// The server's, such as 15.

@@ -51,6 +51,9 @@ async fn attempt(config: &Config) -> Result<(), AppError> {
     let mut client = config.pg.connect().await?;
     // First what a person must mend anyway, so that nothing is made on a server that can't be used.
     wal::check(&client, &config.ingest.wal).await?;
+    if let Some(asking) = &config.ask_login {
+        drop(asking.connect().await?);
+    }
     let made = if config.migrate { migrate::up(&mut client).await } else { own(&mut client).await };
     let report = made?;
     for (version, name) in &report.steps {

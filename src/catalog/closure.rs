@@ -31,7 +31,7 @@ const MAX_ROWS: i64 = 20_000;
 pub(super) struct Closure {
     /// Published tables, their ancestors, and what policies look into.
     pub(super) tables: BTreeSet<u32>,
-    /// Without the roles that may execute them.
+    /// Without parsed bodies, and the roles that may execute them.
     pub(super) functions: BTreeMap<u32, Function>,
     /// Tables that some function's body refers to, or may.
     pub(super) mentioned: BTreeSet<u32>,
@@ -106,10 +106,30 @@ impl Reader<'_> {
             if let Some(source) = &function.source {
                 mentions.add(source, function.search_path.as_deref().unwrap_or_default());
             }
-            closure.mentioned.extend(get::<Vec<u32>>(row, 17)?);
+            closure.mentioned.extend(get::<Vec<u32>>(row, 15)?);
             closure.functions.insert(function.oid, function);
         }
         Ok(mentions)
+    }
+
+    /// Prints the bodies that are not text, and the defaults of arguments.
+    pub(super) async fn bodies(&self, functions: &mut BTreeMap<u32, Function>) -> Result<(), CatalogError> {
+        let oids: Vec<u32> = functions.keys().copied().collect();
+        if oids.is_empty() {
+            return Ok(());
+        }
+        for row in &self.rows("function bodies", sql::BODIES, &[&oids]).await? {
+            let oid: u32 = get(row, 0)?;
+            let (body, defaults): (Option<String>, Option<String>) = (get(row, 2)?, get(row, 4)?);
+            // NULL for a function that is being dropped. Without a body it would seem to be written in another language.
+            if (get(row, 1)?, get(row, 3)?) != (body.is_some(), defaults.is_some()) {
+                return Err(CatalogError::Changing(format!("function {oid}")));
+            }
+            if let Some(function) = functions.get_mut(&oid) {
+                (function.parsed_body, function.defaults) = (body, defaults);
+            }
+        }
+        Ok(())
     }
 
     async fn resolve(&self, mentions: &Mentions) -> Result<(Vec<u32>, Vec<u32>), CatalogError> {
@@ -136,13 +156,8 @@ fn function(row: &tokio_postgres::Row) -> Result<Function, CatalogError> {
     let callable: bool = get(row, 7)?;
     // The names of a function with OUT arguments stand elsewhere.
     let names = names.filter(|_| callable).unwrap_or_default().into_iter().chain(std::iter::repeat_with(String::new));
-    let parsed_body: Option<String> = get(row, 10)?;
-    // NULL for a function that is being dropped. Without either body it would seem to be written in another language.
-    if get::<bool>(row, 9)? != parsed_body.is_some() {
-        return Err(CatalogError::Changing(format!("function \"{name}\"")));
-    }
-    let volatility: String = get(row, 13)?;
-    let (search_path, other_settings) = body::settings(&get::<Option<Vec<String>>>(row, 16)?.unwrap_or_default());
+    let volatility: String = get(row, 11)?;
+    let (search_path, other_settings) = body::settings(&get::<Option<Vec<String>>>(row, 14)?.unwrap_or_default());
     Ok(Function {
         oid: get(row, 0)?,
         schema: get(row, 1)?,
@@ -151,13 +166,14 @@ fn function(row: &tokio_postgres::Row) -> Result<Function, CatalogError> {
         sql_body: get(row, 4)?,
         arguments: names.zip(types).collect(),
         source: get(row, 8)?,
-        parsed_body,
+        parsed_body: None,
+        defaults: None,
         callable,
-        returns_set: get(row, 11)?,
-        strict: get(row, 12)?,
+        returns_set: get(row, 9)?,
+        strict: get(row, 10)?,
         volatility: volatility.chars().next().unwrap_or('v'),
-        security_definer: get(row, 14)?,
-        owner: get(row, 15)?,
+        security_definer: get(row, 12)?,
+        owner: get(row, 13)?,
         search_path,
         other_settings,
         executable_by: BTreeSet::new(),

@@ -16,7 +16,7 @@ use tokio_postgres::{IsolationLevel, Row, Transaction};
 
 use super::closure::Closure;
 use super::sql;
-use super::stream::{self, Listing, Listings, Member};
+use super::stream;
 use super::{
     Access, Catalog, CatalogError, Collation, Column, FACTS_PUBLICATION, Function, OldImage, PolicyCommand, PolicyRow,
     Published, Role, RowFilter, Rules, Snapshot, Streamed, Table, Wanted,
@@ -37,24 +37,42 @@ pub async fn read(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resul
 const ATTEMPTS: usize = 10;
 
 async fn read_within(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Result<Catalog, CatalogError> {
+    let mut why = String::from("rules");
     for _ in 0..ATTEMPTS {
-        let (catalog, before) = read_once(client, wanted).await?;
-        let reader = Reader { transaction: begin(client).await? };
-        let after = reader.fingerprint(&catalog.rules).await?;
-        reader.transaction.commit().await.map_err(failed("commit"))?;
-        if before == after {
-            return Ok(catalog);
+        match read_whole(client, wanted).await {
+            Ok(Some(catalog)) => return Ok(catalog),
+            Ok(None) => {}
+            Err(CatalogError::Changing(what)) => why = what,
+            Err(error) => return Err(error),
         }
-        tracing::debug!("the catalog changed while it was read; reading again");
+        tracing::debug!(why, "the catalog changed while it was read; reading again");
     }
-    Err(CatalogError::Changing(format!("{ATTEMPTS} times in a row")))
+    Err(CatalogError::Changing(format!("{why}, {ATTEMPTS} times in a row")))
 }
 
+/// `None`: what was read may be two states.
+async fn read_whole(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Result<Option<Catalog>, CatalogError> {
+    let (catalog, before) = read_once(client, wanted).await?;
+    let reader = Reader { transaction: begin(client).await? };
+    let after = reader.fingerprint(&catalog.rules).await?;
+    reader.transaction.commit().await.map_err(failed("commit"))?;
+    Ok((before == after).then_some(catalog))
+}
+
+/// Printing a sub-select locks its tables against being dropped, until we commit. Whoever changes two of them in the other
+/// order would deadlock with us; we give up first, well before the server looks for deadlocks (`deadlock_timeout`, 1 s), so
+/// that it is never the user's migration that fails.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Without JIT, which takes longer to compile these statements than they run.
 async fn begin(client: &mut tokio_postgres::Client) -> Result<Transaction<'_>, CatalogError> {
     let start = client.build_transaction().isolation_level(IsolationLevel::RepeatableRead).read_only(true).start();
     let transaction = start.await.map_err(failed("begin"))?;
-    let settings =
-        format!("set local search_path = ''; set local statement_timeout = {}", DEADLINE.as_millis() as u64 / 3);
+    let settings = format!(
+        "set local search_path = ''; set local jit = off; set local statement_timeout = {}; set local lock_timeout = {}",
+        DEADLINE.as_millis() / 3,
+        LOCK_TIMEOUT.as_millis()
+    );
     transaction.batch_execute(&settings).await.map_err(failed("settings"))?;
     Ok(transaction)
 }
@@ -77,8 +95,7 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let oids: Vec<u32> = known.into_iter().collect();
     let mut tables = reader.tables(&oids, published).await?;
     let kept = reader.columns(&oids, &mut tables).await?;
-    mentioned.extend(reader.policies(&oids, &mut tables).await?);
-    reader.streams(&oids, wanted, version, &mut tables, &mentioned, &kept).await?;
+    let trees = reader.streams(&oids, wanted, version, &mut tables).await?;
 
     let roles = reader.roles(&with_owners(&wanted.roles, &tables, &functions)).await?;
     let names: Vec<String> = roles.keys().cloned().collect();
@@ -87,6 +104,16 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let schemas = reader.schemas(&names, &tables, &functions).await?;
     let operators = reader.operators(&functions).await?;
     let types = Arc::new(reader.types(&oids, &functions).await?);
+
+    // Printing locks, so it comes last; nothing after it waits for another lock.
+    mentioned.extend(reader.policies(&oids, &mut tables).await?);
+    reader.bodies(&mut functions).await?;
+    for oid in &mentioned {
+        if let (Some(table), Some(tree)) = (tables.get_mut(oid), trees.get(oid)) {
+            // Only for tables that policies look into: nobody keeps rows of others, and a new state is a new catalog.
+            table.storage = stream::storage(tree, &kept.get(oid));
+        }
+    }
     let tables = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
     let functions = functions.into_iter().map(|(oid, function)| (oid, Arc::new(function))).collect();
     let rules = Rules { tables, roles, functions, schemas, operators, types, encoding, foreign_claims };
@@ -95,8 +122,15 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     Ok((Catalog::new(snapshot, rules), fingerprint))
 }
 
+/// Internal errors are what the printing functions answer about something that was dropped since the snapshot.
 fn failed(what: &'static str) -> impl FnOnce(tokio_postgres::Error) -> CatalogError {
-    move |source| CatalogError::Query { what, source }
+    use tokio_postgres::error::SqlState;
+    const CHANGING: [SqlState; 3] =
+        [SqlState::LOCK_NOT_AVAILABLE, SqlState::T_R_DEADLOCK_DETECTED, SqlState::INTERNAL_ERROR];
+    move |source| match source.as_db_error().filter(|error| CHANGING.contains(error.code())) {
+        Some(error) => CatalogError::Changing(format!("{what}: {}", error.message())),
+        None => CatalogError::Query { what, source },
+    }
 }
 
 /// Owners whose rights are read, beside the roles of tokens. Whose aren't has none that anybody knows of.
@@ -263,7 +297,7 @@ impl Reader<'_> {
                 is_partitioned,
                 ancestors: get(row, 8)?,
                 access: BTreeMap::new(),
-                // These three are filled in when the tree under it is known.
+                // These are filled in when the tree under it is known, the storage at the end.
                 leaves: Vec::new(),
                 streamed: Streamed::default(),
                 storage: 0,
@@ -317,8 +351,7 @@ impl Reader<'_> {
                 return Err(CatalogError::Changing(format!("policy \"{name}\" on \"{}\"", table.name)));
             }
             mentioned.extend(get::<Vec<u32>>(row, 9)?);
-            // A look into the table itself can't be told by dependencies from a look at its row.
-            if expression.as_ref().is_some_and(|text| text.contains("FROM ")) {
+            if get(row, 10)? {
                 mentioned.insert(table.oid);
             }
             let columns: Vec<i16> = get(row, 7)?;
@@ -335,93 +368,6 @@ impl Reader<'_> {
             });
         }
         Ok(mentioned)
-    }
-
-    /// What the stream sends of each table, and the state of its files. The latter only for tables that policies look into:
-    /// nobody keeps rows of others, and a new state is a new catalog.
-    async fn streams(
-        &self,
-        oids: &[u32],
-        wanted: &Wanted,
-        version: i32,
-        tables: &mut BTreeMap<u32, Table>,
-        mentioned: &BTreeSet<u32>,
-        kept: &Kept,
-    ) -> Result<(), CatalogError> {
-        let mut trees: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
-        for row in &self.rows("partitions", sql::TREES, &[&oids]).await? {
-            let kind = match get::<String>(row, 3)?.as_str() {
-                "r" => stream::Kind::Ordinary,
-                "p" => stream::Kind::Partitioned,
-                _ => stream::Kind::Other,
-            };
-            let member =
-                Member { oid: get(row, 1)?, parent: get(row, 2)?, kind, logged: get(row, 4)?, file: get(row, 5)? };
-            trees.entry(get(row, 0)?).or_default().push(member);
-        }
-        let publications: Vec<&str> = wanted
-            .publications
-            .iter()
-            .chain(&wanted.others)
-            .map(String::as_str)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        let mut related: BTreeSet<u32> = trees.values().flatten().map(|member| member.oid).collect();
-        related.extend(tables.values().flat_map(|table| &table.ancestors));
-        let listings = self.listings(&publications, &related, version).await?;
-        let partitioned: Vec<u32> = tables.values().filter(|t| t.is_partitioned).map(|t| t.oid).collect();
-        let covered = self.covered(&publications, &partitioned, version).await?;
-        for (oid, table) in tables {
-            let tree = trees.get(oid).map_or(&[][..], Vec::as_slice);
-            table.leaves = stream::leaves(tree);
-            table.streamed = stream::streamed(table, tree, &listings, covered.contains(oid));
-            if mentioned.contains(oid) {
-                table.storage = stream::storage(tree, &kept.get(oid));
-            }
-        }
-        Ok(())
-    }
-
-    async fn listings(
-        &self,
-        publications: &[&str],
-        related: &BTreeSet<u32>,
-        version: i32,
-    ) -> Result<Listings, CatalogError> {
-        let related: Vec<u32> = related.iter().copied().collect();
-        let sql = if version >= 150_000 { sql::STREAMED } else { sql::STREAMED_14 };
-        let mut listings = Listings::new();
-        for row in &self.rows("stream", sql, &[&publications, &related]).await? {
-            let list: Option<Vec<String>> = get(row, 6)?;
-            let listing = Listing {
-                actions: [get(row, 1)?, get(row, 2)?, get(row, 3)?, get(row, 4)?],
-                filtered: get(row, 5)?,
-                list: list.map(|names| names.into_iter().collect()),
-            };
-            listings.entry(get(row, 0)?).or_default().push(listing);
-        }
-        Ok(listings)
-    }
-
-    async fn covered(
-        &self,
-        publications: &[&str],
-        partitioned: &[u32],
-        version: i32,
-    ) -> Result<BTreeSet<u32>, CatalogError> {
-        let mut covered = BTreeSet::new();
-        if partitioned.is_empty() {
-            return Ok(covered);
-        }
-        let mut rows = self.rows("stream", sql::COVERED, &[&publications, &partitioned]).await?;
-        if version >= 150_000 {
-            rows.extend(self.rows("stream", sql::COVERED_15, &[&publications, &partitioned]).await?);
-        }
-        for row in &rows {
-            covered.insert(get(row, 0)?);
-        }
-        Ok(covered)
     }
 
     async fn access(

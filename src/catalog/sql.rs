@@ -105,7 +105,9 @@ pub(super) const COLUMNS: &str = "select a.attrelid, a.attnum, a.attname::text, 
     from pg_attribute a left join pg_collation c on c.oid = a.attcollation left join pg_namespace n on n.oid = c.collnamespace \
     where a.attrelid = any($1::oid[]) and a.attnum > 0 and not a.attisdropped order by a.attrelid, a.attnum";
 
-/// Policies of the tables `$1` that govern SELECT, with what their expressions depend on.
+/// Policies of the tables `$1` that govern SELECT, with what their expressions depend on. Dependencies don't tell a look into
+/// the policy's own table from a look at the row, but the text does: only there its name has its schema (or in a string, which
+/// does no harm).
 pub(super) const POLICIES: &str = "select p.polrelid, p.polname::text, p.polpermissive, p.polcmd::text, \
     array(select case when m = 0 then 'public' else pg_get_userbyid(m)::text end from unnest(p.polroles) as m), \
     p.polqual is not null, pg_get_expr(p.polqual, p.polrelid), \
@@ -114,7 +116,8 @@ pub(super) const POLICIES: &str = "select p.polrelid, p.polname::text, p.polperm
     array(select d.refobjid from pg_depend d where d.classid = 'pg_policy'::regclass and d.objid = p.oid \
           and d.refclassid = 'pg_proc'::regclass), \
     array(select d.refobjid from pg_depend d where d.classid = 'pg_policy'::regclass and d.objid = p.oid \
-          and d.refclassid = 'pg_class'::regclass and d.refobjid <> p.polrelid) \
+          and d.refclassid = 'pg_class'::regclass and d.refobjid <> p.polrelid), \
+    coalesce(position(p.polrelid::regclass::text in pg_get_expr(p.polqual, p.polrelid)) > 0, false) \
     from pg_policy p where p.polrelid = any($1::oid[]) and p.polcmd in ('r', '*') order by p.polrelid, p.polname";
 
 /// What each role of `$2` may do with each table of `$1`. Columns are null for all of them.
@@ -158,12 +161,16 @@ pub(super) const FUNCTIONS: &str = "select p.oid, n.nspname::text, p.proname::te
     p.proargtypes::oid[], p.proargnames, \
     p.prokind = 'f' and p.provariadic = 0 and coalesce('i' = all(p.proargmodes), true), \
     case when l.lanname = 'sql' and p.prosqlbody is null then p.prosrc end, \
-    p.prosqlbody is not null, case when p.prosqlbody is not null then pg_get_function_sqlbody(p.oid) end, \
     p.proretset, p.proisstrict, p.provolatile::text, p.prosecdef, pg_get_userbyid(p.proowner)::text, p.proconfig, \
     array(select d.refobjid from pg_depend d where d.classid = 'pg_proc'::regclass and d.objid = p.oid \
           and d.refclassid = 'pg_class'::regclass) \
     from pg_proc p join pg_namespace n on n.oid = p.pronamespace join pg_language l on l.oid = p.prolang \
     where p.oid = any($1::oid[])";
+
+/// What has to be printed of the functions `$1`: bodies in the new style, and arguments' defaults.
+pub(super) const BODIES: &str = "select p.oid, p.prosqlbody is not null, pg_get_function_sqlbody(p.oid), \
+    p.proargdefaults is not null, pg_get_expr(p.proargdefaults, 0) from pg_proc p \
+    where p.oid = any($1::oid[]) and (p.prosqlbody is not null or p.proargdefaults is not null)";
 
 /// Which of the roles `$2` may execute each of the functions `$1`.
 pub(super) const EXECUTABLE: &str = "select p.oid, array(select r.rolname::text from pg_roles r \

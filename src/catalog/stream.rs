@@ -10,7 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::read::{Reader, get};
 use super::table::{Streamed, Table};
+use super::{CatalogError, Wanted, sql};
 
 /// A member of the tree under a table, which is the table itself or a partition.
 #[derive(Debug, Clone)]
@@ -44,8 +46,91 @@ pub(super) struct Listing {
 /// All listings, by relation.
 pub(super) type Listings = BTreeMap<u32, Vec<Listing>>;
 
+impl Reader<'_> {
+    /// What the stream sends of each table; answers with the trees under them.
+    pub(super) async fn streams(
+        &self,
+        oids: &[u32],
+        wanted: &Wanted,
+        version: i32,
+        tables: &mut BTreeMap<u32, Table>,
+    ) -> Result<BTreeMap<u32, Vec<Member>>, CatalogError> {
+        let mut trees: BTreeMap<u32, Vec<Member>> = BTreeMap::new();
+        for row in &self.rows("partitions", sql::TREES, &[&oids]).await? {
+            let kind = match get::<String>(row, 3)?.as_str() {
+                "r" => Kind::Ordinary,
+                "p" => Kind::Partitioned,
+                _ => Kind::Other,
+            };
+            let member =
+                Member { oid: get(row, 1)?, parent: get(row, 2)?, kind, logged: get(row, 4)?, file: get(row, 5)? };
+            trees.entry(get(row, 0)?).or_default().push(member);
+        }
+        let publications: Vec<&str> = wanted
+            .publications
+            .iter()
+            .chain(&wanted.others)
+            .map(String::as_str)
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        let mut related: BTreeSet<u32> = trees.values().flatten().map(|member| member.oid).collect();
+        related.extend(tables.values().flat_map(|table| &table.ancestors));
+        let listings = self.listings(&publications, &related, version).await?;
+        let partitioned: Vec<u32> = tables.values().filter(|t| t.is_partitioned).map(|t| t.oid).collect();
+        let covered = self.covered(&publications, &partitioned, version).await?;
+        for (oid, table) in tables {
+            let tree = trees.get(oid).map_or(&[][..], Vec::as_slice);
+            table.leaves = leaves(tree);
+            table.streamed = streamed(table, tree, &listings, covered.contains(oid));
+        }
+        Ok(trees)
+    }
+
+    async fn listings(
+        &self,
+        publications: &[&str],
+        related: &BTreeSet<u32>,
+        version: i32,
+    ) -> Result<Listings, CatalogError> {
+        let related: Vec<u32> = related.iter().copied().collect();
+        let sql = if version >= 150_000 { sql::STREAMED } else { sql::STREAMED_14 };
+        let mut listings = Listings::new();
+        for row in &self.rows("stream", sql, &[&publications, &related]).await? {
+            let list: Option<Vec<String>> = get(row, 6)?;
+            let listing = Listing {
+                actions: [get(row, 1)?, get(row, 2)?, get(row, 3)?, get(row, 4)?],
+                filtered: get(row, 5)?,
+                list: list.map(|names| names.into_iter().collect()),
+            };
+            listings.entry(get(row, 0)?).or_default().push(listing);
+        }
+        Ok(listings)
+    }
+
+    async fn covered(
+        &self,
+        publications: &[&str],
+        partitioned: &[u32],
+        version: i32,
+    ) -> Result<BTreeSet<u32>, CatalogError> {
+        let mut covered = BTreeSet::new();
+        if partitioned.is_empty() {
+            return Ok(covered);
+        }
+        let mut rows = self.rows("stream", sql::COVERED, &[&publications, &partitioned]).await?;
+        if version >= 150_000 {
+            rows.extend(self.rows("stream", sql::COVERED_15, &[&publications, &partitioned]).await?);
+        }
+        for row in &rows {
+            covered.insert(get(row, 0)?);
+        }
+        Ok(covered)
+    }
+}
+
 /// The members that hold rows, ascending.
-pub(super) fn leaves(tree: &[Member]) -> Vec<u32> {
+fn leaves(tree: &[Member]) -> Vec<u32> {
     let leaves: BTreeSet<u32> = tree.iter().filter(|m| m.kind != Kind::Partitioned).map(|m| m.oid).collect();
     leaves.into_iter().collect()
 }
@@ -60,7 +145,7 @@ pub(super) fn storage(tree: &[Member], columns: &impl Hash) -> u64 {
 }
 
 /// `covered`: whatever partition the table gets, some publication has it with all actions.
-pub(super) fn streamed(table: &Table, tree: &[Member], listings: &Listings, covered: bool) -> Streamed {
+fn streamed(table: &Table, tree: &[Member], listings: &Listings, covered: bool) -> Streamed {
     let mut streamed = Streamed { all_actions: true, all_rows: true, ..Streamed::default() };
     let related = tree.iter().map(|m| m.oid).chain(table.ancestors.iter().copied());
     let listed: Vec<&Listing> = related.filter_map(|oid| listings.get(&oid)).flatten().collect();

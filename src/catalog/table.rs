@@ -160,7 +160,9 @@ pub struct Table {
     pub leaves: Vec<u32>,
     /// What the whole stream, facts included, sends of its rows.
     pub streamed: Streamed,
-    /// Differs whenever its rows may have changed without a row in the stream: a rewrite, a partition attached or detached.
+    /// Differs whenever its rows may have changed without a row in the stream: a rewrite, a partition attached or detached, a
+    /// renamed enum label; and after TRUNCATE, VACUUM FULL and the like. Compares within this process only. 0 for a table that
+    /// no policy and no function of one looks into.
     pub storage: u64,
     /// Our login may read all of it: it owns the table, or may select it and is above row-level security.
     pub loadable: bool,
@@ -222,10 +224,13 @@ pub struct Function {
     pub name: String,
     /// `pg_type.oid` of the result.
     pub result_type: u32,
-    /// The body, if it is an SQL function with a text body, a single result and no SET clause; nothing else can be known.
+    /// The body, if it is an SQL function without arguments that has a text body, a single result and no SET clause.
     pub sql_body: Option<String>,
     /// Names (empty if unnamed) and types of its arguments; all are IN arguments without VARIADIC, else `callable` is false.
     pub arguments: Vec<(String, u32)>,
+    /// What its last arguments are if they are not given, separated by commas, as the server prints it under an empty
+    /// search_path.
+    pub defaults: Option<String>,
     /// Its whole source, if it is an SQL function with a text body.
     pub source: Option<String>,
     /// The body of an SQL function in the new style (`RETURN …`, `BEGIN ATOMIC`), as the server prints it under an empty

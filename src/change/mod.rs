@@ -13,15 +13,17 @@
 //! Rejected: a decoded `Vec<Row>` per transaction. Rows are kept as the bytes pgoutput sent, because that is what the log
 //! writes, and splitting them into (offset, length) cells costs some twenty nanoseconds a row when somebody looks.
 
+mod build;
 mod position;
 mod relation;
 mod row;
 mod transaction;
 
+pub use build::TransactionBuilder;
 pub use position::{Lsn, ParseLsnError, Position};
 pub use relation::{Relation, RelationColumn, ReplicaIdentity};
 pub use row::{MalformedTuple, OldRow, Tuple, Value};
 pub use transaction::{
-    Body, Change, Item, Items, LogicalMessage, RETENTION_ORIGIN, RowChange, SpilledBody, Timestamp, Transaction,
-    TransactionBuilder, TransactionError, Truncate,
+    Body, Change, Item, Items, LogicalMessage, RETENTION_ORIGIN, RULES_PREFIX, RowChange, SpilledBody, Timestamp,
+    Transaction, TransactionError, Truncate,
 };

@@ -171,6 +171,9 @@ impl fmt::Debug for Body {
 /// Only who was granted `pg_replication_origin_session_setup` can set one, so a client's login can't hide a delete with it.
 pub const RETENTION_ORIGIN: &str = "rowcast_retention";
 
+/// The prefix of the logical message by which an event trigger says that rules changed. Anybody may emit one: a hint.
+pub const RULES_PREFIX: &str = "rowcast.rules";
+
 /// One committed transaction, whole.
 #[derive(Debug, Clone)]
 pub struct Transaction {
@@ -187,6 +190,9 @@ pub struct Transaction {
     pub relations: Vec<Arc<Relation>>,
     /// The replication origin its session had set up, by name; `None` for ordinary writers.
     pub origin: Option<Arc<str>>,
+    /// Whether rules may have changed in it, or after the transaction before it: the stream described a relation again, or
+    /// it carries a message with [`RULES_PREFIX`]. A hint: it may be set for nothing, and anybody may cause that.
+    pub rules_changed: bool,
     /// Number of items.
     pub items: u32,
     /// The items.
@@ -351,9 +357,9 @@ impl Iterator for Items {
     }
 }
 
-struct Fields<'a> {
-    record: &'a Bytes,
-    at: usize,
+pub(super) struct Fields<'a> {
+    pub(super) record: &'a Bytes,
+    pub(super) at: usize,
 }
 
 impl Fields<'_> {
@@ -382,7 +388,7 @@ impl Fields<'_> {
         Ok(Tuple::parse(self.record, &mut self.at)?)
     }
 
-    fn change(&mut self, tag: u8) -> Result<Change, TransactionError> {
+    pub(super) fn change(&mut self, tag: u8) -> Result<Change, TransactionError> {
         let misplaced = TransactionError::Record("a tuple of this kind can't stand here");
         let kind = self.u8()?;
         let change = match (tag, kind) {
@@ -410,96 +416,9 @@ impl Fields<'_> {
     }
 }
 
-/// Collects the records of one transaction. Knows no limit and no file: who builds looks at [`TransactionBuilder::buffered`]
-/// and may [`TransactionBuilder::drain`] the bytes to a place of its own before it goes on.
-#[derive(Debug, Default)]
-pub struct TransactionBuilder {
-    relations: Vec<Arc<Relation>>,
-    buffer: Vec<u8>,
-    items: u32,
-}
-
-impl TransactionBuilder {
-    /// Bytes held in memory now.
-    pub fn buffered(&self) -> usize {
-        self.buffer.len()
-    }
-
-    /// Takes the bytes buffered so far.
-    pub fn drain(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.buffer)
-    }
-
-    /// Appends a row record. `tag` is `I`, `U` or `D`; `raw` is the rest of pgoutput's message after the relation oid.
-    /// The row is parsed once here, so that a malformed one fails where it came in and never when it is read back.
-    pub fn row(&mut self, tag: u8, relation: &Arc<Relation>, raw: &Bytes) -> Result<(), TransactionError> {
-        let mut fields = Fields { record: raw, at: 0 };
-        fields.change(tag)?;
-        let index = self.index_of(relation);
-        self.record(&[&[tag], &index.to_le_bytes(), raw])
-    }
-
-    /// Appends a TRUNCATE record; `flags` as pgoutput has them.
-    pub fn truncate(&mut self, flags: u8, relations: &[Arc<Relation>]) -> Result<(), TransactionError> {
-        let mut indexes = Vec::with_capacity(relations.len() * 4);
-        for relation in relations {
-            indexes.extend_from_slice(&self.index_of(relation).to_le_bytes());
-        }
-        let count = (relations.len() as u32).to_le_bytes();
-        self.record(&[b"T", &[flags], &count, &indexes])
-    }
-
-    /// Appends a logical message record.
-    pub fn message(&mut self, lsn: Lsn, prefix: &[u8], content: &[u8]) -> Result<(), TransactionError> {
-        let length = (prefix.len() as u32).to_le_bytes();
-        self.record(&[b"M", &lsn.0.to_le_bytes(), &length, prefix, content])
-    }
-
-    /// The transaction with the bytes still buffered as its body, or with `spilled`, which then must hold every drained byte
-    /// and the rest.
-    pub fn finish(
-        self,
-        xid: u32,
-        commit_lsn: Lsn,
-        end_lsn: Lsn,
-        commit_time: Timestamp,
-        spilled: Option<Arc<dyn SpilledBody>>,
-    ) -> Transaction {
-        let body = match spilled {
-            Some(body) => Body::Spilled(body),
-            None => Body::Memory(Bytes::from(self.buffer)),
-        };
-        let (relations, items) = (self.relations, self.items);
-        Transaction { xid, commit_lsn, end_lsn, commit_time, relations, origin: None, items, body }
-    }
-
-    fn index_of(&mut self, relation: &Arc<Relation>) -> u32 {
-        // Compared by pointer first: the relation cache hands out the same Arc until the shape changes.
-        let known = self.relations.iter().rposition(|r| Arc::ptr_eq(r, relation) || r == relation);
-        let index = known.unwrap_or_else(|| {
-            self.relations.push(relation.clone());
-            self.relations.len() - 1
-        });
-        index as u32
-    }
-
-    fn record(&mut self, parts: &[&[u8]]) -> Result<(), TransactionError> {
-        let length: usize = parts.iter().map(|p| p.len()).sum();
-        if length > Transaction::MAX_RECORD {
-            return Err(TransactionError::TooLong(length));
-        }
-        self.buffer.extend_from_slice(&(length as u32).to_le_bytes());
-        for part in parts {
-            self.buffer.extend_from_slice(part);
-        }
-        self.items += 1;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{RelationColumn, ReplicaIdentity, Value};
+    use super::super::{RelationColumn, ReplicaIdentity, TransactionBuilder, Value};
     use super::*;
     use proptest::prelude::*;
 
@@ -564,6 +483,23 @@ mod tests {
                 matches!(&items[5], Item::Message(m) if m.lsn == Lsn(0x1_0000_0007) && m.prefix == "p" && &m.content[..] == b"content")
             );
         }
+    }
+
+    #[test]
+    fn only_a_message_with_the_prefix_or_a_word_of_the_builders_owner_says_that_rules_changed() {
+        assert!(!build().rules_changed, "rows, a TRUNCATE and another's message");
+        let finished = |builder: TransactionBuilder| builder.finish(7, Lsn(10), Lsn(20), Timestamp(5), None);
+        let with = |prefix: &str| {
+            let mut builder = TransactionBuilder::default();
+            builder.message(Lsn(1), prefix.as_bytes(), b"").expect("message");
+            builder.message(Lsn(2), b"p", b"").expect("message");
+            finished(builder).rules_changed
+        };
+        assert!(with(RULES_PREFIX));
+        assert!(!with("rowcast.rules2") && !with("rowcast.") && !with(""));
+        let mut told = TransactionBuilder::default();
+        told.rules_changed();
+        assert!(finished(told).rules_changed);
     }
 
     #[test]

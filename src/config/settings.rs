@@ -18,6 +18,9 @@ use crate::policy::Deletes;
 /// A setting's names: in a file (and, with dashes, as a flag), and in the environment.
 const NAMES: &[(&str, &str)] = &[
     ("database_url", "DATABASE_URL"),
+    ("ask_user", "ROWCAST_ASK_USER"),
+    ("ask_password", "ROWCAST_ASK_PASSWORD"),
+    ("ask_connections", "ROWCAST_ASK_CONNECTIONS"),
     ("host", "HOST"),
     ("port", "PORT"),
     ("jwt_secret", "JWT_SECRET"),
@@ -35,8 +38,10 @@ const NAMES: &[(&str, &str)] = &[
     ("retention_interval", "ROWCAST_RETENTION_INTERVAL"),
     ("deletes", "ROWCAST_DELETES"),
     ("open_partitions", "ROWCAST_OPEN_PARTITIONS"),
+    ("facts_memory", "ROWCAST_FACTS_MEMORY"),
     ("log_retain_bytes", "ROWCAST_LOG_RETAIN_BYTES"),
     ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
+    ("journal_bytes", "ROWCAST_JOURNAL_BYTES"),
     ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
     ("max_connections", "ROWCAST_MAX_CONNECTIONS"),
     ("tls_cert", "ROWCAST_TLS_CERT"),
@@ -59,6 +64,8 @@ pub fn is_setting(variable: &str) -> bool {
 }
 /// Between two runs of retention, unless told otherwise.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
+/// Less would forget a join before its channel.
+const LEAST_JOURNAL: u64 = 1 << 20;
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Every setting's name in a file and in the environment.
@@ -267,6 +274,19 @@ impl<'a> Reading<'a> {
         }
     }
 
+    /// The same server and database as another user: what is asked elsewhere would be answered about other rows.
+    fn ask_login(&mut self, pg: &PgConfig) -> Option<PgConfig> {
+        match (self.settings.get("ask_user"), self.settings.get("ask_password")) {
+            (Some(user), password) => Some(pg.as_user(user, password)),
+            (None, Some(_)) => {
+                let remedy = "Set ROWCAST_ASK_USER to the user that it belongs to, or leave both out.";
+                self.mistake("ask_password", "is set, but ROWCAST_ASK_USER is not", remedy);
+                None
+            }
+            (None, None) => None,
+        }
+    }
+
     fn logging(&mut self) -> Logging {
         let filter = self.read("log", "Write it like `info` or `warn,rowcast::ingest=debug`.", |text| {
             let parsed = tracing_subscriber::EnvFilter::builder().parse(text);
@@ -302,6 +322,8 @@ impl<'a> Reading<'a> {
             self.read("host", "Set it to an address of this machine, such as 0.0.0.0 or 127.0.0.1.", parse::host);
         let port = self.read("port", "Set it to a number from 0 to 65535.", number);
         let admin = self.read("admin_addr", "Write it like 127.0.0.1:4001, or off.", parse::admin);
+        let ask_login = pg.as_ref().and_then(|pg| self.ask_login(pg));
+        let questions = self.read("ask_connections", "Set it to a number above 0.", above_zero);
         let migrate = self.read("migrate", "Set it to true or false.", parse::switch);
         let startup = self.read("startup_timeout", "Write it like 20s.", parse::duration);
         let retention = self.read("retention", "Set it to on or off.", parse::switch);
@@ -309,8 +331,15 @@ impl<'a> Reading<'a> {
             parse::duration(text)
                 .and_then(|time| if time < SHORTEST_INTERVAL { Err("is under 1s".into()) } else { Ok(time) })
         });
+        let facts_memory = self.read("facts_memory", "Write it like 256MiB.", |text| {
+            usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())
+        });
         let retain_bytes = self.read("log_retain_bytes", "Write it like 4GiB.", parse::bytes);
         let retain_age = self.read("log_retain_age", "Write it like 24h.", parse::duration);
+        let journal = self.read("journal_bytes", "Write it like 64MiB, at least 1MiB, or 0 for none.", |text| {
+            let bytes = parse::bytes(text)?;
+            if (1..LEAST_JOURNAL).contains(&bytes) { Err(format!("is {text:?}")) } else { Ok(bytes) }
+        });
         let outbox = self.read("outbox_bytes", "Write it like 1MiB.", |text| {
             usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())
         });
@@ -332,13 +361,17 @@ impl<'a> Reading<'a> {
         config.host = address.unwrap_or(config.host);
         config.port = port.unwrap_or(config.port);
         config.admin = admin.unwrap_or(config.admin);
+        config.ask_login = ask_login.map(Box::new);
+        config.hub.ask.connections = questions.unwrap_or(config.hub.ask.connections);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));
         config.startup_timeout = startup.unwrap_or(config.startup_timeout);
         config.hub.policy.deletes = deletes.unwrap_or_default();
         config.hub.policy.open_partitions = partitions.unwrap_or_default();
+        config.hub.facts.memory = facts_memory.unwrap_or(config.hub.facts.memory);
         config.log.retain_bytes = retain_bytes.unwrap_or(config.log.retain_bytes);
         config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
+        config.journal.bytes = journal.unwrap_or(config.journal.bytes);
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;

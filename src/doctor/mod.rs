@@ -9,7 +9,8 @@
 //!                                  publications.rs  what is sent, and what would break the writers
 //!                                  tables.rs     keys, replica identity, row-level security, grants, deletes
 //!                                  engines.rs    who judges each (table, role)
-//! explain.rs       one (table, role) in full, for `rowcast explain-policy`
+//!                                  fact_tables.rs  tables that policies look into
+//! explain.rs, insight.rs  one (table, role) in full, for `rowcast explain-policy`
 //! ```
 //!
 //! Invariants:
@@ -23,11 +24,14 @@
 //! Rejected: a `--fix` that runs the SQL. Most of it locks tables, rewrites WAL volume or loses history, and whoever owns the
 //! database decides when.
 
+mod asking;
 mod connection;
 mod engines;
 mod explain;
+mod fact_tables;
 mod facts;
 mod finding;
+mod insight;
 mod machine;
 mod publications;
 mod roles;
@@ -49,6 +53,7 @@ use crate::policy::{Plan, compile};
 pub use engines::what_would_make_it_pure;
 pub use explain::{AskCost, DeleteView, ExplainError, Explanation, PolicyText, explain};
 pub use finding::{Finding, Severity, Subject, SubjectKind, worst};
+pub use insight::{FactView, RulesView};
 pub use machine::usable;
 
 use facts::Facts;
@@ -135,9 +140,21 @@ async fn tables_and_engines(
         Default::default()
     });
     let plans = plans(catalog, config, roles);
-    findings.extend(roles::in_use(catalog, facts, &plans));
+    findings.extend(
+        within(Box::pin(asking::check(client, catalog, config, facts, &plans)))
+            .await
+            .unwrap_or_else(|error| vec![unreadable("the login that asks about rows", chain(&error))]),
+    );
     findings.extend(tables::check(catalog, config, facts, &plans, &relatives));
     findings.extend(engines::check(&plans));
+    findings.extend(
+        within(fact_tables::check(client, catalog, config, facts, &plans))
+            .await
+            .unwrap_or_else(|error| vec![unreadable("tables that policies look into", chain(&error))]),
+    );
+    if fact_tables::need_bypass(catalog, &plans) {
+        findings.retain(|finding| finding.check != "login_bypassrls");
+    }
 }
 
 /// The stream reads one publication more than clients may name.
@@ -191,6 +208,10 @@ fn gather(findings: &mut Vec<Finding>, what: &str, found: Result<Vec<Finding>, U
         }
     }
     Ok(())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unreadable(what: &str, text: String) -> Finding {

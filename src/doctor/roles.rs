@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use tokio_postgres::Client;
 
 use super::facts::Facts;
 use super::finding::{ident, literal};
 use super::{Finding, Patient, Subject, SubjectKind, TOKEN_ROLES, Unreadable, token_roles};
-use crate::catalog::Catalog;
 use crate::config::FACTS_PUBLICATION;
 use crate::error::{Fault as _, chain};
 use crate::migrate;
@@ -116,7 +116,7 @@ fn schema_grants(login: &str) -> [String; 5] {
     ]
 }
 
-fn grant_role(facts: &Facts, role: &str, login: &str) -> String {
+pub(super) fn grant_role(facts: &Facts, role: &str, login: &str) -> String {
     // The relay acts as these roles on purpose or not at all.
     let options = if facts.version >= 160_000 { " with inherit false, set true" } else { "" };
     format!("grant {} to {}{options};", ident(role), ident(login))
@@ -154,19 +154,19 @@ fn filter_role(facts: &Facts, role: Option<&Role>) -> Finding {
     }
 }
 
-/// Token roles that the login would have to become, now that it is known who asks Postgres.
-pub(super) fn in_use(catalog: &Catalog, facts: &Facts, plans: &[Plan]) -> Vec<Finding> {
+/// Token roles that this login would have to become, now that it is known who asks Postgres.
+pub(super) fn in_use(facts: &Facts, plans: &[Plan], login: &str, may_become: impl Fn(&str) -> bool) -> Vec<Finding> {
     let mut asked: BTreeMap<&str, usize> = BTreeMap::new();
     for plan in plans.iter().filter(|plan| plan.form.is_some()) {
         *asked.entry(&plan.role).or_default() += 1;
     }
-    let missing = asked.into_iter().filter(|(name, _)| catalog.role(name).is_some_and(|role| !role.assumable));
+    let missing = asked.into_iter().filter(|(name, _)| !may_become(name));
     missing
         .map(|(name, tables)| {
-            let what = format!("{} may not become it, though policies of {tables} published table(s) apply to it", facts.login);
+            let what = format!("{login} may not become it, though policies of {tables} published table(s) apply to it");
             Finding::error("token_role_not_granted", Subject::role(name), what)
                 .why("Postgres has to be asked in this role; as it is, rows stay undecided and clients are told of gaps.")
-                .sql(grant_role(facts, name, &facts.login))
+                .sql(grant_role(facts, name, login))
         })
         .collect()
 }
@@ -201,7 +201,33 @@ async fn schema(patient: &Patient<'_>) -> Result<Vec<Finding>, Unreadable> {
                 .sql(schema_grants(&facts.login).join("\n")),
         ]);
     }
-    Ok(steps(patient).await)
+    let mut findings = steps(patient).await;
+    findings.push(hints(client).await?);
+    Ok(findings)
+}
+
+/// Event triggers that tell of changed rules in the stream.
+async fn hints(client: &Client) -> Result<Finding, Unreadable> {
+    let subject = Subject::new(SubjectKind::Schema, "rowcast");
+    if client.query_one(migrate::HINTS_INSTALLED, &[]).await?.try_get(0)? {
+        return Ok(Finding::ok("rule_hints", subject, "event triggers tell of changed rules"));
+    }
+    let disabled = "select evtname::text from pg_catalog.pg_event_trigger \
+        where evtname in ('rowcast_rules_changed', 'rowcast_rules_dropped') and evtenabled not in ('A', 'O') order by 1";
+    let rows = client.query(disabled, &[]).await?;
+    let sql = rows.iter().map(|row| Ok(format!("alter event trigger {} enable always;", ident(row.try_get(0)?))));
+    let sql = sql.collect::<Result<Vec<String>, tokio_postgres::Error>>()?;
+    let what = if sql.is_empty() { "has no event triggers" } else { "has its event triggers disabled" };
+    let finding = Finding::note("rule_hints", subject, format!("{what} that tell of changed rules"))
+        .why(
+            "Without them, a changed function or schema, what changes on a table that another's policy looks into, and rules of \
+             a partitioned table that is published as its root are noticed a second or two late. A table's own policies and \
+             grants are not: Postgres tells of them before its next row.",
+        );
+    Ok(match sql.is_empty() {
+        true => finding.todo("Run `rowcast migrate up` as a superuser: only one can make event triggers."),
+        false => finding.sql(sql.join("\n")),
+    })
 }
 
 async fn steps(patient: &Patient<'_>) -> Vec<Finding> {
@@ -230,7 +256,7 @@ async fn steps(patient: &Patient<'_>) -> Vec<Finding> {
                 .why("They make what the relay itself needs."),
         ];
     }
-    let shared = named(&|step| step.applied_at.is_none());
+    let shared = named(&|step| step.applied_at.is_none() && !step.optional);
     if !shared.is_empty() {
         let what = format!("not applied, which is fine if you have your own: {}", shared.join(", "));
         return vec![
@@ -239,7 +265,12 @@ async fn steps(patient: &Patient<'_>) -> Vec<Finding> {
                 .todo("Run `rowcast migrate up` as an owner if you want them."),
         ];
     }
-    vec![Finding::ok("migrations", subject(), format!("all {} steps are applied", steps.len()))]
+    let applied = steps.iter().filter(|step| step.applied_at.is_some()).count();
+    let what = match applied == steps.len() {
+        true => format!("all {applied} steps are applied"),
+        false => format!("all {applied} steps that are needed are applied"),
+    };
+    vec![Finding::ok("migrations", subject(), what)]
 }
 
 /// Publications that are missing: found with the login's rights, mended by an owner.

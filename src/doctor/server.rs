@@ -4,7 +4,7 @@ use super::facts::{Asynchronous, Facts};
 use super::finding::ident;
 use super::{Finding, Patient, Subject};
 
-/// Connections that a relay opens for queries beside its pool: the catalog, heartbeats, the making of the slot.
+/// Connections that a relay opens for queries beside its pools: the catalog, heartbeats, the making of the slot.
 const OTHER_CONNECTIONS: i64 = 4;
 /// A clock that is off by less harms nobody.
 const CLOCK_TOLERANCE_MS: i64 = 2_000;
@@ -34,7 +34,7 @@ pub(super) fn check(patient: &Patient<'_>) -> Vec<Finding> {
     }
     findings.extend(slot_budget(facts));
     findings.extend(synchronous_commit(facts));
-    findings.extend(connections(facts, patient.config.pg.pool_size));
+    findings.extend(connections(facts, patient.config.pg.pool_size + patient.config.hub.ask.connections));
     findings
 }
 

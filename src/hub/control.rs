@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::event::{Greeting, Outgoing};
 use super::filters::Owner;
-use super::matching::{self, UNDECIDED};
+use super::matching::UNDECIDED;
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
@@ -38,6 +38,16 @@ pub(super) struct Resolved {
     result: Resolution,
 }
 
+impl Resolved {
+    /// What a client's wish would put into force: the targets, the role, and since when it waits for facts.
+    pub(super) fn wanted(&mut self) -> Option<(&[Target], &Arc<str>, &mut Option<Instant>)> {
+        match (&mut self.why, &self.result) {
+            (Why::Subscribe(wish), Ok((targets, ..))) => Some((targets, &wish.principal.role, &mut wish.waits_since)),
+            _ => None,
+        }
+    }
+}
+
 enum Why {
     Subscribe(Wish),
     /// The rules changed under an active channel.
@@ -51,6 +61,8 @@ struct Wish {
     principal: Arc<Principal>,
     greeting: Option<Bytes>,
     reply: Reply,
+    /// For facts.
+    waits_since: Option<Instant>,
 }
 
 impl Hub {
@@ -60,10 +72,12 @@ impl Hub {
         let catalog = &rules.catalog;
         self.xids.retain(|xid| !rules.snapshot.sees(*xid));
         self.shared_xids = None;
+        self.keeper.look_again();
         let Some(before) = before else { return };
         if Arc::ptr_eq(&before.catalog, catalog) {
             return;
         }
+        self.note_rules(&before, &rules);
         let reshaped = reshaped(&before.catalog, catalog);
         if !reshaped.is_empty() {
             let concerned = |entry: &Entry, role: &str| reshaped.iter().any(|table| table.concerns(entry, role));
@@ -105,9 +119,10 @@ impl Hub {
         let (Some(current), Some(channel)) = (&self.current, self.registry.get(id)) else { return };
         let port = channel.port.clone();
         self.registry.retarget(id, Vec::new(), &current.catalog);
+        self.note_paused(id, true);
         if held {
             // Once, not at every try: some clients join again at each error.
-            matching::notify(&mut self.out, &port, false, UNDECIDED);
+            self.tell(&port, false, UNDECIDED);
             self.deps.metrics.undecided_gaps.inc();
         }
     }
@@ -135,12 +150,19 @@ impl Hub {
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
             Command::Subscribe { port, entries, principal, greeting, reply } => {
-                self.subscribe(Wish { port, entries: Arc::new(entries), principal, greeting, reply });
+                self.subscribe(Wish {
+                    port,
+                    entries: Arc::new(entries),
+                    principal,
+                    greeting,
+                    reply,
+                    waits_since: None,
+                });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(Wish { port, entries, principal, greeting: None, reply });
+                    self.subscribe(Wish { port, entries, principal, greeting: None, reply, waits_since: None });
                 }
                 None => {
                     // Ended by us, or never begun: the session asks for it anew.
@@ -149,6 +171,8 @@ impl Hub {
                 }
             },
             Command::Describe { reply } => drop(reply.send(self.describe())),
+            Command::Look { look, reply } => drop(reply.send(self.look(&look))),
+            Command::Judge { row, principal, reply } => drop(reply.send(self.judge_now(&row, &principal))),
             Command::Leave { id } => {
                 self.forget(id);
                 self.count();
@@ -160,7 +184,7 @@ impl Hub {
         self.subscribing.remove(&id);
         self.tickets.remove(&id);
         self.revalidating.remove(&id);
-        self.registry.remove(id);
+        self.remove(id);
     }
 
     fn subscribe(&mut self, wish: Wish) {
@@ -188,9 +212,17 @@ impl Hub {
         }
         let Some(current) = self.current.clone() else { return };
         let stale = matches!(&done.result, Ok((.., rules)) if !Arc::ptr_eq(&rules.catalog, &current.catalog));
+        let done = if stale {
+            done
+        } else {
+            match self.waits_for_facts(done) {
+                Some(done) => done,
+                None => return,
+            }
+        };
         match done.why {
             Why::Subscribe(wish) if stale => self.subscribe(wish),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply }) => {
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply, .. }) => {
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.
@@ -200,16 +232,21 @@ impl Hub {
                 self.subscribing.remove(&done.id);
                 if let Some((targets, from)) = self.in_force(done.id, &principal, &entries).filter(|_| may_pass) {
                     // A new token of equal rights, and the database could not be asked: what is in force stays.
+                    self.note_active(&port, &principal, &entries, from, true);
                     self.registry.activate(port, principal, entries, targets, from, &current.catalog);
                     if reply.send(Ok(Vec::new())).is_err() {
-                        self.registry.remove(done.id);
+                        self.remove(done.id);
                     }
                     return self.count();
+                }
+                if done.result.as_ref().is_err_and(|e| !e.retry) {
+                    self.note_refused(&port, &principal);
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
                     // An active channel that has a new token owes nothing of its past: rows that wait are still for it.
                     let active = self.registry.get(done.id).map(|channel| channel.from);
                     let from = active.unwrap_or_else(|| self.position());
+                    self.note_active(&port, &principal, &entries, from, active.is_some());
                     if let Some(frames) = greeting {
                         // Before any row that is emitted from here on.
                         let shard = port.shard % self.out.len();
@@ -219,12 +256,12 @@ impl Hub {
                     warnings
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
-                    self.registry.remove(done.id);
+                    self.remove(done.id);
                 }
                 self.count();
                 if reply.send(result).is_err() {
                     // Who asked is gone, and would not know that it must leave.
-                    self.registry.remove(done.id);
+                    self.remove(done.id);
                 }
             }
             Why::Again => self.on_revalidated(done.id, done.result, stale, &current.catalog),
@@ -253,18 +290,23 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
             }
             Ok((targets, warnings, _)) => {
+                if channel.targets.is_empty() {
+                    self.note_paused(id, false);
+                }
+                self.keeper.want(&targets, &principal.role);
                 self.registry.retarget(id, targets, catalog);
                 self.settled(id);
-                matching::notify(&mut self.out, &port, true, SUBSCRIBED);
+                self.tell(&port, true, SUBSCRIBED);
                 for warning in warnings {
-                    matching::notify(&mut self.out, &port, warning.ok, &warning.message);
+                    self.tell(&port, warning.ok, &warning.message);
                 }
             }
             Err(error) => {
                 // Kept without targets: should the table come back, the channel is asked again.
                 self.registry.retarget(id, Vec::new(), catalog);
+                self.note_paused(id, true);
                 self.settled(id);
-                matching::notify(&mut self.out, &port, false, &error.message);
+                self.tell(&port, false, &error.message);
             }
         }
         self.count();

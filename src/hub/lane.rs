@@ -1,14 +1,17 @@
-//! The stage where rows wait for Postgres's answers and leave in commit order.
+//! The stage where rows wait for Postgres's answers.
 //!
 //! A row may have two kinds of questions: whether somebody may see it, and then, for those who may, whether their filters
-//! match. The second kind starts when all answers of the first are there, and has at most half of the questions on their way:
-//! however slow somebody's filters are, there is room for the first kind.
+//! match. Questions about rights take turns by policy ([`super::turns`]) on the connections there are for them; those about
+//! filters start when all of the row's answers about rights are there, on connections of their own.
 //!
-//! A first-in-first-out line of rows. A row whose questions are all answered leaves when it is at the front; one without
-//! questions waits only while others are before it. A slow answer delays what is behind it; it never reorders or drops.
-//! Bounded in rows and bytes: when full, the hub stops reading and the rows wait in the log.
+//! A row leaves in parts, one for each channel, and each channel's in commit order ([`super::line`]): it waits for its own
+//! answers and for what is before it in its own channel, not for others. What nobody has to be asked about, and nothing is
+//! before of, is not kept here at all. Nothing is reordered within a channel or dropped. Bounded in bytes, parts counted: when
+//! full, the hub stops reading and the rows wait in the log. A row whose turn doesn't come in time is undecided, so that a
+//! policy that can't keep up does not stop the stream for good.
 //!
-//! Rejected for now: an order per subscription instead of one for all, which would let rows pass that nobody waits for.
+//! Rejected: an order per connection. What is promised is the order of a subscription, and a channel's filters would then
+//! delay another channel.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,11 +23,15 @@ use tokio::time::Instant;
 
 use super::event::{Event, Ids};
 use super::filters::{Conditional, Failures, Outcome, Owner, Refusal, RowFilters};
+use super::line::{Line, Place};
+use super::registry::Registry;
+use super::settle::{self, Released, Settled};
+use super::turns::{Change, Ended, Failure, Turns, Whose};
 use super::{ChannelId, Port};
 use crate::claims::Principal;
 use crate::filter::{FilterAnswer, FilterAskConfig, FilterAsker, FilterQuestion, MAX_TERMS};
 use crate::metrics::Metrics;
-use crate::policy::{Asker, Bound, ColumnMask, Permit, Question, Verdict};
+use crate::policy::{Answers, Asker, Bound, ColumnMask, Permit, Question, UndecidedReason, Verdict};
 
 /// A channel's part in a row: its matching entries of one selection.
 pub(super) struct Share {
@@ -68,66 +75,103 @@ pub(super) struct Ready {
 /// Those who may see the same columns of a row.
 pub(super) type Permits = SmallVec<[(Permit, Vec<Ready>); 1]>;
 
-/// A row on its way.
+/// A row that comes.
 pub(super) struct LaneRow {
     pub(super) event: Arc<Event>,
     pub(super) permits: Permits,
     pub(super) asked: SmallVec<[Asked; 1]>,
     pub(super) filtered: Vec<Filtered>,
-    /// Filled when all of `asked` is answered.
-    pub(super) filters: RowFilters,
+    /// Channels for which there will be no answer.
+    pub(super) undecided: Vec<Arc<Port>>,
     /// Transactions up to this row that others may not see yet.
     pub(super) xids: Arc<[u32]>,
     pub(super) bytes: usize,
 }
 
+/// A row on its way, as long as a part of it waits.
+pub(super) struct Kept {
+    pub(super) event: Arc<Event>,
+    pub(super) asked: SmallVec<[Asked; 1]>,
+    pub(super) filtered: Vec<Filtered>,
+    /// Filled when all of `asked` is answered.
+    pub(super) filters: RowFilters,
+    xids: Arc<[u32]>,
+    bytes: usize,
+    /// Since when.
+    since: Instant,
+    sequence: u64,
+    /// That have not left.
+    parts: usize,
+}
+
+/// Where a row is kept; its sequence number tells it from another that is kept there later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RowAt {
+    slot: usize,
+    sequence: u64,
+}
+
+/// Most bytes of rows in the lane, by their size in the stream and that of their parts.
+const MAX_BYTES: usize = 32 << 20;
 /// Most rows in the lane.
 const MAX_ROWS: usize = 4096;
-/// Most bytes of rows in the lane, by their size in the stream.
-const MAX_BYTES: usize = 32 << 20;
-/// Questions on their way at once: less than the pool has connections, so that filters can still be checked.
-const MAX_ASKING: usize = 4;
-/// Of these, most about filters.
+/// What a part takes, about.
+const PART_BYTES: usize = 192;
+/// Where nothing is kept: of notices.
+const NO_ROW: usize = usize::MAX;
+/// Questions about filters on their way at once.
 const MAX_ASKING_FILTERS: usize = 2;
+/// The longest that a row waits for its turn to be asked about.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// See the module's comment.
 pub(super) struct Lane {
     asker: Asker,
     filter_asker: FilterAsker,
     failures: Failures,
-    rows: VecDeque<LaneRow>,
-    /// Sequence number of the front row.
-    front: u64,
+    line: Line<settle::Outcome>,
+    rows: Vec<Option<Kept>>,
+    free: Vec<usize>,
+    /// Of the next row or notice.
+    sequence: u64,
     bytes: usize,
-    /// The next question to start: row sequence and index in the row.
-    next: (u64, usize),
-    /// Filter questions that have not started: row sequence and indices of its conditions. Older rows are before newer ones
-    /// unless the answers of `asked` came out of order.
-    parts: VecDeque<(u64, Vec<usize>)>,
+    turns: Turns<(RowAt, usize)>,
+    /// Filter questions that have not started: the row and indices of its conditions. Older rows are before newer ones unless
+    /// the answers of `asked` came out of order.
+    parts: VecDeque<(RowAt, Vec<usize>)>,
     asking: JoinSet<Answered>,
     /// How many of `asking` are about filters.
     asking_filters: usize,
+    metrics: Arc<Metrics>,
 }
 
-/// What came of a question, with its row's sequence number.
+/// What came of a question.
 enum Answered {
-    Verdicts(u64, usize, Vec<Verdict>),
+    /// With whose it was, and what it took.
+    Verdicts(RowAt, usize, Answers, Whose, Duration),
     /// Also when it began, and what each condition took.
-    Filters(u64, Vec<usize>, Instant, Vec<(FilterAnswer, Duration)>),
+    Filters(RowAt, Vec<usize>, Instant, Vec<(FilterAnswer, Duration)>),
 }
 
-impl LaneRow {
+/// What of a row need not wait.
+pub(super) struct Passed {
+    pub(super) permits: Permits,
+    pub(super) undecided: Vec<Arc<Port>>,
+}
+
+impl Kept {
     fn is_judged(&self) -> bool {
         self.asked.iter().all(|asked| asked.verdicts.is_some())
     }
 
-    fn is_done(&self) -> bool {
-        self.is_judged() && self.filters.is_answered()
+    /// The number of a question's first part. Those that wait for filters alone come after all others.
+    fn first_part(&self, index: usize) -> u32 {
+        self.asked.iter().take(index).map(|asked| asked.waiting.len() as u32).sum()
     }
 
     /// The open conditions of those who were permitted the row.
     fn collect_filters(&mut self, limits: &FilterAskConfig) {
-        let LaneRow { asked, filtered, filters, .. } = self;
+        let Kept { asked, filtered, filters, .. } = self;
         let mut collect = |share: &Share, principal: &Principal| {
             if share.open.is_empty() {
                 return;
@@ -145,18 +189,21 @@ impl LaneRow {
 }
 
 impl Lane {
-    pub(super) fn new(asker: Asker, filter_asker: FilterAsker) -> Lane {
+    pub(super) fn new(asker: Asker, filter_asker: FilterAsker, metrics: Arc<Metrics>) -> Lane {
         Lane {
+            turns: Turns::new(asker.config()),
             asker,
             failures: Failures::new(filter_asker.config().budget),
             filter_asker,
-            rows: VecDeque::new(),
-            front: 0,
+            line: Line::new(),
+            rows: Vec::new(),
+            free: Vec::new(),
+            sequence: 0,
             bytes: 0,
-            next: (0, 0),
             parts: VecDeque::new(),
             asking: JoinSet::new(),
             asking_filters: 0,
+            metrics,
         }
     }
 
@@ -170,13 +217,14 @@ impl Lane {
         self.filter_asker.statement_timeout()
     }
 
+    /// Nobody waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.line.is_empty()
     }
 
     /// Rows, their bytes, and the questions under way.
     pub(super) fn depth(&self) -> (usize, usize, usize) {
-        (self.rows.len(), self.bytes, self.asking.len())
+        (self.rows.len() - self.free.len(), self.bytes, self.asking.len())
     }
 
     pub(super) fn measure(&self, metrics: &Metrics) {
@@ -184,45 +232,198 @@ impl Lane {
         metrics.lane_rows.set(rows as i64);
         metrics.lane_size.set(bytes as i64);
         metrics.lane_questions.set(questions as i64);
+        metrics.lane_queued.set((self.turns.waiting() + self.parts.len()) as i64);
+        metrics.lane_channels.set(self.line.depth().0 as i64);
+        metrics.ask_suspended.set(self.turns.suspended() as i64);
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.rows.len() < MAX_ROWS && self.bytes < MAX_BYTES
+        self.rows.len() - self.free.len() < MAX_ROWS && self.bytes < MAX_BYTES
     }
 
-    fn row(&mut self, sequence: u64) -> Option<&mut LaneRow> {
-        self.rows.get_mut(sequence.checked_sub(self.front)? as usize)
+    fn row(&mut self, at: RowAt) -> Option<&mut Kept> {
+        self.rows.get_mut(at.slot)?.as_mut().filter(|row| row.sequence == at.sequence)
     }
 
-    /// Appends a row and starts its questions as far as there is room for them. The row may be done at once.
-    pub(super) fn push(&mut self, row: LaneRow) {
+    /// Takes a row in and starts its questions as far as there is room for them. What of it need not wait is given back and
+    /// goes first; other parts may be ready too ([`Lane::released`]).
+    pub(super) fn push(&mut self, row: LaneRow, registry: &Registry) -> Passed {
+        let LaneRow { event, mut permits, asked, filtered, mut undecided, xids, bytes } = row;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.rows.push(None);
+            self.rows.len() - 1
+        });
+        let at = RowAt { slot, sequence: self.next_sequence() };
+        let kept = Kept {
+            event,
+            asked,
+            filtered,
+            filters: RowFilters::default(),
+            xids,
+            bytes,
+            since: Instant::now(),
+            sequence: at.sequence,
+            parts: 0,
+        };
+        let mut number = 0;
+        let mut place = || {
+            number += 1;
+            Place { sequence: at.sequence, number: number - 1, slot: at.slot }
+        };
+        let behind = !self.line.is_empty();
+        // First the number of each part that must be answered, so that it follows from where it stands in the row.
+        let questions: Vec<Place> = kept.asked.iter().flat_map(|asked| &asked.waiting).map(|_| place()).collect();
+        let filters: Vec<Place> = kept.filtered.iter().map(|_| place()).collect();
+        let mut ready = Vec::new();
+        if behind {
+            for (permit, members) in &mut permits {
+                let mut shared = None;
+                let waits = |member: &mut Ready| self.line.waits(member.port.id);
+                for Ready { port, ids } in members.extract_if(.., waits) {
+                    let permit = shared.get_or_insert_with(|| Arc::new(permit.clone())).clone();
+                    ready.push((port.id, place(), settle::Outcome::Ready(permit, ids)));
+                }
+            }
+            permits.retain(|(_, members)| !members.is_empty());
+            for port in undecided.extract_if(.., |port| self.line.waits(port.id)) {
+                ready.push((port.id, place(), settle::Outcome::Undecided));
+            }
+        }
+        let mut questions = questions.into_iter();
+        for Asked { principals, waiting, .. } in &kept.asked {
+            for (Waiting { share, principal }, place) in waiting.iter().zip(&mut questions) {
+                self.line.park(share.channel, place, principals[*principal].sharing_key.clone(), None);
+            }
+        }
+        for (Filtered { share, principal, .. }, place) in kept.filtered.iter().zip(filters) {
+            self.line.park(share.channel, place, principal.sharing_key.clone(), None);
+        }
+        for (channel, place, outcome) in ready {
+            let waits_as = registry.get(channel).map_or_else(|| "".into(), |known| known.principal.sharing_key.clone());
+            self.line.park(channel, place, waits_as, Some(outcome));
+        }
+        if behind && !(permits.is_empty() && undecided.is_empty()) {
+            self.metrics.lane_passed.inc();
+        }
+        self.keep(at, kept, number as usize);
+        Passed { permits, undecided }
+    }
+
+    fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// Keeps a row for its parts, and lines up its questions.
+    fn keep(&mut self, at: RowAt, mut row: Kept, parts: usize) {
+        if parts == 0 {
+            self.free.push(at.slot);
+            return;
+        }
+        row.parts = parts;
+        row.bytes += parts * PART_BYTES;
         self.bytes += row.bytes;
-        self.rows.push_back(row);
-        let sequence = self.front + self.rows.len() as u64 - 1;
-        self.judged(sequence);
+        let plans: SmallVec<[Arc<Bound>; 1]> = row.asked.iter().map(|asked| asked.bound.clone()).collect();
+        self.rows[at.slot] = Some(row);
+        let mut refused = false;
+        for (index, bound) in plans.iter().enumerate() {
+            if self.turns.push(bound.plan(), (at, index), Instant::now()).is_err() {
+                refused = true;
+                self.refuse(at, index, UndecidedReason::Suspended);
+            }
+        }
+        if !refused {
+            self.judged(at);
+        }
         self.start();
     }
 
+    /// A question that is not asked.
+    fn refuse(&mut self, at: RowAt, index: usize, reason: UndecidedReason) {
+        let Some(asked) = self.row(at).and_then(|row| row.asked.get(index)) else { return };
+        let verdicts = vec![Verdict::Undecided(reason); asked.principals.len()];
+        self.verdicts(at, index, verdicts);
+    }
+
+    /// What became of a question: decides the parts that wait for nothing else.
+    fn verdicts(&mut self, at: RowAt, index: usize, verdicts: Vec<Verdict>) {
+        let RowAt { slot, sequence } = at;
+        let Some(row) = self.rows.get_mut(slot).and_then(Option::as_mut).filter(|row| row.sequence == sequence) else {
+            return;
+        };
+        let first = row.first_part(index);
+        let Some(asked) = row.asked.get_mut(index).filter(|asked| asked.verdicts.is_none()) else { return };
+        for (Waiting { share, principal }, number) in asked.waiting.iter().zip(first..) {
+            let verdict = verdicts.get(*principal);
+            // His filters come next.
+            if matches!(verdict, Some(Verdict::Permit(_))) && !share.open.is_empty() {
+                continue;
+            }
+            let verdict = verdict.unwrap_or(&Verdict::Undecided(UndecidedReason::Connection));
+            let outcome = settle::answered(verdict, share);
+            self.line.decide(share.channel, Place { sequence, number, slot }, outcome);
+        }
+        asked.verdicts = Some(verdicts);
+        self.judged(at);
+    }
+
     /// If all verdicts of this row are there, asks about the filters of those who were permitted it.
-    fn judged(&mut self, sequence: u64) {
+    fn judged(&mut self, at: RowAt) {
         let limits = self.filter_asker.config().clone();
-        let Some(row) = self.row(sequence).filter(|row| row.is_judged()) else { return };
+        let Some(row) = self.row(at).filter(|row| row.is_judged()) else { return };
         row.collect_filters(&limits);
         let conditions: Vec<usize> = (0..row.filters.len()).collect();
-        self.parts.extend(conditions.chunks(MAX_TERMS).map(|part| (sequence, part.to_vec())));
+        self.parts.extend(conditions.chunks(MAX_TERMS).map(|part| (at, part.to_vec())));
+        if conditions.is_empty() {
+            // Nobody has any, or there is room for none of them.
+            self.filtered(at);
+        }
+    }
+
+    /// If all answers about this row's filters are there, decides the parts that waited for them.
+    fn filtered(&mut self, at: RowAt) {
+        let RowAt { slot, sequence } = at;
+        let Some(row) = self.rows.get(slot).and_then(Option::as_ref).filter(|row| row.sequence == sequence) else {
+            return;
+        };
+        if !row.is_judged() || !row.filters.is_answered() {
+            return;
+        }
+        let mut decided = Vec::new();
+        let mut number = 0;
+        for Asked { waiting, verdicts, .. } in &row.asked {
+            let verdicts = verdicts.as_deref().unwrap_or_default();
+            for Waiting { share, principal } in waiting {
+                if let Some(Verdict::Permit(permit)) = verdicts.get(*principal).filter(|_| !share.open.is_empty()) {
+                    decided.push((share.channel, number, settle::matched(row, self, share, permit, true)));
+                }
+                number += 1;
+            }
+        }
+        for Filtered { share, permit, .. } in &row.filtered {
+            decided.push((share.channel, number, settle::matched(row, self, share, permit, false)));
+            number += 1;
+        }
+        for (kind, count) in [("too_many", row.filters.left_out), ("over_budget", row.filters.over_budget)] {
+            if count > 0 {
+                self.metrics.filter_failures.get_or_create(&[("kind", kind)]).inc_by(count);
+            }
+        }
+        for (channel, number, outcome) in decided {
+            self.line.decide(channel, Place { sequence, number, slot }, outcome);
+        }
     }
 
     fn start(&mut self) {
-        while self.asking.len() < MAX_ASKING && (self.start_filters() || self.start_verdicts()) {}
+        self.start_verdicts();
+        while self.asking_filters < MAX_ASKING_FILTERS && self.start_filters() {}
     }
 
-    /// Starts the next filter question, if there is one and it may start.
+    /// Starts the next filter question, if there is one.
     fn start_filters(&mut self) -> bool {
-        if self.asking_filters >= MAX_ASKING_FILTERS {
-            return false;
-        }
-        while let Some((sequence, mut part)) = self.parts.pop_front() {
-            let Some(row) = self.rows.get_mut((sequence - self.front) as usize) else { continue };
+        while let Some((at, mut part)) = self.parts.pop_front() {
+            let kept = self.rows.get_mut(at.slot).and_then(Option::as_mut);
+            let Some(row) = kept.filter(|row| row.sequence == at.sequence) else { continue };
             let failures = &self.failures;
             part.retain(|at| match failures.refused(&row.filters.term(*at).0, row.filters.owners(*at)) {
                 Some(Refusal::GivenUp(failure)) => {
@@ -237,6 +438,7 @@ impl Lane {
                 None => true,
             });
             if part.is_empty() {
+                self.filtered(at);
                 continue;
             }
             let terms = part.iter().map(|at| row.filters.term(*at).clone()).collect();
@@ -245,22 +447,27 @@ impl Lane {
             self.asking_filters += 1;
             self.asking.spawn(async move {
                 let began = Instant::now();
-                Answered::Filters(sequence, part, began, asker.judge(&question).await)
+                Answered::Filters(at, part, began, asker.judge(&question).await)
             });
             return true;
         }
         false
     }
 
-    /// Starts the next question about rights, if there is one.
-    fn start_verdicts(&mut self) -> bool {
-        loop {
-            let (sequence, index) = self.next;
-            let Some(row) = self.rows.get((sequence - self.front) as usize) else { return false };
-            let Some(asked) = row.asked.get(index) else {
-                self.next = (sequence + 1, 0);
+    /// Starts questions about rights, as many as there are and may start.
+    fn start_verdicts(&mut self) {
+        while let Some((whose, (at, index))) = self.turns.next() {
+            let row = self.rows.get(at.slot).and_then(Option::as_ref).filter(|row| row.sequence == at.sequence);
+            let Some((row, asked)) = row.and_then(|row| Some((row, row.asked.get(index)?))) else {
+                let _ = self.turns.ended(&whose, Ended::Unknown, Duration::ZERO, Instant::now());
                 continue;
             };
+            let waited = row.since.elapsed();
+            if waited > LONGEST_WAIT {
+                self.refuse(at, index, UndecidedReason::Timeout);
+                self.ended(&whose, Ended::Failed(Failure::Behind), waited);
+                continue;
+            }
             let question = Question {
                 bound: asked.bound.clone(),
                 change: row.event.row.clone(),
@@ -268,9 +475,45 @@ impl Lane {
                 xids: row.xids.clone(),
             };
             let asker = self.asker.clone();
-            self.asking.spawn(async move { Answered::Verdicts(sequence, index, asker.judge(&question).await) });
-            self.next = (sequence, index + 1);
-            return true;
+            self.asking.spawn(async move {
+                let began = Instant::now();
+                let answers = asker.ask(&question).await;
+                Answered::Verdicts(at, index, answers, whose, began.elapsed())
+            });
+        }
+    }
+
+    /// Takes note of how a policy fares.
+    fn ended(&mut self, whose: &Whose, ended: Ended, took: Duration) {
+        let changed = self.turns.ended(whose, ended, took, Instant::now());
+        let name = |turns: &Turns<_>| {
+            let plan = turns.plan(whose);
+            let table = plan.and_then(|plan| plan.table.clone());
+            let role = plan.map(|plan| plan.role.clone()).unwrap_or_default();
+            (table.map(|table| format!("{}.{}", table.schema, table.name)).unwrap_or_default(), role)
+        };
+        match changed {
+            Change::Nothing => {}
+            Change::Suspended { failure, pause, refused } => {
+                let (table, role) = name(&self.turns);
+                self.metrics.ask_suspensions.get_or_create(&[("reason", failure.as_str())]).inc();
+                tracing::error!(
+                    table,
+                    role,
+                    reason = failure.as_str(),
+                    refused = refused.len(),
+                    "the table's policies for this role keep failing; Postgres is not asked about them for {pause:?}, and its \
+                     subscribers are told of gaps: {}",
+                    failure.advice()
+                );
+                for (at, index) in refused {
+                    self.refuse(at, index, UndecidedReason::Suspended);
+                }
+            }
+            Change::Restored => {
+                let (table, role) = name(&self.turns);
+                tracing::info!(table, role, "the table's policies for this role answer again");
+            }
         }
     }
 
@@ -278,20 +521,26 @@ impl Lane {
     pub(super) async fn answered(&mut self) {
         let Some(joined) = self.asking.join_next().await else { return std::future::pending().await };
         match joined {
-            Ok(Answered::Verdicts(sequence, index, verdicts)) => {
-                if let Some(asked) = self.row(sequence).and_then(|row| row.asked.get_mut(index)) {
-                    asked.verdicts = Some(verdicts);
-                }
-                self.judged(sequence);
+            Ok(Answered::Verdicts(at, index, Answers { verdicts, failure }, whose, took)) => {
+                let decided = verdicts.iter().any(|verdict| !matches!(verdict, Verdict::Undecided(_)));
+                let ended = match failure {
+                    Some(reason) => Ended::Failed(Failure::Undecided(reason)),
+                    None if decided => Ended::Answered,
+                    None => Ended::Unknown,
+                };
+                self.verdicts(at, index, verdicts);
+                self.ended(&whose, ended, took);
             }
-            Ok(Answered::Filters(sequence, part, began, answers)) => {
+            Ok(Answered::Filters(at, part, began, answers)) => {
                 self.asking_filters -= 1;
-                for (at, (answer, took)) in part.into_iter().zip(answers) {
-                    let Some(row) = self.rows.get_mut((sequence - self.front) as usize) else { break };
+                for (term, (answer, took)) in part.into_iter().zip(answers) {
+                    let kept = self.rows.get_mut(at.slot).and_then(Option::as_mut);
+                    let Some(row) = kept.filter(|row| row.sequence == at.sequence) else { break };
                     let outcome = Outcome { began, answer, took };
-                    self.failures.note(&row.filters.term(at).0, row.filters.owners(at), &outcome);
-                    row.filters.answer(at, answer);
+                    self.failures.note(&row.filters.term(term).0, row.filters.owners(term), &outcome);
+                    row.filters.answer(term, answer);
                 }
+                self.filtered(at);
             }
             // A panic in a question is a bug; without its answer the row would block the lane for ever.
             Err(error) => std::panic::resume_unwind(error.try_into_panic().unwrap_or_else(|_| Box::new("cancelled"))),
@@ -299,17 +548,39 @@ impl Lane {
         self.start();
     }
 
-    /// The front row, if all its answers are there.
-    pub(super) fn pop(&mut self) -> Option<LaneRow> {
-        if !self.rows.front()?.is_done() {
-            return None;
+    /// What to tell a channel, in order with its changes. Says whether it has to wait; if not, the caller tells.
+    pub(super) fn notice(&mut self, port: &Arc<Port>, ok: bool, message: &str) -> bool {
+        if !self.line.waits(port.id) {
+            return false;
         }
-        let row = self.rows.pop_front()?;
-        self.front += 1;
-        self.bytes -= row.bytes;
-        if self.next.0 < self.front {
-            self.next = (self.front, 0);
+        let place = Place { sequence: self.next_sequence(), number: 0, slot: NO_ROW };
+        self.bytes += PART_BYTES;
+        self.line.park(port.id, place, "".into(), Some(settle::Outcome::Notice(port.clone(), ok, message.into())));
+        true
+    }
+
+    /// What may leave by now, settled for those who are still there.
+    pub(super) fn released(&mut self, registry: &Registry, now: i64) -> Vec<Settled> {
+        let parts = self.line.take();
+        if parts.is_empty() {
+            return Vec::new();
         }
-        Some(row)
+        let Lane { rows, free, bytes, metrics, .. } = self;
+        let released = parts.into_iter().map(|part| {
+            let slot = part.place.slot;
+            let Some(row) = rows.get_mut(slot).and_then(Option::as_mut) else {
+                *bytes -= PART_BYTES;
+                return Released { part, event: None };
+            };
+            let event = Some(row.event.clone());
+            row.parts -= 1;
+            if row.parts == 0 {
+                *bytes -= row.bytes;
+                rows[slot] = None;
+                free.push(slot);
+            }
+            Released { part, event }
+        });
+        settle::settle(released, registry, now, metrics)
     }
 }

@@ -7,13 +7,18 @@
 mod command;
 mod control;
 mod event;
+mod facts;
 mod filters;
 mod group;
 mod index;
 mod lane;
+mod line;
+mod look;
 mod matching;
 mod memo;
+mod noting;
 mod outbox;
+mod prepare;
 mod registry;
 mod reshaped;
 mod resolve;
@@ -22,11 +27,14 @@ mod run;
 mod settle;
 mod slots;
 mod summary;
+mod turns;
 mod warnings;
 // Not in an optimized build: an allocator that counts would falsify the times of the bench.
 #[cfg(test)]
 #[cfg(debug_assertions)]
 mod allocation_tests;
+#[cfg(test)]
+mod facts_tests;
 #[cfg(test)]
 mod index_tests;
 #[cfg(test)]
@@ -39,6 +47,8 @@ pub use command::{
     Subscribed, Version, Warning,
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
+pub use facts::{FactsConfig, FactsOf};
+pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
@@ -51,6 +61,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::filter::FilterAskConfig;
+use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
@@ -74,6 +85,8 @@ pub struct HubConfig {
     pub ask: AskConfig,
     /// Bounds of questions about filters.
     pub filter_ask: FilterAskConfig,
+    /// Tables that policies look into.
+    pub facts: FactsConfig,
 }
 
 impl Default for HubConfig {
@@ -86,6 +99,7 @@ impl Default for HubConfig {
             max_rules_age: Duration::from_secs(2),
             ask: AskConfig::default(),
             filter_ask: FilterAskConfig::default(),
+            facts: FactsConfig::default(),
         }
     }
 }
@@ -94,14 +108,20 @@ impl Default for HubConfig {
 pub struct HubDeps {
     /// Where the changes come from.
     pub log: Log,
-    /// For filters and questions.
+    /// For filters.
     pub pool: Pool,
+    /// For questions ([`crate::pg::PgConfig::asking_pool`]), as many connections as `ask` says.
+    pub ask_pool: Pool,
     /// For the catalog alone: however busy the other is, the rules stay fresh.
     pub catalog_pool: Pool,
+    /// For reading fact tables, which may take long.
+    pub facts_pool: Pool,
     /// For the expiry of tokens.
     pub clock: Clock,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where it is noted what decides silence.
+    pub journal: Journal,
     /// When to stop.
     pub drain: Drain,
     /// Where deliveries go; a port's `shard` picks one.

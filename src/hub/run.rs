@@ -23,17 +23,19 @@ use tokio::time::Instant;
 
 use super::control::Resolved;
 use super::event::Outgoing;
-use super::filters::RowFilters;
+use super::facts::Keeper;
 use super::lane::{Lane, LaneRow};
-use super::matching::{self, Matcher, UNDECIDED};
+use super::matching::{self, Judgement, Matcher, UNDECIDED};
+use super::noting::NotedFacts;
 use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
-use super::settle;
-use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle};
+use super::settle::{Leaving, Settled};
+use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle, Port};
 use crate::change::{Change, Item, Items, Lsn, Position, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
+use crate::journal::Note;
 use crate::log::{LogError, Read, Reader};
 use crate::policy::Asker;
 use crate::policy::facts::Facts;
@@ -61,6 +63,9 @@ pub(super) struct Work {
     received: Instant,
     /// It brings a relation that was not seen yet: rules must be read after this, under a snapshot that sees it.
     gate: Option<Instant>,
+    /// Its rows are being judged, by facts that have been folded if it concerns any.
+    begun: bool,
+    folded: bool,
 }
 
 /// See the module's comment.
@@ -75,9 +80,14 @@ pub struct Hub {
     pub(super) validator: Arc<Validator>,
     pub(super) registry: Registry,
     pub(super) matcher: Matcher,
+    pub(super) lane: Lane,
     /// What the policies look into.
     pub(super) facts: Facts,
-    pub(super) lane: Lane,
+    /// What the journal has of them.
+    pub(super) noted: NotedFacts,
+    pub(super) keeper: Keeper,
+    /// Since subscriptions that wait for facts were looked at.
+    pub(super) facts_changed: bool,
     pub(super) reader: Reader,
     pub(super) work: Option<Work>,
     /// The shape of each table as last seen in the stream.
@@ -87,6 +97,8 @@ pub struct Hub {
     /// The same, as questions share them.
     pub(super) shared_xids: Option<Arc<[u32]>>,
     pub(super) resolving: JoinSet<Resolved>,
+    /// Resolved, and waiting for facts until then at most.
+    pub(super) awaiting: Vec<(Instant, Resolved)>,
     /// The latest resolution of each channel that is under way.
     pub(super) tickets: AHashMap<ChannelId, u64>,
     /// Channels whose ticket is a client's wish, not ours.
@@ -114,9 +126,15 @@ impl Hub {
             (deps.clock.clone(), deps.metrics.clone()),
             deps.drain.clone(),
         );
-        let asker = Asker::new(deps.pool.clone(), config.ask.clone(), deps.metrics.clone());
+        let asker = Asker::new(deps.ask_pool.clone(), config.ask.clone(), deps.metrics.clone());
         let filter_asker = FilterAsker::new(deps.pool.clone(), config.filter_ask.clone(), deps.metrics.clone());
+        let stream = config.publications.iter().chain(&config.other_publications).cloned().collect();
+        let (pool, metrics) = (deps.facts_pool.clone(), deps.metrics.clone());
+        let keeper = Keeper::new(pool, config.facts.clone(), stream, config.policy, metrics);
         let hub = Hub {
+            facts: Facts::new(config.facts.memory),
+            keeper,
+            facts_changed: false,
             commands,
             rules_reader: Some(rules_reader),
             rules,
@@ -124,14 +142,15 @@ impl Hub {
             validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
-            facts: Facts::new(0),
-            lane: Lane::new(asker, filter_asker),
+            noted: NotedFacts::default(),
+            lane: Lane::new(asker, filter_asker, deps.metrics.clone()),
             reader: deps.log.reader(deps.log.end()),
             work: None,
             relations: AHashMap::new(),
             xids: VecDeque::new(),
             shared_xids: None,
             resolving: JoinSet::new(),
+            awaiting: Vec::new(),
             tickets: AHashMap::new(),
             subscribing: AHashSet::new(),
             next_ticket: 0,
@@ -157,11 +176,15 @@ impl Hub {
         let mut sweep = tokio::time::interval(SWEEP);
         let drain = self.deps.drain.clone();
         loop {
+            self.tend_facts();
+            self.release_waiting();
+            self.note_fact_states();
             self.turn().await;
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
             let (runnable, reads) = (self.is_runnable(), self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
+            let facts_at = self.facts_at();
             let overdue_at = self.revalidating.values().min().copied();
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
             tokio::select! {
@@ -169,13 +192,15 @@ impl Hub {
                 () = drain.draining() => break,
                 () = self.rules.changed() => self.on_rules(),
                 () = self.lane.answered() => self.leave_lane(),
+                () = self.keeper.finished() => {}
                 Some(done) = self.resolving.join_next() => self.on_resolved(done),
                 command = self.commands.recv() => match command {
                     Some(command) => self.on_command(command),
                     None => break,
                 },
                 _ = sweep.tick() => {
-                    self.registry.sweep();
+                    self.sweep();
+                    self.sweep_facts();
                     self.count();
                 }
                 () = std::future::ready(()), if runnable => {}
@@ -184,6 +209,7 @@ impl Hub {
                     self.rules.request();
                 }
                 () = sleep_until(overdue_at), if overdue_at.is_some() => self.on_overdue(),
+                () = sleep_until(facts_at), if facts_at.is_some() => self.keeper.look_again(),
                 () = sleep_until(read_at), if read_at.is_some() => self.read_at = None,
                 read = self.reader.next(), if reads => self.on_read(read),
             }
@@ -232,15 +258,16 @@ impl Hub {
                 if let Some(appended) = self.reader.appended_at() {
                     self.deps.metrics.append_to_match.observe(appended.elapsed().as_secs_f64());
                 }
+                self.note_facts(&transaction);
                 self.xids.push_back(transaction.xid);
                 self.shared_xids = None;
-                let known = |r: &Arc<Relation>| self.relations.get(&r.oid).is_some_and(|k| Arc::ptr_eq(k, r) || k == r);
-                let gate = (!transaction.relations.iter().all(known)).then(|| {
+                let gate = self.needs_reading(&transaction).then(|| {
                     self.rules.request();
                     Instant::now()
                 });
                 let items = transaction.iter();
-                self.work = Some(Work { transaction, items, received: Instant::now(), gate });
+                self.work =
+                    Some(Work { transaction, items, received: Instant::now(), gate, begun: false, folded: false });
             }
             Ok(Read::Idle(_)) => {}
             // The log's very first epoch: whoever subscribed before it is told, but there is nothing to alarm a person.
@@ -263,7 +290,17 @@ impl Hub {
         }
     }
 
+    /// The catalog must be read again before its rows are judged: it brings a relation that was not seen yet, or says that rules
+    /// have changed. A reading that shows it already is as good as a new one.
+    fn needs_reading(&self, transaction: &Transaction) -> bool {
+        let known = |r: &Arc<Relation>| self.relations.get(&r.oid).is_some_and(|k| Arc::ptr_eq(k, r) || k == r);
+        let seen = || self.current.as_ref().is_some_and(|rules| rules.snapshot.sees(transaction.xid));
+        !transaction.relations.iter().all(known) || (transaction.rules_changed && !seen())
+    }
+
     fn gap(&mut self, from: Lsn, resumed: Lsn) {
+        self.deps.journal.note(Note::Gap { from, resumed });
+        self.keeper.distrust(&mut self.facts);
         if resumed < from {
             // Another history, whose positions and transaction ids begin lower.
             self.xids.clear();
@@ -273,9 +310,8 @@ impl Hub {
         }
         let message =
             format!("Gap: changes between {from} and {resumed} are lost to this stream; reload what you show");
-        for channel in self.registry.channels() {
-            matching::notify(&mut self.out, &channel.port, false, &message);
-        }
+        let ports: Vec<Arc<Port>> = self.registry.channels().map(|channel| channel.port.clone()).collect();
+        ports.iter().for_each(|port| self.tell(port, false, &message));
     }
 
     /// Whether the transaction at hand may be judged now; if not, what it waits for has been asked for.
@@ -289,7 +325,7 @@ impl Hub {
             self.poke_at.get_or_insert_with(|| Instant::now() + POKE);
             return false;
         };
-        let Some(since) = work.gate else { return true };
+        let Some(since) = work.gate else { return self.begin() };
         let seen = rules.read_at >= since && rules.snapshot.sees(work.transaction.xid);
         if !seen && since.elapsed() < self.config.ask.deadline {
             self.poke_at.get_or_insert_with(|| Instant::now() + POKE);
@@ -306,7 +342,42 @@ impl Hub {
             self.relations.insert(relation.oid, relation.clone());
         }
         work.gate = None;
+        self.begin()
+    }
+
+    /// Folds the transaction at hand into the facts, once, when those that its rows are judged by are there or have been waited
+    /// for; says whether its rows may be judged.
+    fn begin(&mut self) -> bool {
+        if self.work.as_ref().is_none_or(|work| work.begun) {
+            return self.work.is_some();
+        }
+        self.tend_facts();
+        let Some(work) = &mut self.work else { return false };
+        if self.keeper.holds(&work.transaction.relations) {
+            return false;
+        }
+        work.begun = true;
+        work.folded = self.facts.concerns(&work.transaction.relations);
+        if work.folded
+            && let Err(error) = self.facts.begin(&work.transaction)
+        {
+            // The rows are about to fail in the same way.
+            tracing::error!(error = %chain(&error), "a transaction can't be folded into the facts; they are loaded again");
+            self.keeper.distrust(&mut self.facts);
+        }
         true
+    }
+
+    /// Some rows of the transaction at hand are judged and others not.
+    pub(super) fn is_within(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.begun)
+    }
+
+    /// The transaction at hand is over.
+    fn end(&mut self) {
+        if self.work.take().is_some_and(|work| work.folded) {
+            self.facts.end();
+        }
     }
 
     /// Judges up to [`SLICE`] rows; says whether the transaction is finished.
@@ -322,12 +393,12 @@ impl Hub {
                 Some(Err(error)) => {
                     let lsn = work.transaction.end_lsn;
                     tracing::error!(%lsn, error = %chain(&error), "a transaction can't be read back; all subscribers are told of a gap");
+                    self.end();
                     self.gap(lsn, lsn);
-                    self.work = None;
                     return true;
                 }
                 None => {
-                    self.work = None;
+                    self.end();
                     return true;
                 }
             }
@@ -355,20 +426,24 @@ impl Hub {
             return;
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
-        metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
         let event = matching::event(row, work.transaction.commit_time, work.received.into_std(), rules.catalog.types());
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
+            metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
+            self.note_undecided(judgement.undecided.iter().map(|port| (port, "catalog")), &event.row);
             metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
             return;
         }
-        for port in &judgement.undecided {
-            matching::notify(&mut self.out, port, false, UNDECIDED);
-        }
         let xids = self.shared_xids.get_or_insert_with(|| self.xids.iter().copied().collect()).clone();
-        let (permits, asked, filtered) = (judgement.permits, judgement.asked, judgement.filtered);
-        self.lane.push(LaneRow { event, permits, asked, filtered, filters: RowFilters::default(), xids, bytes });
+        let Judgement { permits, asked, filtered, undecided, .. } = judgement;
+        let row = LaneRow { event: event.clone(), permits, asked, filtered, undecided, xids, bytes };
+        let passed = self.lane.push(row, &self.registry);
+        let sent = matching::emit(&mut self.out, &event, passed.permits, &passed.undecided);
+        self.deps.metrics.undecided_gaps.inc_by(passed.undecided.len() as u64);
+        self.note_undecided(passed.undecided.iter().map(|port| (port, "catalog")), &event.row);
+        self.deps.metrics.deliveries.inc_by(sent);
+        self.queued += sent as usize;
         self.leave_lane();
     }
 
@@ -381,33 +456,43 @@ impl Hub {
             return;
         }
         let (schema, table) = (&row.relation.schema, &row.relation.table);
-        for channel in self.registry.channels() {
-            if channel.entries.iter().any(|entry| resolve::names(entry, schema, table)) {
-                matching::notify(&mut self.out, &channel.port, false, UNDECIDED);
-                self.deps.metrics.undecided_gaps.inc();
+        let concerned = self.registry.channels().filter(|c| c.entries.iter().any(|e| resolve::names(e, schema, table)));
+        let ports: Vec<Arc<Port>> = concerned.map(|channel| channel.port.clone()).collect();
+        self.deps.metrics.undecided_gaps.inc_by(ports.len() as u64);
+        ports.iter().for_each(|port| self.tell(port, false, UNDECIDED));
+        self.note_undecided(ports.iter().map(|port| (port, "unknown table")), row);
+    }
+
+    fn leave_lane(&mut self) {
+        let now = self.deps.clock.unix_seconds();
+        for settled in self.lane.released(&self.registry, now) {
+            let Leaving { event, permits, undecided, reasons, ended } = match settled {
+                Settled::Row(row) => row,
+                Settled::Notice(port, ok, message) => {
+                    matching::notify(&mut self.out, &port, ok, &message);
+                    continue;
+                }
+            };
+            self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
+            self.note_undecided(undecided.iter().zip(reasons), &event.row);
+            let sent = matching::emit(&mut self.out, &event, permits, &undecided);
+            self.deps.metrics.deliveries.inc_by(sent);
+            self.queued += sent as usize;
+            for (port, message) in ended {
+                let table = &event.row.relation.table;
+                tracing::warn!(table, message, "a subscription was ended for its filter");
+                self.deps.journal.note(Note::Ended { channel: port.id.0, at: event.row.position });
+                self.remove(port.id);
+                matching::notify(&mut self.out, &port, false, &message);
+                self.count();
             }
         }
     }
 
-    fn leave_lane(&mut self) {
-        while let Some(mut row) = self.lane.pop() {
-            let now = self.deps.clock.unix_seconds();
-            let settled = settle::settle(&mut row, &self.lane, &self.registry, now, &self.deps.metrics);
-            let undecided = settled.undecided;
-            self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
-            let sent = matching::emit(&mut self.out, &row.event, row.permits, &undecided);
-            self.deps.metrics.deliveries.inc_by(sent);
-            self.queued += sent as usize;
-            for (port, message) in settled.ended {
-                tracing::warn!(
-                    table = row.event.row.relation.table,
-                    message,
-                    "a subscription was ended for its filter"
-                );
-                self.registry.remove(port.id);
-                matching::notify(&mut self.out, &port, false, &message);
-                self.count();
-            }
+    /// Queues a `system` message for a channel behind what it waits for.
+    pub(super) fn tell(&mut self, port: &Arc<Port>, ok: bool, message: &str) {
+        if !self.lane.notice(port, ok, message) {
+            matching::notify(&mut self.out, port, ok, message);
         }
     }
 

@@ -1,138 +1,109 @@
-//! A row whose answers have all come: who gets it, who is told of a gap, whose subscription ends.
+//! What the answers for a row make of those who waited for them: who gets it, who is told of a gap, whose subscription ends.
 //!
-//! Who waited is looked at again: a channel that left, or has another token by now, does not get what was asked for its past.
+//! Who waited is looked at again when his part leaves: a channel that left, or has another token by now, does not get what was
+//! asked for, or permitted to, its past.
 
 use std::sync::Arc;
 
-use super::event::Ids;
+use ahash::AHashSet;
+
+use super::event::{Event, Ids};
 use super::filters::Match;
-use super::lane::{Filtered, Lane, LaneRow, Permits, Ready, Share, Waiting};
+use super::lane::{Kept, Lane, Permits, Ready, Share};
+use super::line::Left;
 use super::matching::{Counts, add, narrowed};
 use super::registry::Registry;
-use crate::claims::Principal;
+use super::{ChannelId, Port};
 use crate::filter::{AskedTerm, FilterFailure};
 use crate::metrics::Metrics;
-use crate::policy::{DenyReason, Permit, Verdict};
+use crate::policy::{DenyReason, Permit, UndecidedReason, Verdict};
 
-/// What the answers for a row made of those who waited for them.
+/// What became of a part.
+pub(super) enum Outcome {
+    /// Permitted in memory; it was behind others.
+    Ready(Arc<Permit>, Ids),
+    /// Undecided in memory, and counted.
+    Undecided,
+    /// Nothing of a row: what to tell a channel.
+    Notice(Arc<Port>, bool, Arc<str>),
+    Answered(Box<Answered>),
+}
+
+/// What Postgres's answers made of a part.
 #[derive(Default)]
-pub(super) struct Settled {
+pub(super) struct Answered {
+    /// Postgres said yes to the rights themselves.
+    permitted: bool,
+    denied: Option<DenyReason>,
+    undecided: Option<&'static str>,
+    /// What leaves: the entries that match.
+    deliver: Option<(Permit, Ids)>,
+    /// The filter can't be judged: what to tell.
+    ended: Option<String>,
+}
+
+/// A part that leaves, with its row unless it is a notice.
+pub(super) struct Released {
+    pub(super) part: Left<Outcome>,
+    pub(super) event: Option<Arc<Event>>,
+}
+
+/// What leaves of one row.
+pub(super) struct Leaving {
+    pub(super) event: Arc<Event>,
+    pub(super) permits: Permits,
     /// Channels that were not decided.
-    pub(super) undecided: Vec<Arc<super::Port>>,
+    pub(super) undecided: Vec<Arc<Port>>,
+    /// Why, of each of them.
+    pub(super) reasons: Vec<&'static str>,
     /// Channels whose filter Postgres can't judge, and what to tell them.
-    pub(super) ended: Vec<(Arc<super::Port>, String)>,
+    pub(super) ended: Vec<(Arc<Port>, String)>,
 }
 
-/// Adds the answers that came for a row to what was known at once.
-pub(super) fn settle(row: &mut LaneRow, lane: &Lane, registry: &Registry, now: i64, metrics: &Metrics) -> Settled {
-    let mut settled = Settled::default();
-    let mut counts = Counts::default();
-    let table = &row.event.row.relation.table;
-    for Filtered { share, principal, permit } in std::mem::take(&mut row.filtered) {
-        if let Some(port) = settled.still(&share, &principal, registry, now, &mut counts, metrics) {
-            let ids = settled.matching(row, lane, &share, &port);
-            deliver(&mut row.permits, &permit, &share, port, ids);
-        }
-    }
-    for asked in std::mem::take(&mut row.asked) {
-        let verdicts = asked.verdicts.unwrap_or_default();
-        for Waiting { share, principal } in asked.waiting {
-            let waits_as = &asked.principals[principal];
-            let port = settled.still(&share, waits_as, registry, now, &mut counts, metrics);
-            let Some(port) = port else { continue };
-            match verdicts.get(principal) {
-                Some(Verdict::Permit(permit)) => {
-                    counts.permit += 1;
-                    let ids = settled.matching(row, lane, &share, &port);
-                    deliver(&mut row.permits, permit, &share, port, ids);
-                }
-                Some(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
-                Some(Verdict::Undecided(reason)) => {
-                    counts.undecided += 1;
-                    tracing::warn!(
-                        table, position = %row.event.row.position, reason = reason.as_str(),
-                        "a change could not be judged in time; the subscriber is told of a gap"
-                    );
-                    settled.undecided.push(port);
-                }
-                None => settled.undecided.push(port),
-            }
-        }
-    }
-    for (kind, count) in [("too_many", row.filters.left_out), ("over_budget", row.filters.over_budget)] {
-        if count > 0 {
-            metrics.filter_failures.get_or_create(&[("kind", kind)]).inc_by(count);
-        }
-    }
-    counts.report(metrics);
-    settled
+/// What leaves, in order.
+pub(super) enum Settled {
+    Row(Leaving),
+    Notice(Arc<Port>, bool, Arc<str>),
 }
 
-fn deliver(permits: &mut Permits, permit: &Permit, share: &Share, port: Arc<super::Port>, ids: Ids) {
-    if !ids.is_empty() {
-        add(permits, narrowed(permit, share.keep.as_ref()), Ready { port, ids });
+/// Of a share whose filters, if any, need not be asked about.
+pub(super) fn answered(verdict: &Verdict, share: &Share) -> Outcome {
+    let mut answered = Answered::default();
+    match verdict {
+        Verdict::Permit(permit) => {
+            answered.permitted = true;
+            answered.deliver = deliver(permit, share, share.ids.clone());
+        }
+        Verdict::Deny(reason) => answered.denied = Some(*reason),
+        Verdict::Undecided(reason) => answered.undecided = Some(reason.as_str()),
     }
+    Outcome::Answered(Box::new(answered))
 }
 
-impl Settled {
-    /// The channel, if it is still the one that waited.
-    fn still(
-        &mut self,
-        share: &Share,
-        principal: &Principal,
-        registry: &Registry,
-        now: i64,
-        counts: &mut Counts,
-        metrics: &Metrics,
-    ) -> Option<Arc<super::Port>> {
-        // Gone meanwhile: the answer is about nobody.
-        let channel = registry.get(share.channel)?;
-        if channel.principal.sharing_key != principal.sharing_key {
-            // Somebody else by now, who may have been owed the row as well.
-            counts.undecided += 1;
-            self.undecided.push(channel.port.clone());
-            return None;
-        }
-        if channel.principal.is_expired(now) {
-            counts.deny(metrics, DenyReason::Expired.as_str());
-            return None;
-        }
-        Some(channel.port.clone())
-    }
+fn deliver(permit: &Permit, share: &Share, ids: Ids) -> Option<(Permit, Ids)> {
+    (!ids.is_empty()).then(|| (narrowed(permit, share.keep.as_ref()), ids))
+}
 
-    /// The entries that match, by what Postgres said of their filters.
-    fn matching(&mut self, row: &LaneRow, lane: &Lane, share: &Share, port: &Arc<super::Port>) -> Ids {
-        let mut ids = share.ids.clone();
-        let mut undecided = false;
-        for (id, open) in &share.open {
-            match row.filters.decide(open) {
-                Match::Yes => ids.push(*id),
-                Match::No => {}
-                Match::Undecided => undecided = true,
-                Match::Failed(term) => {
-                    undecided = true;
-                    if let Some(failure) = lane.failures().given_up(&term) {
-                        self.end(port, ended(&term, failure, lane));
-                    }
+/// Of a share that is permitted the row, by what Postgres said of its filters; `asked` if it said the former too.
+pub(super) fn matched(row: &Kept, lane: &Lane, share: &Share, permit: &Permit, asked: bool) -> Outcome {
+    let mut answered = Answered { permitted: asked, ..Answered::default() };
+    let mut ids = share.ids.clone();
+    for (id, open) in &share.open {
+        match row.filters.decide(open) {
+            Match::Yes => ids.push(*id),
+            Match::No => {}
+            Match::Undecided => answered.undecided = Some(FILTER),
+            Match::Failed(term) => {
+                answered.undecided = Some(FILTER);
+                if let Some(failure) = lane.failures().given_up(&term) {
+                    answered.ended = Some(ended(&term, failure, lane));
                 }
             }
         }
-        if undecided && !self.undecided.iter().any(|known| known.id == port.id) {
-            tracing::warn!(
-                table = row.event.row.relation.table, position = %row.event.row.position,
-                "the database did not answer a filter; the subscriber is told of a gap"
-            );
-            self.undecided.push(port.clone());
-        }
-        ids.sort_unstable();
-        ids
     }
-
-    fn end(&mut self, port: &Arc<super::Port>, message: String) {
-        if !self.ended.iter().any(|(known, _)| known.id == port.id) {
-            self.ended.push((port.clone(), message));
-        }
-    }
+    ids.sort_unstable();
+    answered.deliver = deliver(permit, share, ids);
+    Outcome::Answered(Box::new(answered))
 }
 
 fn ended(term: &AskedTerm, failure: FilterFailure, lane: &Lane) -> String {
@@ -142,3 +113,138 @@ fn ended(term: &AskedTerm, failure: FilterFailure, lane: &Lane) -> String {
     };
     format!("Subscription ended: the filter {} {what}, repeatedly; use a simpler one", term.describe())
 }
+
+/// One row at a time, while its parts are gone through.
+struct Settling<'a> {
+    registry: &'a Registry,
+    now: i64,
+    metrics: &'a Metrics,
+    settled: Vec<Settled>,
+    /// Of the row at hand.
+    sequence: u64,
+    told: AHashSet<ChannelId>,
+    reason: &'static str,
+    counts: Counts,
+    /// Whose subscription has ended on the way.
+    gone: AHashSet<ChannelId>,
+}
+
+/// Settles parts that leave together, in their order.
+pub(super) fn settle(
+    released: impl IntoIterator<Item = Released>,
+    registry: &Registry,
+    now: i64,
+    metrics: &Metrics,
+) -> Vec<Settled> {
+    let mut settling = Settling {
+        registry,
+        now,
+        metrics,
+        settled: Vec::new(),
+        sequence: 0,
+        told: AHashSet::new(),
+        reason: "",
+        counts: Counts::default(),
+        gone: AHashSet::new(),
+    };
+    for Released { part, event } in released {
+        settling.part(part, event);
+    }
+    settling.report();
+    settling.settled
+}
+
+impl Settling<'_> {
+    fn part(&mut self, part: Left<Outcome>, event: Option<Arc<Event>>) {
+        let Left { place, channel, waits_as, outcome } = part;
+        let outcome = match (outcome, event) {
+            (Outcome::Notice(port, ok, message), _) => {
+                self.settled.push(Settled::Notice(port, ok, message));
+                return;
+            }
+            (_, None) => return,
+            (outcome, Some(event)) => {
+                if place.sequence != self.sequence {
+                    self.report();
+                    self.sequence = place.sequence;
+                    let (permits, undecided, ended) = (Permits::new(), Vec::new(), Vec::new());
+                    self.settled.push(Settled::Row(Leaving { event, permits, undecided, reasons: Vec::new(), ended }));
+                }
+                outcome
+            }
+        };
+        let Some(port) = self.still(channel, &waits_as, &outcome) else { return };
+        let Some(Settled::Row(row)) = self.settled.last_mut() else { return };
+        match outcome {
+            Outcome::Ready(permit, ids) => add(&mut row.permits, Permit::clone(&permit), Ready { port, ids }),
+            Outcome::Undecided => self.undecided(port, ""),
+            Outcome::Notice(..) => {}
+            Outcome::Answered(answered) => {
+                let Answered { permitted, denied, undecided, deliver, ended } = *answered;
+                self.counts.permit += u64::from(permitted);
+                if let Some((permit, ids)) = deliver {
+                    add(&mut row.permits, permit, Ready { port: port.clone(), ids });
+                }
+                if let Some(message) = ended.filter(|_| self.gone.insert(channel)) {
+                    row.ended.push((port.clone(), message));
+                }
+                if let Some(reason) = denied {
+                    self.counts.deny(self.metrics, reason.as_str());
+                }
+                if let Some(reason) = undecided {
+                    self.counts.undecided += u64::from(!permitted && reason != FILTER);
+                    self.undecided(port, reason);
+                }
+            }
+        }
+    }
+
+    /// The channel, if it is still the one that waited.
+    fn still(&mut self, id: ChannelId, waits_as: &str, outcome: &Outcome) -> Option<Arc<Port>> {
+        // Gone meanwhile: the answer is about nobody.
+        let channel = self.registry.get(id).filter(|_| !self.gone.contains(&id))?;
+        let port = channel.port.clone();
+        if *channel.principal.sharing_key != *waits_as {
+            // Somebody else by now, who may have been owed the row as well.
+            self.counts.undecided += 1;
+            self.undecided(port, "other_token");
+            return None;
+        }
+        if channel.principal.is_expired(self.now) {
+            if !matches!(outcome, Outcome::Undecided) {
+                self.counts.deny(self.metrics, DenyReason::Expired.as_str());
+            }
+            return None;
+        }
+        Some(port)
+    }
+
+    fn undecided(&mut self, port: Arc<Port>, reason: &'static str) {
+        let Some(Settled::Row(row)) = self.settled.last_mut() else { return };
+        if self.told.insert(port.id) {
+            self.reason = if self.reason.is_empty() { reason } else { self.reason };
+            row.undecided.push(port);
+            row.reasons.push(if reason.is_empty() { "catalog" } else { reason });
+        }
+    }
+
+    /// The row at hand is complete.
+    fn report(&mut self) {
+        let quiet = ["", "other_token", UndecidedReason::Suspended.as_str()];
+        if let Some(Settled::Row(row)) = self.settled.last()
+            && !quiet.contains(&self.reason)
+        {
+            tracing::warn!(
+                table = row.event.row.relation.table, position = %row.event.row.position, reason = self.reason,
+                channels = row.undecided.len(),
+                "the database did not answer in time whether a change may be sent; its subscribers are told of a gap"
+            );
+        }
+        self.told.clear();
+        self.reason = "";
+        std::mem::take(&mut self.counts).report(self.metrics);
+    }
+}
+
+/// Why a part is undecided whose rights are not.
+const FILTER: &str = "filter";

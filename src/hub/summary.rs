@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ahash::AHashMap;
 
+use super::FactsOf;
 use super::run::Hub;
 use crate::change::Lsn;
 
@@ -35,6 +36,8 @@ pub struct Summary {
     pub catalog_age: Option<Duration>,
     /// Tables with subscriptions, at most 100.
     pub tables: Vec<TableCount>,
+    /// Tables that policies look into, by name.
+    pub facts: Vec<FactsOf>,
     /// Users with subscriptions, at most 100; none if there are over 20,000 channels.
     pub users: Vec<UserCount>,
 }
@@ -105,6 +108,7 @@ impl Hub {
             questions,
             catalog_age: self.current.as_ref().map(|rules| rules.read_at.elapsed()),
             tables,
+            facts: self.keeper.describe(&self.facts),
             users,
         }
     }

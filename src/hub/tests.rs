@@ -16,6 +16,9 @@ use crate::claims::Principal;
 use crate::log::{self, Epoch, LogConfig, LogWriter, RealFiles};
 use crate::testing::TestDatabase;
 
+#[path = "lane_tests.rs"]
+mod lane_tests;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Hole;
@@ -50,6 +53,10 @@ struct Received {
 
 impl Bench {
     async fn new(sql: &str) -> Bench {
+        Bench::with(sql, HubConfig::default()).await
+    }
+
+    async fn with(sql: &str, hub_config: HubConfig) -> Bench {
         let database = TestDatabase::new().await;
         database.run(sql).await;
         let folder = tempfile::tempdir().unwrap();
@@ -64,13 +71,16 @@ impl Bench {
         let deps = HubDeps {
             log: opened.log,
             pool: pool.clone(),
+            ask_pool: database.asking_pool("relay"),
             catalog_pool: database.pool("relay"),
+            facts_pool: database.pool("relay"),
             clock: Clock::system(),
             metrics: metrics.clone(),
+            journal: crate::journal::Journal::off(),
             drain: drain.clone(),
             shards: vec![shard],
         };
-        let (hub, handle) = Hub::new(HubConfig::default(), deps);
+        let (hub, handle) = Hub::new(hub_config, deps);
         let task = crate::task::spawn("hub", hub.run());
         Bench { database, hub: handle, batches, writer, drain, task, metrics, pool, lsn: 100, _folder: folder }
     }
@@ -92,7 +102,11 @@ impl Bench {
 
     /// Appends a transaction of inserts; its id is one that every snapshot sees.
     fn insert(&mut self, relation: &Arc<Relation>, rows: &[Vec<&str>]) {
-        let mut builder = TransactionBuilder::default();
+        self.insert_by(3, TransactionBuilder::default(), relation, rows);
+    }
+
+    /// Appends a transaction with this id of what the builder has and these inserts.
+    fn insert_by(&mut self, xid: u32, mut builder: TransactionBuilder, relation: &Arc<Relation>, rows: &[Vec<&str>]) {
         for row in rows {
             let mut raw = vec![b'N'];
             Tuple::encode(row.iter().map(|text| Value::Text(text.as_bytes())), &mut raw);
@@ -100,7 +114,7 @@ impl Bench {
         }
         self.lsn += 10;
         let lsn = Lsn(self.lsn);
-        let transaction = builder.finish(3, lsn, lsn, Timestamp(0), None);
+        let transaction = builder.finish(xid, lsn, lsn, Timestamp(0), None);
         self.writer.append(&Arc::new(transaction)).unwrap();
     }
 
@@ -308,6 +322,47 @@ async fn a_policy_that_is_dropped_ends_deliveries_and_a_new_one_starts_them() {
             break;
         }
     }
+    bench.stop().await;
+}
+
+/// Nothing but the hint makes the catalog be read again here.
+#[tokio::test]
+async fn a_hint_that_rules_changed_is_followed_before_its_rows_are_judged() {
+    let hour = Duration::from_secs(3600);
+    let config = HubConfig { catalog_interval: hour, max_rules_age: hour, ..HubConfig::default() };
+    let sql =
+        format!("{OWNED} create table open (id text primary key); alter publication supabase_realtime add table open;");
+    let mut bench = Bench::with(&sql, config).await;
+    let alice = port();
+    bench.subscribe(&alice, vec![entry(1, "owned", None), entry(2, "open", None)], ALICE).await;
+    let (owned, open) = (bench.relation("owned").await, bench.relation("open").await);
+    bench.insert(&owned, &[vec!["1", ALICE, "x"]]);
+    bench.insert(&open, &[vec!["before"]]);
+    let received = bench.until(&alice, "before").await;
+    assert_eq!(received[&alice.id].rows.len(), 2);
+    bench.database.run("begin; drop policy own on owned").await;
+    let id =
+        bench.database.client.query_one("select (pg_current_xact_id()::text::numeric % 4294967296)::text", &[]).await;
+    let xid = id.unwrap().get::<_, &str>(0).parse().unwrap();
+    bench.database.run("commit").await;
+    let hint = || {
+        let mut builder = TransactionBuilder::default();
+        builder.rules_changed();
+        builder
+    };
+    bench.insert_by(xid, hint(), &owned, &[vec!["2", ALICE, "x"]]);
+    bench.insert(&open, &[vec!["after"]]);
+    let received = bench.until(&alice, "after").await;
+    assert_eq!(received[&alice.id].rows, [("after".to_owned(), vec![2])]);
+    // What a reading has seen already is not read again, however many hints there are.
+    let reads = |bench: &Bench| bench.metrics.catalog_reads.get_or_create(&[("result", "same")]).get();
+    let before = reads(&bench);
+    for _ in 0..20 {
+        bench.insert_by(xid, hint(), &owned, &[vec!["3", ALICE, "x"]]);
+    }
+    bench.insert(&open, &[vec!["end"]]);
+    bench.until(&alice, "end").await;
+    assert_eq!(reads(&bench), before);
     bench.stop().await;
 }
 

@@ -14,7 +14,9 @@
 //! Payload of `T`: head length `u32`, head, body. Head: xid `u32`, items `u32`, commit LSN `u64`, end LSN `u64`, commit time
 //! `i64`, relation count `u32`, then per relation its number in the segment's dictionary `u32`; with the top bit set the
 //! definition follows and takes that number; then, if its writer had set up a replication origin, the origin's name as
-//! length `u16` and text (nothing if not, as in records from before there was such a field). The body is [`crate::change::Body`]'s bytes, as they are.
+//! length `u16` and text (nothing if not, as in records from before there was such a field); then, if there is a flag to
+//! set, the flags `u8`: 1 rules changed, 2 no origin, for which an empty name then stands (nothing if there is none, as in
+//! records from before there were flags). There is one way to write a head. The body is [`crate::change::Body`]'s bytes, as they are.
 //! Payload of `A`: LSN `u64`.
 //!
 //! The CRC comes last so that a body of any size can be streamed from its spill without reading it twice. The marker is
@@ -31,6 +33,9 @@ pub(super) const MIN_RECORD: u64 = (FRAME + TRAILER) as u64;
 
 const DEFINES: u32 = 1 << 31;
 const FIXED_HEAD: usize = 36;
+
+const RULES_CHANGED: u8 = 1;
+const NO_ORIGIN: u8 = 2;
 
 /// What a record is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +97,7 @@ pub(super) struct Head {
     pub(super) commit_time: Timestamp,
     pub(super) relations: Vec<RelationRef>,
     pub(super) origin: Option<String>,
+    pub(super) rules_changed: bool,
 }
 
 /// Writes the head with its length before it. `relations` are the numbers of the transaction's relations, each with whether
@@ -120,8 +126,13 @@ pub(super) fn encode_head(
             out.extend_from_slice(&number.to_le_bytes());
         }
     }
-    if let Some(origin) = &transaction.origin {
-        encode_text(origin, out)?;
+    match &transaction.origin {
+        Some(origin) => encode_text(origin, out)?,
+        None if transaction.rules_changed => encode_text("", out)?,
+        None => {}
+    }
+    if transaction.rules_changed {
+        out.push(RULES_CHANGED | if transaction.origin.is_none() { NO_ORIGIN } else { 0 });
     }
     let length = u32::try_from(out.len() - start - 4).map_err(|_| "its relations take more than 4 GiB")?;
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
@@ -139,6 +150,7 @@ pub(super) fn decode_head(bytes: &[u8]) -> Result<Head, &'static str> {
         commit_time: Timestamp(fields.u64()? as i64),
         relations: Vec::new(),
         origin: None,
+        rules_changed: false,
     };
     let count = fields.u32()? as usize;
     if count > (bytes.len() - FIXED_HEAD) / 4 {
@@ -154,6 +166,16 @@ pub(super) fn decode_head(bytes: &[u8]) -> Result<Head, &'static str> {
     }
     if !fields.0.is_empty() {
         head.origin = Some(fields.text()?);
+    }
+    if !fields.0.is_empty() {
+        let flags = fields.u8()?;
+        if flags & RULES_CHANGED == 0 || flags & !(RULES_CHANGED | NO_ORIGIN) != 0 {
+            return Err("a record with unknown flags");
+        }
+        head.rules_changed = true;
+        if flags & NO_ORIGIN != 0 && head.origin.take().is_none_or(|origin| !origin.is_empty()) {
+            return Err("a record with an origin and the flag that it has none");
+        }
     }
     if fields.0.is_empty() { Ok(head) } else { Err("a record with bytes after its head") }
 }
@@ -282,12 +304,46 @@ mod tests {
             .prop_map(|(oid, schema, table, identity, columns)| Relation { oid, schema, table, identity, columns })
     }
 
+    /// A head as it was written before there were origins, and before there were flags.
+    fn old_head(origin: Option<&str>) -> Vec<u8> {
+        let mut out = vec![7, 0, 0, 0, 2, 0, 0, 0];
+        for field in [10u64, 20, 5] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        out.extend_from_slice(&1u32.to_le_bytes());
+        out.extend_from_slice(&3u32.to_le_bytes());
+        if let Some(origin) = origin {
+            encode_text(origin, &mut out).expect("a short name");
+        }
+        out
+    }
+
+    #[test]
+    fn a_record_from_before_there_were_flags_says_that_no_rules_changed() {
+        for origin in [None, Some("rowcast_retention"), Some("")] {
+            let head = decode_head(&old_head(origin)).expect("an old head");
+            assert_eq!((head.xid, head.origin.as_deref(), head.rules_changed), (7, origin, false));
+            assert_eq!(head.relations, [RelationRef::Known(3)]);
+        }
+    }
+
+    #[test]
+    fn flags_of_a_later_version_and_contradictions_are_refused() {
+        let with = |origin: &str, flags: &[u8]| decode_head(&[old_head(Some(origin)), flags.to_vec()].concat());
+        assert!(with("", &[3]).is_ok_and(|head| head.rules_changed && head.origin.is_none()));
+        assert!(with("o", &[1]).is_ok_and(|head| head.rules_changed && head.origin.is_some()));
+        for (origin, flags) in [("", &[0][..]), ("", &[2]), ("", &[7]), ("o", &[3]), ("", &[1, 0])] {
+            assert!(with(origin, flags).is_err(), "{origin:?} {flags:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_head_comes_back(
             relations in proptest::collection::vec((relation(), any::<bool>()), 0..6),
             (xid, items, commit, end, time) in any::<(u32, u32, u64, u64, i64)>(),
             origin in proptest::option::of(".{0,12}"),
+            rules_changed in any::<bool>(),
         ) {
             let transaction = Transaction {
                 xid,
@@ -296,6 +352,7 @@ mod tests {
                 commit_time: Timestamp(time),
                 relations: relations.iter().map(|(r, _)| Arc::new(r.clone())).collect(),
                 origin: origin.as_deref().map(Arc::from),
+                rules_changed,
                 items,
                 body: Body::Memory(Bytes::new()),
             };
@@ -306,7 +363,7 @@ mod tests {
             prop_assert_eq!(u32::from_le_bytes([out[0], out[1], out[2], out[3]]) as usize, out.len() - 4);
             prop_assert_eq!((head.xid, head.items, head.commit_lsn.0, head.end_lsn.0), (xid, items, commit, end));
             prop_assert_eq!(head.commit_time.0, time);
-            prop_assert_eq!(&head.origin, &origin);
+            prop_assert_eq!((&head.origin, head.rules_changed), (&origin, rules_changed));
             let expected: Vec<_> = relations.into_iter().enumerate().map(|(i, (r, new))| match new {
                 true => RelationRef::New(i as u32, r),
                 false => RelationRef::Known(i as u32),

@@ -37,15 +37,15 @@ fn head(bytes: &[u8]) {
     let Ok(head) = decode_head(bytes) else { return };
     assert!(head.relations.len() * 4 <= bytes.len());
     let numbers: Vec<(u32, bool)> = head.relations.iter().map(number).collect();
-    let Head { xid, items, commit_lsn, end_lsn, commit_time, relations, origin } = head;
+    let Head { xid, items, commit_lsn, end_lsn, commit_time, relations, origin, rules_changed } = head;
     let relations = relations.into_iter().map(|relation| match relation {
         RelationRef::Known(_) => Arc::new(relation_of(0)),
         RelationRef::New(_, relation) => Arc::new(relation),
     });
     let body = Body::Memory(Bytes::new());
-    let relations = relations.collect();
+    let (relations, origin) = (relations.collect(), origin.map(Arc::from));
     let transaction =
-        Transaction { xid, items, commit_lsn, end_lsn, commit_time, relations, origin: origin.map(Arc::from), body };
+        Transaction { xid, items, commit_lsn, end_lsn, commit_time, relations, origin, rules_changed, body };
     let mut out = Vec::new();
     encode_head(&transaction, &numbers, &mut out).expect("it was written once");
     assert_eq!(&out[4..], bytes);
@@ -74,6 +74,7 @@ fn body(bytes: &[u8]) {
         relations: (1..4).map(|columns| Arc::new(relation_of(columns))).collect(),
         items: 0,
         origin: None,
+        rules_changed: false,
         body: Body::Memory(Bytes::copy_from_slice(bytes)),
     };
     let mut items = transaction.iter();

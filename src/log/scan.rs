@@ -262,7 +262,7 @@ impl Definitions {
 
 /// The transaction of a verified record.
 pub(super) fn transaction(head: Head, relations: Vec<Arc<Relation>>, body: Body) -> Transaction {
-    let Head { xid, items, commit_lsn, end_lsn, commit_time, relations: _, origin } = head;
+    let Head { xid, items, commit_lsn, end_lsn, commit_time, relations: _, origin, rules_changed } = head;
     let origin = origin.map(Arc::from);
-    Transaction { xid, commit_lsn, end_lsn, commit_time, relations, origin, items, body }
+    Transaction { xid, commit_lsn, end_lsn, commit_time, relations, origin, rules_changed, items, body }
 }

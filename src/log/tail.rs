@@ -82,6 +82,7 @@ mod tests {
             commit_time,
             relations: Vec::new(),
             origin: None,
+            rules_changed: false,
             items: 0,
             body,
         })

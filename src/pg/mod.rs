@@ -30,6 +30,9 @@ use crate::error::{Fault, Remedy};
 pub const TEXT_SETTINGS: &str =
     "-c TimeZone=UTC -c DateStyle=ISO,MDY -c IntervalStyle=postgres -c bytea_output=hex -c extra_float_digits=1";
 
+/// How long the network may keep what was sent for a question without the server's machine having got it.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// Why a query or a connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PgError {
@@ -109,7 +112,7 @@ impl Fault for PgError {
         }
         let Some(state) = self.sqlstate() else { return String::new() };
         match state.code() {
-            "28P01" | "28000" => "Check user and password in DATABASE_URL, and pg_hba.conf on the server.".into(),
+            "28P01" | "28000" => "Check user and password in DATABASE_URL (or ROWCAST_ASK_USER and ROWCAST_ASK_PASSWORD), and pg_hba.conf on the server.".into(),
             "3D000" => "Check the database name at the end of DATABASE_URL.".into(),
             "42501" => "Grant the missing right to the relay's role, or run `rowcast migrate up` as an owner.".into(),
             _ => String::new(),
@@ -178,13 +181,25 @@ impl PgConfig {
         })
     }
 
+    /// The same server and database for another user; without a password if there is none, not with the first one's.
+    pub fn as_user(&self, user: &str, password: Option<&str>) -> PgConfig {
+        let mut config = self.clone();
+        config.connection.user(user).password(password.unwrap_or_default());
+        config
+    }
+
     /// The connection parameters with our pinned settings.
     fn pinned(&self) -> tokio_postgres::Config {
+        self.pinned_with("")
+    }
+
+    /// The same with further ones for the server's command line.
+    fn pinned_with(&self, more: &str) -> tokio_postgres::Config {
         let mut connection = self.connection.clone();
         let timeout = self.statement_timeout.as_millis();
         let own = connection.get_options().unwrap_or_default();
         let options = format!(
-            "{own} {TEXT_SETTINGS} -c statement_timeout={timeout} -c idle_in_transaction_session_timeout=30000 -c lock_timeout=5000"
+            "{own} {TEXT_SETTINGS} -c statement_timeout={timeout} -c idle_in_transaction_session_timeout=30000 -c lock_timeout=5000{more}"
         );
         connection.options(options.trim());
         connection.connect_timeout(self.connect_timeout);
@@ -211,10 +226,27 @@ impl PgConfig {
 
     /// A pool of such connections; opens none yet.
     pub fn pool(&self) -> Result<Pool, PgError> {
-        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Verified };
-        let manager = Manager::from_config(self.pinned(), self.connector.clone(), recycling);
+        self.pool_of(self.pinned(), self.pool_size, RecyclingMethod::Verified)
+    }
+
+    /// A pool for questions about rows, of this many connections: read-only by themselves, and lent without asking the server
+    /// first whether it is still there, which would double what a question costs. A way that is dead shows after
+    /// five seconds, and the question is asked again on another.
+    pub fn asking_pool(&self, connections: usize) -> Result<Pool, PgError> {
+        let mut config = self.pinned_with(" -c default_transaction_read_only=on");
+        config.tcp_user_timeout(SILENCE);
+        self.pool_of(config, connections, RecyclingMethod::Fast)
+    }
+
+    fn pool_of(
+        &self,
+        config: tokio_postgres::Config,
+        size: usize,
+        recycling_method: RecyclingMethod,
+    ) -> Result<Pool, PgError> {
+        let manager = Manager::from_config(config, self.connector.clone(), ManagerConfig { recycling_method });
         let pool = deadpool_postgres::Pool::builder(manager)
-            .max_size(self.pool_size)
+            .max_size(size)
             .wait_timeout(Some(self.connect_timeout))
             .create_timeout(Some(self.connect_timeout))
             .recycle_timeout(Some(self.connect_timeout))

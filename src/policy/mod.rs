@@ -24,15 +24,18 @@ mod form;
 mod image;
 mod permit;
 mod plan;
+mod round;
 pub mod rule;
 mod term;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use plan::denying_for_tests;
 
-pub use ask::{AskConfig, Asker, Question};
+pub use ask::{Answers, AskConfig, Asker, Question};
 pub use bound::{Bound, Judged};
-pub use compile::{compile, obstacle};
+pub use compile::{compile, obstacle, obstacles_to_memory};
 pub use facts::{FactBinding, FactState, FactTable, Facts, Layout, Side};
 pub use form::Form;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};

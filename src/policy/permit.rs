@@ -111,6 +111,8 @@ pub enum UndecidedReason {
     Catalog,
     /// The relay's login may not become the role that has to be asked as.
     Role,
+    /// The table's policies for the role kept failing, so that Postgres is not asked for a while.
+    Suspended,
 }
 
 impl UndecidedReason {
@@ -122,6 +124,7 @@ impl UndecidedReason {
             UndecidedReason::NotVisibleYet => "not_visible_yet",
             UndecidedReason::Catalog => "catalog",
             UndecidedReason::Role => "role",
+            UndecidedReason::Suspended => "suspended",
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::bound::Bound;
 use super::form::Form;
 use super::permit::DenyReason;
-use super::rule::{Keys, Rule, Viewer};
+use super::rule::{FactSource, Keys, Rule, Viewer};
 use crate::catalog::Table;
 use crate::change::Relation;
 use crate::claims::Principal;
@@ -80,6 +80,11 @@ impl Plan {
         Bound::new(self.clone(), relation.clone())
     }
 
+    /// The fact tables that it looks into, once for each place in the rule.
+    pub fn sources(&self) -> &[FactSource] {
+        self.rule().map_or(&[], |rule| &rule.sources)
+    }
+
     /// What every permit needs: a value that the row and the principal have in common. `None`: everybody must be judged.
     pub fn keys(&self) -> Option<&Keys> {
         self.keys.as_ref()
@@ -127,4 +132,20 @@ impl fmt::Display for Plan {
         let columns: Vec<&str> = self.readable.iter().map(String::as_str).collect();
         write!(f, "; shows {}", columns.join(", "))
     }
+}
+
+/// A plan of a table that is not there.
+#[cfg(test)]
+pub(crate) fn denying_for_tests(table_oid: u32, role: &str) -> Arc<Plan> {
+    Arc::new(Plan {
+        table_oid,
+        table: None,
+        role: role.to_owned(),
+        engine: Engine::Deny(DenyReason::UnknownTable),
+        readable: BTreeSet::new(),
+        form: None,
+        keys: None,
+        refused: None,
+        options: Options::default(),
+    })
 }

@@ -7,6 +7,10 @@
 //! Invariants:
 //! * A transaction is handed out whole, after its Commit, and its end LSN is above that of the one before.
 //! * No more than twice the threshold of a transaction is in memory: one block being written, one being filled.
+//! * A transaction in which the stream described a relation, known or not, is marked as one that may have changed rules:
+//!   Postgres describes a table again after everything that invalidates what it has cached of it, such as a GRANT or a
+//!   policy, and always before the next row. The first row of a table in a session is marked as well, since nobody
+//!   knows what happened to it before the session.
 //! * A keepalive gives a position only while no transaction is open or waiting to be handed out.
 
 use std::sync::Arc;
@@ -25,6 +29,8 @@ use super::spill::{Spill, SpillPlace};
 pub(super) struct Assembler {
     relations: Relations,
     open: Option<Open>,
+    /// A relation was described since the last transaction with items was handed out.
+    described: bool,
     /// End of the last transaction or idle position handed out.
     last: Lsn,
     place: SpillPlace,
@@ -59,7 +65,7 @@ pub(super) struct Completed {
 impl Assembler {
     /// Spills to `place` what passes `threshold` bytes.
     pub(super) fn new(place: SpillPlace, threshold: usize) -> Assembler {
-        Assembler { relations: Relations::default(), open: None, last: Lsn::ZERO, place, threshold }
+        Assembler { relations: Relations::default(), open: None, described: false, last: Lsn::ZERO, place, threshold }
     }
 
     /// Takes a message in.
@@ -67,7 +73,10 @@ impl Assembler {
         match message {
             Message::Begin { commit_lsn, commit_time, xid } => self.begin(commit_lsn, commit_time, xid),
             Message::Commit { commit_lsn, end_lsn, .. } => self.commit(commit_lsn, end_lsn),
-            Message::Relation(relation) => self.relations.describe(relation),
+            Message::Relation(relation) => {
+                self.described = true;
+                self.relations.describe(relation)
+            }
             Message::Row { tag, oid, raw } => self.row(tag, oid, &raw),
             Message::Truncate { flags, oids } => {
                 let relations =
@@ -149,7 +158,11 @@ impl Assembler {
         let Open { xid, commit_lsn, commit_time, origin, builder, rows, spill, .. } = open;
         let body = spill.and_then(Spill::into_body);
         let spilled = body.is_some();
-        let transaction = Transaction { origin, ..builder.finish(xid, commit_lsn, end_lsn, commit_time, body) };
+        let mut transaction = Transaction { origin, ..builder.finish(xid, commit_lsn, end_lsn, commit_time, body) };
+        if transaction.items > 0 {
+            // One without items goes no further, so what it said is left for the next.
+            transaction.rules_changed |= std::mem::take(&mut self.described);
+        }
         Ok(Some(Completed { transaction, rows, spilled }))
     }
 
@@ -227,6 +240,45 @@ mod tests {
         assert!(matches!(&items[..], [Item::Row(_), Item::Message(_), Item::Truncate(_)]), "{items:?}");
         assert_eq!(transaction.last_position().ordinal, 2);
         assert_eq!(transaction.origin.as_deref(), Some("elsewhere"));
+    }
+
+    #[tokio::test]
+    async fn a_description_marks_the_transaction_of_the_next_row_however_it_is_kept() {
+        let dir = tempfile::tempdir().expect("dir");
+        for (place, threshold) in [(full_disk(), usize::MAX), (SpillPlace::new(dir.path()), 10)] {
+            let mut assembler = Assembler::new(place, threshold);
+            let (described, again) = (write::relation(&table(1, 1)), write::relation(&table(1, 1)));
+            let messages = [
+                write::begin(100, 7),
+                insert(9, b"before"),
+                described,
+                insert(1, b"after"),
+                write::commit(100, 148),
+                write::begin(200, 8),
+                insert(1, b"no news"),
+                write::commit(200, 248),
+                // Without a row nobody hears of it, so it is kept for the next.
+                write::begin(300, 9),
+                again,
+                write::commit(300, 348),
+                write::begin(400, 10),
+                insert(1, b"news"),
+                write::commit(400, 448),
+                write::begin(500, 11),
+                write::logical(true, 490, crate::change::RULES_PREFIX, b""),
+                write::commit(500, 548),
+            ];
+            feed(&mut assembler, &write::relation(&table(9, 1))).expect("outside of any transaction");
+            feed(&mut assembler, &write::begin(1, 1)).expect("begin");
+            feed(&mut assembler, &insert(9, b"x")).expect("row");
+            feed(&mut assembler, &write::commit(1, 2)).expect("commit");
+            let first = assembler.settle().await.expect("settled").expect("committed");
+            assert!(first.transaction.rules_changed);
+            let done = run(&mut assembler, &messages).await;
+            let marked: Vec<_> =
+                done.iter().map(|d| (d.transaction.xid, d.transaction.items, d.transaction.rules_changed)).collect();
+            assert_eq!(marked, [(7, 2, true), (8, 1, false), (9, 0, false), (10, 1, true), (11, 1, true)]);
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! The stream against a real server: what `pgoutput` and slots really do.
 
 mod rows;
+mod rules;
 mod session;
 mod slots;
 

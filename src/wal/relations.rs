@@ -1,7 +1,8 @@
 //! The shapes of the tables as the stream last described them.
 //!
 //! Keyed by oid, never by name, and replaced by each Relation message, which may come in the middle of a transaction.
-//! An unchanged shape keeps its `Arc`, so that everybody downstream can compare pointers. Rejected: asking the catalog,
+//! An unchanged shape keeps its `Arc`, so that everybody downstream can compare pointers; that it was described again is a
+//! word about rules, which [`super::assemble`] passes on. Rejected: asking the catalog,
 //! which knows today's shape and not the one of the row.
 
 use std::sync::Arc;

@@ -13,13 +13,14 @@ async fn exists(client: &Client, what: &str) -> bool {
         ("role", name) => format!("select exists (select from pg_roles where rolname = '{name}')"),
         ("schema", name) => format!("select exists (select from pg_namespace where nspname = '{name}')"),
         ("publication", name) => format!("select exists (select from pg_publication where pubname = '{name}')"),
+        ("trigger", name) => format!("select exists (select from pg_event_trigger where evtname = '{name}')"),
         ("function", name) => format!("select to_regprocedure('{name}') is not null"),
         (kind, _) => panic!("no such kind: {kind}"),
     };
     client.query_one(&sql, &[]).await.expect("a row").get(0)
 }
 
-const ALL: [&str; 11] = [
+const ALL: [&str; 13] = [
     "schema rowcast",
     "publication rowcast_facts",
     "role anon",
@@ -31,6 +32,8 @@ const ALL: [&str; 11] = [
     "function auth.jwt()",
     "publication supabase_realtime",
     "role rowcast_filter",
+    "trigger rowcast_rules_changed",
+    "trigger rowcast_rules_dropped",
 ];
 
 async fn assert_present(client: &Client, wanted: &[&str]) {
@@ -215,6 +218,7 @@ async fn a_failing_step_leaves_the_steps_before_it_and_nothing_of_its_own() {
     pg.exec("grant rowcast_filter to clerk").await;
     let report = migrate::up(&mut client).await.expect("up");
     assert_eq!(report.steps, [(5, "filter_role"), (6, "retention")]);
+    assert_eq!(report.left_out, [(7, "rule_hints")], "it needs a superuser");
     let transaction = client.transaction().await.expect("a transaction");
     rowcast::pg::assume(&transaction, "authenticated", "x", r#"{"sub":"x"}"#).await.expect("may act as a user");
 }

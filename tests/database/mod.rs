@@ -4,4 +4,5 @@ mod cluster;
 mod demo;
 mod examples;
 mod harness;
+mod hints;
 mod migrations;

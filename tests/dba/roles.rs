@@ -235,14 +235,98 @@ async fn every_right_of_the_relays_login_is_needed_and_there_is_no_other() {
     assert_eq!(rights(&pg, "rowcast_relay").await, named, "the script gives them back");
 }
 
+/// Read above their policies, or not at all.
+const IN_FULL: &str = "set row_security = off; select * from public.members";
+
+#[tokio::test]
+async fn tables_that_policies_look_into_are_read_in_full_with_rights_of_their_own() {
+    let pg = TestPg::start().await;
+    pg.exec(
+        "create table public.members (team bigint, user_id uuid, primary key (team, user_id));
+         alter table public.members enable row level security;
+         create table public.teams (id bigint primary key)",
+    )
+    .await;
+    run(&pg, "postgres", ROLES, &[]).await;
+    let plain = rights(&pg, "rowcast_relay").await;
+    refused(&pg, "postgres", ROLES, &[("fact_tables", "public.members, public.nowhere")])
+        .await
+        .says(&["no table 'public.nowhere'"]);
+    run(&pg, "postgres", ROLES, &[("fact_tables", "public.teams")]).await;
+    assert!(!rights(&pg, "rowcast_relay").await.contains("attribute bypassrls"), "it is not needed for this table");
+    for _ in 0..2 {
+        run(&pg, "postgres", ROLES, &[("fact_tables", "public.members,public.teams")]).await;
+    }
+    let more: Vec<String> = rights(&pg, "rowcast_relay").await.difference(&plain).cloned().collect();
+    let wanted =
+        ["attribute bypassrls", "schema public USAGE", "table public.members SELECT", "table public.teams SELECT"];
+    assert_eq!(more, wanted);
+    pg.client_as("rowcast_relay").await.batch_execute(IN_FULL).await.expect("read in full");
+    for right in ["attribute bypassrls", "table public.members SELECT"] {
+        pg.exec(&revoke(right, "rowcast_relay")).await;
+        assert!(
+            pg.client_as("rowcast_relay").await.batch_execute(IN_FULL).await.is_err(),
+            "nothing breaks without {right}"
+        );
+        run(&pg, "postgres", ROLES, &[("fact_tables", "public.members, public.teams")]).await;
+    }
+}
+
 /// The error with which a relay of this login does not start.
 async fn start_fails(pg: &TestPg) -> String {
+    not_ready(pg, as_relay(pg)).await
+}
+
+async fn not_ready(pg: &TestPg, adjust: impl FnOnce(&mut Config)) -> String {
     let data = tempfile::tempdir().expect("a folder");
     let mut config = Config::new(&pg.url(), SECRET, data.path()).expect("a configuration");
-    as_relay(pg)(&mut config);
+    adjust(&mut config);
     config.startup_timeout = Duration::from_secs(2);
-    let mut running = App::build(config).await.expect("it holds its ports").spawn();
+    let mut running = Box::pin(App::build(config)).await.expect("it holds its ports").spawn();
     chain(&running.ready(PATIENCE).await.expect_err("it lacks a right"))
+}
+
+/// A policy's function may `RESET ROLE`: what the relay's own login may, it may not then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_are_judged_under_a_login_of_their_own_that_may_do_nothing_else() {
+    let pg = scene().await;
+    let needed = [
+        ("attribute login", Some("is not permitted to log in")),
+        ("database postgres CONNECT", Some("permission denied for database")),
+        ("member anon", None),
+        ("member authenticated", None),
+        ("member service_role", None),
+    ];
+    let named: BTreeSet<String> = needed.iter().map(|(right, _)| (*right).to_owned()).collect();
+    assert_eq!(rights(&pg, "rowcast_ask").await, named);
+    let inherits: bool = value(&pg, "select rolinherit from pg_roles where rolname = 'rowcast_ask'").await;
+    assert!(!inherits);
+    // The relay's login needs no token role then.
+    pg.exec("revoke anon, authenticated, service_role from rowcast_relay").await;
+    let asking = |config: &mut Config| {
+        as_relay(&pg)(config);
+        config.ask_login = Some(Box::new(config.pg.as_user("rowcast_ask", None)));
+    };
+    let relay = Relay::with(&pg, Clock::system(), asking).await;
+    assert_eq!(delivered(&pg, &relay).await, "notes puzzles");
+    let logins = "select string_agg(distinct usename::text, ' ') from pg_stat_activity \
+                  where pid <> pg_backend_pid() and (query like '%md5(%' or query like '%deallocate all%')";
+    assert_eq!(value::<Option<String>>(&pg, logins).await.as_deref(), Some("rowcast_ask"));
+    relay.drain().await;
+    let denied =
+        ["table public.puzzles", "table rowcast.lineage", "create table public.t ()", "set role rowcast_filter"];
+    for sql in denied {
+        let session = pg.client_as("rowcast_ask").await;
+
+        assert!(session.batch_execute(sql).await.is_err(), "{sql}");
+    }
+    for (right, says) in needed {
+        let Some(says) = says else { continue };
+        pg.exec(&revoke(right, "rowcast_ask")).await;
+        let error = not_ready(&pg, asking).await;
+        assert!(error.contains(says), "without {right}: {error}");
+        run(&pg, "postgres", ROLES, &WITH_RETENTION).await;
+    }
 }
 
 #[tokio::test]
@@ -297,7 +381,7 @@ async fn monitoring_reads_and_writes_nothing_and_undo_leaves_nothing() {
     refused(&pg, "postgres", ROLES, &[("table_owner", "postgres")]).await.says(&["is a superuser"]);
     for _ in 0..2 {
         run(&pg, "postgres", ROLES, &[("undo", "yes")]).await;
-        let left = "select count(*) from pg_roles where rolname in ('rowcast_relay', 'rowcast_dba', 'rowcast_monitor', 'rowcast_retention')";
+        let left = "select count(*) from pg_roles where rolname in ('rowcast_relay', 'rowcast_ask', 'rowcast_dba', 'rowcast_monitor', 'rowcast_retention')";
         assert_eq!(value::<i64>(&pg, left).await, 0);
     }
     let owner = "select pg_get_userbyid(pubowner)::text from pg_publication where pubname = 'supabase_realtime'";

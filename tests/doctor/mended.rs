@@ -142,6 +142,16 @@ const ROLES: &[Case] = &[
         ),
         &[],
     ),
+    case(("rule_hints", Note, "schema rowcast"), &["alter event trigger rowcast_rules_changed disable"], Own, &[]),
+    case(
+        ("rule_hints", Note, "schema rowcast"),
+        &["drop event trigger rowcast_rules_dropped"],
+        Todo(
+            "rowcast migrate up",
+            "create event trigger rowcast_rules_dropped on sql_drop execute function rowcast.hint_rules()",
+        ),
+        &[],
+    ),
     case(
         ("migrations", Note, "schema rowcast"),
         &["alter table rowcast.migrations alter version type int using -version"],

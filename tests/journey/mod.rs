@@ -5,6 +5,7 @@
 
 mod client;
 mod deletes;
+mod facts;
 mod filters;
 mod jwks;
 mod held;
@@ -13,6 +14,7 @@ mod payload;
 mod publications;
 mod refusals;
 mod restart;
+mod revocation;
 mod rights;
 mod rules;
 mod stock;

@@ -23,7 +23,11 @@ fn session_and_event(user: &str, name: &str) -> String {
     )
 }
 
-const HELPER: &str = "create table new_session (id uuid);";
+/// With the clock in it, the policy on events is one that Postgres has to be asked about.
+const HELPER: &str = "create table new_session (id uuid);
+    alter policy \"users see events of their own sessions\" on public.session_events using (
+        now() is not null and session_id in (select id from public.coding_sessions where user_id = auth.uid()));";
+const IN_MEMORY: &str = "create table new_session (id uuid);";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_and_its_first_event_in_one_transaction_reach_the_owner() {
@@ -147,6 +151,31 @@ async fn a_right_revoked_by_a_hidden_commit_is_gone_for_the_rows_behind_it() {
     held.release(&scene.pg).await;
     alice.expect_nothing_before("given").await;
     alice.expect_nothing_before("end").await;
+}
+
+/// Facts are those of the stream, whatever Postgres shows to others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_judged_in_memory_neither_waits_for_a_hidden_commit_nor_overlooks_it() {
+    let scene = Scene::with(IN_MEMORY).await;
+    let mut alice = scene.relay.phone(&token::user(ALICE)).await;
+    let mut bob = scene.relay.phone(&token::user(BOB)).await;
+    for phone in [&mut alice, &mut bob] {
+        phone.subscribe("room", &watching(&["session_events"])).await;
+    }
+    // The stream describes each table once before.
+    scene.exec(&format!("begin; {} commit", session_and_event(ALICE, "known"))).await;
+    scene.mark("begin").await;
+    alice.changes_before("begin").await;
+    bob.changes_before("begin").await;
+    hold_commits(&scene.pg).await;
+    let given = format!("update coding_sessions set user_id = '{BOB}' where id = '{ALICES_SESSION}';");
+    let held = Held::commit(&scene.pg, &format!("{} {given}", session_and_event(ALICE, "hidden"))).await;
+    scene.exec(&event(ALICES_SESSION, "no longer hers")).await;
+    scene.mark("end").await;
+    assert_eq!(summary(&alice.changes_before("end").await, "event_type"), ["INSERT hidden"]);
+    assert_eq!(summary(&bob.changes_before("end").await, "event_type"), ["INSERT no longer hers"]);
+    assert_eq!(scene.relay.metric("rowcast_ask_seconds_count", "").await, 0.0, "Postgres was asked");
+    held.release(&scene.pg).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -127,6 +127,9 @@ fn transaction(end: u64, items: &[Made]) -> Arc<Transaction> {
         }
     }
     let origin = end.is_multiple_of(3).then(|| "rowcast_retention".into());
+    if end.is_multiple_of(2) {
+        builder.rules_changed();
+    }
     let made = builder.finish(end as u32, Lsn(end - 1), Lsn(end), Timestamp(-(end as i64)), None);
     Arc::new(Transaction { origin, ..made })
 }
@@ -137,7 +140,8 @@ fn items(transaction: &Transaction) -> Vec<Item> {
 
 /// Asserts that nothing of a transaction changed.
 fn assert_same(read: &Transaction, appended: &Transaction) {
-    let header = |t: &Transaction| (t.xid, t.commit_lsn, t.end_lsn, t.commit_time, t.origin.clone(), t.items);
+    let header =
+        |t: &Transaction| (t.xid, t.commit_lsn, t.end_lsn, t.commit_time, t.origin.clone(), t.rules_changed, t.items);
     assert_eq!(header(read), header(appended));
     assert_eq!(read.relations, appended.relations);
     assert_eq!(items(read), items(appended));

@@ -17,7 +17,11 @@
 //!
 //! Rejected: asking Postgres for facts as they are needed. Its answer is of another moment than the change.
 
+mod fitness;
+mod load;
+mod publish;
 mod bind;
+mod doubts;
 mod fold;
 mod index;
 mod layout;
@@ -31,10 +35,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
+pub use fitness::{Fit, Refusal, fitness};
+pub use load::{LoadError, LoadLimits, load};
+pub use publish::{PublishError, Writers, add, quoted, statement, wait_for_writers};
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;
-pub(super) use bind::{Access, Doubtful, KeyPart, Level, PathStep, SubPlan};
+pub(super) use bind::{Access, KeyPart, Level, PathStep, SubPlan};
+pub(super) use doubts::Doubtful;
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};
 pub(super) use symbols::{NULL, Symbol};

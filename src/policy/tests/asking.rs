@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::support::*;
 use crate::change::{Change, OldRow, ReplicaIdentity};
-use crate::policy::{AskConfig, Asker, Bound, DenyReason, Engine, UndecidedReason, Verdict};
+use crate::policy::{AskConfig, Asker, Bound, DenyReason, UndecidedReason, Verdict};
 use crate::testing::TestDatabase;
 
 async fn prepared(policy: &str) -> (TestDatabase, Bound) {
@@ -22,7 +22,8 @@ async fn prepared(policy: &str) -> (TestDatabase, Bound) {
         ))
         .await;
     let plan = plan(&mut database, "t", "authenticated").await;
-    assert!(matches!(plan.engine, Engine::Ask { .. }), "{plan}");
+    // Also what memory judges can be asked about.
+    assert!(plan.form.is_some(), "{plan}");
     (database, bind(&plan))
 }
 
@@ -220,4 +221,107 @@ async fn a_function_over_the_row_judges_a_deleted_row_too() {
     let gone = delete(texts(&[Some("9"), Some(ALICE), Some("\"(,\\)\"")]), ReplicaIdentity::Full);
     let verdicts = asker.judge(&question(&bound, gone, &[user(ALICE), user(BOB)])).await;
     assert!(is_permit(&verdicts[0]) && verdicts[1] == DENIED, "{verdicts:?}");
+}
+
+/// Everything is on its way before the first answer comes: what happens to one must not become another's.
+#[tokio::test]
+async fn what_fails_in_the_middle_of_the_pipeline_is_nobody_elses_answer() {
+    let (database, _) = prepared("body is not null").await;
+    database
+        .run(
+            "create function die() returns bool language sql security definer as 'select pg_terminate_backend(pg_backend_pid())';
+             create function judge(owner uuid) returns bool language plpgsql as $$ begin
+                 case auth.jwt() ->> 'does'
+                     when 'raises' then raise exception 'x'; when 'ends' then perform public.die();
+                     when 'resets' then reset role; perform set_config('request.jwt.claim.sub', gen_random_uuid()::text, true);
+                     else null;
+                 end case;
+                 return owner = auth.uid(); end $$;
+             alter policy p on t using (judge(user_id))",
+        )
+        .await;
+    let mut database = database;
+    let bound = bind(&plan(&mut database, "t", "authenticated").await);
+    let (asker, metrics) = asker(&database, "plain_relay");
+    let who = |sub: &str, does: &str| principal("authenticated", json!({ "sub": sub, "does": does }));
+    let connection = Verdict::Undecided(UndecidedReason::Connection);
+    for order in [[ALICE, BOB], [BOB, ALICE]] {
+        for crowd in [1, 10] {
+            let mut all = Vec::new();
+            for _ in 0..crowd {
+                all.extend([who(order[0], ""), who(order[1], "raises"), who(order[1], ""), who(ALICE, "resets")]);
+            }
+            all.insert(all.len() / 2, who(ALICE, "ends"));
+            let change = insert(texts(&[Some("1"), Some(ALICE), None]));
+            let answers = asker.ask(&question(&bound, change, &all)).await;
+            assert_eq!(answers.failure, None);
+            for (who, verdict) in all.iter().zip(&answers.verdicts) {
+                let expected = match who.claims_json.contains("\"ends\"") {
+                    _ if who.claims_json.contains("\"raises\"") => RAISED,
+                    _ if who.claims_json.contains("\"resets\"") => DENIED,
+                    true => connection.clone(),
+                    false if *who.subject == *ALICE => {
+                        assert!(is_permit(verdict), "{}: {verdict:?}", who.claims_json);
+                        continue;
+                    }
+                    false => DENIED,
+                };
+                assert_eq!(*verdict, expected, "{}", who.claims_json);
+            }
+        }
+    }
+    assert_eq!(metrics.ask_broken.get(), 8, "twice each time, the second time for him alone");
+    // Nobody but him: it may be the policy.
+    let change = insert(texts(&[Some("1"), Some(ALICE), None]));
+    let answers = asker.ask(&question(&bound, change, &[who(ALICE, "ends")])).await;
+    assert_eq!((answers.failure, &answers.verdicts[0]), (Some(UndecidedReason::Connection), &connection));
+}
+
+#[tokio::test]
+async fn a_function_that_is_wrongly_called_immutable_gives_nobody_anothers_answer() {
+    let (mut database, _) = prepared("body is not null").await;
+    database
+        .run(
+            "create function me() returns uuid language sql immutable as $$ select nullif(current_setting('request.jwt.claim.sub', true), '')::uuid $$;
+             create function him() returns uuid language plpgsql immutable as $$ begin return nullif(current_setting('request.jwt.claim.sub', true), '')::uuid; end $$;
+             alter policy p on t using (user_id = me() and user_id = him())",
+        )
+        .await;
+    let bound = bind(&plan(&mut database, "t", "authenticated").await);
+    let (asker, _) = asker(&database, "plain_relay");
+    let (alice, bob) = (user(ALICE), user(BOB));
+    let many: Vec<_> = (0..40).map(|i| if i < 20 { alice.clone() } else { bob.clone() }).collect();
+    let change = || insert(texts(&[Some("1"), Some(ALICE), None]));
+    let verdicts = asker.judge(&question(&bound, change(), &many)).await;
+    assert!(verdicts.iter().enumerate().all(|(i, verdict)| is_permit(verdict) == (i < 20)), "{verdicts:?}");
+}
+
+#[tokio::test]
+async fn a_right_to_a_schema_that_was_taken_counts_for_the_next_question() {
+    let mut database = TestDatabase::new().await;
+    database
+        .run(
+            "create schema shut; create function shut.yes() returns bool language sql stable as 'select random() < 2';
+             grant usage on schema shut to authenticated;
+             create table t (id int, user_id uuid, body text); alter table t enable row level security;
+             alter table t replica identity full; create policy p on t using (shut.yes());
+             alter publication supabase_realtime add table t",
+        )
+        .await;
+    let bound = bind(&plan(&mut database, "t", "authenticated").await);
+    let one = Asker::new(
+        database.config("plain_relay").asking_pool(1).expect("a pool"),
+        AskConfig::default(),
+        Arc::new(crate::metrics::Metrics::new()),
+    );
+    let users: Vec<_> = (0..5).map(|i| principal("authenticated", json!({ "n": i }))).collect();
+    let gone = || delete(texts(&[Some("1"), None, None]), ReplicaIdentity::Full);
+    for count in [1, 5] {
+        assert!(one.judge(&question(&bound, gone(), &users[..count])).await.iter().all(is_permit));
+    }
+    database.run("revoke usage on schema shut from authenticated").await;
+    for count in [1, 5] {
+        let verdicts = one.judge(&question(&bound, gone(), &users[..count])).await;
+        assert!(verdicts.iter().all(|verdict| *verdict == RAISED), "{verdicts:?}");
+    }
 }

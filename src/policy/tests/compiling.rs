@@ -67,7 +67,7 @@ async fn several_policies_are_combined_as_postgres_combines_them() {
         database.run(sql).await;
         plan(database, "t", "authenticated").await
     };
-    let uid = "(coalesce(nullif(claim.sub, ''), (nullif(claims, ''))::jsonb->>'sub'))::uuid";
+    let uid = "auth.uid()";
     let shows = "shows email, id, org, user_id";
     let one = printed(&mut database, "select 1").await;
     let head = "public.t for authenticated: pure, ";

@@ -1,8 +1,12 @@
 //! `policy` against a real Postgres: what `SET ROLE` and a SELECT say is right.
 
 mod asking;
+mod compiled;
 mod compiling;
+mod forms;
 mod judging;
 mod options;
 mod oracle;
 mod support;
+mod trips;
+mod world;

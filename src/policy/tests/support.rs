@@ -93,7 +93,7 @@ pub(super) fn delete(old: Tuple, identity: ReplicaIdentity) -> Change {
 pub(super) fn asker(database: &TestDatabase, user: &str) -> (Asker, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
     let config = AskConfig { deadline: Duration::from_secs(20), ..AskConfig::default() };
-    (Asker::new(database.pool(user), config, metrics.clone()), metrics)
+    (Asker::new(database.asking_pool(user), config, metrics.clone()), metrics)
 }
 
 pub(super) fn question(bound: &Bound, change: Change, principals: &[Arc<Principal>]) -> Question {

@@ -1,5 +1,8 @@
 //! The catalog against a real server.
 
+mod inner;
+mod stream;
+
 use std::collections::BTreeSet;
 
 use super::*;
@@ -9,7 +12,11 @@ use crate::testing::TestDatabase;
 
 fn wanted(roles: &[&str]) -> Wanted {
     let publications = vec!["supabase_realtime".to_owned(), "missing".to_owned()];
-    Wanted { publications, others: vec!["other".to_owned()], roles: roles.iter().map(|r| (*r).to_owned()).collect() }
+    Wanted {
+        publications,
+        others: vec!["other".to_owned(), FACTS_PUBLICATION.to_owned()],
+        roles: roles.iter().map(|r| (*r).to_owned()).collect(),
+    }
 }
 
 async fn read_again(database: &mut TestDatabase, roles: &[&str]) -> Catalog {

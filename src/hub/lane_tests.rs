@@ -1,0 +1,184 @@
+//! Rows that wait for Postgres, and rows that don't wait for them.
+
+use super::*;
+use crate::policy::AskConfig;
+
+/// Rows of kind `held` are judged as long as the test holds lock 7, those of kind `slow` take a moment, and while `trouble` has
+/// a row, all take longer than Postgres may.
+const WAITING: &str = "create table waiting (id text primary key, user_id uuid, kind text);
+    alter table waiting replica identity full; alter table waiting enable row level security;
+    create table trouble (id int); grant select on trouble to authenticated;
+    create function judge(kind text) returns bool language plpgsql as $$ begin
+        if kind = 'held' then perform pg_advisory_xact_lock_shared(7); end if;
+        if kind = 'slow' then perform pg_sleep(random() * 0.02); end if;
+        if kind <> 'ends' and exists (select from public.trouble) then perform pg_sleep(60); end if;
+        return true;
+    end $$;
+    create policy own on waiting for select to authenticated using (judge(kind) and user_id = auth.uid());
+    alter publication supabase_realtime add table waiting;";
+
+/// One thing that came for a channel: a row's id, or a notice.
+type Came = (ChannelId, String);
+
+/// In the order in which it came, up to where this says yes.
+async fn came_until(bench: &mut Bench, mut enough: impl FnMut(&[Came]) -> bool) -> Vec<Came> {
+    let mut came: Vec<Came> = Vec::new();
+    while !enough(&came) {
+        let batch = tokio::time::timeout(DEADLINE, bench.batches.recv()).await;
+        for outgoing in batch.unwrap_or_else(|_| panic!("only {came:?} came")).expect("runs") {
+            match outgoing {
+                Outgoing::Change(fanout) => {
+                    let crate::change::Change::Insert { new } = &fanout.event.value().row.change else { continue };
+                    let row = new.get(0).as_str().unwrap().to_owned();
+                    came.extend(fanout.members.iter().map(|member| (member.port.id, row.clone())));
+                }
+                Outgoing::Notice(notice) => came.push((notice.port.id, notice.message.to_string())),
+                Outgoing::Greeting(_) => {}
+            }
+        }
+    }
+    came
+}
+
+fn has(came: &[Came], port: &Arc<Port>, row: &str) -> bool {
+    came.iter().any(|(channel, what)| *channel == port.id && what == row)
+}
+
+fn of<'a>(came: &'a [Came], port: &Arc<Port>) -> Vec<&'a str> {
+    came.iter().filter(|(channel, _)| *channel == port.id).map(|(_, what)| what.as_str()).collect()
+}
+
+fn patient(adjust: impl FnOnce(&mut AskConfig)) -> HubConfig {
+    let mut config = HubConfig::default();
+    config.ask.statement_timeout = DEADLINE;
+    config.ask.deadline = DEADLINE;
+    adjust(&mut config.ask);
+    config
+}
+
+#[tokio::test]
+async fn a_question_without_an_answer_delays_its_own_channels_only_and_there_everything_is_in_order() {
+    let mut bench = Bench::with(&format!("{OWNED}{WAITING}"), patient(|_| {})).await;
+    let (slow, both, quick, other) = (port(), port(), port(), port());
+    bench.subscribe(&slow, vec![entry(1, "waiting", None)], ALICE).await;
+    bench.subscribe(&both, vec![entry(2, "waiting", None), entry(3, "owned", None)], ALICE).await;
+    bench.subscribe(&quick, vec![entry(4, "owned", None)], ALICE).await;
+    bench.subscribe(&other, vec![entry(5, "waiting", None)], BOB).await;
+    let (owned, waiting) = (bench.relation("owned").await, bench.relation("waiting").await);
+    bench.database.run("select pg_advisory_lock(7)").await;
+    bench.insert(&waiting, &[vec!["1", ALICE, "held"]]);
+    bench.insert(&owned, &[vec!["2", ALICE, "x"], vec!["3", BOB, "x"], vec!["4", ALICE, "x"]]);
+    let came = came_until(&mut bench, |came| has(came, &quick, "4")).await;
+    assert_eq!((of(&came, &quick), came.len()), (vec!["2", "4"], 2), "{came:?}");
+    assert!(bench.metrics.lane_passed.get() >= 2);
+    // A new history: who waits is told of the gap behind what he waits for.
+    bench.writer.begin_epoch(Epoch { system_identifier: 1, incarnation: 2 }, Lsn(bench.lsn + 100)).unwrap();
+    bench.lsn += 100;
+    bench.insert(&waiting, &[vec!["5", BOB, "q"], vec!["6", ALICE, "q"]]);
+    bench.insert(&owned, &[vec!["7", ALICE, "x"]]);
+    let came = came_until(&mut bench, |came| has(came, &quick, "7")).await;
+    assert_eq!(of(&came, &both).len() + of(&came, &slow).len(), 0, "{came:?}");
+    bench.database.run("select pg_advisory_unlock(7)").await;
+    let came = came_until(&mut bench, |came| has(came, &both, "7") && has(came, &slow, "6")).await;
+    let gap = |what: &&str| !what.starts_with("Gap:");
+    assert_eq!(of(&came, &both).into_iter().filter(gap).collect::<Vec<_>>(), ["1", "2", "4", "6", "7"]);
+    assert!(of(&came, &both)[3].starts_with("Gap:"), "{came:?}");
+    assert!(of(&came, &slow)[1].starts_with("Gap:") && of(&came, &slow).len() == 3, "{came:?}");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn whatever_the_order_of_the_answers_each_channel_has_all_its_rows_in_commit_order() {
+    let mut bench = Bench::with(&format!("{OWNED}{WAITING}"), patient(|_| {})).await;
+    let ports: Vec<_> = (0..4).map(|_| port()).collect();
+    let tables = [vec!["waiting"], vec!["owned", "waiting"], vec!["owned"], vec!["waiting", "owned"]];
+    let users = [ALICE, ALICE, ALICE, BOB];
+    for (n, port) in ports.iter().enumerate() {
+        let entries = tables[n].iter().enumerate().map(|(id, table)| entry(id as i32, table, None)).collect();
+        bench.subscribe(port, entries, users[n]).await;
+    }
+    let (owned, waiting) = (bench.relation("owned").await, bench.relation("waiting").await);
+    let mut owed: Vec<Vec<String>> = vec![Vec::new(); 4];
+    for n in 0..150 {
+        let (user, id) = (if n % 3 == 0 { BOB } else { ALICE }, n.to_string());
+        let (relation, table) = if n % 5 < 2 { (&owned, "owned") } else { (&waiting, "waiting") };
+        bench.insert(relation, &[vec![&id, user, if n % 2 == 0 { "slow" } else { "q" }]]);
+        for (at, owed) in owed.iter_mut().enumerate() {
+            if users[at] == user && tables[at].contains(&table) {
+                owed.push(id.clone());
+            }
+        }
+    }
+    let all = |came: &[Came]| owed.iter().zip(&ports).all(|(owed, port)| of(came, port).len() >= owed.len());
+    let came = came_until(&mut bench, all).await;
+    for (owed, port) in owed.iter().zip(&ports) {
+        assert_eq!(&of(&came, port), owed);
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_policy_that_keeps_timing_out_is_left_alone_and_taken_up_again_and_nobody_else_feels_it() {
+    let ask = |ask: &mut AskConfig| {
+        ask.statement_timeout = Duration::from_millis(100);
+        ask.suspension = Duration::from_millis(300);
+    };
+    let mut bench = Bench::with(&format!("{OWNED}{WAITING}{ASKED}"), patient(ask)).await;
+    let (alice, quick, asked) = (port(), port(), port());
+    bench.subscribe(&alice, vec![entry(1, "waiting", None)], ALICE).await;
+    bench.subscribe(&quick, vec![entry(2, "owned", None)], ALICE).await;
+    bench.subscribe(&asked, vec![entry(3, "asked", None)], ALICE).await;
+    let relations = [bench.relation("waiting").await, bench.relation("owned").await, bench.relation("asked").await];
+    let [waiting, owned, other] = &relations;
+    bench.database.run("insert into trouble values (1)").await;
+    let ids: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    bench.insert(waiting, &ids.iter().map(|id| vec![id.as_str(), ALICE, "q"]).collect::<Vec<_>>());
+    bench.insert(owned, &[vec!["owned", ALICE, "q"]]);
+    bench.insert(other, &[vec!["asked", ALICE, "q"]]);
+    let came = came_until(&mut bench, |came| of(came, &alice).len() >= 100 && has(came, &asked, "asked")).await;
+    assert!(of(&came, &alice).iter().all(|what| what.starts_with("Gap:")), "{came:?}");
+    assert_eq!((of(&came, &quick), of(&came, &asked)), (vec!["owned"], vec!["asked"]), "others are judged");
+    let suspended = [("reason", "timeout")];
+    assert!(bench.metrics.ask_suspensions.get_or_create(&suspended).get() >= 1);
+    assert!(bench.metrics.ask_rounds.get() < 20, "{} questions", bench.metrics.ask_rounds.get());
+    // Nothing tells the relay that it works again; one question now and then does.
+    bench.database.run("delete from trouble").await;
+    let started = tokio::time::Instant::now();
+    for n in 0.. {
+        assert!(started.elapsed() < DEADLINE, "it is never asked about again");
+        let id = format!("after {n}");
+        bench.insert(waiting, &[vec![&id, ALICE, "q"]]);
+        let came = came_until(&mut bench, |came| !of(came, &alice).is_empty()).await;
+        if has(&came, &alice, &id) {
+            break;
+        }
+    }
+    bench.insert(waiting, &[vec!["end", ALICE, "q"]]);
+    let came = came_until(&mut bench, |came| has(came, &alice, "end")).await;
+    assert_eq!(of(&came, &alice), ["end"]);
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_while_it_is_asked_costs_no_row() {
+    let mut bench = Bench::with(&format!("{OWNED}{WAITING}"), patient(|_| {})).await;
+    let (alice, bob) = (port(), port());
+    bench.subscribe(&alice, vec![entry(1, "waiting", None)], ALICE).await;
+    bench.subscribe(&bob, vec![entry(2, "waiting", None)], BOB).await;
+    let waiting = bench.relation("waiting").await;
+    bench.database.run("select pg_advisory_lock(7)").await;
+    bench.insert(&waiting, &[vec!["1", ALICE, "held"], vec!["2", BOB, "held"]]);
+    let holding = "select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
+                   where datname = current_database() and wait_event = 'advisory'";
+    let started = tokio::time::Instant::now();
+    let mut ended = 0;
+    while ended < 2 {
+        assert!(started.elapsed() < DEADLINE, "nothing is asked");
+        ended += bench.database.client.query_one(holding, &[]).await.unwrap().get::<_, i64>(0);
+    }
+    bench.database.run("select pg_advisory_unlock(7)").await;
+    bench.insert(&waiting, &[vec!["3", ALICE, "q"], vec!["4", BOB, "q"]]);
+    let came = came_until(&mut bench, |came| has(came, &alice, "3") && has(came, &bob, "4")).await;
+    assert_eq!((of(&came, &alice), of(&came, &bob)), (vec!["1", "3"], vec!["2", "4"]));
+    bench.stop().await;
+}

@@ -1,0 +1,1 @@
+//! The same with synchronous replication hanging on purpose.

@@ -1,0 +1,95 @@
+//! What was committed, in the order of commits, as a slot of the test's own tells it: through `test_decoding`, another plugin
+//! than the relay's, and read by nothing that the relay is made of.
+
+use std::collections::HashMap;
+
+use tokio_postgres::Client;
+
+/// A row, by column.
+pub(super) type Row = HashMap<String, String>;
+
+/// A change of one row, or of a whole table.
+#[derive(Debug, Clone)]
+pub(super) enum Event {
+    Insert {
+        table: String,
+        new: Row,
+    },
+    /// `old` has the identity, if that changed or is the whole row.
+    Update {
+        table: String,
+        old: Option<Row>,
+        new: Row,
+    },
+    Delete {
+        table: String,
+        old: Row,
+    },
+    Truncate {
+        table: String,
+    },
+    /// A transactional message.
+    Message {
+        prefix: String,
+        content: String,
+    },
+}
+
+/// Makes the slot; what is committed from now on is in [`read`].
+pub(super) async fn begin(client: &Client) {
+    let sql = "select pg_create_logical_replication_slot('history', 'test_decoding')";
+    client.query(sql, &[]).await.expect("a slot of the test's own");
+}
+
+/// Every commit since [`begin`] that did something, oldest first.
+pub(super) async fn read(client: &Client) -> Vec<Vec<Event>> {
+    let sql = "select data from pg_logical_slot_get_changes('history', null, null, 'include-xids', '0', 'skip-empty-xacts', '1')";
+    let mut commits = Vec::new();
+    for row in client.query(sql, &[]).await.expect("the history") {
+        match row.get::<_, &str>(0) {
+            "BEGIN" => commits.push(Vec::new()),
+            "COMMIT" => {}
+            // The relay's own.
+            line if line.starts_with("table rowcast.") => {}
+            line => {
+                let events: &mut Vec<Event> = commits.last_mut().expect("a transaction has begun");
+                events.push(parse(line).unwrap_or_else(|| panic!("not understood: {line}")));
+            }
+        }
+    }
+    commits
+}
+
+fn parse(line: &str) -> Option<Event> {
+    if let Some(message) = line.strip_prefix("message: transactional: 1 prefix: ") {
+        let (prefix, rest) = message.split_once(", sz: ")?;
+        let content = rest.split_once(" content:")?.1.to_owned();
+        return Some(Event::Message { prefix: prefix.to_owned(), content });
+    }
+    let (tables, rest) = line.strip_prefix("table ")?.split_once(": ")?;
+    let (kind, tuples) = rest.split_once(": ")?;
+    let table = tables.strip_prefix("public.")?.to_owned();
+    match kind {
+        "INSERT" => Some(Event::Insert { table, new: tuple(tuples)? }),
+        "DELETE" => Some(Event::Delete { table, old: tuple(tuples)? }),
+        "TRUNCATE" => Some(Event::Truncate { table }),
+        "UPDATE" => Some(match tuples.strip_prefix("old-key: ") {
+            Some(both) => {
+                let (old, new) = both.split_once(" new-tuple: ")?;
+                Event::Update { table, old: Some(tuple(old)?), new: tuple(new)? }
+            }
+            None => Event::Update { table, old: None, new: tuple(tuples)? },
+        }),
+        _ => None,
+    }
+}
+
+/// `name[type]:value name[type]:'value'`, of types and values without spaces.
+fn tuple(text: &str) -> Option<Row> {
+    let column = |part: &str| {
+        let (name, rest) = part.split_once('[')?;
+        let value = rest.split_once("]:")?.1.trim_matches('\'');
+        Some((name.to_owned(), value.to_owned()))
+    };
+    text.split(' ').map(column).collect()
+}
