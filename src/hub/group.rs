@@ -257,12 +257,12 @@ impl Group {
         let mut unseen = false;
         if !version.is_some_and(|version| self.recall(version, &reads, search, into)) {
             let first = into.classes.len();
-            let outcome = self.look_up(search, into);
+            let (outcome, steps) = self.look_up(search, into);
             unseen = outcome == RowKeys::Absent;
             if version.is_some() && outcome == RowKeys::Complete {
                 let classes = &self.classes;
                 let known = |(_, class): &(u32, u32)| (*class, classes.get(*class).map_or(0, |class| class.came));
-                self.memo.keep(&reads, into.classes[first..].iter().map(known));
+                self.memo.keep(&reads, steps, into.classes[first..].iter().map(known));
             }
         }
         into.reads = reads;
@@ -279,20 +279,22 @@ impl Group {
         })
     }
 
-    /// Proposes who is found by the keys of a row.
-    fn look_up(&mut self, search: Search<'_>, into: &mut Proposals) -> RowKeys {
+    /// Proposes who is found by the keys of a row. Says also how many values it yielded.
+    fn look_up(&mut self, search: Search<'_>, into: &mut Proposals) -> (RowKeys, usize) {
         let Group { bound, binding, classes, by_claim, .. } = self;
         let mut visit = |class: u32| visit(classes, class, &search, into);
         // A row that yields more values than there are subscribers is quicker tried on all of them.
         let limit = 2 * by_claim.iter().map(|(_, map)| map.len()).max().unwrap_or(0) + LEAST_LIMIT;
+        let mut steps = 0;
         let mut found = |claim: u16, value: &[u8]| {
+            steps += 1;
             let map = by_claim.iter().find(|(known, _)| *known == claim).map(|(_, map)| map);
             if let Some(classes) = map.and_then(|map| map.get(value)) {
                 classes.each(&mut visit);
             }
         };
         let facts = binding.as_ref().map(|binding| (binding, search.facts));
-        match bound.row_keys(&search.row.change, facts, limit, &mut found) {
+        let outcome = match bound.row_keys(&search.row.change, facts, limit, &mut found) {
             RowKeys::TooMany(claims) => {
                 let exceeded = by_claim.iter().filter(|(claim, _)| claims.contains(claim));
                 exceeded.for_each(|(_, map)| all(map, &mut visit));
@@ -304,7 +306,8 @@ impl Group {
                 RowKeys::TooMany(SmallVec::new())
             }
             outcome => outcome,
-        }
+        };
+        (outcome, steps)
     }
 
     /// Proposes a subscription of this group, wherever it stands.

@@ -11,9 +11,9 @@ use std::collections::VecDeque;
 
 use ahash::AHashMap;
 
-/// Fewer classes are looked up as quickly.
-const WORTH_KEEPING: usize = 4;
-/// Most classes of all entries.
+/// What took fewer steps is looked up as quickly.
+const WORTH_KEEPING: usize = 8;
+/// Most classes of all entries, and entries.
 const MAX_KEPT: usize = 1 << 18;
 /// More newcomers than this are not judged on suspicion: the row is looked up.
 const MAX_NEWCOMERS: usize = 32;
@@ -67,18 +67,19 @@ impl Memo {
         true
     }
 
-    /// Keeps what a lookup at the version of the last [`Memo::recall`] found.
-    pub(super) fn keep(&mut self, columns: &[u8], classes: impl ExactSizeIterator<Item = Known>) {
-        if classes.len() < WORTH_KEEPING {
+    /// Keeps what a lookup at the version of the last [`Memo::recall`] found in so many steps.
+    pub(super) fn keep(&mut self, columns: &[u8], steps: usize, classes: impl ExactSizeIterator<Item = Known>) {
+        if steps < WORTH_KEEPING {
             return;
         }
-        if self.kept + classes.len() > MAX_KEPT {
+        // An entry counts for itself, too.
+        if self.kept + classes.len() + 1 > MAX_KEPT {
             self.clear();
         }
-        self.kept += classes.len();
+        self.kept += classes.len() + 1;
         let entry = Entry { since: self.came, classes: classes.collect() };
         if let Some(before) = self.entries.insert(columns.into(), entry) {
-            self.kept -= before.classes.len();
+            self.kept -= before.classes.len() + 1;
         }
     }
 
@@ -102,14 +103,16 @@ mod tests {
         let mut memo = Memo::default();
         let known: Vec<Known> = (0..8).map(|class| (class, memo.came(class))).collect();
         assert_eq!(recalled(&mut memo, 1, b"room"), None);
-        memo.keep(b"room", known.iter().copied());
+        memo.keep(b"room", WORTH_KEEPING, known.iter().copied());
         assert_eq!(recalled(&mut memo, 1, b"room"), Some((0..8).collect()));
         assert_eq!(recalled(&mut memo, 1, b"another"), None);
         memo.came(3);
         assert_eq!(recalled(&mut memo, 1, b"room"), Some((0..8).chain([3]).collect()));
-        (0..MAX_NEWCOMERS as u32).for_each(|class| drop(memo.came(class)));
+        for class in 0..MAX_NEWCOMERS as u32 {
+            memo.came(class);
+        }
         assert_eq!(recalled(&mut memo, 1, b"room"), None, "too many");
-        memo.keep(b"room", known.iter().copied());
+        memo.keep(b"room", WORTH_KEEPING, known.iter().copied());
         assert!(recalled(&mut memo, 1, b"room").is_some());
         assert_eq!(recalled(&mut memo, 2, b"room"), None, "other facts");
         assert_eq!(recalled(&mut memo, 1, b"room"), None, "and they don't come back");
@@ -120,7 +123,7 @@ mod tests {
         let mut memo = Memo::default();
         assert_eq!(recalled(&mut memo, 1, b""), None);
         for room in 0..1000u32 {
-            memo.keep(&room.to_le_bytes(), vec![(7, 1); 1000].into_iter());
+            memo.keep(&room.to_le_bytes(), 1000, vec![(7, 1); 999].into_iter());
             assert!(memo.kept <= MAX_KEPT && memo.entries.len() * 1000 == memo.kept);
         }
     }

@@ -80,13 +80,16 @@ fn measured_team(recipients: u64, row: u64) -> u64 {
     MEASURED + recipients * 1_000_000 + row
 }
 
+/// Gives each row of a fact table to what it is called with.
+type Rows<'a> = &'a mut dyn FnMut(&mut dyn FnMut([String; 2]));
+
 /// Users are members of team `user / TEAM`; the team's number is also that of its organization, which has ten teams.
 fn load(crowd: &mut Crowd, catalog: &Catalog, size: u64) -> (u64, usize) {
     let teams = (0..size / TEAM)
         .chain(RECIPIENTS.iter().flat_map(|r| (0..rows_of(size)).map(move |row| measured_team(*r, row))));
     let teams: Vec<u64> = teams.collect();
     let mut rows = 0;
-    let mut fill = |table: &str, each: &mut dyn FnMut(&mut dyn FnMut([String; 2]))| {
+    let mut fill = |table: &str, each: Rows<'_>| {
         let table = catalog.named("public", table).expect("the table");
         let wanted = table.columns.iter().map(|column| column.number).collect();
         let layout = Arc::new(Layout::of(table, catalog.types(), &wanted).expect("a fact table"));
