@@ -393,3 +393,14 @@ fn what_is_not_necessary_yields_no_key() {
         RowKeys::Absent
     );
 }
+
+#[test]
+fn a_verdict_that_needs_too_many_rows_is_left_to_postgres() {
+    let other = Expr::Compare(CompareOp::Gt, UUID, Box::new((col(1, 0), col(0, 0))));
+    let condition = Expr::And(vec![other, Expr::Compare(CompareOp::Lt, UUID, Box::new((col(1, 0), col(0, 0))))]);
+    let sub = Subquery { slots: vec![1], condition, outputs: Vec::new() };
+    let rule = rule(Expr::Not(Box::new(Expr::Exists(Box::new(sub)))), 1);
+    for (rows, expected) in [(1000, Truth::True), (60_000, Truth::Unsure)] {
+        assert_eq!(truth(&rule, &ready(rows), Side::After, &uuid(0), FIRST), expected);
+    }
+}
