@@ -1,7 +1,7 @@
 //! The operator's own small listener: metrics, health, and a dump of the state.
 //!
 //! Invariants: on the loopback interface unless told otherwise, since nothing here asks who is there; it shows positions and
-//! counts, never rows, tokens or claims. It goes on until the drain is over, so that the drain can be watched.
+//! counts, never rows, tokens or claims, but for `/why`, which shows the values of a row if it is asked to. It goes on until the drain is over, so that the drain can be watched.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,14 +11,16 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::net::TcpListener;
 use warp::http::StatusCode;
+use warp::reply::Response;
 use warp::{Filter, Rejection, Reply};
 
-use crate::error::{Fault, Remedy};
+use crate::error::{Fault, Remedy, chain};
 use crate::hub::{HubHandle, Summary};
 use crate::ingest::{IngestHandle, IngestState};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::task::{Connections, Drain};
+use crate::why::{Request, Why, WhyError};
 
 /// Why the admin port can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,8 @@ pub struct AdminDeps {
     pub slot: Arc<str>,
     /// Who subscribed to what.
     pub hub: HubHandle,
+    /// Why somebody did not get a row.
+    pub why: Arc<Why>,
 }
 
 /// The reserved admin port.
@@ -99,7 +103,8 @@ impl Admin {
 /// Of the hub's part of the state.
 const HUB_DEADLINE: Duration = Duration::from_secs(2);
 
-fn routes(deps: AdminDeps) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
+fn routes(deps: AdminDeps) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    let asked = deps.why.clone();
     let (shown, ready) = (deps.clone(), deps.clone());
     let metrics = warp::path!("metrics").map(move || {
         let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -125,7 +130,41 @@ fn routes(deps: AdminDeps) -> impl Filter<Extract = (impl Reply,), Error = Rejec
             warp::reply::json(&dump(&shown, hub.as_ref())).into_response()
         }
     });
-    warp::get().and(metrics.or(health).unify().or(readiness).unify().or(state).unify())
+    let shown = warp::get().and(metrics.or(health).unify().or(readiness).unify().or(state).unify());
+    shown.or(why(asked)).unify()
+}
+
+/// What a question may have: a token is the longest part of it.
+const MAX_QUESTION: u64 = 64 << 10;
+
+/// A page that a browser shows can't ask: it would have to say so in `Origin`, and may not send JSON elsewhere.
+fn why(why: Arc<Why>) -> impl Filter<Extract = (Response,), Error = Rejection> + Clone {
+    let body = warp::body::content_length_limit(MAX_QUESTION).and(warp::body::json());
+    let asked = warp::path!("why").and(warp::post()).and(warp::header::optional::<String>("origin")).and(body);
+    asked.then(move |origin: Option<String>, request: Request| {
+        let why = why.clone();
+        async move {
+            if origin.is_some() {
+                let text = "a browser may not ask\n";
+                return warp::reply::with_status(text, StatusCode::FORBIDDEN).into_response();
+            }
+            tracing::info!(target: "audit", user = request.user, table = request.table, values = request.show_row, "why asked");
+            match Box::pin(why.answer(&request)).await {
+                Ok(answer) => warp::reply::json(&answer).into_response(),
+                Err(error) => refused(&error),
+            }
+        }
+    })
+}
+
+fn refused(error: &WhyError) -> Response {
+    let status = match error.remedy() {
+        Remedy::Operator => StatusCode::BAD_REQUEST,
+        Remedy::Retry => StatusCode::SERVICE_UNAVAILABLE,
+        Remedy::Bug => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    let body = json!({ "error": chain(error), "advice": error.advice() });
+    warp::reply::with_status(warp::reply::json(&body), status).into_response()
 }
 
 fn dump(deps: &AdminDeps, hub: Option<&Summary>) -> serde_json::Value {

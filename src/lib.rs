@@ -45,12 +45,15 @@ pub mod ingest;
 pub mod claims;
 pub mod filter;
 pub mod policy;
+// What became of it.
+pub mod journal;
 // To whom.
 pub mod hub;
 pub mod channel;
 // Out.
 pub mod gateway;
 // Over it all.
+pub mod why;
 pub mod admin;
 pub mod config;
 pub mod migrate;

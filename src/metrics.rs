@@ -179,6 +179,12 @@ metrics! {
     filter_failures: Labelled = "filter_failures" by "kind" ["timeout", "raised", "connection", "role", "too_many", "over_budget"];
     /// Catalog reads by result: changed, same, failed
     catalog_reads: Labelled = "catalog_reads" by "result" ["changed", "same", "failed"];
+    /// Notes written to the journal, from which `rowcast why` answers
+    journal_notes: Counter = "journal_notes";
+    /// Notes that the journal could not take, since the disk or the writer was too slow or full
+    journal_lost: Counter = "journal_lost_notes";
+    /// Bytes of the journal's files
+    journal_bytes: Gauge = "journal_size" in Bytes;
     /// When the reading of the catalog that is in force began, in seconds since 1970
     catalog_read_timestamp: Gauge = "catalog_read_timestamp" in Seconds;
     /// Seconds from the commit of what may have ended a right to the moment from which nobody is judged without it, by the two machines' clocks, by kind: facts (rows that policies look into), rules (policies, grants and the like)

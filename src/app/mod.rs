@@ -26,16 +26,19 @@ use crate::admin::{Admin, AdminDeps};
 use crate::claims::Verifier;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::filter::Validator;
 use crate::gateway::shard::Shard;
 use crate::gateway::{self, Gateway, Tls};
 use crate::hub::{Hub, HubDeps, HubHandle};
 use crate::ingest::{Ingest, IngestHandle};
+use crate::journal::{Journal, Note, Writer};
 use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::report::Reporter;
 use crate::retention::Retention;
 use crate::task::{Connections, Drain};
+use crate::why::{Why, WhyDeps};
 use running::{Service, service};
 
 /// When each part is to stop.
@@ -46,6 +49,8 @@ struct Drains {
     ingest: Drain,
     /// Retention and the report: they need nobody and nobody needs them.
     chores: Drain,
+    /// Who writes down how the others ended.
+    journal: Drain,
     admin: Drain,
 }
 
@@ -66,6 +71,9 @@ pub struct App {
     pool: Pool,
     retention: Option<Retention>,
     reporter: Reporter,
+    clock: Clock,
+    journal: Journal,
+    journal_writer: Option<Writer>,
     drains: Drains,
 }
 
@@ -88,8 +96,11 @@ impl App {
         };
         let metrics = Arc::new(Metrics::new());
         let drains = Drains::default();
+        let (journal, journal_writer) =
+            Journal::new(config.journal.clone(), files.clone(), clock.clone(), metrics.clone());
         let opened = open_log(&config, files, clock.clone(), metrics.clone()).await?;
         let log = opened.log;
+        journal.note(Note::Started { position: log.end() });
         let pool = config.pg.pool()?;
         let mut catalog_config = config.pg.clone();
         catalog_config.pool_size = 1;
@@ -113,6 +124,7 @@ impl App {
             facts_pool: facts_config.pool()?,
             clock: clock.clone(),
             metrics: metrics.clone(),
+            journal: journal.clone(),
             drain: drains.hub.clone(),
             shards: to_shards,
         };
@@ -145,8 +157,9 @@ impl App {
         let deps = gateway::Deps {
             hub: commands.clone(),
             verifier: verifier.clone(),
-            clock,
+            clock: clock.clone(),
             metrics: metrics.clone(),
+            journal: journal.clone(),
             drain: drains.gateway.clone(),
             connections: connections.clone(),
             ready: handle.ready.clone(),
@@ -171,6 +184,9 @@ impl App {
             pool,
             retention,
             reporter,
+            clock,
+            journal,
+            journal_writer,
             drains,
         })
     }
@@ -193,7 +209,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, drains, .. } = self;
+        let App { retention, reporter, clock, journal, journal_writer, drains, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -205,7 +221,18 @@ impl App {
                 connections: connections.clone(),
                 drain: drains.gateway.clone(),
                 slot: config.ingest.wal.slot.as_str().into(),
-                hub: commands,
+                hub: commands.clone(),
+                why: Arc::new(Why::new(WhyDeps {
+                    hub: commands,
+                    log: log.clone(),
+                    journal,
+                    pool: pool.clone(),
+                    ask: config.hub.ask.clone(),
+                    filter_ask: config.hub.filter_ask.clone(),
+                    validator: Arc::new(Validator::new(pool.clone(), config.hub.filter_ask.statement_timeout)),
+                    verifier: verifier.clone(),
+                    clock,
+                })),
             };
             let stop = drains.admin.clone();
             services.push(service("admin", async move {
@@ -224,6 +251,13 @@ impl App {
         if let Some(retention) = retention {
             services.push(service("retention", async move {
                 retention.run().await;
+                Ok(())
+            }));
+        }
+        if let Some(writer) = journal_writer {
+            let stop = drains.journal.clone();
+            services.push(service("journal", async move {
+                writer.run(stop).await;
                 Ok(())
             }));
         }

@@ -142,6 +142,8 @@ impl Running {
         self.join("shard", shards, &mut drained).await;
         self.join("retention", shards, &mut drained).await;
         self.join("report", shards, &mut drained).await;
+        self.drains.journal.drain();
+        self.join("journal", shards, &mut drained).await;
         self.drains.ingest.drain();
         self.join("ingest", ingest, &mut drained).await;
         // A look at the slot that hangs harms nobody.

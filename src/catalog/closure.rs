@@ -112,18 +112,21 @@ impl Reader<'_> {
         Ok(mentions)
     }
 
-    /// Prints the bodies that are not text.
+    /// Prints the bodies that are not text, and the defaults of arguments.
     pub(super) async fn bodies(&self, functions: &mut BTreeMap<u32, Function>) -> Result<(), CatalogError> {
-        let oids: Vec<u32> = functions.values().filter(|f| f.source.is_none()).map(|f| f.oid).collect();
+        let oids: Vec<u32> = functions.keys().copied().collect();
         if oids.is_empty() {
             return Ok(());
         }
         for row in &self.rows("function bodies", sql::BODIES, &[&oids]).await? {
-            let (oid, body): (u32, Option<String>) = (get(row, 0)?, get(row, 1)?);
+            let oid: u32 = get(row, 0)?;
+            let (body, defaults): (Option<String>, Option<String>) = (get(row, 2)?, get(row, 4)?);
             // NULL for a function that is being dropped. Without a body it would seem to be written in another language.
-            let body = body.ok_or_else(|| CatalogError::Changing(format!("function {oid}")))?;
+            if (get(row, 1)?, get(row, 3)?) != (body.is_some(), defaults.is_some()) {
+                return Err(CatalogError::Changing(format!("function {oid}")));
+            }
             if let Some(function) = functions.get_mut(&oid) {
-                function.parsed_body = Some(body);
+                (function.parsed_body, function.defaults) = (body, defaults);
             }
         }
         Ok(())
@@ -164,6 +167,7 @@ fn function(row: &tokio_postgres::Row) -> Result<Function, CatalogError> {
         arguments: names.zip(types).collect(),
         source: get(row, 8)?,
         parsed_body: None,
+        defaults: None,
         callable,
         returns_set: get(row, 9)?,
         strict: get(row, 10)?,

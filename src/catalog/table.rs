@@ -160,9 +160,9 @@ pub struct Table {
     pub leaves: Vec<u32>,
     /// What the whole stream, facts included, sends of its rows.
     pub streamed: Streamed,
-    /// Differs whenever its rows may have changed without a row in the stream: a rewrite, a partition attached or detached, a
-    /// renamed enum label; and after TRUNCATE, VACUUM FULL and the like. Compares within this process only. 0 for a table that
-    /// no policy and no function of one looks into.
+    /// Differs whenever its rows may have changed without a row in the stream: DDL that writes new values, a partition attached or
+    /// detached, a renamed enum label, a while outside of the publications. Not after a TRUNCATE, which is in the stream.
+    /// Compares within this process only. 0 for a table that no policy and no function of one looks into.
     pub storage: u64,
     /// Our login may read all of it: it owns the table, or may select it and is above row-level security.
     pub loadable: bool,
@@ -228,6 +228,9 @@ pub struct Function {
     pub sql_body: Option<String>,
     /// Names (empty if unnamed) and types of its arguments; all are IN arguments without VARIADIC, else `callable` is false.
     pub arguments: Vec<(String, u32)>,
+    /// What its last arguments are if they are not given, separated by commas, as the server prints it under an empty
+    /// search_path.
+    pub defaults: Option<String>,
     /// Its whole source, if it is an SQL function with a text body.
     pub source: Option<String>,
     /// The body of an SQL function in the new style (`RETURN …`, `BEGIN ATOMIC`), as the server prints it under an empty

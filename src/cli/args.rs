@@ -31,6 +31,8 @@ pub(super) enum Command {
     Doctor(Box<DoctorArgs>),
     /// Show who judges the rows of a table for a role, and why; reads only the catalog
     ExplainPolicy(ExplainArgs),
+    /// Ask a relay on this machine why a user did not get a row
+    Why(WhyArgs),
     /// Ask a relay on this machine whether changes are streaming; exits with 0 or 1
     Health(HealthArgs),
     /// Make a token for development
@@ -89,6 +91,61 @@ pub(super) struct ExplainArgs {
     pub(super) json: bool,
     #[command(flatten)]
     pub(super) database: DatabaseArgs,
+}
+
+#[derive(Args)]
+#[command(
+    group(clap::ArgGroup::new("row").required(true).args(["pk", "cursor"])),
+    after_help = "It looks for the row's changes in the relay's log, newest first, and tells what became of each for this user: published,\n\
+                  subscribed, filter, rights now and then, sent. What there is no evidence of is said to be unknown.\n\n\
+                  Exit codes: 0 answered, 1 not known or the relay can't be asked, 2 wrong usage."
+)]
+pub(super) struct WhyArgs {
+    /// The table: schema.name, or a name in schema public
+    #[arg(long, value_name = "TABLE")]
+    pub(super) table: Option<String>,
+    /// The row's primary key as Postgres prints it: values in key order with commas, or column=value; may be repeated
+    #[arg(long, value_name = "VALUE", requires = "table")]
+    pub(super) pk: Vec<String>,
+    /// Instead of the key: the position of the change, LSN/ordinal; without an ordinal, all of its transaction
+    #[arg(long, value_name = "POSITION")]
+    pub(super) cursor: Option<String>,
+    /// The `sub` of the user's token
+    #[arg(long, value_name = "SUB", conflicts_with = "token")]
+    pub(super) user: Option<String>,
+    /// The role in the user's token, beside --user or for those without a `sub` [default: every role he has had]
+    #[arg(long, value_name = "ROLE", conflicts_with = "token")]
+    pub(super) role: Option<String>,
+    /// Instead of the user: his token, which may have expired [env: ROWCAST_TOKEN]
+    #[arg(long, value_name = "JWT")]
+    pub(super) token: Option<String>,
+    /// Look no further back than this
+    #[arg(long, value_name = "TIME")]
+    pub(super) since: Option<String>,
+    /// Show the values of the row and of filters
+    #[arg(long)]
+    pub(super) show_row: bool,
+    /// JSON instead of text
+    #[arg(long)]
+    pub(super) json: bool,
+    /// The relay's admin address [env: ROWCAST_ADMIN_ADDR] [default: 127.0.0.1:4001]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) admin_addr: Option<String>,
+    /// A TOML file with settings [env: ROWCAST_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for WhyArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("WhyArgs")
+    }
+}
+
+impl WhyArgs {
+    pub(super) fn flags(&self) -> BTreeMap<String, String> {
+        named([("admin_addr", &self.admin_addr)])
+    }
 }
 
 #[derive(Debug, Args)]
@@ -292,6 +349,9 @@ pub(super) struct ServeArgs {
     /// Largest age of what is in the log [env: ROWCAST_LOG_RETAIN_AGE] [default: 24h]
     #[arg(long, value_name = "TIME", help_heading = "Log of changes")]
     log_retain_age: Option<String>,
+    /// Largest size of the journal that `rowcast why` answers from; 0 for none [env: ROWCAST_JOURNAL_BYTES] [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log of changes")]
+    journal_bytes: Option<String>,
 
     /// Metrics and state: address and port, or off; asks nobody who they are [env: ROWCAST_ADMIN_ADDR]
     /// [default: 127.0.0.1:4001]
@@ -336,6 +396,7 @@ impl ServeArgs {
             ("port", &self.port),
             ("host", &self.host),
             ("max_connections", &self.max_connections),
+            ("journal_bytes", &self.journal_bytes),
             ("outbox_bytes", &self.outbox_bytes),
             ("tls_cert", &self.tls_cert),
             ("tls_key", &self.tls_key),

@@ -1,12 +1,16 @@
 //! `rowcast explain-policy`: the rules of a table as a tree, or as JSON.
 
 use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::Value;
 
 use super::args::ExplainArgs;
 use super::doctor::{json, wrapped};
-use super::{Environment, Failure};
-use crate::config::SHORTEST_SECRET;
-use crate::doctor::{self, Explanation};
+use super::{Environment, Failure, relay};
+use crate::config::{SHORTEST_SECRET, Settings};
+use crate::doctor::{self, Explanation, FactView};
+use crate::policy::rule::Branch;
 
 pub(super) async fn explain(args: &ExplainArgs, environment: &Environment) -> Result<(), Failure> {
     let mut settings = environment.settings(args.database.config.as_deref(), &args.database.flags())?;
@@ -14,7 +18,8 @@ pub(super) async fn explain(args: &ExplainArgs, environment: &Environment) -> Re
     settings.set("jwt_secret", &"-".repeat(SHORTEST_SECRET));
     let config = settings.config(&environment.data_dir())?;
     let roles = if args.role.is_empty() { vec!["anon".into(), "authenticated".into()] } else { args.role.clone() };
-    let explanations = Box::pin(doctor::explain(&config, &args.table, &roles)).await?;
+    let mut explanations = Box::pin(doctor::explain(&config, &args.table, &roles)).await?;
+    running(&settings, &mut explanations).await;
     if args.json {
         println!("{}", json(&explanations)?);
     } else {
@@ -22,6 +27,31 @@ pub(super) async fn explain(args: &ExplainArgs, environment: &Environment) -> Re
         print!("{}", trees.join("\n"));
     }
     Ok(())
+}
+
+/// How long a relay is waited for that may not run.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// What the relay that runs has in memory, in place of estimates. Without one there is nothing to tell.
+async fn running(settings: &Settings, explanations: &mut [Explanation]) {
+    if explanations.iter().all(|explanation| explanation.facts.is_empty()) {
+        return;
+    }
+    let Ok(address) = relay::address(settings) else { return };
+    let Ok((200, text)) = relay::ask(address, ("GET", "/state"), "", DEADLINE).await else { return };
+    let Ok(state) = serde_json::from_str::<Value>(&text) else { return };
+    let Some(loaded) = state["hub"]["facts"].as_array() else { return };
+    for fact in explanations.iter_mut().flat_map(|explanation| &mut explanation.facts) {
+        let Some(known) = loaded.iter().find(|known| known["table"] == *fact.table) else {
+            fact.state = "not loaded".into();
+            continue;
+        };
+        let text = |name: &str| known[name].as_str().unwrap_or_default().to_owned();
+        (fact.state, fact.why, fact.remedy) = (text("state"), text("why"), text("remedy"));
+        if fact.state == "ready" {
+            (fact.rows, fact.bytes) = (known["rows"].as_u64(), known["bytes"].as_u64());
+        }
+    }
 }
 
 /// A line and what is below it.
@@ -76,7 +106,12 @@ fn tree(explanation: &Explanation) -> Node {
             policy.roles.join(", ")
         );
         let using = policy.using.as_deref().unwrap_or("no USING: neither permits nor restricts reading");
-        Node::new(head).with([Node::new(using)])
+        let judge = match (policy.in_memory, &policy.asked_because) {
+            (Some(true), _) => Some(Node::new("memory can judge it")),
+            (Some(false), Some(why)) => Some(Node::new(format!("Postgres must be asked: {why}"))),
+            _ => None,
+        };
+        Node::new(head).with([Node::new(using)].into_iter().chain(judge))
     });
     nodes.push(match e.policies.len() {
         0 => Node::new("policies for reading: none"),
@@ -86,10 +121,14 @@ fn tree(explanation: &Explanation) -> Node {
     nodes.push(columns(e));
     let verb = if e.deletes.delivered { "judged and sent" } else { "never sent" };
     nodes.push(Node::new(format!("DELETE: {verb}; {}", e.deletes.why)));
-    nodes.push(Node::new(format!(
-        "a change of the rules counts for every row that is judged more than {} after its commit",
-        time(e.rules_followed_within_ms)
-    )));
+    nodes.push(Node::new("changes of the rules").with([
+        Node::new(format!("count from their commit on: {}", e.rules.at_commit.join("; "))),
+        Node::new(format!(
+            "count for every row that is judged more than {} after their commit: {}",
+            time(e.rules.within_ms),
+            e.rules.polled.join("; ")
+        )),
+    ]));
     Node::new(format!("{} for {}", e.table, e.role)).with(nodes)
 }
 
@@ -102,7 +141,10 @@ fn judged(e: &Explanation) -> Node {
     };
     let mut node = Node::new(format!("engine {}: {who}", e.engine));
     node.below.push(Node::new(format!("because {}", e.reason)));
-    node.below.extend(e.condition.as_ref().map(|condition| Node::new(format!("condition: {condition}"))));
+    node.below.extend(e.condition_tree.as_ref().map(|tree| Node::new("condition").with([branch(tree)])));
+    if !e.facts.is_empty() {
+        node.below.push(Node::new("it looks into").with(e.facts.iter().map(fact)));
+    }
     if e.engine == "pure" {
         node.below.push(match &e.owner_column {
             Some(column) => Node::new(format!("receivers are found by {column}, without looking at anybody else")),
@@ -119,6 +161,21 @@ fn judged(e: &Explanation) -> Node {
     }
     node.below.extend(e.pure_if.as_ref().map(|hint| Node::new(format!("memory could judge: {hint}"))));
     node
+}
+
+fn branch(branch: &Branch) -> Node {
+    Node::new(branch.text.clone()).with(branch.below.iter().map(self::branch))
+}
+
+fn fact(fact: &FactView) -> Node {
+    let size = match (fact.rows, fact.bytes) {
+        (Some(rows), Some(bytes)) => format!("{rows} rows, {} KiB in memory", bytes.div_ceil(1024)),
+        (Some(rows), None) => format!("about {rows} rows"),
+        _ => "never analyzed".into(),
+    };
+    let node = Node::new(format!("{} ({}): {}; {size}", fact.table, fact.columns.join(", "), fact.state));
+    let more = [&fact.why, &fact.remedy].into_iter().filter(|text| !text.is_empty());
+    node.with(more.map(|text| Node::new(text.clone())))
 }
 
 fn columns(e: &Explanation) -> Node {

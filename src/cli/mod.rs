@@ -15,9 +15,11 @@ mod doctor;
 mod explain;
 mod health;
 pub mod reference;
+mod relay;
 mod serve;
 mod tail;
 mod token;
+mod why;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -108,6 +110,7 @@ async fn run(command: Command, environment: &Environment) -> Result<(), Failure>
         Command::Migrate { action } => migrate(action, environment).await,
         Command::Doctor(args) => doctor::doctor(&args, environment).await,
         Command::ExplainPolicy(args) => explain::explain(&args, environment).await,
+        Command::Why(args) => Box::pin(why::why(&args, environment)).await,
         Command::Health(args) => health::health(&args, environment).await,
         Command::Token(args) => token::token(&args, environment),
         Command::Tail(args) => Box::pin(tail::tail(&args, environment)).await,

@@ -27,6 +27,7 @@ use crate::error::{Fault, Remedy};
 use crate::gateway::GatewayConfig;
 use crate::hub::HubConfig;
 use crate::ingest::IngestConfig;
+use crate::journal::JournalConfig;
 use crate::log::LogConfig;
 use crate::pg::PgConfig;
 use crate::wal::WalConfig;
@@ -42,7 +43,7 @@ pub struct Config {
     /// The database, for queries. The stream's copy is in `ingest.wal`.
     pub pg: PgConfig,
     /// The same database under another login, as which Postgres is asked about rows; `None` for the same login.
-    pub ask_login: Option<PgConfig>,
+    pub ask_login: Option<Box<PgConfig>>,
     /// Where clients connect.
     pub host: IpAddr,
     /// Where clients connect; 0 takes a free port.
@@ -71,6 +72,8 @@ pub struct Config {
     pub ingest: IngestConfig,
     /// The log.
     pub log: LogConfig,
+    /// What `rowcast why` answers from.
+    pub journal: JournalConfig,
     /// Matching and policy. Its publications are set from `publications` when the relay is built.
     pub hub: HubConfig,
     /// Connections.
@@ -109,6 +112,7 @@ impl Config {
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(8),
             ingest: IngestConfig::new(wal),
             log: LogConfig::new(data_dir.join("log")),
+            journal: JournalConfig::new(data_dir.join("journal")),
             hub: HubConfig::default(),
             gateway: GatewayConfig::default(),
         }
@@ -116,7 +120,7 @@ impl Config {
 
     /// How to log in for questions about rows.
     pub fn ask_pg(&self) -> &PgConfig {
-        self.ask_login.as_ref().unwrap_or(&self.pg)
+        self.ask_login.as_deref().unwrap_or(&self.pg)
     }
 
     /// The publications of the stream: those of clients, and that of facts.

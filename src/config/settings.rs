@@ -41,6 +41,7 @@ const NAMES: &[(&str, &str)] = &[
     ("facts_memory", "ROWCAST_FACTS_MEMORY"),
     ("log_retain_bytes", "ROWCAST_LOG_RETAIN_BYTES"),
     ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
+    ("journal_bytes", "ROWCAST_JOURNAL_BYTES"),
     ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
     ("max_connections", "ROWCAST_MAX_CONNECTIONS"),
     ("tls_cert", "ROWCAST_TLS_CERT"),
@@ -63,6 +64,8 @@ pub fn is_setting(variable: &str) -> bool {
 }
 /// Between two runs of retention, unless told otherwise.
 const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
+/// Less would forget a join before its channel.
+const LEAST_JOURNAL: u64 = 1 << 20;
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Every setting's name in a file and in the environment.
@@ -333,6 +336,10 @@ impl<'a> Reading<'a> {
         });
         let retain_bytes = self.read("log_retain_bytes", "Write it like 4GiB.", parse::bytes);
         let retain_age = self.read("log_retain_age", "Write it like 24h.", parse::duration);
+        let journal = self.read("journal_bytes", "Write it like 64MiB, at least 1MiB, or 0 for none.", |text| {
+            let bytes = parse::bytes(text)?;
+            if (1..LEAST_JOURNAL).contains(&bytes) { Err(format!("is {text:?}")) } else { Ok(bytes) }
+        });
         let outbox = self.read("outbox_bytes", "Write it like 1MiB.", |text| {
             usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())
         });
@@ -354,7 +361,7 @@ impl<'a> Reading<'a> {
         config.host = address.unwrap_or(config.host);
         config.port = port.unwrap_or(config.port);
         config.admin = admin.unwrap_or(config.admin);
-        config.ask_login = ask_login;
+        config.ask_login = ask_login.map(Box::new);
         config.hub.ask.connections = questions.unwrap_or(config.hub.ask.connections);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));
@@ -364,6 +371,7 @@ impl<'a> Reading<'a> {
         config.hub.facts.memory = facts_memory.unwrap_or(config.hub.facts.memory);
         config.log.retain_bytes = retain_bytes.unwrap_or(config.log.retain_bytes);
         config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
+        config.journal.bytes = journal.unwrap_or(config.journal.bytes);
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;

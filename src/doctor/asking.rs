@@ -108,9 +108,19 @@ fn rights(name: &str, login: &Login, plans: &[Plan], own: bool) -> Option<Findin
         Finding::note("ask_login", subject, what)
     };
     let finding = finding.why(why);
-    Some(if own {
-        finding.sql(format!("alter role {} nosuperuser nobypassrls nocreaterole noinherit;", ident(name)))
+    if !own {
+        return Some(
+            finding.todo("sql/roles.sql makes rowcast_ask, which has no other right; name it in ROWCAST_ASK_USER."),
+        );
+    }
+    let mut sql = format!("alter role {} nosuperuser nobypassrls nocreaterole noinherit;", ident(name));
+    for role in others {
+        sql.push_str(&format!("\nrevoke {} from {};", ident(role), ident(name)));
+    }
+    let finding = finding.sql(sql);
+    Some(if login.owns > 0 {
+        finding.todo("Give what it owns to another role: reassign owned by …")
     } else {
-        finding.todo("sql/roles.sql makes rowcast_ask, which has no other right; name it in ROWCAST_ASK_USER.")
+        finding
     })
 }

@@ -53,22 +53,49 @@ pub fn what_would_make_it_pure(reason: &str) -> String {
     let hints = [
         ("encoding is not UTF8", "A database in UTF8."),
         ("request.jwt setting", "Remove the setting from the database, the role or postgresql.conf."),
-        ("reads a system column", "A policy that reads columns of the table only."),
         (
-            "the body of",
-            "The function as `rowcast migrate up` makes it (auth.uid(), auth.jwt(), auth.role()); or current_setting('request.jwt.claims', \
-             true)::jsonb ->> 'claim' written out in the policy.",
+            "reads the clock",
+            "A policy without the clock or chance, such as a column published boolean that a job sets instead of at < now().",
         ),
+        ("system column", "A policy that reads columns of the table only."),
+        ("name that is not a column", "A policy that reads columns of the table only."),
         ("may not execute", "grant execute on function … to the role."),
-        ("unlike types", "Cast the claim to the column's type: org_id = (auth.jwt() ->> 'org_id')::bigint."),
-        ("a cast that is not reproduced", "Casts of claims to text, uuid, smallint, integer, bigint, json or jsonb."),
         (
-            "no side is a plain column",
-            "A comparison of a column with a claim. Columns of type uuid, text, varchar, smallint, integer and bigint, with a \
-             deterministic collation, can be compared in memory.",
+            "can't be kept in memory",
+            "Of the table that the policy looks into: a primary key or REPLICA IDENTITY FULL, no column list in a publication, and \
+             columns that memory compares as Postgres does.",
         ),
-        ("SELECT", MEMBERSHIP),
-        ("EXISTS", MEMBERSHIP),
+        (
+            "function",
+            "A function in language sql whose body is such a policy, or auth.uid(), auth.jwt(), auth.role() as `rowcast migrate up` makes \
+             them. Other languages are asked of Postgres.",
+        ),
+        (
+            "a cast",
+            "Casts of claims to text, varchar without a size, uuid, the integers, boolean, json or jsonb, written outside of json: \
+             (auth.jwt() ->> 'org')::bigint.",
+        ),
+        ("UNION", SUB_SELECT),
+        ("LIMIT", SUB_SELECT),
+        ("sub-select", SUB_SELECT),
+        ("join", SUB_SELECT),
+        (
+            "an order",
+            "Order of numbers, dates and times; of text only under the collation \"C\". Equality works under every deterministic \
+             collation.",
+        ),
+        (
+            "a comparison of type",
+            "Columns of type boolean, integer, numeric, uuid, text, date, timestamptz or an enum, with a deterministic collation.",
+        ),
+        (
+            "the operator",
+            "Comparisons (= <> < <= > >=), IN, = ANY, IS NULL, IS DISTINCT FROM, CASE and COALESCE, joined by AND, OR and NOT.",
+        ),
+        (
+            "arithmetic",
+            "Comparisons (= <> < <= > >=), IN, = ANY, IS NULL, IS DISTINCT FROM, CASE and COALESCE, joined by AND, OR and NOT.",
+        ),
     ];
     let hint = hints.iter().find(|(sign, _)| reason.contains(sign)).map(|(_, hint)| *hint);
     hint.unwrap_or(
@@ -77,5 +104,5 @@ pub fn what_would_make_it_pure(reason: &str) -> String {
     .into()
 }
 
-const MEMBERSHIP: &str = "A look into another table is asked of Postgres. If each row has one owner, write the owner into the row \
-                          (a column user_id, filled by a trigger) and the policy as user_id = auth.uid().";
+const SUB_SELECT: &str = "A plain sub-select: EXISTS, IN or = ANY over SELECT, FROM with inner joins, and WHERE; no UNION, LIMIT, GROUP BY \
+                          or aggregate.";

@@ -1,14 +1,18 @@
 //! The rules of one table for one role, as the relay follows them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 
 use super::engines::{denial, what_would_make_it_pure};
+use super::insight::{self, FactView, RulesView};
 use super::tables::unseen_in_deletes;
-use super::{read_catalog, with_publications};
+use super::{millis, read_catalog, with_publications};
 use crate::catalog::{Catalog, PolicyCommand, Table};
 use crate::config::Config;
-use crate::error::{Fault, Remedy};
+use crate::error::{Fault, Remedy, chain};
 use crate::pg::PgError;
+use crate::policy::rule::Branch;
 use crate::policy::{self, Engine, Plan, compile};
 
 /// Why a table can't be explained.
@@ -68,6 +72,10 @@ pub struct PolicyText {
     pub applies: bool,
     /// USING; `None`: it neither permits nor restricts reading.
     pub using: Option<String>,
+    /// Whether memory alone could judge it; `None` if it does not apply or has no USING.
+    pub in_memory: Option<bool>,
+    /// Why Postgres would have to be asked about it; `None` if not.
+    pub asked_because: Option<String>,
 }
 
 /// What becomes of a DELETE.
@@ -105,6 +113,10 @@ pub struct Explanation {
     pub reason: String,
     /// Of `pure`: the condition that memory evaluates.
     pub condition: Option<String>,
+    /// The same as a tree.
+    pub condition_tree: Option<Branch>,
+    /// The tables that it looks into.
+    pub facts: Vec<FactView>,
     /// The column by which the receivers of a row are found without looking at anybody else.
     pub owner_column: Option<String>,
     /// The policies that govern reading, whether they apply or not.
@@ -127,6 +139,8 @@ pub struct Explanation {
     pub pure_if: Option<String>,
     /// A change of the rules counts for every row that is judged later than this after its commit, in milliseconds.
     pub rules_followed_within_ms: u64,
+    /// Which changes of rules count at their commit, and which are looked for.
+    pub rules: RulesView,
 }
 
 /// Reads the rules and explains them, one explanation a role. `table` is `schema.name`, or a name in schema `public`. Reads
@@ -145,11 +159,41 @@ pub async fn explain(config: &Config, table: &str, roles: &[String]) -> Result<V
             published,
         });
     };
-    let of = |role: &String| {
+    let failed = |error: tokio_postgres::Error| ExplainError::Catalog(chain(&error));
+    let hinted = insight::hinted(&client).await.map_err(failed)?;
+    let mut explanations = Vec::with_capacity(roles.len());
+    for role in roles {
         let plan = compile(&catalog, found.oid, role, config.hub.policy);
-        explained(&catalog, found, &plan, &config)
-    };
-    Ok(roles.iter().map(of).collect())
+        let sources = sources(&plan);
+        let oids: Vec<u32> = sources.keys().copied().collect();
+        let rows = insight::estimates(&client, &oids).await.map_err(failed)?;
+        let facts = sources.into_values().zip(rows).map(|((table, columns), rows)| FactView {
+            table,
+            columns: columns.into_iter().collect(),
+            state: "not running".into(),
+            rows,
+            bytes: None,
+            why: String::new(),
+            remedy: String::new(),
+        });
+        let mut explanation = explained(&catalog, found, &plan, &config);
+        explanation.facts = facts.collect();
+        explanation.rules = insight::rules(&config, hinted);
+        explanations.push(explanation);
+    }
+    Ok(explanations)
+}
+
+/// The tables that a plan looks into, with the columns that it reads.
+fn sources(plan: &Plan) -> BTreeMap<u32, (String, BTreeSet<String>)> {
+    let mut sources: BTreeMap<u32, (String, BTreeSet<String>)> = BTreeMap::new();
+    if let Engine::Pure(rule) = &plan.engine {
+        for source in &rule.sources {
+            let known = sources.entry(source.table_oid).or_insert_with(|| (source.table.to_string(), BTreeSet::new()));
+            known.1.extend(source.columns.iter().map(|column| column.name.clone()));
+        }
+    }
+    sources
 }
 
 /// A dot may also stand in a name.
@@ -180,8 +224,14 @@ fn explained(catalog: &Catalog, table: &Table, plan: &Plan, config: &Config) -> 
             Engine::Pure(rule) => Some(rule.to_string()),
             _ => None,
         },
+        condition_tree: match &plan.engine {
+            Engine::Pure(rule) => Some(rule.tree(&|rule| rule.to_string())),
+            _ => None,
+        },
+        facts: Vec::new(),
+        rules: insight::rules(config, false),
         owner_column: plan.keys().map(ToString::to_string),
-        policies: policies(table, &plan.role),
+        policies: policies(catalog, table, &plan.role),
         row_filter: row_filter.map(|filter| filter.expression.clone()),
         columns_shown: names(&|column| readable(column) && table.is_sent(column)),
         columns_withheld: names(&|column| !readable(column) && table.is_sent(column)),
@@ -200,15 +250,18 @@ fn engine(table: &Table, plan: &Plan) -> (&'static str, String) {
             ("everything", "row-level security does not apply to the role: it has BYPASSRLS or owns the table".into())
         }
         Engine::Everything => ("everything", "the table has no row-level security".into()),
-        Engine::Pure(_) => ("pure", "the policies are equalities that memory judges exactly as Postgres does".into()),
+        Engine::Pure(_) => ("pure", "memory judges the policies exactly as Postgres does".into()),
         Engine::Ask { reason, .. } => ("ask", reason.clone()),
-        Engine::Deny(reason) => ("deny", denial(*reason).into()),
+        Engine::Deny(reason) => ("deny", plan.refused.clone().unwrap_or_else(|| denial(*reason).into())),
     }
 }
 
-fn policies(table: &Table, role: &str) -> Vec<PolicyText> {
+fn policies(catalog: &Catalog, table: &Table, role: &str) -> Vec<PolicyText> {
     let applying = table.access.get(role).map(|access| &access.policies);
+    let mut asked = policy::obstacles_to_memory(catalog, table, role);
     let text = |row: &crate::catalog::PolicyRow| PolicyText {
+        in_memory: asked.get(&row.name).map(Option::is_none),
+        asked_because: asked.remove(&row.name).flatten(),
         name: row.name.clone(),
         kind: if row.permissive { "permissive" } else { "restrictive" },
         command: match row.command {
@@ -262,8 +315,4 @@ fn cost(sql: &str, plan: &Plan, config: &Config) -> AskCost {
              equal claims share one"
         ),
     }
-}
-
-fn millis(time: std::time::Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -10,7 +10,7 @@
 //!                                  tables.rs     keys, replica identity, row-level security, grants, deletes
 //!                                  engines.rs    who judges each (table, role)
 //!                                  fact_tables.rs  tables that policies look into
-//! explain.rs       one (table, role) in full, for `rowcast explain-policy`
+//! explain.rs, insight.rs  one (table, role) in full, for `rowcast explain-policy`
 //! ```
 //!
 //! Invariants:
@@ -31,6 +31,7 @@ mod explain;
 mod fact_tables;
 mod facts;
 mod finding;
+mod insight;
 mod machine;
 mod publications;
 mod roles;
@@ -52,6 +53,7 @@ use crate::policy::{Plan, compile};
 pub use engines::what_would_make_it_pure;
 pub use explain::{AskCost, DeleteView, ExplainError, Explanation, PolicyText, explain};
 pub use finding::{Finding, Severity, Subject, SubjectKind, worst};
+pub use insight::{FactView, RulesView};
 pub use machine::usable;
 
 use facts::Facts;
@@ -139,7 +141,7 @@ async fn tables_and_engines(
     });
     let plans = plans(catalog, config, roles);
     findings.extend(
-        within(asking::check(client, catalog, config, facts, &plans))
+        within(Box::pin(asking::check(client, catalog, config, facts, &plans)))
             .await
             .unwrap_or_else(|error| vec![unreadable("the login that asks about rows", chain(&error))]),
     );
@@ -206,6 +208,10 @@ fn gather(findings: &mut Vec<Finding>, what: &str, found: Result<Vec<Finding>, U
         }
     }
     Ok(())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn unreadable(what: &str, text: String) -> Finding {

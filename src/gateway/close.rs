@@ -8,6 +8,7 @@ use tokio_tungstenite::tungstenite::Error;
 
 use super::frame;
 use crate::hub::CloseReason;
+use crate::journal::Note;
 
 /// The close frame for a reason of ours.
 pub(super) fn frame_for(reason: CloseReason) -> Bytes {
@@ -19,6 +20,17 @@ pub(super) fn frame_for(reason: CloseReason) -> Bytes {
         CloseReason::Protocol => frame::close(1002, "protocol error"),
         CloseReason::Peer => frame::encode(frame::Opcode::Close, &[]),
     }
+}
+
+/// What the journal keeps of the end of a connection.
+pub(super) fn note(connection: u64, reason: Option<CloseReason>) -> Note {
+    let code = match reason {
+        Some(CloseReason::Slow) => 1013,
+        Some(CloseReason::Drain | CloseReason::Idle | CloseReason::Joins) => 1012,
+        // Of the protocol errors one of several; and of the others, the peer's or none.
+        Some(CloseReason::Protocol | CloseReason::Peer) | None => 0,
+    };
+    Note::Closed { connection, reason: reason.map_or("broken", CloseReason::as_str).into(), code }
 }
 
 /// The close frame for what can't be read any further; `None` if the peer is gone already.

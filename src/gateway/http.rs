@@ -37,6 +37,7 @@ use super::{GatewayConfig, Shared, Tokens, phoenix};
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
+use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::task::{Connections, Drain};
 
@@ -50,6 +51,8 @@ pub struct Deps {
     pub clock: Clock,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where the ends of connections are noted.
+    pub journal: Journal,
     /// When to stop.
     pub drain: Drain,
     /// The set that every connection's task belongs to.
@@ -159,8 +162,8 @@ impl Bound {
         let shards = deps.shards.max(1) as u64;
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
-        let Deps { hub, verifier, clock, metrics, drain, connections, ready, tls, .. } = deps;
-        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, drain });
+        let Deps { hub, verifier, clock, metrics, journal, drain, connections, ready, tls, .. } = deps;
+        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, drain });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready });
         let service = TowerToHyperService::new(warp::service(routes(doors)));

@@ -25,6 +25,7 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
 use crate::hub::HubHandle;
+use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::task::Drain;
 
@@ -70,5 +71,6 @@ struct Shared {
     verifier: Arc<dyn Tokens>,
     clock: Clock,
     metrics: Arc<Metrics>,
+    journal: Journal,
     drain: Drain,
 }

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Outbox, Summary};
+use super::{Judgement, Look, Looked, Outbox, Summary};
+use crate::change::RowChange;
 use crate::claims::Principal;
 
 /// One joined channel instance, unique in the process.
@@ -215,6 +216,22 @@ pub enum Command {
         /// Answered at once.
         reply: oneshot::Sender<Summary>,
     },
+    /// Tell who is subscribed, for `rowcast why`.
+    Look {
+        /// Whose channels.
+        look: Look,
+        /// Answered at once.
+        reply: oneshot::Sender<Looked>,
+    },
+    /// Tell how a row would be judged, for `rowcast why`.
+    Judge {
+        /// The row.
+        row: Arc<RowChange>,
+        /// For whom.
+        principal: Arc<Principal>,
+        /// Answered at once; `None` before the rules were read.
+        reply: oneshot::Sender<Option<Judgement>>,
+    },
     /// Forget a channel.
     Leave {
         /// The channel.
@@ -262,6 +279,20 @@ impl HubHandle {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Describe { reply }).await.ok()?;
         answer.await.ok()
+    }
+
+    /// Who is subscribed; `None` if the hub is gone.
+    pub async fn look(&self, look: Look) -> Option<Looked> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Look { look, reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// How a row would be judged; `None` if the hub is gone, or has not read the rules yet.
+    pub async fn judge(&self, row: Arc<RowChange>, principal: Arc<Principal>) -> Option<Judgement> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Judge { row, principal, reply }).await.ok()?;
+        answer.await.ok()?
     }
 
     /// Forgets the channel. Never fails: without a hub there is nothing to forget.

@@ -77,6 +77,7 @@ impl Hub {
         if Arc::ptr_eq(&before.catalog, catalog) {
             return;
         }
+        self.note_rules(&before, &rules);
         let reshaped = reshaped(&before.catalog, catalog);
         if !reshaped.is_empty() {
             let concerned = |entry: &Entry, role: &str| reshaped.iter().any(|table| table.concerns(entry, role));
@@ -118,6 +119,7 @@ impl Hub {
         let (Some(current), Some(channel)) = (&self.current, self.registry.get(id)) else { return };
         let port = channel.port.clone();
         self.registry.retarget(id, Vec::new(), &current.catalog);
+        self.note_paused(id, true);
         if held {
             // Once, not at every try: some clients join again at each error.
             self.tell(&port, false, UNDECIDED);
@@ -169,6 +171,8 @@ impl Hub {
                 }
             },
             Command::Describe { reply } => drop(reply.send(self.describe())),
+            Command::Look { look, reply } => drop(reply.send(self.look(&look))),
+            Command::Judge { row, principal, reply } => drop(reply.send(self.judge_now(&row, &principal))),
             Command::Leave { id } => {
                 self.forget(id);
                 self.count();
@@ -180,7 +184,7 @@ impl Hub {
         self.subscribing.remove(&id);
         self.tickets.remove(&id);
         self.revalidating.remove(&id);
-        self.registry.remove(id);
+        self.remove(id);
     }
 
     fn subscribe(&mut self, wish: Wish) {
@@ -228,16 +232,21 @@ impl Hub {
                 self.subscribing.remove(&done.id);
                 if let Some((targets, from)) = self.in_force(done.id, &principal, &entries).filter(|_| may_pass) {
                     // A new token of equal rights, and the database could not be asked: what is in force stays.
+                    self.note_active(&port, &principal, &entries, from, true);
                     self.registry.activate(port, principal, entries, targets, from, &current.catalog);
                     if reply.send(Ok(Vec::new())).is_err() {
-                        self.registry.remove(done.id);
+                        self.remove(done.id);
                     }
                     return self.count();
+                }
+                if done.result.as_ref().is_err_and(|e| !e.retry) {
+                    self.note_refused(&port, &principal);
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
                     // An active channel that has a new token owes nothing of its past: rows that wait are still for it.
                     let active = self.registry.get(done.id).map(|channel| channel.from);
                     let from = active.unwrap_or_else(|| self.position());
+                    self.note_active(&port, &principal, &entries, from, active.is_some());
                     if let Some(frames) = greeting {
                         // Before any row that is emitted from here on.
                         let shard = port.shard % self.out.len();
@@ -247,12 +256,12 @@ impl Hub {
                     warnings
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
-                    self.registry.remove(done.id);
+                    self.remove(done.id);
                 }
                 self.count();
                 if reply.send(result).is_err() {
                     // Who asked is gone, and would not know that it must leave.
-                    self.registry.remove(done.id);
+                    self.remove(done.id);
                 }
             }
             Why::Again => self.on_revalidated(done.id, done.result, stale, &current.catalog),
@@ -281,6 +290,9 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
             }
             Ok((targets, warnings, _)) => {
+                if channel.targets.is_empty() {
+                    self.note_paused(id, false);
+                }
                 self.keeper.want(&targets, &principal.role);
                 self.registry.retarget(id, targets, catalog);
                 self.settled(id);
@@ -292,6 +304,7 @@ impl Hub {
             Err(error) => {
                 // Kept without targets: should the table come back, the channel is asked again.
                 self.registry.retarget(id, Vec::new(), catalog);
+                self.note_paused(id, true);
                 self.settled(id);
                 self.tell(&port, false, &error.message);
             }

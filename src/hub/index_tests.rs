@@ -11,9 +11,13 @@ use serde_json::{Value as Json, json};
 use super::ChannelId;
 use super::crowd::Crowd;
 use crate::catalog::{Catalog, Wanted, read};
-use crate::change::{Change, OldRow, Position, Relation, RelationColumn, RowChange, Tuple, Value};
+use crate::change::{
+    Change, OldRow, Position, Relation, RelationColumn, RowChange, Timestamp, Transaction, TransactionBuilder, Tuple,
+    Value,
+};
 use crate::claims::Principal;
 use crate::filter::{ColumnSpec, Predicate, Validator, parse};
+use crate::policy::facts::{FactState, FactTable, Layout};
 use crate::policy::{Judged, Options, Plan, Verdict, compile};
 use crate::testing::TestDatabase;
 
@@ -21,7 +25,7 @@ const TABLE: &str = "create table t (id int primary key, user_id uuid, org text,
     alter table t replica identity full; alter table t enable row level security;
     create table members (org text, user_id uuid, primary key (org, user_id));
     grant select on members to authenticated;
-    create policy p on t using (false);
+    create policy p on t using (exists (select 1 from members where members.org = t.org and members.user_id = t.user_id));
     alter publication supabase_realtime add table t;
     create publication rowcast_facts for table members";
 
@@ -54,7 +58,7 @@ pub(super) async fn catalog(database: &mut TestDatabase) -> Catalog {
 }
 
 fn relation(catalog: &Catalog, name: &str) -> Arc<Relation> {
-    let table = catalog.find("public", name).expect("the table");
+    let table = catalog.named("public", name).expect("the table");
     let column = |c: &crate::catalog::Column| RelationColumn {
         name: c.name.clone(),
         type_oid: c.type_oid,
@@ -211,6 +215,31 @@ fn owed(crowd: &Crowd, plans: &BTreeMap<String, Arc<Plan>>, members: &[Member], 
     fates
 }
 
+/// Loads the memberships of these (org, user).
+fn load(crowd: &mut Crowd, catalog: &Catalog, members: &BTreeSet<(u32, u32)>) {
+    let table = catalog.named("public", "members").expect("the table");
+    let wanted = table.columns.iter().map(|column| column.number).collect();
+    let layout = Arc::new(Layout::of(table, catalog.types(), &wanted).expect("a fact table"));
+    crowd.facts.record(layout.clone());
+    let mut loaded = FactTable::new(layout);
+    for (org, user) in members {
+        let values = [format!("o{org}"), uuid(*user)];
+        loaded.insert(values.iter().map(|value| Some(value.as_bytes()))).expect("it fits");
+    }
+    crowd.facts.install(loaded, &catalog.snapshot).expect("it is being recorded");
+}
+
+/// A transaction that ends or begins a membership.
+fn change_of(relation: &Arc<Relation>, tag: u8, (org, user): (u32, u32)) -> Transaction {
+    let mut builder = TransactionBuilder::default();
+    let mut raw = vec![if tag == b'I' { b'N' } else { b'K' }];
+    let values = [format!("o{org}"), uuid(user)];
+    Tuple::encode(values.iter().map(|value| Value::Text(value.as_bytes())), &mut raw);
+    builder.row(tag, relation, &raw.into()).expect("a row");
+    let lsn = crate::change::Lsn(9);
+    builder.finish(4_000_000_000, lsn, lsn, Timestamp(0), None)
+}
+
 /// Another shape of the table than the catalog knows: one of the two is older.
 fn reshaped(relation: &Relation, column: usize) -> Arc<Relation> {
     let mut relation = relation.clone();
@@ -227,16 +256,19 @@ async fn who_is_found_is_who_a_look_at_everybody_permits() {
     for text in ["kind=eq.x", "org=eq.o1", "n=eq.1.5", "user_id=eq.00000001-0000-4000-8000-000000000000,kind=neq.y"] {
         predicates.push(predicate(&database, &first, text).await);
     }
-    let relation = relation(&first, "t");
-    let mut crowd = Crowd::new(first, Options::default());
+    let (memberships, relation) = (relation(&first, "members"), relation(&first, "t"));
+    let mut crowd = Crowd::new(first.clone(), Options::default());
+    // The facts come when all else has been seen once without them.
+    let mut loaded: Option<BTreeSet<(u32, u32)>> = None;
     let (mut dice, mut members, mut reached) = (Dice::new(7), Vec::<Member>::new(), Fates::default());
-    for policy in POLICIES {
+    for policy in POLICIES.iter().chain(POLICIES) {
         database.run(&format!("alter policy p on t using ({policy})")).await;
         // Whoever is there is found by the new rules from now on.
         crowd.apply_rules(catalog(&mut database).await);
         let plan = |role: &str| Arc::new(compile(&crowd.catalog, relation.oid, role, Options::default()));
         let plans = ["authenticated", "anon"].map(|role| (role.to_owned(), plan(role))).into();
-        for step in 0..400 {
+        for step in 0..200 {
+            let mut folded = None;
             match dice.below(10) {
                 0..=1 if members.len() < 100 => {
                     let (principal, predicate) = (dice.principal(), dice.one(&predicates).clone());
@@ -253,7 +285,18 @@ async fn who_is_found_is_who_a_look_at_everybody_permits() {
                     let (id, principal, predicate) = &members[at];
                     crowd.activate(*id, principal, relation.oid, predicate.clone());
                 }
-                _ => {
+                what => {
+                    if let Some(known) = loaded.as_mut().filter(|_| what == 4) {
+                        let one = (dice.below(5), dice.below(6));
+                        let tag = if known.remove(&one) { b'D' } else { b'I' };
+                        if tag == b'I' {
+                            known.insert(one);
+                        }
+                        folded = Some(change_of(&memberships, tag, one));
+                    }
+                    if let Some(transaction) = &folded {
+                        crowd.facts.begin(transaction).expect("it can be read");
+                    }
                     let relation = match dice.below(20) {
                         0 => reshaped(&relation, dice.below(5) as usize),
                         _ => relation.clone(),
@@ -266,6 +309,12 @@ async fn who_is_found_is_who_a_look_at_everybody_permits() {
                     reached.undecided.extend(owed.undecided);
                 }
             }
+            if folded.is_some() {
+                crowd.facts.end();
+            }
+            if step == 100 && *policy == "true" && loaded.is_none() {
+                load(&mut crowd, &first, loaded.insert([(1, 1), (1, 2), (2, 1), (3, 4)].into()));
+            }
         }
         let last = crowd.join(&dice.principal(), relation.oid, Predicate::everything());
         members.drain(..).for_each(|(id, ..)| crowd.leave(id));
@@ -274,6 +323,8 @@ async fn who_is_found_is_who_a_look_at_everybody_permits() {
         members.push((last, dice.principal(), Predicate::everything()));
         crowd.activate(last, &members[0].1, relation.oid, Predicate::everything());
     }
+    let members = memberships.oid;
+    assert!(matches!(crowd.facts.state(members), FactState::Ready { .. }), "{:?}", crowd.facts.state(members));
     for (what, channels) in
         [("permitted", reached.permitted), ("asked", reached.asked), ("undecided", reached.undecided)]
     {

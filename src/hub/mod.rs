@@ -13,7 +13,10 @@ mod group;
 mod index;
 mod lane;
 mod line;
+mod look;
 mod matching;
+mod memo;
+mod noting;
 mod outbox;
 mod prepare;
 mod registry;
@@ -45,6 +48,7 @@ pub use command::{
 };
 pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};
+pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
@@ -57,6 +61,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::filter::FilterAskConfig;
+use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
@@ -115,6 +120,8 @@ pub struct HubDeps {
     pub clock: Clock,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where it is noted what decides silence.
+    pub journal: Journal,
     /// When to stop.
     pub drain: Drain,
     /// Where deliveries go; a port's `shard` picks one.

@@ -86,7 +86,7 @@ async fn resolve_entry(
         None => Vec::new(),
     };
     let parameters = SubscribeParameters {
-        event: action_text(entry.action),
+        event: entry.action.as_str(),
         schema: name_text(&entry.schema),
         table: name_text(&entry.table),
         conditions: &conditions,
@@ -113,7 +113,7 @@ async fn resolve_entry(
     Ok(())
 }
 
-async fn on_table(
+pub(super) async fn on_table(
     catalog: &Catalog,
     validator: &Validator,
     entry: &Entry,
@@ -149,15 +149,6 @@ async fn on_table(
     }
     let select = selected.map(|names| Arc::new(names.iter().chain(&table.primary_key).cloned().collect()));
     Ok(Target { table_oid: table.oid, entry_id: entry.id, action: entry.action, predicate, select })
-}
-
-fn action_text(action: Action) -> &'static str {
-    match action {
-        Action::All => "*",
-        Action::Insert => "INSERT",
-        Action::Update => "UPDATE",
-        Action::Delete => "DELETE",
-    }
 }
 
 fn name_text(name: &Name) -> &str {

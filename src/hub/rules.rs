@@ -71,14 +71,27 @@ impl RulesHandle {
         self.shared.wake.notify_one();
     }
 
+    /// Has the rules read for this role too, from the next reading on.
+    pub(super) fn want(&self, role: &str) {
+        if self.add(role) {
+            self.request();
+        }
+    }
+
+    /// Whether there is room for it.
+    fn add(&self, role: &str) -> bool {
+        let mut roles = self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        if roles.len() >= MAX_ROLES && !roles.contains(role) {
+            return false;
+        }
+        roles.insert(role.to_owned());
+        true
+    }
+
     /// A reading that knows this role, within the deadline.
     pub(super) async fn with_role(&mut self, role: &str, deadline: Duration) -> Option<Rules> {
-        {
-            let mut roles = self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner);
-            if roles.len() >= MAX_ROLES && !roles.contains(role) {
-                return None;
-            }
-            roles.insert(role.to_owned());
+        if !self.add(role) {
+            return None;
         }
         let knows = |rules: &Option<Rules>| rules.as_ref().is_some_and(|r| r.roles.contains(role));
         if !knows(&self.latest.borrow()) {

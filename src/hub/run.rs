@@ -26,14 +26,16 @@ use super::event::Outgoing;
 use super::facts::Keeper;
 use super::lane::{Lane, LaneRow};
 use super::matching::{self, Judgement, Matcher, UNDECIDED};
+use super::noting::NotedFacts;
 use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
 use super::settle::{Leaving, Settled};
 use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle, Port};
-use crate::change::{Change, Item, Items, Lsn, Position, Relation, RowChange, Transaction};
+use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
+use crate::journal::Note;
 use crate::log::{LogError, Read, Reader};
 use crate::policy::Asker;
 use crate::policy::facts::Facts;
@@ -61,6 +63,8 @@ pub(super) struct Work {
     received: Instant,
     /// It brings a relation that was not seen yet: rules must be read after this, under a snapshot that sees it.
     gate: Option<Instant>,
+    /// The gate has been closed for too long; whether the transaction may have changed rules itself, so that it stays closed.
+    overdue: Option<bool>,
     /// Its rows are being judged, by facts that have been folded if it concerns any.
     begun: bool,
     folded: bool,
@@ -78,9 +82,11 @@ pub struct Hub {
     pub(super) validator: Arc<Validator>,
     pub(super) registry: Registry,
     pub(super) matcher: Matcher,
-    /// What the policies look into.
     pub(super) lane: Lane,
+    /// What the policies look into.
     pub(super) facts: Facts,
+    /// What the journal has of them.
+    pub(super) noted: NotedFacts,
     pub(super) keeper: Keeper,
     /// Since subscriptions that wait for facts were looked at.
     pub(super) facts_changed: bool,
@@ -138,6 +144,7 @@ impl Hub {
             validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
+            noted: NotedFacts::default(),
             lane: Lane::new(asker, filter_asker, deps.metrics.clone()),
             reader: deps.log.reader(deps.log.end()),
             work: None,
@@ -173,6 +180,7 @@ impl Hub {
         loop {
             self.tend_facts();
             self.release_waiting();
+            self.note_fact_states();
             self.turn().await;
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
@@ -193,7 +201,7 @@ impl Hub {
                     None => break,
                 },
                 _ = sweep.tick() => {
-                    self.registry.sweep();
+                    self.sweep();
                     self.sweep_facts();
                     self.count();
                 }
@@ -252,6 +260,7 @@ impl Hub {
                 if let Some(appended) = self.reader.appended_at() {
                     self.deps.metrics.append_to_match.observe(appended.elapsed().as_secs_f64());
                 }
+                self.note_facts(&transaction);
                 self.xids.push_back(transaction.xid);
                 self.shared_xids = None;
                 let gate = self.needs_reading(&transaction).then(|| {
@@ -259,8 +268,15 @@ impl Hub {
                     Instant::now()
                 });
                 let items = transaction.iter();
-                self.work =
-                    Some(Work { transaction, items, received: Instant::now(), gate, begun: false, folded: false });
+                self.work = Some(Work {
+                    transaction,
+                    items,
+                    received: Instant::now(),
+                    gate,
+                    overdue: None,
+                    begun: false,
+                    folded: false,
+                });
             }
             Ok(Read::Idle(_)) => {}
             // The log's very first epoch: whoever subscribed before it is told, but there is nothing to alarm a person.
@@ -292,6 +308,7 @@ impl Hub {
     }
 
     fn gap(&mut self, from: Lsn, resumed: Lsn) {
+        self.deps.journal.note(Note::Gap { from, resumed });
         self.keeper.distrust(&mut self.facts);
         if resumed < from {
             // Another history, whose positions and transaction ids begin lower.
@@ -324,11 +341,21 @@ impl Hub {
             return false;
         }
         if !seen {
-            tracing::warn!(
-                position = %work.transaction.end_lsn,
-                "a transaction is in the stream but not visible to other sessions after {:?} (a hanging synchronous \
-                 standby?); its tables are judged by the catalog as it is", self.config.ask.deadline
-            );
+            let first = work.overdue.is_none();
+            let holds = *work.overdue.get_or_insert_with(|| may_change_rules(&work.transaction, &self.relations));
+            if first {
+                tracing::warn!(
+                    position = %work.transaction.end_lsn,
+                    "a transaction is in the stream but not visible to other sessions after {:?} (a hanging synchronous \
+                     standby?); {}", self.config.ask.deadline,
+                    if holds { "it may have changed rules, so all rows wait for it in the log" }
+                    else { "its tables are judged by the catalog as it is" }
+                );
+            }
+            if holds {
+                self.poke_at.get_or_insert_with(|| Instant::now() + POKE);
+                return false;
+            }
         }
         for relation in &work.transaction.relations {
             self.relations.insert(relation.oid, relation.clone());
@@ -356,6 +383,11 @@ impl Hub {
             // The rows are about to fail in the same way.
             tracing::error!(error = %chain(&error), "a transaction can't be folded into the facts; they are loaded again");
             self.keeper.distrust(&mut self.facts);
+        }
+        let (committed, now) = (work.transaction.commit_time.unix_micros(), self.deps.clock.unix_millis());
+        let ended = [("facts", work.folded), ("rules", work.transaction.rules_changed)];
+        for (kind, _) in ended.into_iter().filter(|(_, so)| *so) {
+            self.deps.metrics.right_ended(kind, committed, now);
         }
         true
     }
@@ -422,6 +454,7 @@ impl Hub {
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
+            self.note_undecided(judgement.undecided.iter().map(|port| (port, "catalog")), &event.row);
             metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
             return;
@@ -432,6 +465,7 @@ impl Hub {
         let passed = self.lane.push(row, &self.registry);
         let sent = matching::emit(&mut self.out, &event, passed.permits, &passed.undecided);
         self.deps.metrics.undecided_gaps.inc_by(passed.undecided.len() as u64);
+        self.note_undecided(passed.undecided.iter().map(|port| (port, "catalog")), &event.row);
         self.deps.metrics.deliveries.inc_by(sent);
         self.queued += sent as usize;
         self.leave_lane();
@@ -446,18 +480,17 @@ impl Hub {
             return;
         }
         let (schema, table) = (&row.relation.schema, &row.relation.table);
-        for channel in self.registry.channels() {
-            if channel.entries.iter().any(|entry| resolve::names(entry, schema, table)) {
-                matching::notify(&mut self.out, &channel.port, false, UNDECIDED);
-                self.deps.metrics.undecided_gaps.inc();
-            }
-        }
+        let concerned = self.registry.channels().filter(|c| c.entries.iter().any(|e| resolve::names(e, schema, table)));
+        let ports: Vec<Arc<Port>> = concerned.map(|channel| channel.port.clone()).collect();
+        self.deps.metrics.undecided_gaps.inc_by(ports.len() as u64);
+        ports.iter().for_each(|port| self.tell(port, false, UNDECIDED));
+        self.note_undecided(ports.iter().map(|port| (port, "unknown table")), row);
     }
 
     fn leave_lane(&mut self) {
         let now = self.deps.clock.unix_seconds();
         for settled in self.lane.released(&self.registry, now) {
-            let Leaving { event, permits, undecided, ended } = match settled {
+            let Leaving { event, permits, undecided, reasons, ended } = match settled {
                 Settled::Row(row) => row,
                 Settled::Notice(port, ok, message) => {
                     matching::notify(&mut self.out, &port, ok, &message);
@@ -465,13 +498,15 @@ impl Hub {
                 }
             };
             self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
+            self.note_undecided(undecided.iter().zip(reasons), &event.row);
             let sent = matching::emit(&mut self.out, &event, permits, &undecided);
             self.deps.metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
             for (port, message) in ended {
                 let table = &event.row.relation.table;
                 tracing::warn!(table, message, "a subscription was ended for its filter");
-                self.registry.remove(port.id);
+                self.deps.journal.note(Note::Ended { channel: port.id.0, at: event.row.position });
+                self.remove(port.id);
                 matching::notify(&mut self.out, &port, false, &message);
                 self.count();
             }
@@ -495,6 +530,15 @@ impl Hub {
             }
         }
     }
+}
+
+/// Whether rules may have changed in this very transaction: it carries the hint, or a table that was known is described again.
+/// Of one that is new to us we know nothing older, so there is nothing to be wrong about.
+fn may_change_rules(transaction: &Transaction, known: &AHashMap<u32, Arc<Relation>>) -> bool {
+    let hint = |item| matches!(item, Ok(Item::Message(message)) if message.prefix == RULES_PREFIX);
+    transaction.rules_changed
+        && (transaction.relations.iter().any(|relation| known.contains_key(&relation.oid))
+            || transaction.iter().any(hint))
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -54,6 +54,8 @@ pub(super) struct Leaving {
     pub(super) permits: Permits,
     /// Channels that were not decided.
     pub(super) undecided: Vec<Arc<Port>>,
+    /// Why, of each of them.
+    pub(super) reasons: Vec<&'static str>,
     /// Channels whose filter Postgres can't judge, and what to tell them.
     pub(super) ended: Vec<(Arc<Port>, String)>,
 }
@@ -166,7 +168,7 @@ impl Settling<'_> {
                     self.report();
                     self.sequence = place.sequence;
                     let (permits, undecided, ended) = (Permits::new(), Vec::new(), Vec::new());
-                    self.settled.push(Settled::Row(Leaving { event, permits, undecided, ended }));
+                    self.settled.push(Settled::Row(Leaving { event, permits, undecided, reasons: Vec::new(), ended }));
                 }
                 outcome
             }
@@ -222,6 +224,7 @@ impl Settling<'_> {
         if self.told.insert(port.id) {
             self.reason = if self.reason.is_empty() { reason } else { self.reason };
             row.undecided.push(port);
+            row.reasons.push(if reason.is_empty() { "catalog" } else { reason });
         }
     }
 

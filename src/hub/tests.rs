@@ -76,6 +76,7 @@ impl Bench {
             facts_pool: database.pool("relay"),
             clock: Clock::system(),
             metrics: metrics.clone(),
+            journal: crate::journal::Journal::off(),
             drain: drain.clone(),
             shards: vec![shard],
         };

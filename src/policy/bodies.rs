@@ -30,7 +30,7 @@ pub(super) fn known(function: &Function) -> Option<Term> {
             "selectcoalesce(nullif(current_setting('request.jwt.claim.sub',true),''),\
              (nullif(current_setting('request.jwt.claims',true),'')::jsonb->>'sub'))::uuid",
             UUID,
-        ) => setting_or_claim(Setting::Subject, "sub")?.cast(TermType::Uuid)?,
+        ) => uid()?,
         (
             "selectnullif(current_setting('request.jwt.claim.role',true),'')::text"
             | "selectnullif(current_setting('request.jwt.claim.role',true),'')",
@@ -55,15 +55,34 @@ pub(super) fn known(function: &Function) -> Option<Term> {
             "selectcoalesce(nullif(current_setting('request.jwt.claim',true),''),\
              nullif(current_setting('request.jwt.claims',true),''))::jsonb",
             JSONB,
-        ) => non_empty(Setting::Claims).cast(TermType::Jsonb)?,
+        ) => jwt()?,
         (
             "selectcoalesce(nullif(current_setting('request.jwt.claim.email',true),''),\
              (nullif(current_setting('request.jwt.claims',true),'')::jsonb->>'email'))::text",
             TEXT,
-        ) => non_empty(Setting::Claims).cast(TermType::Jsonb)?.member("email", true)?,
+        ) => jwt()?.member("email", true)?,
         _ => return None,
     };
     Some(term)
+}
+
+/// The call by which people know the term: those of current Supabase images, whose text is long.
+pub(super) fn call_of(term: &Term) -> Option<&'static str> {
+    let is = |known: Option<Term>| known.as_ref() == Some(term);
+    match term {
+        Term::Cast(inner, TermType::Uuid) if matches!(**inner, Term::Coalesce(_)) => is(uid()).then_some("auth.uid()"),
+        Term::Cast(_, TermType::Jsonb) => is(jwt()).then_some("auth.jwt()"),
+        Term::Coalesce(_) => is(setting_or_claim(Setting::Role, "role")).then_some("auth.role()"),
+        _ => None,
+    }
+}
+
+fn uid() -> Option<Term> {
+    setting_or_claim(Setting::Subject, "sub")?.cast(TermType::Uuid)
+}
+
+fn jwt() -> Option<Term> {
+    non_empty(Setting::Claims).cast(TermType::Jsonb)
 }
 
 fn non_empty(setting: Setting) -> Term {
@@ -71,7 +90,7 @@ fn non_empty(setting: Setting) -> Term {
 }
 
 fn setting_or_claim(setting: Setting, claim: &str) -> Option<Term> {
-    let claims = non_empty(Setting::Claims).cast(TermType::Jsonb)?;
+    let claims = jwt()?;
     Some(Term::Coalesce(vec![non_empty(setting), claims.member(claim, true)?]))
 }
 

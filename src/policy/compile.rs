@@ -1,6 +1,6 @@
 //! From the catalog to a [`Plan`], in the order in which Postgres itself decides (`check_enable_rls`, `get_row_security_policies`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::form::Form;
@@ -84,6 +84,25 @@ pub fn obstacle(catalog: &Catalog, table: &Table, role: &str, options: Options) 
     }
     let readable = |name: &String| table.column(name).is_some_and(|c| access.columns.contains(&c.number));
     (!table.primary_key.iter().all(readable)).then_some(DenyReason::NoGrant)
+}
+
+/// For each policy that applies to the role, by name: why Postgres would have to be asked about it; `None` if memory could judge
+/// it.
+pub fn obstacles_to_memory(catalog: &Catalog, table: &Table, role: &str) -> BTreeMap<String, Option<String>> {
+    let Some(access) = table.access.get(role) else { return BTreeMap::new() };
+    let applying = table.policies.iter().filter(|policy| access.policies.contains(&policy.name));
+    let alone = |policy: &PolicyRow| {
+        let text = policy.expression.as_deref()?;
+        let why = match rule::compile(catalog, table, role, &[(policy, text)], &[]) {
+            Compiled::Pure(_) => None,
+            // The name of the policy stands beside it.
+            Compiled::NotPure(why) | Compiled::Refused(why) => {
+                Some(why.strip_prefix(&format!("policy \"{}\": ", policy.name)).unwrap_or(&why).to_owned())
+            }
+        };
+        Some((policy.name.clone(), why))
+    };
+    applying.filter_map(alone).collect()
 }
 
 /// A partition with its own name in the publication would show what its root hides.

@@ -35,7 +35,7 @@ pub(crate) use plan::denying_for_tests;
 
 pub use ask::{Answers, AskConfig, Asker, Question};
 pub use bound::{Bound, Judged};
-pub use compile::{compile, obstacle};
+pub use compile::{compile, obstacle, obstacles_to_memory};
 pub use facts::{FactBinding, FactState, FactTable, Facts, Layout, Side};
 pub use form::Form;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};

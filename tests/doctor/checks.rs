@@ -37,6 +37,8 @@ const ELSEWHERE: &[&str] = &[
     "disk",
     // pooler.rs
     "pooler",
+    // asking.rs
+    "ask_login",
     // Of versions and networks that this machine does not have: unit tests in src/doctor.
     "version",
     "tls",

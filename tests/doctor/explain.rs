@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::Clinic;
 use super::command::run;
+use crate::support::pg::TestPgOptions;
 
 const RULES: &str = "
     create table public.tickets (id int primary key, user_id uuid, secret text, twice int generated always as (id * 2) stored);
@@ -92,7 +93,9 @@ async fn the_tree_reads_from_engine_to_rules_and_an_unknown_table_names_the_know
         "\"no longer secret\" permissive for select to authenticated: applies",
         "columns shown: id, at, parent",
         "DELETE: judged and sent",
-        "└─ a change of the rules counts for every row that is judged more than 2 s after its commit",
+        "└─ changes of the rules",
+        "├─ count from their commit on: the table's own policies",
+        "└─ count for every row that is judged more than 2 s after their commit: roles, memberships",
     ] {
         let at = rest.find(phrase).unwrap_or_else(|| panic!("no {phrase:?} in order in\n{}", ended.stdout));
         rest = &rest[at + phrase.len()..];
@@ -111,23 +114,90 @@ async fn the_tree_reads_from_engine_to_rules_and_an_unknown_table_names_the_know
     assert_eq!(ended.code, Some(2), "{}", ended.stderr);
 }
 
+/// Teams, and who is in them; their own policy shows a member his own row.
+const TEAMS: &str = "
+    create table public.members (team int, user_id uuid, part text, primary key (team, user_id));
+    alter table public.members enable row level security;
+    create policy mine on public.members for select to authenticated using (user_id = auth.uid());
+    create table public.posts (id int primary key, team int, author uuid, at timestamptz);
+    alter table public.posts enable row level security;
+    create policy \"of the team\" on public.posts for select to authenticated using (author = auth.uid() or team in
+        (select m.team from public.members m where m.user_id = auth.uid() and m.part = 'reader'));
+    create policy later on public.posts for select to authenticated using (at < now());
+    grant select on public.members, public.posts to authenticated;
+    insert into public.members select n, gen_random_uuid(), 'reader' from generate_series(1, 500) n;
+    analyze public.members;
+    alter publication supabase_realtime add table public.posts;";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_membership_is_a_tree_with_the_table_it_looks_into_its_size_and_how_receivers_are_found() {
+    let clinic = Clinic::with(TestPgOptions::default()).await;
+    clinic.pg.exec(TEAMS).await;
+    let [asked] = &explained(&clinic, &["posts", "--role", "authenticated"]).await[..] else { panic!("one role") };
+    assert_eq!(asked["engine"], "ask");
+    let policies = asked["policies"].as_array().expect("policies");
+    let engines: Vec<_> = policies.iter().map(|policy| (&policy["name"], &policy["in_memory"])).collect();
+    assert_eq!(
+        engines,
+        [(&Value::from("later"), &Value::from(false)), (&Value::from("of the team"), &Value::from(true))],
+        "{asked:#}"
+    );
+    assert!(policies[0]["asked_because"].as_str().is_some_and(|why| why.contains("now")), "{asked:#}");
+    assert_eq!(policies[1]["asked_because"], Value::Null);
+
+    clinic.pg.exec("drop policy later on public.posts").await;
+    let [pure] = &explained(&clinic, &["posts", "--role", "authenticated"]).await[..] else { panic!("one role") };
+    assert_eq!(pure["engine"], "pure", "{}", pure["reason"]);
+    let facts = pure["facts"].as_array().expect("facts");
+    assert_eq!(facts.len(), 1, "{pure:#}");
+    assert_eq!((&facts[0]["table"], &facts[0]["state"]), (&Value::from("public.members"), &Value::from("not running")));
+    assert_eq!(facts[0]["rows"], 500);
+    let ended = run(&clinic, &["explain-policy", "posts", "--role", "authenticated"]).await;
+    let mut rest = ended.stdout.as_str();
+    for phrase in [
+        "├─ engine pure: judged in memory",
+        "condition\n",
+        "any of\n",
+        "author = ",
+        "team is in members.team of public.members\n",
+        "all of\n",
+        "user_id = ",
+        "part = ",
+        "it looks into\n",
+        "public.members (",
+        "): not running; about 500 rows",
+        "receivers are found by ",
+        "memory can judge it",
+        "changes of the rules",
+    ] {
+        let at = rest.find(phrase).unwrap_or_else(|| panic!("no {phrase:?} in order in\n{}", ended.stdout));
+        rest = &rest[at + phrase.len()..];
+    }
+}
+
 /// A policy that Postgres is asked about, what the hint says, and the policy written as the hint says.
 const HINTS: &[(&str, &str, &str)] = &[
-    ("at < now()", "equalities between columns and claims", "user_id = auth.uid()"),
+    ("at < now()", "without the clock", "user_id = auth.uid()"),
     ("org::text = (auth.jwt() ->> 'org')::varchar(9)", "Casts of claims", "org::text = (auth.jwt() ->> 'org')"),
-    ("user_id = public.me()", "The function as `rowcast migrate up` makes it", "user_id = auth.uid()"),
-    ("org = (auth.jwt() -> 'org')::bigint", "Casts of claims", "org = (auth.jwt() ->> 'org')::bigint"),
-    ("price = (auth.jwt() ->> 'price')::numeric", "Columns of type uuid, text", "org = (auth.jwt() ->> 'org')::bigint"),
+    ("user_id = public.me()", "A function in language sql", "user_id = public.sql_me()"),
+    ("org + 1 = (auth.jwt() ->> 'org')::bigint", "Comparisons", "org = (auth.jwt() ->> 'org')::bigint"),
+    (
+        "org in (select o.id from public.orgs o limit 5)",
+        "A plain sub-select",
+        "org in (select o.id from public.orgs o)",
+    ),
     ("ctid = '(0,1)'", "columns of the table only", "user_id = auth.uid()"),
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_would_let_memory_judge_does() {
-    let clinic = Clinic::healthy().await;
+    let clinic = Clinic::with(TestPgOptions::default()).await;
     clinic
         .pg
         .exec(
-            "create function public.me() returns uuid language sql stable as $$ select (auth.jwt() ->> 'me')::uuid $$;
+            "create function public.me() returns uuid language plpgsql stable as $$ begin return auth.uid(); end $$;
+             create function public.sql_me() returns uuid language sql stable as $$ select (auth.jwt() ->> 'me')::uuid $$;
+             create table public.orgs (id bigint primary key); grant select on public.orgs to authenticated;
              create table public.t (id int primary key, user_id uuid, at timestamptz, org bigint, price numeric);
              alter table public.t enable row level security; grant select on public.t to authenticated;
              create policy p on public.t using (true); alter publication supabase_realtime add table public.t",

@@ -1,5 +1,6 @@
 //! `rowcast doctor` and `rowcast explain-policy`, on databases made wrong on purpose.
 
+mod asking;
 mod checks;
 mod command;
 mod explain;

@@ -47,9 +47,35 @@ async fn of_a_cascade_the_owner_receives_each_delete() {
     bob.expect_nothing_before("end").await;
 }
 
+/// Before the transaction the session was hers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_cascade_under_a_policy_that_looks_at_the_parent_nothing_is_sent_and_the_denial_is_counted() {
+async fn of_a_cascade_under_a_policy_that_looks_at_the_parent_the_deletes_reach_the_owner() {
     let scene = Scene::start().await;
+    for kind in ["one", "two"] {
+        scene.exec(&event(ALICES_SESSION, kind)).await;
+    }
+    let mut alice = scene.relay.phone(&token::user(ALICE)).await;
+    let mut bob = scene.relay.phone(&token::user(BOB)).await;
+    alice.subscribe("room", &watching(&["session_events"])).await;
+    bob.subscribe("room", &watching(&["session_events"])).await;
+    scene.mark("begin").await;
+    alice.changes_before("begin").await;
+    bob.changes_before("begin").await;
+    scene.exec(&format!("delete from coding_sessions where id = '{ALICES_SESSION}'")).await;
+    scene.mark("end").await;
+    let mut received = summary(&alice.changes_before("end").await, "event_type");
+    received.sort_unstable();
+    assert_eq!(received, ["DELETE one", "DELETE two"]);
+    bob.expect_nothing_before("end").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_cascade_under_a_policy_that_postgres_is_asked_about_nothing_is_sent_and_the_denial_is_counted() {
+    let scene = Scene::with(
+        "alter policy \"users see events of their own sessions\" on public.session_events using (
+            now() is not null and session_id in (select id from public.coding_sessions where user_id = auth.uid()))",
+    )
+    .await;
     for kind in ["one", "two"] {
         scene.exec(&event(ALICES_SESSION, kind)).await;
     }

@@ -53,8 +53,9 @@ impl Relay {
         config.admin = Some(([127, 0, 0, 1], 0).into());
         change(&mut config);
         async move {
-            let app =
-                App::build_on(config, Arc::new(RealFiles), clock).await.unwrap_or_else(|error| failed(at, &error));
+            let app = Box::pin(App::build_on(config, Arc::new(RealFiles), clock))
+                .await
+                .unwrap_or_else(|error| failed(at, &error));
             let mut running = app.spawn();
             let (addr, admin) = (running.local_addr, running.admin_addr.expect("an admin address"));
             running.ready(PATIENCE).await.unwrap_or_else(|error| failed(at, &error));

@@ -422,6 +422,7 @@ impl Connection {
             shared.metrics.closes.get_or_create(&[("reason", reason.as_str())]).inc();
         }
         session.audit_end(reason);
+        shared.journal.note(close::note(outbox.number(), reason));
         let deadline = TokioInstant::now() + shared.config.close_timeout;
         let goodbye = async {
             while outbox.flush() == Flushed::Blocked && write.writable().await.is_ok() {}

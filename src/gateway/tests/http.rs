@@ -131,6 +131,7 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
         verifier: Arc::new(verifier()),
         clock: Clock::system(),
         metrics: Arc::default(),
+        journal: crate::journal::Journal::off(),
         drain: Drain::new(),
         connections: Connections::default(),
         ready: watch::channel(false).1,

@@ -57,7 +57,7 @@ impl Asked {
                 self.reclaims.lock().unwrap().push(id);
                 let _ = reply.send(Ok(Vec::new()));
             }
-            Command::Describe { .. } => {}
+            Command::Describe { .. } | Command::Look { .. } | Command::Judge { .. } => {}
             Command::Leave { id } => {
                 self.ports.lock().unwrap().remove(&id);
             }
@@ -97,6 +97,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
         verifier,
         clock: clock.clone(),
         metrics: metrics.clone(),
+        journal: crate::journal::Journal::off(),
         drain: drain.clone(),
         connections: connections.clone(),
         ready: ready_seen,

@@ -29,7 +29,7 @@ impl Expr {
             Expr::Constant(None) => Expr::Constant(Some(false)),
             Expr::And(parts) => Expr::all(parts.into_iter().map(Expr::for_truth).collect()),
             Expr::Or(parts) => Expr::any(parts.into_iter().map(Expr::for_truth).collect()),
-            Expr::Value(Scalar::Truth(inner)) => inner.for_truth(),
+            Expr::Value(Scalar::Truth(inner)) | Expr::Is(inner, Some(true)) => inner.for_truth(),
             other => other,
         }
     }

@@ -3,6 +3,7 @@
 use super::parse::{Compiler, NotPure};
 use super::{Expr, Rule};
 use crate::catalog::{Catalog, PolicyRow, Table};
+use crate::policy::facts::Layout;
 
 /// Policies and their USING texts.
 pub(in crate::policy) type Policies<'a> = [(&'a PolicyRow, &'a str)];
@@ -39,10 +40,16 @@ pub(in crate::policy) fn compile<'a>(
     let rule = Rule { condition, reads: compiler.reads, claims: compiler.claims, sources: compiler.sources };
     let mut forbidden = compiler.forbidden;
     let rule = rule.compacted(&mut forbidden);
-    match forbidden.into_iter().next() {
-        Some((_, why)) => Compiled::Refused(why),
-        None => Compiled::Pure(Box::new(rule)),
+    if let Some((_, why)) = forbidden.into_iter().next() {
+        return Compiled::Refused(why);
     }
+    for (oid, columns) in rule.fact_columns() {
+        let Some(inner) = catalog.table(oid) else { return Compiled::NotPure("a table that we don't know".into()) };
+        if let Err(why) = Layout::of(inner, catalog.types(), &columns) {
+            return Compiled::NotPure(format!("{}.{} can't be kept in memory: {why}", inner.schema, inner.name));
+        }
+    }
+    Compiled::Pure(Box::new(rule))
 }
 
 fn condition<'a>(
@@ -56,7 +63,7 @@ fn condition<'a>(
     // All are read, whatever the first ones say: Postgres notices an infinite recursion before it folds anything.
     let permitted: Vec<_> = permissive.iter().map(&mut read).collect();
     let restricted: Vec<_> = restrictive.iter().map(&mut read).collect();
-    let open = permitted.iter().any(|condition| *condition == Ok(Expr::Constant(Some(true))));
+    let open = permitted.contains(&Ok(Expr::Constant(Some(true))));
     let permitted = match open || permissive.is_empty() {
         true => Expr::Constant(Some(true)),
         false => Expr::any(permitted.into_iter().collect::<Result<_, _>>()?),

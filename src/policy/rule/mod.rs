@@ -24,6 +24,7 @@ mod convert;
 mod eval;
 mod keys;
 mod parse;
+mod tree;
 mod value;
 mod viewer;
 mod visit;
@@ -35,6 +36,7 @@ use crate::pgtype::{Equality, Order};
 pub(super) use compile::{Compiled, compile};
 pub(super) use convert::convertible;
 pub use keys::{Keys, RowKeys, ViewerKey};
+pub use tree::Branch;
 pub use viewer::{Claimed, Viewer};
 pub(super) use visit::exact_under;
 

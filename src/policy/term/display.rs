@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::policy::bodies;
+
 use super::{Elements, Setting, Term, TermType};
 
 impl fmt::Display for TermType {
@@ -20,6 +22,9 @@ impl fmt::Display for TermType {
 
 impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(call) = bodies::call_of(self) {
+            return f.write_str(call);
+        }
         let arrow = |as_text: &bool| if *as_text { "->>" } else { "->" };
         match self {
             Term::Setting(Setting::Claims) => f.write_str("claims"),

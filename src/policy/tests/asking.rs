@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::support::*;
 use crate::change::{Change, OldRow, ReplicaIdentity};
-use crate::policy::{AskConfig, Asker, Bound, DenyReason, Engine, UndecidedReason, Verdict};
+use crate::policy::{AskConfig, Asker, Bound, DenyReason, UndecidedReason, Verdict};
 use crate::testing::TestDatabase;
 
 async fn prepared(policy: &str) -> (TestDatabase, Bound) {
@@ -17,12 +17,13 @@ async fn prepared(policy: &str) -> (TestDatabase, Bound) {
             "create table t (id int primary key, user_id uuid, body text); alter table t enable row level security;
              create table acl (user_id uuid, id int); insert into acl values ('{ALICE}', 1);
              insert into t values (1, '{ALICE}', 'x');
-             create policy p on t to authenticated using ({policy});
+             create policy p on t to authenticated using (({policy}) and pg_backend_pid() > 0);
              alter publication supabase_realtime add table t"
         ))
         .await;
     let plan = plan(&mut database, "t", "authenticated").await;
-    assert!(matches!(plan.engine, Engine::Ask { .. }), "{plan}");
+    // Also what memory judges can be asked about.
+    assert!(plan.form.is_some(), "{plan}");
     (database, bind(&plan))
 }
 
@@ -321,6 +322,25 @@ async fn a_right_to_a_schema_that_was_taken_counts_for_the_next_question() {
     database.run("revoke usage on schema shut from authenticated").await;
     for count in [1, 5] {
         let verdicts = one.judge(&question(&bound, gone(), &users[..count])).await;
+        assert!(verdicts.iter().all(|verdict| *verdict == RAISED), "{verdicts:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_only_running_shows_to_be_unusable_is_looked_up_for_many_as_for_one() {
+    let (mut database, _) = prepared("body is not null").await;
+    database
+        .run(
+            "create function mine(owner uuid) returns bool language plpgsql as 'begin return owner = auth.uid(); end';
+             revoke execute on function mine from public; alter policy p on t using (mine(user_id))",
+        )
+        .await;
+    let bound = bind(&plan(&mut database, "t", "authenticated").await);
+    let (asker, _) = asker(&database, "plain_relay");
+    let users: Vec<_> = (0..6).map(|i| user(&format!("a0eebc99-9c0b-4ef8-bb6d-{i:012}"))).collect();
+    let change = || insert(texts(&[Some("1"), Some(ALICE), Some("x")]));
+    for count in [1, 2, 3, 6] {
+        let verdicts = asker.judge(&question(&bound, change(), &users[..count])).await;
         assert!(verdicts.iter().all(|verdict| *verdict == RAISED), "{verdicts:?}");
     }
 }

@@ -1,7 +1,9 @@
 //! `policy` against a real Postgres: what `SET ROLE` and a SELECT say is right.
 
 mod asking;
+mod compiled;
 mod compiling;
+mod forms;
 mod judging;
 mod options;
 mod oracle;

@@ -29,6 +29,7 @@ use crate::error::ClientFacing;
 use crate::gateway::Shared;
 use crate::gateway::limits::JoinRate;
 use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
+use crate::journal::Note;
 
 /// Characters of a topic that is none, in the audit log.
 const MAX_AUDITED_TOPIC: usize = 64;
@@ -545,6 +546,7 @@ impl Session {
         match (topic, topic.held()) {
             (Topic::Joined(channel), _) => {
                 self.shared.metrics.expiries.inc();
+                self.shared.journal.note(Note::Expired { channel: channel.id.0 });
                 self.audit("expired", name, &channel.principal, None);
                 self.expel(name, &expired, out);
             }

@@ -49,6 +49,7 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         verifier,
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()),
+        journal: crate::journal::Journal::off(),
         drain: Drain::new(),
     });
     let token = anon(3600);

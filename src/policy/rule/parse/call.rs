@@ -121,11 +121,18 @@ impl<'a> Compiler<'a> {
                 let found = |schema: &String| -> Vec<&'a Function> {
                     catalog.functions_named(schema, name).map(|f| &**f).collect()
                 };
-                path.and_then(|path| path.iter().map(found).find(|all| !all.is_empty())).unwrap_or_default()
+                path.and_then(|path| path.iter().find(|schema| *schema != "pg_catalog")).map(found).unwrap_or_default()
             }
             (Some(_), None) => Vec::new(),
         };
-        let mut fitting = candidates.into_iter().filter(|f| f.arguments.len() == list.len());
+        if self.env.source && !schema.is_none_or(|schema| catalog.may_use_schema(schema, self.env.role)) {
+            return refused("a function of a schema that the role may not use");
+        }
+        let takes = |f: &&Function| {
+            let fewest = f.arguments.len() - self.defaults(f).map_or(0, |all| all.len()).min(f.arguments.len());
+            (fewest..=f.arguments.len()).contains(&list.len())
+        };
+        let mut fitting = candidates.into_iter().filter(takes);
         let (Some(function), None) = (fitting.next(), fitting.next()) else { return refused("the function") };
         if !function.callable {
             return refused("not an ordinary function");

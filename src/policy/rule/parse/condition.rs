@@ -5,7 +5,7 @@ use sqlparser::ast::{BinaryOperator, Expr as Ast, UnaryOperator};
 use super::claims::strip;
 use super::typed::{BOOLEAN, Typed, UNKNOWN, Val};
 use super::{Compiler, NotPure, Result, not_pure};
-use crate::pgtype::oid;
+use crate::pgtype::{TypeKind, oid};
 use crate::policy::rule::{CompareOp, Expr, Members, Scalar};
 
 /// What the reader of a condition wants to know.
@@ -205,6 +205,11 @@ impl<'a> Compiler<'a> {
     }
 
     pub(super) fn is_null(&mut self, typed: Typed) -> Result<Expr> {
+        let composite = self.catalog.types().get(typed.ty.oid).map(|info| &info.kind);
+        if let Some(TypeKind::Composite { .. }) = composite {
+            // A record is NULL if all its fields are.
+            return Err(NotPure("IS NULL of a record".into()));
+        }
         match typed.val {
             Val::Constant(value) => Ok(Expr::Constant(Some(value.is_none()))),
             Val::Term(term) => Ok(Expr::IsNull(Box::new(Scalar::Claim(self.claim(term)?)))),

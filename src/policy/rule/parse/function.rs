@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sqlparser::ast::Query;
+use sqlparser::ast::{Expr as Ast, Query};
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::Token;
@@ -74,9 +74,32 @@ impl<'a> Compiler<'a> {
         Ok(select)
     }
 
+    /// The values of the last arguments where they are not given.
+    pub(super) fn defaults(&self, function: &Function) -> Option<Vec<Ast>> {
+        let text = function.defaults.as_deref()?;
+        match super::expression(&format!("ARRAY[{text}]")).ok()? {
+            Ast::Array(list) if list.named => Some(list.elem),
+            _ => None,
+        }
+    }
+
     /// As the parameters' types; nothing but columns, claims and constants, so that a value used twice is the same.
     fn arguments(&mut self, function: &Function, arguments: Vec<Typed>) -> Result<Vec<Typed>> {
         let mut typed = Vec::new();
+        let mut arguments = arguments;
+        let missing = function.arguments.len() - arguments.len().min(function.arguments.len());
+        if missing > 0 {
+            let defaults = self.defaults(function).unwrap_or_default();
+            let Some(from) = defaults.len().checked_sub(missing) else {
+                return Err(NotPure(format!("an argument of {} is missing", function.name)));
+            };
+            // They were written where the function was made, with nothing around them.
+            let bare = Env::nothing(self.env.role);
+            let outer = std::mem::replace(&mut self.env, bare);
+            let values: Result<Vec<Typed>> = defaults[from..].iter().map(|value| self.scalar(value)).collect();
+            self.env = outer;
+            arguments.extend(values?);
+        }
         for (argument, (_, oid)) in arguments.into_iter().zip(&function.arguments) {
             let plain = matches!(
                 argument.val,

@@ -65,7 +65,8 @@ impl Compiler<'_> {
             [schema, name] => self.catalog.types().find(schema, name)?.oid,
             _ => return None,
         };
-        let domain = matches!(self.catalog.types().get(found)?.kind, TypeKind::Domain { .. });
+        let info = self.catalog.types().get(found);
+        let domain = info.is_some_and(|info| matches!(info.kind, TypeKind::Domain { .. }));
         Some(Target { oid: self.catalog.types().base_of(found), sized: false, domain })
     }
 
@@ -107,7 +108,8 @@ pub(super) fn number(digits: &str, negative: bool) -> Option<Typed> {
 }
 
 /// The value of a quoted literal as the type prints it.
-pub(super) fn of_type(types: &Types, to: u32, text: &str) -> Result<String> {
+/// `source`: a person wrote it, so it may be spelled otherwise than the type prints it.
+pub(super) fn of_type(types: &Types, to: u32, text: &str, source: bool) -> Result<String> {
     let refused = || not_pure(&format!("a constant of type {}", pgtype::type_name(types, to)), text);
     match to {
         oid::TEXT | oid::VARCHAR | oid::BPCHAR | UNKNOWN => Ok(text.to_owned()),
@@ -123,13 +125,13 @@ pub(super) fn of_type(types: &Types, to: u32, text: &str) -> Result<String> {
             "NaN" | "Infinity" | "-Infinity" => Ok(text.to_owned()),
             _ => read::numeric(text).or_else(|_| refused()),
         },
-        oid::DATE | oid::TIMESTAMP | oid::TIMESTAMPTZ => {
+        oid::DATE | oid::TIMESTAMP | oid::TIMESTAMPTZ if !source => {
             let order = pgtype::order(types, to, false);
             let printed = order.is_some_and(|order| pgtype::compare(order, text.as_bytes(), text.as_bytes()).is_some());
             let whole = is_whole_instant(to, text);
             if printed && whole { Ok(text.to_owned()) } else { refused() }
         }
-        oid::JSONB => Ok(text.to_owned()),
+        oid::JSONB if !source => Ok(text.to_owned()),
         other => match types.get(other).map(|info| &info.kind) {
             Some(TypeKind::Enum) => Ok(text.to_owned()),
             _ => refused(),

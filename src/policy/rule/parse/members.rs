@@ -109,7 +109,7 @@ impl<'a> Compiler<'a> {
                 if let Some(text) = literal::quoted(expr) {
                     let list = literal::array(text)?.into_iter();
                     let one = |element| {
-                        let text = literal::of_type(self.catalog.types(), target.oid, element)?;
+                        let text = literal::of_type(self.catalog.types(), target.oid, element, self.env.source)?;
                         Ok(Typed::constant(target.oid, text))
                     };
                     return Ok(Set::List(list.map(one).collect::<Result<_>>()?));

@@ -145,5 +145,16 @@ fn is_clock(name: &str) -> bool {
     CLOCKS.contains(&name.to_ascii_lowercase().as_str())
 }
 
+/// For the reason only: whatever else is in the way, this is what people look for.
+fn mentions_clock(ast: &Ast) -> bool {
+    let text = ast.to_string().to_ascii_lowercase();
+    text.split(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '(')).any(|word| {
+        match word.strip_suffix('(') {
+            Some(function) => is_clock(function),
+            None => word.starts_with("current_") && is_clock(word),
+        }
+    })
+}
+
 /// Functions that a text refers to.
 type Names<'a> = Option<&'a BTreeSet<u32>>;

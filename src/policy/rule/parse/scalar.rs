@@ -5,7 +5,7 @@ use sqlparser::ast::{CaseWhen, CastKind, Expr as Ast, UnaryOperator, Value as Li
 use super::condition::{Want, is_condition};
 use super::literal;
 use super::typed::{BOOLEAN, Ty, Typed, UNKNOWN, Val, is_text};
-use super::{Compiler, NotPure, Result, not_pure};
+use super::{Compiler, NotPure, Result, mentions_clock, not_pure};
 use crate::pgtype::oid;
 use crate::policy::rule::{CompareOp, Kind, Scalar};
 use crate::policy::term::{Term, TermType};
@@ -62,6 +62,7 @@ impl<'a> Compiler<'a> {
             Ast::BinaryOp { left, op: op @ (Op::Arrow | Op::LongArrow | Op::HashArrow | Op::HashLongArrow), right } => {
                 self.member(left, op, right)
             }
+            Ast::BinaryOp { .. } if mentions_clock(ast) => not_pure("it reads the clock", ast),
             Ast::BinaryOp { op, .. } => not_pure(&format!("the operator {op}"), ast),
             Ast::Case { operand, conditions, else_result, .. } => {
                 self.case(operand.as_deref(), conditions, else_result.as_deref())

@@ -5,6 +5,7 @@ use sqlparser::ast::Ident;
 use super::typed::{Typed, Val};
 use super::{Compiler, Names, NotPure, Result, not_pure};
 use crate::catalog::Table;
+use crate::pgtype::oid;
 use crate::policy::rule::Scalar;
 
 /// Where a text stands: the names it sees and the role it runs as.
@@ -73,6 +74,12 @@ impl<'a> Compiler<'a> {
             Some([item, name]) => self.find(Some(item), name)?,
             _ => None,
         };
+        if let [only] = parts
+            && only.quote_style.is_none()
+            && only.value.eq_ignore_ascii_case("current_role")
+        {
+            return Ok(Typed::constant(oid::NAME, self.env.role));
+        }
         match found {
             Some(Found::Column { slot, table, place, checked }) => self.read_column(slot, table, place, checked),
             Some(Found::Value(typed)) => {

@@ -3,7 +3,6 @@
 use super::scope::{Columns, Env};
 use super::{Compiler, Frame, NotPure, Result};
 use crate::catalog::{Access, Role, Table};
-use crate::change::ReplicaIdentity;
 use crate::policy::rule::{Expr, FactSource, RuleColumn};
 
 /// Sub-selects within sub-selects.
@@ -24,8 +23,8 @@ impl<'a> Compiler<'a> {
     pub(super) fn source(&mut self, name: &[&str]) -> Result<(&'a Table, u16, Option<Expr>)> {
         let table = self.table_named(name)?;
         let shown = format!("{}.{}", table.schema, table.name);
-        if let Some(why) = unfit(table) {
-            return Err(NotPure(format!("{shown} {why}")));
+        if let Some(why) = table.streamed.obstacle {
+            return Err(NotPure(format!("{shown} can't be followed in the stream: {why}")));
         }
         if self.sources.len() >= SOURCES || self.frames.len() >= DEPTH {
             return Err(NotPure("too many tables within each other".into()));
@@ -40,7 +39,7 @@ impl<'a> Compiler<'a> {
         self.privileges.entry(slot).or_default();
         // Names in a function's text are looked up when it runs; in a policy they were when it was made.
         if self.env.source && !access.schema_usage {
-            self.forbidden.push((slot, format!("{} may not use schema {}", role.name, table.schema)));
+            return Err(NotPure(format!("{} may not use schema {}", role.name, table.schema)));
         }
         let condition = self.row_security(table, slot, role, access)?;
         Ok((table, slot, condition))
@@ -57,7 +56,9 @@ impl<'a> Compiler<'a> {
                 if path.iter().any(|schema| schema == "$user") {
                     return Err(NotPure(format!("table {name} in a search_path with \"$user\"")));
                 }
-                path.iter().find_map(|schema| catalog.named(schema, name))
+                // Only tables are known: in a later schema, a view of an earlier one might hide it.
+                let first = path.iter().find(|schema| *schema != "pg_catalog");
+                first.filter(|_| !name.starts_with("pg_")).and_then(|schema| catalog.named(schema, name))
             }
             _ => None,
         };
@@ -77,7 +78,7 @@ impl<'a> Compiler<'a> {
             Some(place) if place >= own_query => {
                 let why =
                     format!("infinite recursion: the policies of {}.{} look into itself", table.schema, table.name);
-                self.refused.get_or_insert(why);
+                self.refuse_query(why)?;
                 return Ok(Some(Expr::Constant(Some(false))));
             }
             Some(_) => return Err(NotPure(format!("the policies of {} look into itself", table.name))),
@@ -124,9 +125,25 @@ impl<'a> Compiler<'a> {
         let allowed = granted.is_some_and(|granted| !granted.is_empty() && needed.is_subset(granted));
         if !allowed {
             let why = format!("{} may not select from {}.{}", self.env.role, table.schema, table.name);
+            if self.in_function() {
+                return Err(NotPure(why));
+            }
             self.forbidden.push((slot, why));
         }
         Ok(())
+    }
+
+    fn refuse_query(&mut self, why: String) -> Result<()> {
+        if self.in_function() {
+            return Err(NotPure(why));
+        }
+        self.refused.get_or_insert(why);
+        Ok(())
+    }
+
+    /// A function's query is refused when it runs, which it may not do for every row.
+    fn in_function(&self) -> bool {
+        self.frames.iter().any(|frame| matches!(frame, Frame::Function(_)))
     }
 
     /// `SELECT *` where the values don't matter.
@@ -155,19 +172,5 @@ impl<'a> Compiler<'a> {
             source.columns = columns;
         }
         Ok(())
-    }
-}
-
-/// Why a table can't be kept in memory.
-fn unfit(table: &Table) -> Option<String> {
-    if table.leaves.is_empty() && !table.is_partitioned {
-        return Some("is not a table with rows of its own".into());
-    }
-    match table.identity {
-        ReplicaIdentity::Nothing => Some("has no replica identity".into()),
-        ReplicaIdentity::Default if table.primary_key.is_empty() => {
-            Some("has neither a primary key nor REPLICA IDENTITY FULL".into())
-        }
-        _ => None,
     }
 }

@@ -74,6 +74,8 @@ pub(super) fn is_text(oid: u32) -> bool {
     matches!(oid, oid::TEXT | oid::VARCHAR | oid::NAME)
 }
 
+const COMPARISONS: [&str; 6] = ["=", "<>", "<", "<=", ">", ">="];
+
 pub(super) const BOOLEAN: Kind = Kind { oid: oid::BOOL, equality: Equality::Bytes, order: Some(Order::Bytes) };
 const INTEGER: Kind = Kind { oid: oid::INT8, equality: Equality::Bytes, order: Some(Order::Integer) };
 const NUMERIC: Kind = Kind { oid: oid::NUMERIC, equality: Equality::Numeric, order: Some(Order::Numeric) };
@@ -119,6 +121,14 @@ impl Compiler<'_> {
     /// The type that both have, an unknown one giving way.
     pub(super) fn common(&self, a: &Ty, b: &Ty) -> Result<Ty> {
         let collated = a.collated.with(&b.collated);
+        let exact = a.oid == b.oid && a.oid != oid::VARCHAR;
+        if let (true, false, Some(path)) = (self.env.source, exact, self.env.search_path) {
+            // For operands of just these types, the one of pg_catalog is the first that is found.
+            let other = |schema: &String| COMPARISONS.iter().any(|op| self.catalog.has_operator(schema, op));
+            if path.iter().any(other) {
+                return Err(NotPure("operators in the schemas of a function's search_path".into()));
+            }
+        }
         let oid = match (a.oid, b.oid) {
             (a, b) if a == b => a,
             (UNKNOWN, other) | (other, UNKNOWN) => other,
@@ -150,7 +160,7 @@ impl Compiler<'_> {
             Val::Constant(None) => Ok(Scalar::Constant(None)),
             Val::Constant(Some(text)) => {
                 let text = match typed.ty.oid {
-                    UNKNOWN => literal::of_type(self.catalog.types(), kind.oid, &text)?,
+                    UNKNOWN => literal::of_type(self.catalog.types(), kind.oid, &text, self.env.source)?,
                     _ => text,
                 };
                 match pgtype::canonical(kind.equality, text.as_bytes()) {
@@ -193,9 +203,10 @@ impl Compiler<'_> {
         let new = Ty { oid: to, collated: kept };
         match val {
             Val::Constant(None) => Ok(Typed { ty: new, val: Val::Constant(None) }),
-            Val::Constant(Some(text)) if from == UNKNOWN => {
-                Ok(Typed { ty: new, val: Val::Constant(Some(literal::of_type(self.catalog.types(), to, &text)?)) })
-            }
+            Val::Constant(Some(text)) if from == UNKNOWN => Ok(Typed {
+                ty: new,
+                val: Val::Constant(Some(literal::of_type(self.catalog.types(), to, &text, self.env.source)?)),
+            }),
             Val::Constant(Some(text)) => match literal::cast(from, to, &text) {
                 Some(text) => Ok(Typed { ty: new, val: Val::Constant(Some(text)) }),
                 None => refused(),

@@ -1,0 +1,150 @@
+//! Policies that look into other tables, judged in memory: who is in a team sees its posts, from the commit that lets him in
+//! to the one that puts him out.
+
+use super::{Scene, watching};
+use crate::support::phone::PATIENCE;
+use crate::support::relay::pause;
+use crate::support::token::{self, ALICE, BOB};
+use crate::support::{Phone, summary};
+use tokio::time::Instant;
+
+const TEAMS: &str = "
+    create table public.teams (id int primary key, name text);
+    create table public.members (team_id int references public.teams on delete cascade, user_id uuid, primary key (team_id, user_id));
+    create table public.posts (id int generated always as identity primary key,
+        team_id int references public.teams on delete cascade, note text not null);
+    alter table public.posts replica identity full;
+    alter table public.posts enable row level security;
+    alter table public.members enable row level security;
+    create policy theirs on public.members for select to authenticated using (user_id = auth.uid());
+    create policy team on public.posts for select to authenticated
+        using (exists (select 1 from public.members m where m.team_id = posts.team_id and m.user_id = auth.uid()));
+    grant select on public.posts, public.members to authenticated;
+    insert into public.teams values (1, 'red'), (2, 'blue');
+    alter publication supabase_realtime add table public.posts;";
+
+fn post(team: i32, note: &str) -> String {
+    format!("insert into posts (team_id, note) values ({team}, '{note}');")
+}
+
+fn join(team: i32, user: &str) -> String {
+    format!("insert into members values ({team}, '{user}');")
+}
+
+async fn watch(scene: &Scene, user: &str) -> Phone {
+    let mut phone = scene.relay.phone(&token::user(user)).await;
+    phone.subscribe("room", &watching(&["posts"])).await;
+    phone
+}
+
+/// Postgres was not asked about a single row.
+async fn in_memory(scene: &Scene) {
+    assert_eq!(scene.relay.metric("rowcast_ask_seconds_count", "").await, 0.0, "Postgres was asked");
+    assert_eq!(scene.relay.metric("rowcast_rules_without_facts", "").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_membership_starts_deliveries_at_its_commit_and_ends_them_at_its_end() {
+    let scene = Scene::with(TEAMS).await;
+    let (mut alice, mut bob) = (watch(&scene, ALICE).await, watch(&scene, BOB).await);
+    for sql in [
+        post(1, "before"),
+        // In whatever order: it is the state after the transaction that counts.
+        format!("begin; {} {} commit", post(1, "with the grant"), join(1, ALICE)),
+        post(1, "granted"),
+        post(2, "not hers"),
+        format!("update members set user_id = '{BOB}'; {}", post(1, "handed over")),
+        format!("begin; {} delete from members; commit", post(1, "with the end")),
+        post(1, "ended"),
+        format!("begin; {} {} truncate members; commit", join(1, ALICE), join(2, ALICE)),
+        post(2, "truncated"),
+        format!("begin; {} savepoint s; {} rollback to s; commit", join(2, BOB), join(2, ALICE)),
+        post(2, "bob got in"),
+    ] {
+        scene.exec(&sql).await;
+    }
+    scene.mark("end").await;
+    let notes =
+        |changes: &[_]| summary(changes, "note").into_iter().filter(|line| !line.contains("end")).collect::<Vec<_>>();
+    assert_eq!(notes(&alice.changes_before("end").await), ["INSERT with the grant", "INSERT granted"]);
+    assert_eq!(notes(&bob.changes_before("end").await), ["INSERT handed over", "INSERT bob got in"]);
+    in_memory(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletes_that_cascade_reach_those_who_saw_the_rows() {
+    let scene = Scene::with(TEAMS).await;
+    scene.exec(&format!("{} {} {} {}", join(1, ALICE), join(2, BOB), post(1, "one"), post(2, "two"))).await;
+    let (mut alice, mut bob) = (watch(&scene, ALICE).await, watch(&scene, BOB).await);
+    // Team, members and posts go in one transaction, the members before the posts or after them.
+    scene.exec("delete from teams where id = 1").await;
+    scene.exec(&post(2, "still there")).await;
+    scene.mark("end").await;
+    assert_eq!(summary(&alice.changes_before("end").await, "note"), ["DELETE one"]);
+    assert_eq!(summary(&bob.changes_before("end").await, "note"), ["INSERT still there"]);
+    in_memory(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memberships_in_partitions_come_and_go_with_them() {
+    let partitioned = TEAMS
+        .replace("create table public.members (team_id int references public.teams on delete cascade, user_id uuid, primary key (team_id, user_id));",
+            "create table public.members (team_id int, user_id uuid, primary key (team_id, user_id)) partition by list (team_id);
+             create table public.members_1 partition of public.members for values in (1);
+             create table public.members_2 (team_id int not null, user_id uuid not null, primary key (team_id, user_id));");
+    let scene = Scene::with(&partitioned).await;
+    scene.exec(&format!("{} insert into members_2 values (2, '{ALICE}')", join(1, ALICE))).await;
+    let mut alice = watch(&scene, ALICE).await;
+    // No row of the stream tells of the change; it is followed within the time for changes of rules.
+    let attach = "alter table members attach partition members_2 for values in (2)";
+    let detach = "alter table members detach partition members_1";
+    for (sql, team, wanted) in [(attach, 2, true), (detach, 1, false)] {
+        scene.exec(sql).await;
+        let deadline = Instant::now() + PATIENCE;
+        for n in 0.. {
+            let mark = format!("{team} {n}");
+            scene.exec(&post(team, "seen?")).await;
+            scene.mark(&mark).await;
+            if alice.changes_before(&mark).await.is_empty() != wanted {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{sql} went by unseen");
+            pause().await;
+        }
+    }
+    in_memory(&scene).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_table_that_cannot_be_published_is_asked_about_until_it_can_be() {
+    let bare = TEAMS.replace("primary key (team_id, user_id)", "unique (team_id, user_id)");
+    let scene = Scene::with(&bare).await;
+    let mut alice = watch(&scene, ALICE).await;
+    scene.exec(&post(1, "before")).await;
+    // Postgres judges by what is when it is asked, so nothing is changed before it has answered.
+    scene.mark("asked").await;
+    alice.expect_nothing_before("asked").await;
+    scene.exec(&join(1, ALICE)).await;
+    scene.exec(&post(1, "granted")).await;
+    scene.mark("answered").await;
+    assert_eq!(summary(&alice.changes_before("answered").await, "note"), ["INSERT granted"]);
+    // Its writers must not suffer.
+    scene.exec(&format!("update members set user_id = '{BOB}'")).await;
+    scene.exec(&post(1, "handed over")).await;
+    scene.mark("end").await;
+    alice.expect_nothing_before("end").await;
+    assert!(scene.relay.metric("rowcast_ask_seconds_count", "").await > 0.0);
+    // As soon as it can be, it is followed.
+    scene.exec("alter table members replica identity full").await;
+    let deadline = Instant::now() + PATIENCE;
+    while scene.relay.metric("rowcast_fact_tables", "ready").await < 1.0 {
+        assert!(Instant::now() < deadline, "never loaded");
+        pause().await;
+    }
+    let asked = scene.relay.metric("rowcast_ask_seconds_count", "").await;
+    scene.exec(&join(1, ALICE)).await;
+    scene.exec(&post(1, "back")).await;
+    scene.mark("then").await;
+    assert_eq!(summary(&alice.changes_before("then").await, "note"), ["INSERT back"]);
+    assert_eq!(scene.relay.metric("rowcast_ask_seconds_count", "").await, asked);
+}
