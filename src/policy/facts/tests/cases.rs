@@ -232,7 +232,7 @@ fn what_contradicts_the_rows_breaks_the_table() {
         assert_ne!(facts.generation(), generation);
         let error = facts.bind(&rule(member(1, None), 1)).expect_err("it is broken");
         assert!(error.to_string().starts_with("facts of public.members: to be loaded again"), "{error}");
-        assert!(!facts.concerns(&[relation.clone()]));
+        assert!(!facts.concerns(std::slice::from_ref(relation)));
     }
 }
 
