@@ -23,9 +23,13 @@ use crate::policy::facts::{
 use crate::policy::rule::Claimed;
 use crate::policy::term::Fault;
 
+/// Rows of facts that one verdict may look at. What no index answers is Postgres's work, not the hub's.
+const MOST_ROWS: usize = 50_000;
+
 impl Rule {
     /// The truth of the rule for a row and a viewer. `column(i)` is the row's value for `reads[i]`, as the stream has it;
-    /// [`Value::Unchanged`] if it is absent, which makes the answer unsure. So does a binding that is no longer valid.
+    /// [`Value::Unchanged`] if it is absent, which makes the answer unsure. So do a binding that is no longer valid, and a
+    /// condition that needs a look at too many rows.
     pub fn truth<'a>(
         &self,
         binding: &FactBinding,
@@ -35,7 +39,10 @@ impl Rule {
         viewer: &Viewer,
     ) -> Truth {
         match Eval::new(self, binding, facts, side, column, Some(viewer)) {
-            Some(mut eval) => eval.truth(&self.condition),
+            Some(mut eval) => match eval.truth(&self.condition) {
+                _ if eval.budget == 0 => Truth::Unsure,
+                truth => truth,
+            },
             None => Truth::Unsure,
         }
     }
@@ -68,7 +75,7 @@ pub(super) struct Eval<'e, 'a> {
     stores: SmallVec<[&'e Store; 4]>,
     /// By slot; that of slot 0 is not used.
     rows: SmallVec<[Row; 8]>,
-    /// Rows that may still be looked at.
+    /// Rows that may still be looked at. At zero every outcome is void.
     pub(super) budget: usize,
 }
 
@@ -92,7 +99,7 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
             }
         }
         let rows = SmallVec::from_elem(0, rule.sources.len() + 1);
-        Some(Eval { rule, binding, side, column, viewer, stores, rows, budget: usize::MAX })
+        Some(Eval { rule, binding, side, column, viewer, stores, rows, budget: MOST_ROWS })
     }
 
     pub(super) fn truth(&mut self, expr: &'e Expr) -> Truth {
@@ -381,7 +388,14 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
         let Some((slot, rest)) = slots.split_first() else { return each(self) };
         let store = self.stores[usize::from(*slot) - 1];
         let side = self.side;
-        for row in (0..store.versions()).filter(|row| store.sees(side, *row)) {
+        for row in 0..store.versions() {
+            if self.budget == 0 {
+                return true;
+            }
+            self.budget -= 1;
+            if !store.sees(side, row) {
+                continue;
+            }
             self.rows[usize::from(*slot)] = row;
             if self.product(rest, each) {
                 return true;

@@ -93,6 +93,7 @@ fn equal(equality: Equality, a: &Val<'_>, b: &Val<'_>) -> Option<bool> {
         {
             Some(from.packed(*symbol).is(&canonical(equality, text)?))
         }
+        (Val::Text(a), Val::Text(b)) if equality == Equality::Bytes => Some(a == b),
         _ => {
             let same = |a: &[u8]| {
                 let a = canonical(equality, a)?;

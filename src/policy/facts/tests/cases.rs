@@ -232,7 +232,7 @@ fn what_contradicts_the_rows_breaks_the_table() {
         assert_ne!(facts.generation(), generation);
         let error = facts.bind(&rule(member(1, None), 1)).expect_err("it is broken");
         assert!(error.to_string().starts_with("facts of public.members: to be loaded again"), "{error}");
-        assert!(!facts.concerns(&[relation.clone()]));
+        assert!(!facts.concerns(std::slice::from_ref(relation)));
     }
 }
 
@@ -392,4 +392,15 @@ fn what_is_not_necessary_yields_no_key() {
         keys.of_row(&FactBinding::default(), Facts::none(), Side::After, &|_| Value::Unchanged, 9, &mut |_, _| ()),
         RowKeys::Absent
     );
+}
+
+#[test]
+fn a_verdict_that_needs_too_many_rows_is_left_to_postgres() {
+    let other = Expr::Compare(CompareOp::Gt, UUID, Box::new((col(1, 0), col(0, 0))));
+    let condition = Expr::And(vec![other, Expr::Compare(CompareOp::Lt, UUID, Box::new((col(1, 0), col(0, 0))))]);
+    let sub = Subquery { slots: vec![1], condition, outputs: Vec::new() };
+    let rule = rule(Expr::Not(Box::new(Expr::Exists(Box::new(sub)))), 1);
+    for (rows, expected) in [(1000, Truth::True), (60_000, Truth::Unsure)] {
+        assert_eq!(truth(&rule, &ready(rows), Side::After, &uuid(0), FIRST), expected);
+    }
 }

@@ -3,6 +3,7 @@
 mod agreement;
 mod cases;
 mod folding;
+mod layouts;
 mod memory;
 mod planted;
 mod reference;
