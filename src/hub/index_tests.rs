@@ -12,7 +12,8 @@ use super::ChannelId;
 use super::crowd::Crowd;
 use crate::catalog::{Catalog, Wanted, read};
 use crate::change::{
-    Change, OldRow, Position, Relation, RelationColumn, RowChange, Timestamp, Transaction, TransactionBuilder, Tuple, Value,
+    Change, OldRow, Position, Relation, RelationColumn, RowChange, Timestamp, Transaction, TransactionBuilder, Tuple,
+    Value,
 };
 use crate::claims::Principal;
 use crate::filter::{ColumnSpec, Predicate, Validator, parse};
