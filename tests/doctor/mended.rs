@@ -424,12 +424,6 @@ const FACT_TABLES: &[Case] = &[
         ],
     ),
     case(
-        ("facts_stream", Note, "table public.m"),
-        &["alter publication rowcast_facts drop table m", "create table heir () inherits (m)"],
-        Todo("a plain table", "drop table heir"),
-        &[],
-    ),
-    case(
         ("facts_column_list", Note, "table public.m"),
         &["alter publication supabase_realtime add table m (t_id, user_id)"],
         Todo("Publish all of its columns there", "alter publication supabase_realtime drop table m"),
