@@ -425,7 +425,10 @@ const FACT_TABLES: &[Case] = &[
     ),
     case(
         ("facts_column_list", Note, "table public.m"),
-        &["alter publication supabase_realtime add table m (t_id, user_id)"],
+        &[
+            "alter publication rowcast_facts drop table m",
+            "alter publication supabase_realtime add table m (t_id, user_id)",
+        ],
         Todo("Publish all of its columns there", "alter publication supabase_realtime drop table m"),
         &["drop table t, m"],
     ),
