@@ -427,6 +427,8 @@ const FACT_TABLES: &[Case] = &[
         ("facts_column_list", Note, "table public.m"),
         &[
             "alter publication rowcast_facts drop table m",
+            "alter table m add column rank text",
+            "alter policy team on t using (exists (select 1 from m where m.t_id = t.id and m.user_id = auth.uid() and m.rank = 'a'))",
             "alter publication supabase_realtime add table m (t_id, user_id)",
         ],
         Todo("Publish all of its columns there", "alter publication supabase_realtime drop table m"),
