@@ -43,8 +43,6 @@ const ELSEWHERE: &[&str] = &[
     "version",
     "tls",
     "idle_slot_timeout",
-    // Policies over such tables are not compiled for memory; should that change, it is told.
-    "facts_stream",
     // Of settings: below.
     "facts_memory",
     // Only ever fine.

@@ -63,8 +63,11 @@ pub fn fitness(
         }
         Err(why) => {
             let why = format!("has no identity by which its rows can be followed: {why}");
-            let todo = if table.is_partitioned { "Do the same for each of its partitions." } else { "" };
-            return refused("facts_identity", &why, vec![format!("alter table {name} replica identity full;")], todo);
+            if table.is_partitioned {
+                let todo = "alter table … replica identity full, for the table and for each of its partitions.";
+                return refused("facts_identity", &why, Vec::new(), todo);
+            }
+            return refused("facts_identity", &why, vec![format!("alter table {name} replica identity full;")], "");
         }
     };
     if !table.loadable {
