@@ -32,7 +32,7 @@ use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
 use super::settle::{Leaving, Settled};
 use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle, Port};
-use crate::change::{Change, Item, Items, Lsn, Position, Relation, RowChange, Transaction};
+use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::journal::Note;
@@ -63,6 +63,8 @@ pub(super) struct Work {
     received: Instant,
     /// It brings a relation that was not seen yet: rules must be read after this, under a snapshot that sees it.
     gate: Option<Instant>,
+    /// The gate has been closed for too long; whether the transaction may have changed rules itself, so that it stays closed.
+    overdue: Option<bool>,
     /// Its rows are being judged, by facts that have been folded if it concerns any.
     begun: bool,
     folded: bool,
@@ -266,8 +268,15 @@ impl Hub {
                     Instant::now()
                 });
                 let items = transaction.iter();
-                self.work =
-                    Some(Work { transaction, items, received: Instant::now(), gate, begun: false, folded: false });
+                self.work = Some(Work {
+                    transaction,
+                    items,
+                    received: Instant::now(),
+                    gate,
+                    overdue: None,
+                    begun: false,
+                    folded: false,
+                });
             }
             Ok(Read::Idle(_)) => {}
             // The log's very first epoch: whoever subscribed before it is told, but there is nothing to alarm a person.
@@ -332,11 +341,21 @@ impl Hub {
             return false;
         }
         if !seen {
-            tracing::warn!(
-                position = %work.transaction.end_lsn,
-                "a transaction is in the stream but not visible to other sessions after {:?} (a hanging synchronous \
-                 standby?); its tables are judged by the catalog as it is", self.config.ask.deadline
-            );
+            let first = work.overdue.is_none();
+            let holds = *work.overdue.get_or_insert_with(|| may_change_rules(&work.transaction, &self.relations));
+            if first {
+                tracing::warn!(
+                    position = %work.transaction.end_lsn,
+                    "a transaction is in the stream but not visible to other sessions after {:?} (a hanging synchronous \
+                     standby?); {}", self.config.ask.deadline,
+                    if holds { "it may have changed rules, so all rows wait for it in the log" }
+                    else { "its tables are judged by the catalog as it is" }
+                );
+            }
+            if holds {
+                self.poke_at.get_or_insert_with(|| Instant::now() + POKE);
+                return false;
+            }
         }
         for relation in &work.transaction.relations {
             self.relations.insert(relation.oid, relation.clone());
@@ -364,6 +383,11 @@ impl Hub {
             // The rows are about to fail in the same way.
             tracing::error!(error = %chain(&error), "a transaction can't be folded into the facts; they are loaded again");
             self.keeper.distrust(&mut self.facts);
+        }
+        let (committed, now) = (work.transaction.commit_time.unix_micros(), self.deps.clock.unix_millis());
+        let ended = [("facts", work.folded), ("rules", work.transaction.rules_changed)];
+        for (kind, _) in ended.into_iter().filter(|(_, so)| *so) {
+            self.deps.metrics.right_ended(kind, committed, now);
         }
         true
     }
@@ -506,6 +530,15 @@ impl Hub {
             }
         }
     }
+}
+
+/// Whether rules may have changed in this very transaction: it carries the hint, or a table that was known is described again.
+/// Of one that is new to us we know nothing older, so there is nothing to be wrong about.
+fn may_change_rules(transaction: &Transaction, known: &AHashMap<u32, Arc<Relation>>) -> bool {
+    let hint = |item| matches!(item, Ok(Item::Message(message)) if message.prefix == RULES_PREFIX);
+    transaction.rules_changed
+        && (transaction.relations.iter().any(|relation| known.contains_key(&relation.oid))
+            || transaction.iter().any(hint))
 }
 
 async fn sleep_until(at: Option<Instant>) {

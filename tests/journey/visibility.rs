@@ -56,7 +56,7 @@ async fn warm_up(pg: &TestPg, phones: &mut [Phone]) {
 }
 
 /// A server on which a commit with `synchronous_commit = on` waits until [`Held::release`]; all others go through.
-async fn hold_commits(pg: &TestPg) {
+pub(super) async fn hold_commits(pg: &TestPg) {
     pg.exec("alter system set synchronous_commit = 'local'").await;
     pg.exec("alter system set synchronous_standby_names = 'nobody'").await;
     pg.exec("select pg_reload_conf()").await;
@@ -64,13 +64,13 @@ async fn hold_commits(pg: &TestPg) {
 }
 
 /// A commit that waits for a standby which will never come.
-struct Held {
+pub(super) struct Held {
     committing: JoinHandle<()>,
 }
 
 impl Held {
     /// Returns when the transaction is in the stream and hidden from all others.
-    async fn commit(pg: &TestPg, sql: &str) -> Held {
+    pub(super) async fn commit(pg: &TestPg, sql: &str) -> Held {
         let client = pg.client().await;
         let sql = format!("set synchronous_commit = on; begin; {sql} commit");
         let committing = rowcast::task::spawn("held commit", async move {
@@ -80,7 +80,7 @@ impl Held {
         Held { committing }
     }
 
-    async fn release(self, pg: &TestPg) {
+    pub(super) async fn release(self, pg: &TestPg) {
         pg.exec("alter system reset synchronous_standby_names").await;
         pg.exec("select pg_reload_conf()").await;
         let ended = tokio::time::timeout(PATIENCE, self.committing).await;

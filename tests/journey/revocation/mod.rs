@@ -11,6 +11,7 @@
 //! `ROWCAST_SEED` repeats it as far as a race can be repeated.
 
 mod history;
+mod flood;
 mod hidden;
 mod model;
 mod writers;
@@ -101,7 +102,12 @@ type Received = Vec<(Change, Instant)>;
 
 async fn collect(mut phone: Phone) -> Received {
     let mut received = Vec::new();
+    let mut alive = Instant::now();
     loop {
+        if alive.elapsed() > Duration::from_secs(10) {
+            phone.heartbeat().await;
+            alive = Instant::now();
+        }
         let change = phone.next_change().await;
         if change.is_mark("end") {
             return received;
@@ -194,7 +200,10 @@ impl Judge<'_> {
                 (None, Some(bound)) if !exact => {
                     let last = self.latest(sent.from(), bound);
                     if (sent.from()..=last).all(|state| self.model.permits(sent, user, state)) {
-                        self.tally.missing.push(format!("{user}: {sent:?} (states to {last})"));
+                        self.tally.missing.push(format!(
+                            "{user}: {sent:?} (states to {last}; {})",
+                            self.model.turns(&sent.table, sent.commit)
+                        ));
                     }
                 }
                 _ => {}
@@ -214,7 +223,9 @@ impl Judge<'_> {
         let last = self.latest(sent.from(), at);
         let later = (sent.from()..=last).any(|state| self.model.permits(sent, user, state));
         if exact || !later {
-            self.tally.leaks.push(format!("{user}: {sent:?} (states to {last})"));
+            self.tally
+                .leaks
+                .push(format!("{user}: {sent:?} (states to {last}; {})", self.model.turns(&sent.table, sent.commit)));
         } else {
             self.tally.newer += 1;
         }

@@ -130,6 +130,16 @@ impl Model {
         }
     }
 
+    /// The commits up to this one that closed or opened the table, latest first.
+    pub(super) fn turns(&self, table: &str, at: usize) -> String {
+        let turn = |(commit, closed): &(usize, Option<()>)| {
+            format!("{commit} {}", if closed.is_some() { "closed" } else { "opened" })
+        };
+        let past = self.closed.get(table).map(|past| &past.0[..]).unwrap_or_default();
+        let until = past.partition_point(|(commit, _)| *commit <= at + 100);
+        past[..until].iter().rev().take(6).map(turn).collect::<Vec<_>>().join(", ")
+    }
+
     /// Whether the user may see the row by the facts and rules after commit `at`.
     pub(super) fn permits(&self, sent: &Sent, user: &str, at: usize) -> bool {
         let role = |team: &str| self.members.get(&(team.to_owned(), user.to_owned())).and_then(|past| past.after(at));
