@@ -10,15 +10,17 @@ use super::finding::{ident, size};
 use super::{Finding, Subject, SubjectKind, Unreadable};
 use crate::catalog::{Catalog, Table};
 use crate::config::{Config, FACTS_PUBLICATION};
-use crate::policy::Plan;
 use crate::policy::facts::fitness;
+use crate::policy::{Engine, Plan};
 
 /// What a row takes beside its values, and what a value takes beside its text: an upper estimate of ours.
 const ROW_BYTES: f64 = 96.0;
 const VALUE_BYTES: f64 = 24.0;
 
 /// The fact tables of the plans, with the columns that are read and the roles.
-fn wanted(plans: &[Plan]) -> BTreeMap<u32, (BTreeSet<i16>, BTreeSet<&str>)> {
+///
+/// Where a rule could not even be compiled because of such a table, its name is in the reason, and it is looked at all the same.
+fn wanted<'a>(catalog: &Catalog, plans: &'a [Plan]) -> BTreeMap<u32, (BTreeSet<i16>, BTreeSet<&'a str>)> {
     let mut wanted: BTreeMap<u32, (BTreeSet<i16>, BTreeSet<&str>)> = BTreeMap::new();
     for plan in plans {
         for source in plan.sources() {
@@ -26,8 +28,26 @@ fn wanted(plans: &[Plan]) -> BTreeMap<u32, (BTreeSet<i16>, BTreeSet<&str>)> {
             columns.extend(source.columns.iter().map(|column| column.number));
             roles.insert(plan.role.as_str());
         }
+        let Engine::Ask { reason, .. } = &plan.engine else { continue };
+        for word in reason.split([' ', ',', ':', ';', '"']) {
+            let table = word.split_once('.').and_then(|(schema, name)| catalog.named(schema, name));
+            if let Some(table) = table.filter(|table| table.oid != plan.table_oid) {
+                wanted.entry(table.oid).or_default().1.insert(plan.role.as_str());
+            }
+        }
     }
     wanted
+}
+
+fn refused(check: &str, subject: Subject, what: String) -> Finding {
+    match check {
+        "facts_via_root" => Finding::note("facts_via_root", subject, what),
+        "facts_identity" => Finding::note("facts_identity", subject, what),
+        "facts_load" => Finding::note("facts_load", subject, what),
+        "facts_column_list" => Finding::note("facts_column_list", subject, what),
+        "facts_publication" => Finding::note("facts_publication", subject, what),
+        _ => Finding::note("facts_stream", subject, what),
+    }
 }
 
 /// Rows, as the server estimates them, and bytes of the columns of one row.
@@ -41,7 +61,7 @@ const SIZES: &str = "select w.oid, \
 /// Whether the login needs BYPASSRLS to read one of them.
 pub(super) fn need_bypass(catalog: &Catalog, plans: &[Plan]) -> bool {
     let reads_above = |table: &Table| table.row_security && (table.force_row_security || !table.ours);
-    wanted(plans).keys().filter_map(|oid| catalog.table(*oid)).any(|table| reads_above(table))
+    wanted(catalog, plans).keys().filter_map(|oid| catalog.table(*oid)).any(|table| reads_above(table))
 }
 
 pub(super) async fn check(
@@ -53,21 +73,25 @@ pub(super) async fn check(
 ) -> Result<Vec<Finding>, Unreadable> {
     let mut findings = Vec::new();
     let mut bytes = 0.0;
-    for (oid, (columns, roles)) in wanted(plans) {
+    for (oid, (columns, roles)) in wanted(catalog, plans) {
         let Some(table) = catalog.table(oid) else { continue };
         let subject = || Subject::table(&table.schema, &table.name);
         let roles = roles.into_iter().collect::<Vec<_>>().join(", ");
+        let in_use = !columns.is_empty();
         let fit = match fitness(table, catalog, &columns, (FACTS_PUBLICATION, &ident(&facts.login))) {
             Ok(fit) => fit,
             Err(refusal) => {
-                let finding = Finding::warning(refusal.check, subject(), refusal.why).why(format!(
-                    "Policies for {roles} look into it, so Postgres is asked about every row that they judge."
-                ));
+                let why =
+                    format!("Policies for {roles} look into it, so Postgres is asked about every row that they judge.");
+                let finding = refused(refusal.check, subject(), refusal.why).why(why);
                 let finding = if refusal.sql.is_empty() { finding } else { finding.sql(refusal.sql.join("\n")) };
                 findings.push(if refusal.todo.is_empty() { finding } else { finding.todo(refusal.todo) });
                 continue;
             }
         };
+        if !in_use {
+            continue;
+        }
         let names: Vec<&str> = fit.layout.columns.iter().map(|column| column.name.as_str()).collect();
         let row = client.query_one(SIZES, &[&oid, &table.leaves, &names]).await?;
         let (rows, width): (f64, f64) = (row.try_get(1)?, row.try_get(2)?);

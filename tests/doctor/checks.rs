@@ -43,7 +43,10 @@ const ELSEWHERE: &[&str] = &[
     "version",
     "tls",
     "idle_slot_timeout",
+    // Of settings: below.
+    "facts_memory",
     // Only ever fine.
+    "facts",
     "slot",
     "login",
     "publication",
@@ -102,6 +105,20 @@ async fn a_healthy_database_gives_no_warning_and_looking_changes_nothing() {
     assert!(found.iter().filter(noted).all(|f| matches!(f.check, "engine" | "deletes_cascade")), "{}", shown(&found));
     // Each engine is told, for each of the three roles.
     assert_eq!(found.iter().filter(|finding| finding.check == "engine").count(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn facts_that_will_not_fit_into_memory_are_foretold() {
+    let clinic = Clinic::healthy().await;
+    let rows = "insert into coding_sessions (user_id) select gen_random_uuid() from generate_series(1, 5000); analyze coding_sessions";
+    clinic.pg.exec(rows).await;
+    let mut config = super::config(&clinic.pg.url_as(clinic.login), clinic.data.path());
+    let found = examine(&config, &[], &Clock::system()).await;
+    assert!(one(&found, "facts").what.contains("about 5000 rows"), "{}", shown(&found));
+    config.hub.facts.memory = 100_000;
+    let found = examine(&config, &[], &Clock::system()).await;
+    let told = one(&found, "facts_memory");
+    assert!(told.todo.as_ref().is_some_and(|todo| todo.contains("ROWCAST_FACTS_MEMORY")), "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

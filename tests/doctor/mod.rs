@@ -29,6 +29,8 @@ const HEALTHY: &[&str] = &[
     "create role relay login replication; grant anon, authenticated, service_role, rowcast_filter to relay; \
      grant usage on schema rowcast to relay; grant select on rowcast.migrations to relay; \
      grant select, insert, update on rowcast.lineage to relay; select pg_reload_conf()",
+    // The policy on events looks into sessions.
+    "grant select on coding_sessions to relay; alter role relay bypassrls; alter publication rowcast_facts add table coding_sessions",
 ];
 
 /// A server, and the folder of a relay that never runs.

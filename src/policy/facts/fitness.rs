@@ -59,12 +59,15 @@ pub fn fitness(
         // With another key it would be the same.
         Err(why) if Layout::of(table, catalog.types(), &BTreeSet::new()).is_ok() => {
             let todo = "Give the column a type whose values compare by their text, such as uuid, text or bigint.";
-            return refused("facts_columns", &format!("can't be kept: {why}"), Vec::new(), todo);
+            return refused("facts_stream", &format!("can't be kept: {why}"), Vec::new(), todo);
         }
         Err(why) => {
             let why = format!("has no identity by which its rows can be followed: {why}");
-            let todo = if table.is_partitioned { "Do the same for each of its partitions." } else { "" };
-            return refused("facts_identity", &why, vec![format!("alter table {name} replica identity full;")], todo);
+            if table.is_partitioned {
+                let todo = "alter table … replica identity full, for the table and for each of its partitions.";
+                return refused("facts_identity", &why, Vec::new(), todo);
+            }
+            return refused("facts_identity", &why, vec![format!("alter table {name} replica identity full;")], "");
         }
     };
     if !table.loadable {
