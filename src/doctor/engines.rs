@@ -66,6 +66,13 @@ pub fn what_would_make_it_pure(reason: &str) -> String {
              columns that memory compares as Postgres does.",
         ),
         (
+            "is not a table that we know",
+            "The tables behind the view, in the policy itself: what a view shows is not followed.",
+        ),
+        ("array column", ELEMENTS),
+        ("containment in a column", ELEMENTS),
+        ("search_path", "Tables with their schema in the function's body, or a function with set search_path = ''."),
+        (
             "function",
             "A function in language sql whose body is such a policy, or auth.uid(), auth.jwt(), auth.role() as `rowcast migrate up` makes \
              them. Other languages are asked of Postgres.",
@@ -104,5 +111,8 @@ pub fn what_would_make_it_pure(reason: &str) -> String {
     .into()
 }
 
-const SUB_SELECT: &str = "A plain sub-select: EXISTS, IN or = ANY over SELECT, FROM with inner joins, and WHERE; no UNION, LIMIT, GROUP BY \
-                          or aggregate.";
+const SUB_SELECT: &str = "A plain sub-select: EXISTS, IN or = ANY over SELECT, FROM with inner joins, and WHERE, or a UNION of such; no \
+                          outer join, LIMIT, WITH or GROUP BY. One that stands for a value has to yield one row, by a key.";
+
+const ELEMENTS: &str =
+    "A table with a row for each element, and a policy that looks into it, instead of an array in the row.";

@@ -3,6 +3,7 @@
 //!
 //! `ROWCAST_WRITE_DOCS=1 cargo test --test main docs::` writes the generated parts anew.
 
+mod forms;
 mod links;
 mod snippets;
 
