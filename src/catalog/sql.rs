@@ -187,12 +187,16 @@ pub(super) const OPERATORS: &str = "select distinct n.nspname::text, o.oprname::
     join pg_namespace n on n.oid = o.oprnamespace where n.nspname = any($1::text[]) and n.nspname <> 'pg_catalog'";
 
 /// The trees under the tables `$1`, each table a root of its own: root, member, its parent (0 for the root), kind, whether it is
-/// logged, storage.
+/// logged, and which version of each column's definition is in force: a rewrite that changes values (ALTER COLUMN … TYPE …
+/// USING) makes new ones. Not `relfilenode`: TRUNCATE and VACUUM FULL change it too, and the stream tells of the one, while the
+/// other changes no row.
 pub(super) const TREES: &str = "with recursive down(root, oid, parent) as ( \
         select t.oid, t.oid, 0::oid from unnest($1::oid[]) as t(oid) union \
         select d.root, i.inhrelid, i.inhparent from down d join pg_inherits i on i.inhparent = d.oid \
             where not i.inhdetachpending) \
-    select d.root, d.oid, d.parent, c.relkind::text, c.relpersistence = 'p', c.relfilenode \
+    select d.root, d.oid, d.parent, c.relkind::text, c.relpersistence = 'p', \
+        coalesce((select string_agg(a.attnum || ' ' || a.xmin, ',' order by a.attnum) from pg_attribute a \
+            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '') \
     from down d join pg_class c on c.oid = d.oid";
 
 /// What the publications `$1` send of the relations `$2`, by the name under which they send it.

@@ -23,8 +23,8 @@ pub(super) struct Member {
     pub(super) kind: Kind,
     /// Its rows are in the WAL.
     pub(super) logged: bool,
-    /// `relfilenode`.
-    pub(super) file: u32,
+    /// The versions of its columns' definitions.
+    pub(super) definitions: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,8 +62,13 @@ impl Reader<'_> {
                 "p" => Kind::Partitioned,
                 _ => Kind::Other,
             };
-            let member =
-                Member { oid: get(row, 1)?, parent: get(row, 2)?, kind, logged: get(row, 4)?, file: get(row, 5)? };
+            let member = Member {
+                oid: get(row, 1)?,
+                parent: get(row, 2)?,
+                kind,
+                logged: get(row, 4)?,
+                definitions: get(row, 5)?,
+            };
             trees.entry(get(row, 0)?).or_default().push(member);
         }
         let publications: Vec<&str> = wanted
@@ -135,12 +140,12 @@ fn leaves(tree: &[Member]) -> Vec<u32> {
     leaves.into_iter().collect()
 }
 
-/// Differs when the files of the members or what `columns` says differ.
+/// Differs when the members, the versions of their columns or what `columns` says differ.
 pub(super) fn storage(tree: &[Member], columns: &impl Hash) -> u64 {
-    let mut files: Vec<_> = tree.iter().map(|m| (m.oid, m.file)).collect();
-    files.sort_unstable();
+    let mut members: Vec<_> = tree.iter().map(|m| (m.oid, &m.definitions)).collect();
+    members.sort_unstable();
     let mut hasher = DefaultHasher::new();
-    (files, columns).hash(&mut hasher);
+    (members, columns).hash(&mut hasher);
     hasher.finish()
 }
 

@@ -284,8 +284,11 @@ async fn what_no_row_in_the_stream_tells_is_loaded_again() {
         desk.keeper.look_again();
         desk.ready("members").await;
     }
-    // A truncate that went by, told by the table's file.
-    desk.database.run("truncate members").await;
+    // A rewrite that leaves the type as it is.
+    let rewrite = "begin; drop policy p on posts; alter table members alter person type text using 'not ' || person; \
+                   create policy p on posts for select to authenticated using (exists (select from members m \
+                       where m.team = posts.team and m.person = auth.uid()::text)); commit";
+    desk.database.run(rewrite).await;
     let deadline = Instant::now() + PATIENCE;
     while blue(&desk) {
         assert!(Instant::now() < deadline, "never loaded again");
