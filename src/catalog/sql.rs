@@ -187,16 +187,18 @@ pub(super) const OPERATORS: &str = "select distinct n.nspname::text, o.oprname::
     join pg_namespace n on n.oid = o.oprnamespace where n.nspname = any($1::text[]) and n.nspname <> 'pg_catalog'";
 
 /// The trees under the tables `$1`, each table a root of its own: root, member, its parent (0 for the root), kind, whether it is
-/// logged, and which version of each column's definition is in force: a rewrite that changes values (ALTER COLUMN … TYPE …
-/// USING) makes new ones. Not `relfilenode`: TRUNCATE and VACUUM FULL change it too, and the stream tells of the one, while the
-/// other changes no row.
+/// logged, and a text that differs when its rows may have changed unseen: any DDL that writes new values touches a column's row,
+/// as an attached partition has a new row, and a table that left one of the publications `$2` and came back.
 pub(super) const TREES: &str = "with recursive down(root, oid, parent) as ( \
         select t.oid, t.oid, 0::oid from unnest($1::oid[]) as t(oid) union \
         select d.root, i.inhrelid, i.inhparent from down d join pg_inherits i on i.inhparent = d.oid \
             where not i.inhdetachpending) \
     select d.root, d.oid, d.parent, c.relkind::text, c.relpersistence = 'p', \
-        coalesce((select string_agg(a.attnum || ' ' || a.xmin, ',' order by a.attnum) from pg_attribute a \
-            where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '') \
+    concat_ws(' ', (select md5(string_agg(concat(a.attnum, ':', a.xmin), ',' order by a.attnum)) from pg_attribute a \
+            where a.attrelid = d.oid and a.attnum > 0), \
+        (select string_agg(concat(i.inhparent, ':', i.xmin), ',' order by i.inhparent) from pg_inherits i where i.inhrelid = d.oid), \
+        (select string_agg(r.oid::text, ',' order by r.oid) from pg_publication_rel r join pg_publication p on p.oid = r.prpubid \
+            where r.prrelid = d.oid and p.pubname = any($2::text[]))) \
     from down d join pg_class c on c.oid = d.oid";
 
 /// What the publications `$1` send of the relations `$2`, by the name under which they send it.

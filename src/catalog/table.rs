@@ -160,8 +160,8 @@ pub struct Table {
     pub leaves: Vec<u32>,
     /// What the whole stream, facts included, sends of its rows.
     pub streamed: Streamed,
-    /// Differs whenever its rows may have changed without a row in the stream: a column's type changed, a partition attached or
-    /// detached, a renamed enum label; and after other DDL on a column. TRUNCATE is not among them, which the stream tells of.
+    /// Differs whenever its rows may have changed without a row in the stream: DDL that writes new values, a partition attached or
+    /// detached, a renamed enum label, a while outside of the publications. Not after a TRUNCATE, which is in the stream.
     /// Compares within this process only. 0 for a table that no policy and no function of one looks into.
     pub storage: u64,
     /// Our login may read all of it: it owns the table, or may select it and is above row-level security.

@@ -103,6 +103,11 @@ impl Crowd {
         self.matcher.judged()
     }
 
+    /// The next row is looked up, whatever rows were before it.
+    pub(crate) fn forget_rooms(&mut self, table_oid: u32) {
+        self.registry.table(table_oid).into_iter().for_each(|table| table.forget_rooms());
+    }
+
     /// The rules changed.
     pub(super) fn apply_rules(&mut self, catalog: Catalog) {
         self.catalog = Arc::new(catalog);

@@ -14,6 +14,7 @@ use ahash::AHashMap;
 use smallvec::SmallVec;
 
 use super::index::{Bind, Proposals, Sub};
+use super::memo::Memo;
 use super::slots::{IdSet, Slots};
 use crate::catalog::Catalog;
 use crate::change::{Change, OldRow, Relation, RowChange, Value};
@@ -41,6 +42,7 @@ pub(super) struct Group {
     by_value: Vec<(usize, Equality, ByText)>,
     /// Subscriptions that have to be tried on every row.
     rest: IdSet,
+    memo: Memo,
 }
 
 /// Subscribers with equal viewers.
@@ -51,6 +53,8 @@ struct Class {
     members: u32,
     /// The subscriptions of a keyed class that can match at all.
     subs: IdSet,
+    /// What [`Memo::came`] said.
+    came: u64,
     /// The last row that met it, and its number in [`Proposals::classes`] then.
     met: (u64, u32),
 }
@@ -92,6 +96,7 @@ impl Group {
             by_viewer: AHashMap::new(),
             by_value: Vec::new(),
             rest: IdSet::default(),
+            memo: Memo::default(),
         }
     }
 
@@ -124,6 +129,11 @@ impl Group {
         let filtered: usize = self.by_value.iter().map(|(.., map)| map.len()).sum();
         assert_eq!(self.classes.len(), self.by_viewer.len());
         self.classes.len() + keyed + filtered + usize::from(!self.rest.is_empty())
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget_rooms(&mut self) {
+        self.memo.clear();
     }
 
     // --- Who comes and goes.
@@ -160,8 +170,11 @@ impl Group {
         }
         let keyed = self.is_keyed(&viewer);
         let (members, subs) = (1, IdSet::default());
-        let class = self.classes.insert(Class { viewer: viewer.clone(), keyed, members, subs, met: (0, 0) });
+        let class = Class { viewer: viewer.clone(), keyed, members, subs, came: 0, met: (0, 0) };
+        let class = self.classes.insert(class);
         if keyed {
+            let came = self.memo.came(class);
+            self.classes.get_mut(class).into_iter().for_each(|class| class.came = came);
             self.each_key(&viewer, &mut |map, value| map.entry(value).or_default().insert(class));
         }
         self.by_viewer.insert(viewer, class);
@@ -236,15 +249,42 @@ impl Group {
         if self.by_claim.iter().all(|(_, map)| map.is_empty()) {
             return false;
         }
-        let Group { bound, binding, classes, by_claim, .. } = self;
-        let mut visit = |class: u32| {
-            let Some((met, true)) = meet(classes, class, &search, into) else { return };
-            if let Some(class) = classes.get(class) {
-                class.subs.each(|id| search.consider(id, met, into));
+        // Without facts the lookup is as quick as remembering.
+        let version = self.binding.as_ref().and_then(|_| search.facts.version());
+        let mut reads = std::mem::take(&mut into.reads);
+        reads.clear();
+        let version = version.filter(|_| self.bound.write_reads(&search.row.change, &mut reads));
+        let mut unseen = false;
+        if !version.is_some_and(|version| self.recall(version, &reads, search, into)) {
+            let first = into.classes.len();
+            let outcome = self.look_up(search, into);
+            unseen = outcome == RowKeys::Absent;
+            if version.is_some() && outcome == RowKeys::Complete {
+                let classes = &self.classes;
+                let known = |(_, class): &(u32, u32)| (*class, classes.get(*class).map_or(0, |class| class.came));
+                self.memo.keep(&reads, into.classes[first..].iter().map(known));
             }
-        };
+        }
+        into.reads = reads;
+        unseen
+    }
+
+    /// Proposes who was found for a row of which the rule read the same, if that is known.
+    fn recall(&mut self, version: u64, reads: &[u8], search: Search<'_>, into: &mut Proposals) -> bool {
+        let Group { classes, memo, .. } = self;
+        memo.recall(version, reads, &mut |(class, came)| {
+            if classes.get(class).is_some_and(|known| known.came == came) {
+                visit(classes, class, &search, into);
+            }
+        })
+    }
+
+    /// Proposes who is found by the keys of a row.
+    fn look_up(&mut self, search: Search<'_>, into: &mut Proposals) -> RowKeys {
+        let Group { bound, binding, classes, by_claim, .. } = self;
+        let mut visit = |class: u32| visit(classes, class, &search, into);
         // A row that yields more values than there are subscribers is quicker tried on all of them.
-        let limit = by_claim.iter().map(|(_, map)| map.len()).max().unwrap_or(0) + LEAST_LIMIT;
+        let limit = 2 * by_claim.iter().map(|(_, map)| map.len()).max().unwrap_or(0) + LEAST_LIMIT;
         let mut found = |claim: u16, value: &[u8]| {
             let map = by_claim.iter().find(|(known, _)| *known == claim).map(|(_, map)| map);
             if let Some(classes) = map.and_then(|map| map.get(value)) {
@@ -253,18 +293,17 @@ impl Group {
         };
         let facts = binding.as_ref().map(|binding| (binding, search.facts));
         match bound.row_keys(&search.row.change, facts, limit, &mut found) {
-            RowKeys::Complete => false,
             RowKeys::TooMany(claims) => {
                 let exceeded = by_claim.iter().filter(|(claim, _)| claims.contains(claim));
                 exceeded.for_each(|(_, map)| all(map, &mut visit));
-                false
+                RowKeys::TooMany(claims)
             }
             // The catalog and the stream disagree: nobody is denied for that, each is told.
             RowKeys::Absent if bound.is_stale() => {
                 by_claim.iter().for_each(|(_, map)| all(map, &mut visit));
-                false
+                RowKeys::TooMany(SmallVec::new())
             }
-            RowKeys::Absent => true,
+            outcome => outcome,
         }
     }
 
@@ -277,7 +316,15 @@ impl Group {
 }
 
 /// A few values are looked up, however few subscribers there are.
-const LEAST_LIMIT: usize = 16;
+const LEAST_LIMIT: usize = 64;
+
+/// Proposes the subscriptions of a class, once per row.
+fn visit(classes: &mut Slots<Class>, class: u32, search: &Search<'_>, into: &mut Proposals) {
+    let Some((met, true)) = meet(classes, class, search, into) else { return };
+    if let Some(class) = classes.get(class) {
+        class.subs.each(|id| search.consider(id, met, into));
+    }
+}
 
 /// The number of a class among those that the row has met, and whether this is the first time.
 fn meet(classes: &mut Slots<Class>, id: u32, search: &Search<'_>, into: &mut Proposals) -> Option<(u32, bool)> {

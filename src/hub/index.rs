@@ -67,6 +67,8 @@ pub(super) struct Proposals {
     pub(super) hits: Vec<Hit>,
     /// The classes that were met: group and number in it.
     pub(super) classes: Vec<(u32, u32)>,
+    /// What the rule reads of the row, as bytes.
+    pub(super) reads: Vec<u8>,
 }
 
 impl Proposals {
@@ -155,6 +157,11 @@ impl TableIndex {
     #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {
         self.groups.iter().map(Group::footprint).sum()
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget_rooms(&mut self) {
+        self.groups.iter_mut().for_each(Group::forget_rooms);
     }
 
     // --- Binding.

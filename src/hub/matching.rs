@@ -85,7 +85,7 @@ impl Matcher {
         if table.search(row, facts, proposals) {
             counts.deny(metrics, DenyReason::MissingEvidence.as_str());
         }
-        let Proposals { hits, classes } = proposals;
+        let Proposals { hits, classes, .. } = proposals;
         hits.sort_unstable_by_key(|hit| (hit.channel, hit.entry_id));
         verdicts.clear();
         verdicts.resize(classes.len(), None);

@@ -15,6 +15,7 @@ mod lane;
 mod line;
 mod look;
 mod matching;
+mod memo;
 mod noting;
 mod outbox;
 mod prepare;

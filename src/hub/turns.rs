@@ -216,7 +216,12 @@ impl<Q> Turns<Q> {
         self.running -= 1;
         let Some(policy) = self.policies.get_mut(whose) else { return Change::Nothing };
         policy.running -= 1;
-        if ended != Ended::Unknown {
+        // It is not the policy that waiting rows wait for, but what keeps its questions from being answered at all.
+        let ended = match ended {
+            Ended::Failed(Failure::Behind) if policy.mean.is_none_or(|mean| mean <= SLOW) => Ended::Unknown,
+            other => other,
+        };
+        if !matches!(ended, Ended::Unknown | Ended::Failed(Failure::Behind)) {
             policy.mean = Some(policy.mean.map_or(took, |mean| (mean * 3 + took) / 4));
         }
         let (failure, pause) = match (policy.state, ended) {
@@ -367,6 +372,22 @@ mod tests {
         let Change::Suspended { refused, .. } = turns.ended(&whose, TIMEOUT, LONG, now) else { panic!("goes on") };
         assert_eq!((refused, turns.waiting()), ((11..20).collect(), 0));
         assert!(turns.next().is_none());
+    }
+
+    #[test]
+    fn rows_that_wait_too_long_count_against_a_policy_that_is_slow_and_no_other() {
+        for (took, suspended) in [(SHORT, 0), (LONG, 1)] {
+            let mut turns = turns(1);
+            let (policy, now) = (plan(1, "a"), Instant::now());
+            (0..10).for_each(|n| turns.push(&policy, n, now).expect("is asked"));
+            let (whose, _) = take(&mut turns);
+            turns.ended(&whose, Ended::Answered, took, now);
+            for _ in 0..5 {
+                let (whose, _) = take(&mut turns);
+                turns.ended(&whose, Ended::Failed(Failure::Behind), 30 * LONG, now);
+            }
+            assert_eq!(turns.suspended(), suspended);
+        }
     }
 
     #[test]

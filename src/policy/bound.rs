@@ -227,6 +227,25 @@ impl Bound {
         keys.of_row(binding, facts, side(change), &|column| self.read(image, column), limit, found)
     }
 
+    /// Writes down what the rule reads of the image by which a change is judged: equal bytes have equal keys and, for equal
+    /// viewers and facts, equal verdicts but for what is shown. False if something is absent.
+    pub(crate) fn write_reads(&self, change: &Change, out: &mut Vec<u8>) -> bool {
+        let image = self.judged(change);
+        (0..self.reads.len()).all(|column| match self.read(image, column) {
+            Value::Unchanged => false,
+            Value::Null => {
+                out.push(0);
+                true
+            }
+            Value::Text(text) => {
+                out.push(1);
+                out.extend_from_slice(&(text.len() as u32).to_le_bytes());
+                out.extend_from_slice(text);
+                true
+            }
+        })
+    }
+
     /// Whether an index by [`Plan::keys`] finds a principal with this viewer for this change. Nobody is permitted whom it does
     /// not find.
     pub fn finds(&self, change: &Change, viewer: &Viewer, facts: Option<(&FactBinding, &Facts)>) -> bool {

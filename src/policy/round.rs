@@ -87,8 +87,8 @@ struct Asking<'a> {
     sql: &'a str,
     judged: &'a str,
     old: Option<&'a str>,
-    /// It is prepared, and reads the images from settings.
-    prepared: bool,
+    /// It is prepared under this name, and reads the images from settings.
+    prepared: Option<&'static str>,
 }
 
 const BACK: &str = "rollback to savepoint asked";
@@ -98,8 +98,9 @@ const WORTH_PREPARING: usize = 3;
 const OVERHEAD: usize = 512;
 
 const IMAGES: &str = "select set_config('rowcast.judged', $1, true), set_config('rowcast.old', $2, true)";
-const OF_JUDGED: &str = "execute asked(current_setting('rowcast.judged'))";
-const OF_OLD: &str = "execute asked(current_setting('rowcast.old'))";
+/// A function of the policy may overwrite them, which is no news to who wrote the policy.
+const JUDGED: &str = "rowcast.judged";
+const OLD: &str = "rowcast.old";
 
 impl Round<'_> {
     /// Asks for these principals in this order, by index in the question. `answered` is called for each as his answer comes;
@@ -118,7 +119,7 @@ impl Round<'_> {
         };
         let begin = sent(self.begin(client)).await;
         let old = self.images.old.as_deref();
-        self.all(client, Some(begin), (&self.form.question, old), principals, first).await?;
+        self.all(client, Some(begin), ("asked", &self.form.question, old), principals, first).await?;
         if let Some(lookup) = lookup.filter(|_| !again.is_empty()) {
             let second = &mut |principal, answer| match answer {
                 // The table itself has changed since the catalog was read.
@@ -126,7 +127,7 @@ impl Round<'_> {
                 answer => answered(principal, answer),
             };
             // The current row says nothing about the old one.
-            self.all(client, None::<Sent<Ready<_>>>, (lookup, None), &again, second).await?;
+            self.all(client, None::<Sent<Ready<_>>>, ("looked_up", lookup, None), &again, second).await?;
         }
         Ok(())
     }
@@ -160,17 +161,17 @@ impl Round<'_> {
         &self,
         client: &Client,
         begin: Option<Sent<impl Future<Output = Result<(), Stop>>>>,
-        (sql, old): (&str, Option<&str>),
+        (name, sql, old): (&'static str, &str, Option<&str>),
         principals: &[usize],
         answered: &mut (dyn FnMut(usize, Answer) + Send),
     ) -> Result<(), Stop> {
-        let prepared = principals.len() >= WORTH_PREPARING;
+        let prepared = (principals.len() >= WORTH_PREPARING).then_some(name);
         let asking = Asking { sql, judged: &self.images.judged, old, prepared };
-        let text = if prepared { 0 } else { sql.len() + asking.judged.len() + old.map_or(0, str::len) };
+        let text = if prepared.is_some() { 0 } else { sql.len() + asking.judged.len() + old.map_or(0, str::len) };
         let size = |at: usize| text + self.question.principals[at].claims_json.len() + OVERHEAD;
         let mut prepare = match prepared {
-            true => Some(sent(self.prepare(client, &asking)).await),
-            false => None,
+            Some(name) => Some(sent(self.prepare(client, name, &asking)).await),
+            None => None,
         };
         let mut begun = begin;
         let mut on_the_way = VecDeque::new();
@@ -211,11 +212,11 @@ impl Round<'_> {
     }
 
     /// Parses the statement as the role, without claims. What that says of everybody, if it fails.
-    async fn prepare(&self, client: &Client, asking: &Asking<'_>) -> Result<Option<Answer>, Stop> {
+    async fn prepare(&self, client: &Client, name: &str, asking: &Asking<'_>) -> Result<Option<Answer>, Stop> {
         let role: &str = &self.question.bound.plan().role;
         let images: [(&(dyn ToSql + Sync), Type); 2] = [(&asking.judged, Type::TEXT), (&asking.old, Type::TEXT)];
         let role: [(&(dyn ToSql + Sync), Type); 1] = [(&role, Type::TEXT)];
-        let prepare = format!("prepare asked(text) as {}", asking.sql);
+        let prepare = format!("prepare {name}(text) as {}", asking.sql);
         let (out, kept, again, assumed, prepared, back) = tokio::join!(
             biased;
             client.batch_execute("release savepoint asked"),
@@ -248,14 +249,14 @@ impl Round<'_> {
         let claims = claims.each_ref().map(|text| (text as &(dyn ToSql + Sync), Type::TEXT));
         let ask_old = async {
             match asking.old {
-                Some(old) => truth(client, asking, old, OF_OLD).await.unwrap_or(false),
+                Some(old) => truth(client, asking, old, OLD).await.unwrap_or(false),
                 None => false,
             }
         };
         let (assumed, new, old_too, back) = tokio::join!(
             biased;
             client.query_typed(ASSUME, &claims),
-            truth(client, asking, asking.judged, OF_JUDGED),
+            truth(client, asking, asking.judged, JUDGED),
             ask_old,
             client.batch_execute(BACK),
         );
@@ -273,15 +274,15 @@ impl Round<'_> {
     }
 }
 
-/// Whether the policy says yes of an image; sends in its first poll. `execute` is the same, prepared.
+/// Whether the policy says yes of an image, which is in this setting too; sends in its first poll.
 async fn truth(
     client: &Client,
     asking: &Asking<'_>,
     image: &str,
-    execute: &str,
+    setting: &str,
 ) -> Result<bool, tokio_postgres::Error> {
-    if asking.prepared {
-        let messages = client.simple_query(execute).await?;
+    if let Some(name) = asking.prepared {
+        let messages = client.simple_query(&format!("execute {name}(current_setting('{setting}'))")).await?;
         let rows = messages.iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row.get(0) == Some("t")),
             _ => None,
@@ -295,7 +296,7 @@ async fn truth(
 
 fn cannot_assume(error: &tokio_postgres::Error) -> Stop {
     tracing::debug!(error = %crate::error::chain(error), "cannot become the role to ask as");
-    if error.as_db_error().is_some() { Stop::Role } else { Stop::Broken }
+    if matches!(answer_of(error), Answer::Undecided(_)) { Stop::Broken } else { Stop::Role }
 }
 
 /// Whether a snapshot taken now sees these transactions. Later ones see them as well.

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::Clinic;
 use super::command::run;
+use crate::support::pg::TestPgOptions;
 
 const RULES: &str = "
     create table public.tickets (id int primary key, user_id uuid, secret text, twice int generated always as (id * 2) stored);
@@ -130,7 +131,7 @@ const TEAMS: &str = "
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_membership_is_a_tree_with_the_table_it_looks_into_its_size_and_how_receivers_are_found() {
-    let clinic = Clinic::healthy().await;
+    let clinic = Clinic::with(TestPgOptions::default()).await;
     clinic.pg.exec(TEAMS).await;
     let [asked] = &explained(&clinic, &["posts", "--role", "authenticated"]).await[..] else { panic!("one role") };
     assert_eq!(asked["engine"], "ask");
@@ -190,7 +191,7 @@ const HINTS: &[(&str, &str, &str)] = &[
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_would_let_memory_judge_does() {
-    let clinic = Clinic::healthy().await;
+    let clinic = Clinic::with(TestPgOptions::default()).await;
     clinic
         .pg
         .exec(

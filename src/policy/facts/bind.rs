@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::doubts::{Doubtful, Doubts};
 use super::layout::Layout;
 use super::table::Store;
 use super::{Facts, NotReady, State};
@@ -65,14 +66,6 @@ pub(in crate::policy) struct SubPlan {
     pub(in crate::policy) probe: Option<Join>,
     /// IN, where NULL counts: those whose output is NULL.
     pub(in crate::policy) nulls: Option<Join>,
-}
-
-/// Something that may raise or be unsure.
-#[derive(Debug, Clone, PartialEq)]
-pub(in crate::policy) enum Doubtful {
-    Scalar(Scalar),
-    /// An array claim.
-    List(u16),
 }
 
 /// Nested loops.
@@ -274,11 +267,12 @@ impl<'a> Binder<'a> {
     }
 
     fn plan(&self, sub: &Subquery, lefts: &[(Kind, Scalar)], positive: bool, outer: &BTreeSet<u16>) -> SubPlan {
-        let mut doubts =
-            Doubts { binder: self, outer, doubts: Vec::new(), lazy: Vec::new(), watches: Vec::new(), naive: false };
-        doubts.expr(&sub.condition, false);
-        sub.outputs.iter().for_each(|output| doubts.scalar(output, false));
-        let Doubts { mut doubts, lazy, watches, naive, .. } = doubts;
+        let watch = |column: ColumnRef, conversion: Conversion| {
+            let source = usize::from(column.slot) - 1;
+            let place = self.slots[source].columns[usize::from(column.column)];
+            Some((self.slots[source].table, self.stores[source].watch_over(place, conversion)?))
+        };
+        let Doubts { always: mut doubts, lazy, watches, naive, .. } = Doubts::of(sub, outer, &watch);
         let conjuncts = conjuncts(&sub.condition);
         // The left side is evaluated before anything else.
         doubts.retain(|doubt| !lefts.iter().any(|(_, left)| *doubt == Doubtful::Scalar(left.clone())));
@@ -484,106 +478,4 @@ fn all_known(expr: &Expr, known: &BTreeSet<u16>) -> bool {
         }
     });
     read.iter().all(|slot| *slot == 0 || known.contains(slot) || inner.contains(slot))
-}
-
-/// Collects what may raise or be unsure in a sub-select.
-struct Doubts<'a> {
-    binder: &'a Binder<'a>,
-    /// Slots whose rows are known around it.
-    outer: &'a BTreeSet<u16>,
-    doubts: Vec<Doubtful>,
-    lazy: Vec<Doubtful>,
-    watches: Vec<(usize, usize)>,
-    naive: bool,
-}
-
-impl Doubts<'_> {
-    fn add(&mut self, doubt: Doubtful, lazy: bool) {
-        let list = if lazy { &mut self.lazy } else { &mut self.doubts };
-        if !list.contains(&doubt) {
-            list.push(doubt);
-        }
-    }
-
-    fn expr(&mut self, expr: &Expr, lazy: bool) {
-        match expr {
-            Expr::Constant(_) => {}
-            Expr::Value(scalar) => self.scalar(scalar, lazy),
-            Expr::IsNull(scalar) => self.scalar(scalar, lazy),
-            Expr::Compare(op, kind, pair) => {
-                self.naive |= kind.order.is_none() && !matches!(op, CompareOp::Eq | CompareOp::Ne);
-                self.scalar(&pair.0, lazy);
-                self.scalar(&pair.1, lazy);
-            }
-            Expr::Same(_, pair) => {
-                self.scalar(&pair.0, lazy);
-                self.scalar(&pair.1, lazy);
-            }
-            Expr::Any(_, _, left, members) | Expr::All(_, _, left, members) => {
-                self.scalar(left, lazy);
-                match members {
-                    Members::List(list) => list.iter().for_each(|scalar| self.scalar(scalar, lazy)),
-                    Members::Claim(claim) => self.add(Doubtful::List(*claim), lazy),
-                }
-            }
-            Expr::Is(inner, _) | Expr::Not(inner) => self.expr(inner, lazy),
-            Expr::And(parts) | Expr::Or(parts) => parts.iter().for_each(|part| self.expr(part, lazy)),
-            Expr::Exists(sub) => self.sub(sub, lazy),
-            Expr::In(lefts, sub) => {
-                lefts.iter().for_each(|(_, left)| self.scalar(left, lazy));
-                self.sub(sub, lazy);
-            }
-        }
-    }
-
-    fn sub(&mut self, sub: &Subquery, lazy: bool) {
-        self.expr(&sub.condition, lazy);
-        sub.outputs.iter().for_each(|output| self.scalar(output, lazy));
-    }
-
-    fn scalar(&mut self, scalar: &Scalar, lazy: bool) {
-        match scalar {
-            Scalar::Column(ColumnRef { slot: 0, .. }) | Scalar::Claim(_) => {
-                self.add(Doubtful::Scalar(scalar.clone()), lazy);
-            }
-            Scalar::Column(_) | Scalar::Constant(_) => {}
-            Scalar::Coalesce(list) => {
-                for (at, scalar) in list.iter().enumerate() {
-                    self.scalar(scalar, lazy || at > 0);
-                }
-            }
-            Scalar::NullIf(_, pair) => {
-                self.scalar(&pair.0, lazy);
-                self.scalar(&pair.1, lazy);
-            }
-            Scalar::Case(arms, otherwise) => {
-                for (at, (condition, value)) in arms.iter().enumerate() {
-                    self.expr(condition, lazy || at > 0);
-                    self.scalar(value, true);
-                }
-                otherwise.iter().for_each(|scalar| self.scalar(scalar, true));
-            }
-            Scalar::Truth(inner) => self.expr(inner, lazy),
-            Scalar::Convert(Conversion::BoolToText, inner) => self.scalar(inner, lazy),
-            Scalar::Convert(conversion, inner) => self.convert(scalar, *conversion, inner, lazy),
-        }
-    }
-
-    fn convert(&mut self, whole: &Scalar, conversion: Conversion, inner: &Scalar, lazy: bool) {
-        let own = |column: &ColumnRef| column.slot != 0 && !self.outer.contains(&column.slot);
-        match inner {
-            Scalar::Column(column) if own(column) => {
-                let source = usize::from(column.slot) - 1;
-                let place = self.binder.slots[source].columns[usize::from(column.column)];
-                match self.binder.stores[source].watch_over(place, conversion) {
-                    Some(watch) => self.watches.push((self.binder.slots[source].table, watch)),
-                    None => self.naive = true,
-                }
-            }
-            Scalar::Column(_) | Scalar::Claim(_) | Scalar::Constant(_) => {
-                self.add(Doubtful::Scalar(whole.clone()), lazy);
-            }
-            _ => self.naive = true,
-        }
-    }
 }

@@ -21,6 +21,7 @@ mod fitness;
 mod load;
 mod publish;
 mod bind;
+mod doubts;
 mod fold;
 mod index;
 mod layout;
@@ -40,7 +41,8 @@ pub use publish::{PublishError, Writers, add, quoted, statement, wait_for_writer
 use smallvec::SmallVec;
 
 pub use bind::FactBinding;
-pub(super) use bind::{Access, Doubtful, KeyPart, Level, PathStep, SubPlan};
+pub(super) use bind::{Access, KeyPart, Level, PathStep, SubPlan};
+pub(super) use doubts::Doubtful;
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};
 pub(super) use symbols::{NULL, Symbol};
@@ -201,6 +203,10 @@ pub struct Facts {
     relations: HashMap<u32, SmallVec<[usize; 1]>>,
     /// Tables that the running transaction changed.
     touched: Vec<usize>,
+    /// Between a [`Facts::begin`] that changed something and its [`Facts::end`].
+    folding: bool,
+    /// How often that was.
+    folded: u64,
 }
 
 static NONE: LazyLock<Facts> = LazyLock::new(Facts::default);
@@ -331,6 +337,7 @@ impl Facts {
         if mappings.is_empty() {
             return Ok(());
         }
+        self.folding = true;
         self.touched = mappings.iter().map(|(place, _)| *place).collect();
         self.touched.sort_unstable();
         self.touched.dedup();
@@ -415,6 +422,9 @@ impl Facts {
 
     /// The transaction is over: Before is After.
     pub fn end(&mut self) {
+        if std::mem::take(&mut self.folding) {
+            self.folded += 1;
+        }
         for place in std::mem::take(&mut self.touched) {
             if let State::Ready(store) = &mut self.tables[place].state {
                 store.end();
@@ -425,6 +435,12 @@ impl Facts {
     /// Changes whenever a table becomes Ready, Broken, Absent or gets another layout.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Names the state of all facts; `None` while a transaction changes them, and so Before is not After. What was derived from
+    /// facts of one version holds for just that version.
+    pub fn version(&self) -> Option<u64> {
+        (!self.folding).then_some(self.generation + self.folded)
     }
 
     /// Memory that all tables take.

@@ -9,14 +9,14 @@
 //! comparisons of columns, claims and constants.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 
 use smallvec::SmallVec;
 
 use super::convert::convert;
+use super::value::{Val, compared, of_bool, worse};
 use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, Scalar, Subquery, Truth, Viewer, exact_under};
 use crate::change::Value;
-use crate::pgtype::{Equality, canonical, compare};
+use crate::pgtype::canonical;
 use crate::policy::facts::{
     Access, Doubtful, FactBinding, Facts, KeyPart, Level, NULL, Row, Side, Store, SubPlan, Symbol,
 };
@@ -41,46 +41,6 @@ impl Rule {
     }
 }
 
-/// A value on its way through a comparison.
-#[derive(Clone)]
-enum Val<'e> {
-    Null,
-    /// Canonical.
-    Text(Cow<'e, [u8]>),
-    /// A cell of a fact table; not NULL.
-    Fact(&'e Store, Symbol, &'e Kind),
-    Raises,
-    Unsure,
-}
-
-impl Val<'_> {
-    fn doubt(&self) -> Option<Truth> {
-        match self {
-            Val::Raises => Some(Truth::Raises),
-            Val::Unsure => Some(Truth::Unsure),
-            _ => None,
-        }
-    }
-
-    /// Calls `with` with the text of a value that is neither NULL nor in doubt.
-    fn with_text<T>(&self, with: impl FnOnce(&[u8]) -> T) -> Option<T> {
-        match self {
-            Val::Text(text) => Some(with(text)),
-            Val::Fact(store, symbol, _) => Some(with(&store.packed(*symbol).text())),
-            Val::Null | Val::Raises | Val::Unsure => None,
-        }
-    }
-}
-
-/// The greater doubt of two outcomes, or the first that is one.
-fn worse(a: Truth, b: Truth) -> Truth {
-    match (a, b) {
-        (Truth::Unsure, _) | (_, Truth::Unsure) => Truth::Unsure,
-        (Truth::Raises, _) | (_, Truth::Raises) => Truth::Raises,
-        (a, _) => a,
-    }
-}
-
 fn is_doubt(truth: Truth) -> bool {
     matches!(truth, Truth::Raises | Truth::Unsure)
 }
@@ -95,10 +55,6 @@ fn connect(decisive: Truth, a: Truth, b: Truth) -> Truth {
         Truth::True | Truth::False => 0,
     };
     if rank(b) > rank(a) { b } else { a }
-}
-
-fn of_bool(value: bool) -> Truth {
-    if value { Truth::True } else { Truth::False }
 }
 
 /// One evaluation.
@@ -531,55 +487,3 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
 }
 
 type Lefts<'e> = SmallVec<[(&'e Kind, Val<'e>); 2]>;
-
-fn compared(op: CompareOp, kind: &Kind, a: &Val<'_>, b: &Val<'_>) -> Truth {
-    if let Some(doubt) = a.doubt() {
-        return worse(doubt, b.doubt().unwrap_or(doubt));
-    }
-    if let Some(doubt) = b.doubt() {
-        return doubt;
-    }
-    if matches!((a, b), (Val::Null, _) | (_, Val::Null)) {
-        return Truth::Null;
-    }
-    match op {
-        CompareOp::Eq => equal(kind.equality, a, b).map_or(Truth::Unsure, of_bool),
-        CompareOp::Ne => equal(kind.equality, a, b).map_or(Truth::Unsure, |equal| of_bool(!equal)),
-        CompareOp::Lt | CompareOp::Le | CompareOp::Gt | CompareOp::Ge => {
-            let order = |a: &[u8]| b.with_text(|b| kind.order.and_then(|order| compare(order, a, b))).flatten();
-            let Some(Some(order)) = a.with_text(order) else { return Truth::Unsure };
-            of_bool(match op {
-                CompareOp::Lt => order == Ordering::Less,
-                CompareOp::Le => order != Ordering::Greater,
-                CompareOp::Gt => order == Ordering::Greater,
-                _ => order != Ordering::Less,
-            })
-        }
-    }
-}
-
-/// Equality of two values that are neither NULL nor in doubt. `None` if one is not as its type prints it.
-fn equal(equality: Equality, a: &Val<'_>, b: &Val<'_>) -> Option<bool> {
-    match (a, b) {
-        (Val::Fact(from, symbol, kind), Val::Fact(other_from, other, other_kind))
-            if exact_under(kind, equality) && exact_under(other_kind, equality) =>
-        {
-            match std::ptr::eq(*from, *other_from) {
-                true => Some(symbol == other),
-                false => Some(from.packed(*symbol) == other_from.packed(*other)),
-            }
-        }
-        (Val::Fact(from, symbol, kind), Val::Text(text)) | (Val::Text(text), Val::Fact(from, symbol, kind))
-            if exact_under(kind, equality) =>
-        {
-            Some(from.packed(*symbol).is(&canonical(equality, text)?))
-        }
-        _ => {
-            let same = |a: &[u8]| {
-                let a = canonical(equality, a)?;
-                b.with_text(|b| Some(a == canonical(equality, b)?)).flatten()
-            };
-            a.with_text(same).flatten()
-        }
-    }
-}

@@ -25,6 +25,7 @@ mod eval;
 mod keys;
 mod parse;
 mod tree;
+mod value;
 mod viewer;
 mod visit;
 

@@ -325,3 +325,22 @@ async fn a_right_to_a_schema_that_was_taken_counts_for_the_next_question() {
         assert!(verdicts.iter().all(|verdict| *verdict == RAISED), "{verdicts:?}");
     }
 }
+
+#[tokio::test]
+async fn what_only_running_shows_to_be_unusable_is_looked_up_for_many_as_for_one() {
+    let (mut database, _) = prepared("body is not null").await;
+    database
+        .run(
+            "create function mine(owner uuid) returns bool language plpgsql as 'begin return owner = auth.uid(); end';
+             revoke execute on function mine from public; alter policy p on t using (mine(user_id))",
+        )
+        .await;
+    let bound = bind(&plan(&mut database, "t", "authenticated").await);
+    let (asker, _) = asker(&database, "plain_relay");
+    let users: Vec<_> = (0..6).map(|i| user(&format!("a0eebc99-9c0b-4ef8-bb6d-{i:012}"))).collect();
+    let change = || insert(texts(&[Some("1"), Some(ALICE), Some("x")]));
+    for count in [1, 2, 3, 6] {
+        let verdicts = asker.judge(&question(&bound, change(), &users[..count])).await;
+        assert!(verdicts.iter().all(|verdict| *verdict == RAISED), "{verdicts:?}");
+    }
+}

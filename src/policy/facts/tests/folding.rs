@@ -1,5 +1,6 @@
 //! The seam between loaded rows and the stream, and what follows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Dice;
@@ -72,8 +73,10 @@ fn snapshot(transactions: &[Transaction], seen: usize) -> Snapshot {
     Snapshot::parse(&format!("{xmin}:{xmax}:{}", open.join(","))).expect("a snapshot")
 }
 
+type Shown = Vec<Option<Vec<u8>>>;
+
 /// What a side shows, sorted; numbers in their canonical text.
-fn shown(facts: &Facts, oid: u32, side: Side) -> Vec<(Vec<Option<Vec<u8>>>, u32)> {
+fn shown(facts: &Facts, oid: u32, side: Side) -> Vec<(Shown, u32)> {
     let table = facts.tables.iter().find(|table| table.layout.table_oid == oid).expect("known");
     let State::Ready(store) = &table.state else { panic!("{:?}", table.state()) };
     let mut rows: Vec<_> = (0..store.versions())
@@ -87,9 +90,9 @@ fn shown(facts: &Facts, oid: u32, side: Side) -> Vec<(Vec<Option<Vec<u8>>>, u32)
     rows
 }
 
-fn expected(rows: &[Row]) -> Vec<(Vec<Option<Vec<u8>>>, u32)> {
+fn expected(rows: &[Row]) -> Vec<(Shown, u32)> {
     let canonical = |cell: &Cell| cell.map(|text| if text == "1.0" { b"1".to_vec() } else { text.as_bytes().to_vec() });
-    let mut counted: std::collections::BTreeMap<(usize, Vec<Option<Vec<u8>>>), u32> = Default::default();
+    let mut counted: BTreeMap<(usize, Shown), u32> = BTreeMap::new();
     for row in rows {
         *counted.entry((row.leaf, row.cells.iter().map(canonical).collect())).or_default() += 1;
     }

@@ -1,11 +1,13 @@
 //! Facts, rules over them and keys, against a reference that knows neither indexes nor symbols.
 
 mod agreement;
+mod cases;
 mod folding;
 mod memory;
 mod planted;
 mod reference;
 mod rules;
+mod speed;
 mod world;
 
 /// Random numbers that come back with their seed.
