@@ -145,8 +145,8 @@ impl<'a> Writer<'a> {
             90..93 => format!("delete from teams where id = {team};"),
             93 => format!("delete from orgs where id = {org};"),
             94 => format!("delete from members where user_id = '{user}';"),
-            95 if false => "truncate blocks;".into(),
-            96 if false => "truncate members;".into(),
+            95 => "truncate blocks;".into(),
+            96 => "truncate members;".into(),
             _ => format!(
                 "insert into orgs values ({org}) on conflict do nothing; \
                  insert into teams values ({team}, {org}) on conflict do nothing;"

