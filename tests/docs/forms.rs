@@ -3,11 +3,11 @@
 
 use std::fmt::Write as _;
 
-use forms::{Expected, FORMS, Form};
+use tested::{Expected, FORMS, Form};
 
 #[expect(dead_code, reason = "the tables and rows of the forms are for the tests of `policy`")]
 #[path = "../../src/policy/tests/forms.rs"]
-mod forms;
+mod tested;
 
 /// What applications commonly write, by kind and by the forms' names. Each form stands for one thing that is wanted, and is
 /// counted once.
