@@ -188,7 +188,8 @@ pub(super) const OPERATORS: &str = "select distinct n.nspname::text, o.oprname::
 
 /// The trees under the tables `$1`, each table a root of its own: root, member, its parent (0 for the root), kind, whether it is
 /// logged, and a text that differs when its rows may have changed unseen: any DDL that writes new values touches a column's row,
-/// as an attached partition has a new row, and a table that left one of the publications `$2` and came back.
+/// as an attached partition has a new row, a table that left one of the publications `$2` and came back, and a publication
+/// that did not send some actions for a while. What [`IN_SCHEMAS`] says belongs to it, too.
 pub(super) const TREES: &str = "with recursive down(root, oid, parent) as ( \
         select t.oid, t.oid, 0::oid from unnest($1::oid[]) as t(oid) union \
         select d.root, i.inhrelid, i.inhparent from down d join pg_inherits i on i.inhparent = d.oid \
@@ -198,8 +199,16 @@ pub(super) const TREES: &str = "with recursive down(root, oid, parent) as ( \
             where a.attrelid = d.oid and a.attnum > 0), \
         (select string_agg(concat(i.inhparent, ':', i.xmin), ',' order by i.inhparent) from pg_inherits i where i.inhrelid = d.oid), \
         (select string_agg(r.oid::text, ',' order by r.oid) from pg_publication_rel r join pg_publication p on p.oid = r.prpubid \
-            where r.prrelid = d.oid and p.pubname = any($2::text[]))) \
+            where r.prrelid = d.oid and p.pubname = any($2::text[])), \
+        (select string_agg(concat(p.oid, ':', p.xmin), ',' order by p.oid) from pg_publication p where p.pubname = any($2::text[]))) \
     from down d join pg_class c on c.oid = d.oid";
+
+/// Postgres 15: a text for each of the relations `$1` that differs when its schema left one of the publications `$2` and came
+/// back, or it left such a schema.
+pub(super) const IN_SCHEMAS: &str = "select c.oid, concat_ws(' ', c.relnamespace, \
+        (select string_agg(s.oid::text, ',' order by s.oid) from pg_publication_namespace s join pg_publication p on p.oid = s.pnpubid \
+            where s.pnnspid = c.relnamespace and p.pubname = any($2::text[]))) \
+    from pg_class c where c.oid = any($1::oid[])";
 
 /// What the publications `$1` send of the relations `$2`, by the name under which they send it.
 pub(super) const STREAMED: &str = "select g.relid, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, g.qual is not null, \

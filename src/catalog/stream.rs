@@ -74,6 +74,16 @@ impl Reader<'_> {
                 Member { oid: get(row, 1)?, parent: get(row, 2)?, kind, logged: get(row, 4)?, version: get(row, 5)? };
             trees.entry(get(row, 0)?).or_default().push(member);
         }
+        if version >= 150_000 {
+            let members: Vec<u32> = trees.values().flatten().map(|member| member.oid).collect();
+            let mut places: BTreeMap<u32, String> = BTreeMap::new();
+            for row in &self.rows("stream", sql::IN_SCHEMAS, &[&members, &publications]).await? {
+                places.insert(get(row, 0)?, get(row, 1)?);
+            }
+            for member in trees.values_mut().flatten() {
+                member.version.extend(places.get(&member.oid).into_iter().flat_map(|place| [" ", place]));
+            }
+        }
         let mut related: BTreeSet<u32> = trees.values().flatten().map(|member| member.oid).collect();
         related.extend(tables.values().flat_map(|table| &table.ancestors));
         let listings = self.listings(&publications, &related, version).await?;

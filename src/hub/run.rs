@@ -376,6 +376,7 @@ impl Hub {
             return false;
         }
         work.begun = true;
+        self.facts.pass(work.transaction.xid);
         work.folded = self.facts.concerns(&work.transaction.relations);
         if work.folded
             && let Err(error) = self.facts.begin(&work.transaction)

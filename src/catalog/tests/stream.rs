@@ -211,6 +211,22 @@ async fn its_storage_differs_when_rows_change_without_the_stream() {
             false,
             true,
         ),
+        // Other publications send what these do not; nobody knows since when.
+        (
+            "alter publication rowcast_facts set (publish = 'insert, update, delete');
+             alter publication rowcast_facts set (publish = 'insert, update, delete, truncate')",
+            true,
+            true,
+        ),
+        ("alter publication rowcast_facts add table spare", false, false),
+        ("alter publication rowcast_facts drop table spare", false, false),
+        ("alter publication rowcast_facts add tables in schema public", true, true),
+        (
+            "alter publication rowcast_facts drop tables in schema public; alter publication rowcast_facts add tables in schema public",
+            true,
+            true,
+        ),
+        ("alter publication rowcast_facts drop tables in schema public", true, true),
         (
             "insert into plain values (2, 'a', 2); alter table plain alter column gone type int using gone + 1",
             false,
@@ -227,6 +243,9 @@ async fn its_storage_differs_when_rows_change_without_the_stream() {
         ("cluster plain using plain_pkey", false, true),
         ("alter policy q on docs using (exists (select from plain where id > 1))", false, false),
     ] {
+        if statement.contains("in schema") && database.major().await < 15 {
+            continue;
+        }
         database.run(statement).await;
         let after = (table(&mut database, "members").await.storage, table(&mut database, "plain").await.storage);
         assert_eq!((before.0 != after.0, before.1 != after.1), (root, plain), "{statement}");

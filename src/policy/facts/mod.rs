@@ -167,11 +167,8 @@ impl Tracked {
         }
     }
 
-    /// Whether the rows have the transaction already. Once the stream has passed the snapshot they are those of the stream.
-    fn has(&mut self, xid: u32) -> bool {
-        if self.loaded_at.as_ref().is_some_and(|snapshot| snapshot.is_before(xid)) {
-            self.loaded_at = None;
-        }
+    /// Whether the rows have the transaction already.
+    fn has(&self, xid: u32) -> bool {
         self.loaded_at.as_ref().is_some_and(|snapshot| snapshot.sees(xid))
     }
 
@@ -203,6 +200,8 @@ pub struct Facts {
     relations: HashMap<u32, SmallVec<[usize; 1]>>,
     /// Tables that the running transaction changed.
     touched: Vec<usize>,
+    /// Some table has [`Tracked::loaded_at`].
+    ahead: bool,
     /// Between a [`Facts::begin`] that changed something and its [`Facts::end`].
     folding: bool,
     /// How often that was.
@@ -261,6 +260,7 @@ impl Facts {
         }
         table.state = State::Ready(store);
         table.loaded_at = Some(snapshot.clone());
+        self.ahead = true;
         let total = self.bytes();
         if total > self.limit {
             let limit = self.limit;
@@ -318,10 +318,24 @@ impl Facts {
         places.iter().copied().filter(follows).collect()
     }
 
+    /// The stream has come to a transaction, be it of these tables or not: rows of a snapshot that it has passed are those of
+    /// the stream from here on. To be called for every transaction. Ids wrap around: a snapshot that is kept for half of all
+    /// ids, while other tables change, would take a new transaction for one that it saw.
+    pub fn pass(&mut self, xid: u32) {
+        if !self.ahead {
+            return;
+        }
+        for table in &mut self.tables {
+            table.loaded_at.take_if(|snapshot| snapshot.is_before(xid));
+        }
+        self.ahead = self.tables.iter().any(|table| table.loaded_at.is_some());
+    }
+
     /// Folds a whole transaction. Until [`Facts::end`], [`Side::Before`] is the state before it, [`Side::After`] the state
     /// after it. A table that can't follow becomes [`FactState::Broken`]. An error means that the transaction can't be read.
     pub fn begin(&mut self, tx: &Transaction) -> Result<(), TransactionError> {
         self.end();
+        self.pass(tx.xid);
         let mut mappings: Vec<(usize, Arc<Mapping>)> = Vec::new();
         for relation in &tx.relations {
             for place in self.followers(relation) {

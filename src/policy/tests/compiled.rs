@@ -294,3 +294,41 @@ async fn names_in_a_function_mean_what_its_own_search_path_says() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_call_that_may_mean_another_function_or_raise_in_a_domain_is_left_to_postgres() {
+    let mut database = prepared().await;
+    database
+        .run(
+            "create schema one; create schema two; create schema shut; grant usage on schema one, two to authenticated;
+             create domain small as int check (value < 100);
+             create function one.may(text) returns bool language sql as 'select true';
+             create function two.may(uuid) returns bool language sql as 'select false';
+             create function shut.only(int) returns bool language sql as 'select true';
+             create function one.only(int) returns bool language sql as 'select $1 = 1';
+             create function one.tiny(small) returns bool language sql as 'select true';
+             create function one.tiny_of(int) returns small language sql as 'select $1'",
+        )
+        .await;
+    for (path, call, pure) in [
+        // The one that takes a uuid, though it is in the second schema.
+        ("one, two", "may(auth.uid())", None),
+        ("one", "only(team_id)", Some("team_id = '1'")),
+        ("shut, one", "only(team_id)", Some("team_id = '1'")),
+        ("one", "tiny(team_id)", None),
+        ("one", "tiny_of(team_id) = 1", None),
+    ] {
+        let body = call.replace("team_id", "team");
+        let create = format!(
+            "drop policy if exists p on t; drop function if exists f(int);
+             create function f(team int) returns bool language sql set search_path = {path} as $f$ select {body} $f$"
+        );
+        database.run(&format!("set check_function_bodies = off; {create}")).await;
+        let (_, plan) = planned(&mut database, "f(team_id)").await;
+        match (pure, &plan.engine) {
+            (Some(text), Engine::Pure(rule)) => assert_eq!(rule.to_string(), text, "{path}: {call}"),
+            (None, Engine::Ask { .. }) => {}
+            _ => panic!("{path}: {call}: {plan}"),
+        }
+    }
+}

@@ -121,7 +121,11 @@ impl<'a> Compiler<'a> {
                 let found = |schema: &String| -> Vec<&'a Function> {
                     catalog.functions_named(schema, name).map(|f| &**f).collect()
                 };
-                path.and_then(|path| path.iter().find(|schema| *schema != "pg_catalog")).map(found).unwrap_or_default()
+                // All schemas count: a better fit in a later one goes before the first one's.
+                let seen = |schema: &&String| {
+                    *schema != "pg_catalog" && (!self.env.source || catalog.may_use_schema(schema, self.env.role))
+                };
+                path.into_iter().flatten().filter(seen).flat_map(found).collect()
             }
             (Some(_), None) => Vec::new(),
         };

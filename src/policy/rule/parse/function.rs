@@ -109,6 +109,9 @@ impl<'a> Compiler<'a> {
                 return Err(NotPure(format!("an argument of {} that is neither a column nor a claim", function.name)));
             }
             let to = self.catalog.types().base_of(*oid);
+            if to != *oid {
+                return Err(NotPure(format!("an argument of {} that is of a domain, whose checks may raise", function.name)));
+            }
             typed.push(self.cast(argument, to, false)?);
         }
         Ok(typed)
@@ -117,6 +120,9 @@ impl<'a> Compiler<'a> {
     /// The result is of the declared type but for what Postgres converts by itself.
     fn returned(&mut self, typed: Typed, function: &Function) -> Result<Typed> {
         let to = self.catalog.types().base_of(function.result_type);
+        if to != function.result_type {
+            return Err(NotPure("a result of a domain, whose checks may raise".into()));
+        }
         let from = typed.ty.oid;
         let same =
             from == to || from == UNKNOWN || (is_text(from) && is_text(to)) || (is_integer(from) && is_integer(to));
