@@ -66,6 +66,14 @@ fn fold(parts: Vec<Expr>, decisive: bool) -> Expr {
             other => flat.push(other),
         }
     }
+    // An inner table's own policy often says again what the policy says.
+    let mut once: Vec<Expr> = Vec::with_capacity(flat.len());
+    for part in flat {
+        if !once.contains(&part) {
+            once.push(part);
+        }
+    }
+    let mut flat = once;
     if flat.len() <= 1 {
         return flat.pop().unwrap_or(Expr::Constant(Some(!decisive)));
     }
