@@ -38,7 +38,14 @@ pub(super) struct Registry {
 
 impl Registry {
     pub(super) fn new(options: policy::Options) -> Registry {
-        Registry { options, slots: Slots::new(), by_id: AHashMap::new(), tables: AHashMap::new(), subscriptions: 0, passed: None }
+        Registry {
+            options,
+            slots: Slots::new(),
+            by_id: AHashMap::new(),
+            tables: AHashMap::new(),
+            subscriptions: 0,
+            passed: None,
+        }
     }
 
     /// Activates a channel, in place of what it had before: with the same slot, and the same classes if its rights are the same.
@@ -86,7 +93,10 @@ impl Registry {
     fn point(&mut self, slot: u32, targets: Vec<Target>, catalog: &Catalog) {
         let Some(channel) = self.slots.get_mut(slot) else { return };
         let subs = targets.iter().map(|target| {
-            let table = self.tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
+            let table = self
+                .tables
+                .entry(target.table_oid)
+                .or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
             let (port, principal) = (channel.port.clone(), channel.principal.clone());
             table.insert(slot, port, principal, target.clone(), channel.from, catalog)
         });

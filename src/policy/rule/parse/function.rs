@@ -110,7 +110,10 @@ impl<'a> Compiler<'a> {
             }
             let to = self.catalog.types().base_of(*oid);
             if to != *oid {
-                return Err(NotPure(format!("an argument of {} that is of a domain, whose checks may raise", function.name)));
+                return Err(NotPure(format!(
+                    "an argument of {} that is of a domain, whose checks may raise",
+                    function.name
+                )));
             }
             typed.push(self.cast(argument, to, false)?);
         }
