@@ -94,7 +94,8 @@ impl Hub {
                 }
             }
         }
-        self.registry.apply_rules(catalog);
+        self.ahead = Some(rules.snapshot.clone());
+        self.registry.apply_rules(catalog, &before.catalog);
     }
 
     /// No row is judged until this channel is resolved, or its time is over.

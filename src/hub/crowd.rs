@@ -110,8 +110,9 @@ impl Crowd {
 
     /// The rules changed.
     pub(super) fn apply_rules(&mut self, catalog: Catalog) {
-        self.catalog = Arc::new(catalog);
-        self.registry.apply_rules(&self.catalog);
+        let before = std::mem::replace(&mut self.catalog, Arc::new(catalog));
+        self.registry.apply_rules(&self.catalog, &before);
+        self.registry.catch_up();
     }
 
     /// The event of a row, made once for [`Crowd::deliver`].

@@ -32,6 +32,8 @@ pub(super) struct Group {
     bound: Arc<Bound>,
     /// To the facts of this generation. `None` before the first row.
     generation: Option<u64>,
+    /// The plan is newer than the facts: together they are the rights of no moment.
+    ahead: bool,
     /// `None`: the rule looks into no table, or not all is known of those it looks into.
     binding: Option<FactBinding>,
     classes: Slots<Class>,
@@ -91,6 +93,7 @@ impl Group {
             by_claim: claims.map(|claim| (*claim, ByText::new())).collect(),
             bound: Arc::new(plan.bind(relation)),
             generation: None,
+            ahead: false,
             binding: None,
             classes: Slots::new(),
             by_viewer: AHashMap::new(),
@@ -108,11 +111,18 @@ impl Group {
         &self.bound
     }
 
+    /// Whether the plan is newer than the facts, which then say nothing about it.
+    pub(super) fn set_ahead(&mut self, ahead: bool) {
+        if self.ahead != ahead {
+            (self.ahead, self.generation) = (ahead, None);
+        }
+    }
+
     /// Looks the facts up anew if what is known has changed.
     pub(super) fn fit(&mut self, facts: &Facts) {
         if self.generation != Some(facts.generation()) {
             self.generation = Some(facts.generation());
-            let rule = self.bound.plan().rule().filter(|rule| !rule.sources.is_empty());
+            let rule = self.bound.plan().rule().filter(|rule| !rule.sources.is_empty() && !self.ahead);
             self.binding = rule.and_then(|rule| facts.bind(rule).ok());
         }
     }

@@ -96,13 +96,15 @@ pub(super) struct TableIndex {
     relation: Option<Arc<Relation>>,
     /// By role: there are few.
     groups: Vec<Group>,
+    /// See [`super::registry::Registry::apply_rules`].
+    passed: Option<Arc<Catalog>>,
     /// Of the row at hand.
     serial: u64,
 }
 
 impl TableIndex {
-    pub(super) fn new(options: policy::Options) -> TableIndex {
-        TableIndex { options, subs: Slots::new(), relation: None, groups: Vec::new(), serial: 0 }
+    pub(super) fn new(options: policy::Options, passed: Option<Arc<Catalog>>) -> TableIndex {
+        TableIndex { options, subs: Slots::new(), relation: None, groups: Vec::new(), passed, serial: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -167,16 +169,24 @@ impl TableIndex {
     // --- Binding.
 
     /// The rules changed: plans that differ are put into force. Keeps everything else.
-    pub(super) fn apply_rules(&mut self, catalog: &Catalog) {
+    pub(super) fn apply_rules(&mut self, catalog: &Catalog, passed: Option<&Arc<Catalog>>) {
+        self.passed = passed.cloned();
         let Some(relation) = self.relation.clone() else { return };
         for at in 0..self.groups.len() {
             let group = &self.groups[at];
             let role = group.role().clone();
             if policy::compile(catalog, relation.oid, &role, self.options) != **group.bound().plan() {
                 self.groups[at] = Group::new(catalog, &relation, &role, self.options);
+                self.groups[at].set_ahead(self.passed.is_some());
                 self.bind_all(catalog, |sub| sub.group == at as u32);
             }
         }
+    }
+
+    /// The stream has come to the rules in force.
+    pub(super) fn catch_up(&mut self) {
+        self.passed = None;
+        self.groups.iter_mut().for_each(|group| group.set_ahead(false));
     }
 
     /// Makes the index fit this relation and these facts if it does not yet.
@@ -202,7 +212,12 @@ impl TableIndex {
         sub.keep = sub.target.select.as_ref().map(|names| Box::new(kept(relation, names)));
         let role = &sub.principal.role;
         let at = self.groups.iter().position(|group| group.role() == role).unwrap_or_else(|| {
-            self.groups.push(Group::new(catalog, relation, role, self.options));
+            let mut group = Group::new(catalog, relation, role, self.options);
+            let differs = |passed: &Arc<Catalog>| {
+                policy::compile(passed, relation.oid, role, self.options) != **group.bound().plan()
+            };
+            group.set_ahead(self.passed.as_ref().is_some_and(differs));
+            self.groups.push(group);
             self.groups.len() - 1
         });
         sub.group = at as u32;

@@ -32,11 +32,20 @@ pub(super) struct Registry {
     by_id: AHashMap<ChannelId, u32>,
     tables: AHashMap<u32, TableIndex>,
     subscriptions: usize,
+    /// The rules that the stream has come to, if they are not those in force.
+    passed: Option<Arc<Catalog>>,
 }
 
 impl Registry {
     pub(super) fn new(options: policy::Options) -> Registry {
-        Registry { options, slots: Slots::new(), by_id: AHashMap::new(), tables: AHashMap::new(), subscriptions: 0 }
+        Registry {
+            options,
+            slots: Slots::new(),
+            by_id: AHashMap::new(),
+            tables: AHashMap::new(),
+            subscriptions: 0,
+            passed: None,
+        }
     }
 
     /// Activates a channel, in place of what it had before: with the same slot, and the same classes if its rights are the same.
@@ -84,7 +93,10 @@ impl Registry {
     fn point(&mut self, slot: u32, targets: Vec<Target>, catalog: &Catalog) {
         let Some(channel) = self.slots.get_mut(slot) else { return };
         let subs = targets.iter().map(|target| {
-            let table = self.tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options));
+            let table = self
+                .tables
+                .entry(target.table_oid)
+                .or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
             let (port, principal) = (channel.port.clone(), channel.principal.clone());
             table.insert(slot, port, principal, target.clone(), channel.from, catalog)
         });
@@ -132,11 +144,20 @@ impl Registry {
         self.tables.get_mut(&oid)
     }
 
-    /// Puts the plans of these rules into force.
-    pub(super) fn apply_rules(&mut self, catalog: &Catalog) {
+    /// Puts the plans of these rules into force. The facts are those of the stream, which may be behind the rules: a plan that is
+    /// new does not judge by them before [`Registry::catch_up`]. A migration changes both together, and the new rule may give
+    /// by the old facts what nobody ever had.
+    pub(super) fn apply_rules(&mut self, catalog: &Catalog, before: &Arc<Catalog>) {
+        self.passed.get_or_insert_with(|| before.clone());
         for table in self.tables.values_mut() {
-            table.apply_rules(catalog);
+            table.apply_rules(catalog, self.passed.as_ref());
         }
+    }
+
+    /// The stream has come to the rules in force.
+    pub(super) fn catch_up(&mut self) {
+        self.passed = None;
+        self.tables.values_mut().for_each(TableIndex::catch_up);
     }
 
     /// Tables that somebody subscribes to, by oid, with the number of subscriptions.

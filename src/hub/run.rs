@@ -32,6 +32,7 @@ use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
 use super::settle::{Leaving, Settled};
 use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle, Port};
+use crate::catalog::Snapshot;
 use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, RowChange, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
@@ -79,6 +80,8 @@ pub struct Hub {
     pub(super) rules: RulesHandle,
     /// In force.
     pub(super) current: Option<Rules>,
+    /// At which they were read, until the stream has passed it.
+    pub(super) ahead: Option<Snapshot>,
     pub(super) validator: Arc<Validator>,
     pub(super) registry: Registry,
     pub(super) matcher: Matcher,
@@ -141,6 +144,7 @@ impl Hub {
             rules_reader: Some(rules_reader),
             rules,
             current: None,
+            ahead: None,
             validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
             registry: Registry::new(config.policy),
             matcher: Matcher::default(),
@@ -377,6 +381,9 @@ impl Hub {
         }
         work.begun = true;
         self.facts.pass(work.transaction.xid);
+        if self.ahead.take_if(|snapshot| snapshot.is_before(work.transaction.xid)).is_some() {
+            self.registry.catch_up();
+        }
         work.folded = self.facts.concerns(&work.transaction.relations);
         if work.folded
             && let Err(error) = self.facts.begin(&work.transaction)

@@ -148,3 +148,28 @@ async fn a_table_that_cannot_be_published_is_asked_about_until_it_can_be() {
     assert_eq!(summary(&alice.changes_before("then").await, "note"), ["INSERT back"]);
     assert_eq!(scene.relay.metric("rowcast_ask_seconds_count", "").await, asked);
 }
+
+/// Whoever never had a right, under the rules and the rows of any one moment, has none while both change together.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_of_today_do_not_judge_by_the_memberships_of_yesterday() {
+    let levels = TEAMS
+        .replace("user_id uuid, primary key", "user_id uuid, level int not null, primary key")
+        .replace("m.user_id = auth.uid()", "m.user_id = auth.uid() and m.level > 0");
+    let scene = Scene::with(&levels).await;
+    scene.exec(&format!("insert into members values (1, '{ALICE}', -1)")).await;
+    let mut alice = watch(&scene, ALICE).await;
+    scene.exec(&post(1, "before")).await;
+    scene.mark("start").await;
+    alice.expect_nothing_before("start").await;
+    // The rules are read again while its rows are being judged.
+    scene.exec("insert into posts (team_id, note) select 1, 'many' from generate_series(1, 12000)").await;
+    scene
+        .exec(
+            "begin; update members set level = -level;
+             alter policy team on posts using (exists (select 1 from public.members m
+                 where m.team_id = posts.team_id and m.user_id = auth.uid() and m.level < 0)); commit",
+        )
+        .await;
+    scene.mark("end").await;
+    alice.expect_nothing_before("end").await;
+}

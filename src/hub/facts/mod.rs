@@ -264,6 +264,12 @@ impl Keeper {
         self.due = false;
         let now = Instant::now();
         for done in std::mem::take(&mut self.finished) {
+            if matches!(done.outcome, Outcome::Loaded(_)) && rules.read_at < done.at {
+                // Rows of a later moment than the rules are together the rights of none.
+                readings.request();
+                self.finished.push(done);
+                continue;
+            }
             self.settle(facts, done, readings);
         }
         self.mend_broken(facts, now);
@@ -425,7 +431,7 @@ impl Keeper {
         entry.storage = table.storage;
         self.next_ticket += 1;
         let (ticket, started, pool) = (self.next_ticket, Instant::now(), self.pool.clone());
-        let done = move |outcome| Done { table: oid, ticket, took: started.elapsed(), outcome };
+        let done = move |outcome| Done { table: oid, ticket, took: started.elapsed(), at: Instant::now(), outcome };
         let layout = Arc::new(fit.layout);
         entry.layout = Some(layout.clone());
         if !fit.streamed {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::catalog::Snapshot;
 use crate::pg::Pool;
@@ -25,6 +26,8 @@ pub(super) struct Done {
     pub(super) table: u32,
     pub(super) ticket: u64,
     pub(super) took: Duration,
+    /// When it ended.
+    pub(super) at: Instant,
     pub(super) outcome: Outcome,
 }
 
