@@ -456,7 +456,7 @@ impl Lane {
 
     /// Starts questions about rights, as many as there are and may start.
     fn start_verdicts(&mut self) {
-        while let Some((whose, (at, index))) = self.turns.next() {
+        while let Some((whose, (at, index))) = self.turns.next(Instant::now()) {
             let row = self.rows.get(at.slot).and_then(Option::as_ref).filter(|row| row.sequence == at.sequence);
             let Some((row, asked)) = row.and_then(|row| Some((row, row.asked.get(index)?))) else {
                 let _ = self.turns.ended(&whose, Ended::Unknown, Duration::ZERO, Instant::now());

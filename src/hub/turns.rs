@@ -4,11 +4,13 @@
 //! half of the places, so that the others' questions always find one. After five questions in a row without a decision
 //! (time-out, broken connection, a role that can't be assumed, or rows that had to wait too long for their turn) a policy is
 //! *suspended*: its questions are refused, which leaves its rows undecided at once. After a pause one question is let through;
-//! its answer ends the suspension, another failure doubles the pause. A policy that was changed starts anew.
+//! its answer ends the suspension, another failure doubles the pause. A policy that was changed starts anew. A slow one has no
+//! more questions waiting than it answers in a few seconds, and what is beyond is refused: rows that wait take the room of
+//! everybody's.
 //!
 //! Plain data; the time is passed in.
 //!
-//! Rejected: a limit on waiting rows for each policy instead. A burst on a good policy must wait, not be lost.
+//! Rejected: a limit on waiting rows for each policy, slow or not. A burst on a good policy must wait, not be lost.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,6 +25,10 @@ use crate::policy::{AskConfig, Plan, UndecidedReason};
 const LONGEST_PAUSE: u32 = 12;
 /// Questions that take longer than this on average are slow.
 const SLOW: Duration = Duration::from_millis(50);
+/// So long may pass without an answer before the next one counts as that slow.
+const SILENCE: Duration = Duration::from_secs(2);
+/// The questions of a slow policy that wait are no more than it answers in this time.
+const MOST_BEHIND: Duration = Duration::from_secs(5);
 /// More policies than this are not remembered.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -103,7 +109,20 @@ struct Policy<Q> {
     running: usize,
     /// Of its questions' times, the later ones counting more.
     mean: Option<Duration>,
+    /// When a question last ended, or began while no other was under way.
+    heard: Instant,
     state: State,
+}
+
+impl<Q> Policy<Q> {
+    /// It is slow, and has as much before it as it can do in the time.
+    fn is_behind(&self, places: usize, now: Instant) -> bool {
+        let silence = if self.running > 0 { now.saturating_duration_since(self.heard) } else { Duration::ZERO };
+        let one = if silence > SILENCE { silence } else { self.mean.unwrap_or_default() };
+        let waiting = u32::try_from(self.waiting.len()).unwrap_or(u32::MAX);
+        one > SLOW
+            && one.saturating_mul(waiting) > MOST_BEHIND.saturating_mul(u32::try_from(places).unwrap_or(u32::MAX))
+    }
 }
 
 /// The table and the role.
@@ -149,7 +168,7 @@ impl<Q> Turns<Q> {
         self.suspended
     }
 
-    /// Lines a question up. Gives it back if its policy is suspended.
+    /// Lines a question up. Gives it back if its policy is suspended, or slow and too far behind.
     pub(super) fn push(&mut self, plan: &Arc<Plan>, question: Q, now: Instant) -> Result<(), Q> {
         let whose = Whose(plan.table_oid, plan.role.as_str().into());
         if self.policies.len() >= MAX_REMEMBERED && !self.policies.contains_key(&whose) {
@@ -161,6 +180,7 @@ impl<Q> Turns<Q> {
             waiting: VecDeque::new(),
             running: 0,
             mean: None,
+            heard: now,
             state: State::Asked(0),
         });
         if !Arc::ptr_eq(&policy.plan, plan) {
@@ -171,6 +191,7 @@ impl<Q> Turns<Q> {
             policy.plan = plan.clone();
         }
         match policy.state {
+            State::Asked(_) if policy.is_behind((self.places / 2).max(1), now) => return Err(question),
             State::Asked(_) => {}
             State::Suspended { until, pause } if until <= now && policy.running == 0 => {
                 policy.state = State::Probing { pause };
@@ -186,7 +207,7 @@ impl<Q> Turns<Q> {
     }
 
     /// The next question to ask, if there is a place for it.
-    pub(super) fn next(&mut self) -> Option<(Whose, Q)> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<(Whose, Q)> {
         if self.running >= self.places {
             return None;
         }
@@ -200,6 +221,9 @@ impl<Q> Turns<Q> {
                 continue;
             }
             let Some(question) = policy.waiting.pop_front() else { continue };
+            if policy.running == 0 {
+                policy.heard = now;
+            }
             policy.running += 1;
             self.running += 1;
             self.waiting -= 1;
@@ -216,6 +240,7 @@ impl<Q> Turns<Q> {
         self.running -= 1;
         let Some(policy) = self.policies.get_mut(whose) else { return Change::Nothing };
         policy.running -= 1;
+        policy.heard = now;
         // It is not the policy that waiting rows wait for, but what keeps its questions from being answered at all.
         let ended = match ended {
             Ended::Failed(Failure::Behind) if policy.mean.is_none_or(|mean| mean <= SLOW) => Ended::Unknown,
@@ -279,7 +304,7 @@ mod tests {
     }
 
     fn take(turns: &mut Turns<u32>) -> (Whose, u32) {
-        turns.next().expect("there is a place")
+        turns.next(Instant::now()).expect("there is a place")
     }
 
     /// Suspends it, and gives the time of that.
@@ -301,16 +326,36 @@ mod tests {
         let now = Instant::now();
         let (slow, quick) = (plan(1, "a"), plan(2, "a"));
         (0..10).for_each(|n| turns.push(&slow, n, now).expect("is asked"));
-        let running: Vec<(Whose, u32)> = std::iter::from_fn(|| turns.next()).collect();
+        let running: Vec<(Whose, u32)> = std::iter::from_fn(|| turns.next(Instant::now())).collect();
         assert_eq!((running.len(), turns.waiting()), (2, 8), "nobody knows it yet");
         (100..110).for_each(|n| turns.push(&quick, n, now).expect("is asked"));
         let (whose, first) = take(&mut turns);
         assert_eq!((first, turns.ended(&whose, Ended::Answered, SHORT, now)), (100, Change::Nothing));
-        let quick: Vec<u32> = std::iter::from_fn(|| turns.next()).map(|(_, n)| n).collect();
+        let quick: Vec<u32> = std::iter::from_fn(|| turns.next(Instant::now())).map(|(_, n)| n).collect();
         assert_eq!(quick, [101, 102]);
         assert_eq!(turns.ended(&running[0].0, Ended::Answered, LONG, now), Change::Nothing);
         assert_eq!(take(&mut turns).1, 2, "each in its own order");
-        assert!(turns.next().is_none());
+        assert!(turns.next(Instant::now()).is_none());
+    }
+
+    #[test]
+    fn a_slow_policy_has_no_more_waiting_than_it_answers_in_time_and_a_quick_one_any_number() {
+        let mut turns = turns(4);
+        let now = Instant::now();
+        let (slow, quick) = (plan(1, "a"), plan(2, "a"));
+        for (plan, took) in [(&slow, LONG / 10), (&quick, SHORT)] {
+            turns.push(plan, 0, now).expect("is asked");
+            let (whose, _) = turns.next(now).expect("there is a place");
+            turns.ended(&whose, Ended::Answered, took, now);
+        }
+        let taken = |turns: &mut Turns<u32>, plan| (0..2000).filter(|n| turns.push(plan, *n, now).is_ok()).count();
+        assert_eq!(taken(&mut turns, &slow), 51, "five seconds of two places, at 200 ms each");
+        assert_eq!(taken(&mut turns, &quick), 2000);
+        // One that does not answer at all is known for slow after a while, whatever it was before.
+        let (whose, _) = turns.next(now).expect("there is a place");
+        assert!(turns.push(&quick, 1, now + SILENCE).is_ok());
+        let other = if whose.0 == 1 { &slow } else { &quick };
+        assert!(turns.push(other, 1, now + SILENCE + LONG).is_err());
     }
 
     #[test]
@@ -322,7 +367,7 @@ mod tests {
             turns.push(&plan(1, "b"), 10 + n, now).expect("is asked");
         }
         let mut order = Vec::new();
-        while let Some((whose, n)) = turns.next() {
+        while let Some((whose, n)) = turns.next(Instant::now()) {
             order.push(n);
             turns.ended(&whose, Ended::Answered, SHORT, now);
         }
@@ -371,7 +416,7 @@ mod tests {
         let (whose, _) = take(&mut turns);
         let Change::Suspended { refused, .. } = turns.ended(&whose, TIMEOUT, LONG, now) else { panic!("goes on") };
         assert_eq!((refused, turns.waiting()), ((11..20).collect(), 0));
-        assert!(turns.next().is_none());
+        assert!(turns.next(Instant::now()).is_none());
     }
 
     #[test]
