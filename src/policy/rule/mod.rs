@@ -37,7 +37,8 @@ pub(super) use compile::{Compiled, compile};
 pub(super) use convert::convertible;
 pub use keys::{Keys, RowKeys, ViewerKey};
 pub use tree::Branch;
-pub use viewer::{Claimed, Viewer};
+pub use eval::RowEval;
+pub use viewer::{Claimed, KnownViewer, Viewer};
 pub(super) use visit::exact_under;
 
 /// How values of a type are compared.
