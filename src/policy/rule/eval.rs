@@ -517,9 +517,8 @@ impl<'e> Eval<'e> {
         let KeyPart::Equal(equality, scalar) = part else { return Some(NULL) };
         match scalar {
             Scalar::Claim(claim) => {
-                let fits = |hint: &Hint| {
-                    hint.epoch == store.epoch() && (hint.claim, hint.equality) == (*claim, *equality)
-                };
+                let fits =
+                    |hint: &Hint| hint.epoch == store.epoch() && (hint.claim, hint.equality) == (*claim, *equality);
                 if let Some(hint) = self.last_hint().filter(fits) {
                     return Some(hint.symbol);
                 }

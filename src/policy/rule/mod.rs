@@ -35,9 +35,9 @@ use crate::pgtype::{Equality, Order};
 
 pub(super) use compile::{Compiled, compile};
 pub(super) use convert::convertible;
+pub use eval::RowEval;
 pub use keys::{Keys, RowKeys, ViewerKey};
 pub use tree::Branch;
-pub use eval::RowEval;
 pub use viewer::{Claimed, KnownViewer, Viewer};
 pub(super) use visit::exact_under;
 
