@@ -62,6 +62,7 @@ pub struct RowJudge<'a> {
     decider: Decider<'a>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "one for each row, on the stack")]
 enum Decider<'a> {
     /// It is the same for everybody.
     Anybody(Judged),
@@ -71,7 +72,7 @@ enum Decider<'a> {
         facts: &'a Facts,
         row: RowEval<'a>,
         /// The old row of an UPDATE, once somebody may see the new one.
-        old: Option<RowEval<'a>>,
+        old: Option<Box<RowEval<'a>>>,
     },
 }
 
@@ -87,7 +88,8 @@ impl<'a> RowJudge<'a> {
             Truth::True => {
                 let old_passes = bound.old_to_widen(change).is_some_and(|image| {
                     let column = |column| bound.read(image, column);
-                    let old = old.get_or_insert_with(|| rule.judge_row(binding, facts, Side::Before, &column));
+                    let old =
+                        old.get_or_insert_with(|| Box::new(rule.judge_row(binding, facts, Side::Before, &column)));
                     old.truth(viewer) == Truth::True
                 });
                 bound.permit(change, old_passes)

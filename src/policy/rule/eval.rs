@@ -14,13 +14,11 @@ use std::cell::Cell;
 use smallvec::SmallVec;
 
 use super::convert::convert;
-use super::value::{Val, compared, of_bool, worse};
+use super::value::{Val, compared, find, of_bool, worse};
 use super::viewer::{Hint, KnownViewer};
-use super::{
-    ColumnRef, CompareOp, Expr, Kind, Members, Rule, RuleColumn, Scalar, Subquery, Truth, Viewer, exact_under,
-};
+use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, RuleColumn, Scalar, Subquery, Truth, Viewer};
 use crate::change::Value;
-use crate::pgtype::{Equality, canonical};
+use crate::pgtype::canonical;
 use crate::policy::facts::{
     Access, Doubtful, FactBinding, Facts, KeyPart, Level, NULL, Row, Side, Store, SubPlan, Symbol,
 };
@@ -573,29 +571,3 @@ impl<'e> Eval<'e> {
 }
 
 type Lefts<'e> = SmallVec<[(&'e Kind, Val<'e>); 2]>;
-
-/// The symbol that a table has for a value; `None` if no row has it.
-fn find(store: &Store, equality: Equality, value: &Val<'_>, doubt: &mut Truth) -> Option<Symbol> {
-    match value {
-        Val::Null => None,
-        Val::Fact(from, symbol, _) if std::ptr::eq(*from, store) => Some(*symbol),
-        Val::Fact(from, symbol, kind) if exact_under(kind, equality) => store.find_packed(from.packed(*symbol)),
-        value => {
-            let found = value.with_text(|text| match canonical(equality, text) {
-                Some(text) => Ok(store.find(&text)),
-                None => Err(Truth::Unsure),
-            });
-            match found {
-                Some(Ok(symbol)) => symbol,
-                Some(Err(truth)) => {
-                    *doubt = worse(truth, *doubt);
-                    None
-                }
-                None => {
-                    *doubt = worse(value.doubt().unwrap_or(Truth::Unsure), *doubt);
-                    None
-                }
-            }
-        }
-    }
-}
