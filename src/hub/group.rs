@@ -21,8 +21,8 @@ use crate::change::{Change, OldRow, Relation, RowChange, Value};
 use crate::claims::Principal;
 use crate::pgtype::{Equality, canonical};
 use crate::policy::facts::{FactBinding, Facts};
-use crate::policy::rule::{Keys, RowKeys, Viewer, ViewerKey};
-use crate::policy::{self, Bound, Judged};
+use crate::policy::rule::{Keys, KnownViewer, RowKeys, Viewer, ViewerKey};
+use crate::policy::{self, Bound, RowJudge};
 
 type ByText = AHashMap<Box<[u8]>, IdSet>;
 
@@ -49,7 +49,7 @@ pub(super) struct Group {
 
 /// Subscribers with equal viewers.
 struct Class {
-    viewer: Viewer,
+    viewer: KnownViewer,
     /// Found by the keys; else each of its subscriptions stands for itself.
     keyed: bool,
     members: u32,
@@ -127,10 +127,14 @@ impl Group {
         }
     }
 
-    /// The verdict for all of a class whose token is valid.
-    pub(super) fn verdict(&self, class: u32, change: &Change, facts: &Facts) -> Option<Judged> {
-        let binding = self.binding.as_ref().map(|binding| (binding, facts));
-        Some(self.bound.verdict(change, &self.classes.get(class)?.viewer, binding))
+    /// A row to be judged for classes.
+    pub(super) fn judge_row<'a>(&'a self, change: &'a Change, facts: &'a Facts) -> RowJudge<'a> {
+        self.bound.judge_row(change, self.binding.as_ref().map(|binding| (binding, facts)))
+    }
+
+    /// Whom a class consists of.
+    pub(super) fn viewer(&self, class: u32) -> Option<&KnownViewer> {
+        Some(&self.classes.get(class)?.viewer)
     }
 
     #[cfg(test)]
@@ -163,9 +167,9 @@ impl Group {
             return;
         }
         let Some(Class { viewer, keyed, .. }) = self.classes.remove(class) else { return };
-        self.by_viewer.remove(&viewer);
+        self.by_viewer.remove(viewer.viewer());
         if keyed {
-            self.each_key(&viewer, &mut |map, value| forget(map, &value, class));
+            self.each_key(viewer.viewer(), &mut |map, value| forget(map, &value, class));
         }
     }
 
@@ -180,7 +184,7 @@ impl Group {
         }
         let keyed = self.is_keyed(&viewer);
         let (members, subs) = (1, IdSet::default());
-        let class = Class { viewer: viewer.clone(), keyed, members, subs, came: 0, met: (0, 0) };
+        let class = Class { viewer: KnownViewer::new(viewer.clone()), keyed, members, subs, came: 0, met: (0, 0) };
         let class = self.classes.insert(class);
         if keyed {
             let came = self.memo.came(class);

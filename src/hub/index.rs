@@ -13,6 +13,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::group::{Group, Search};
 use super::resolve::Target;
 use super::slots::Slots;
@@ -22,7 +24,7 @@ use crate::change::{Change, Position, Relation, RowChange};
 use crate::claims::Principal;
 use crate::filter::{BoundPredicate, OpenTerms};
 use crate::policy::facts::Facts;
-use crate::policy::{self, Bound, ColumnMask, Judged};
+use crate::policy::{self, Bound, ColumnMask, Judged, RowJudge};
 
 /// One subscription on this table.
 pub(super) struct Sub {
@@ -245,9 +247,31 @@ impl TableIndex {
         unseen
     }
 
-    /// The verdict for a class that [`TableIndex::search`] met, for all whose token is valid.
-    pub(super) fn verdict(&self, (group, class): (u32, u32), change: &Change, facts: &Facts) -> Option<Judged> {
-        self.groups.get(group as usize)?.verdict(class, change, facts)
+    /// Judges a row for classes that [`TableIndex::search`] met.
+    pub(super) fn judges<'a>(&'a self, change: &'a Change, facts: &'a Facts) -> Judges<'a> {
+        Judges { table: self, change, facts, judges: SmallVec::new() }
+    }
+}
+
+/// A row that is judged for class after class.
+pub(super) struct Judges<'a> {
+    table: &'a TableIndex,
+    change: &'a Change,
+    facts: &'a Facts,
+    /// By group.
+    judges: SmallVec<[(u32, RowJudge<'a>); 1]>,
+}
+
+impl Judges<'_> {
+    /// The verdict for all of a class whose token is valid.
+    pub(super) fn verdict(&mut self, (group, class): (u32, u32)) -> Option<Judged> {
+        let of = self.table.groups.get(group as usize)?;
+        let viewer = of.viewer(class)?;
+        let at = self.judges.iter().position(|(known, _)| *known == group).unwrap_or_else(|| {
+            self.judges.push((group, of.judge_row(self.change, self.facts)));
+            self.judges.len() - 1
+        });
+        Some(self.judges[at].1.verdict(viewer))
     }
 }
 

@@ -89,11 +89,13 @@ impl Matcher {
         hits.sort_unstable_by_key(|hit| (hit.channel, hit.entry_id));
         verdicts.clear();
         verdicts.resize(classes.len(), None);
+        let table = &*table;
+        let mut judges = table.judges(&row.change, facts);
         for hits in hits.chunk_by(|a, b| a.channel == b.channel) {
             let Some(sub) = table.sub(hits[0].sub) else { continue };
             let class = hits[0].class as usize;
             if verdicts[class].is_none() {
-                verdicts[class] = table.verdict(classes[class], &row.change, facts);
+                verdicts[class] = judges.verdict(classes[class]);
             }
             let Some(judged) = &verdicts[class] else { continue };
             judgement.channel(table, (sub, hits), &row.change, judged, now_unix_seconds, (&mut counts, metrics));

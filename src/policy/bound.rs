@@ -10,7 +10,7 @@ use super::facts::{FactBinding, Facts, Side};
 use super::image::record;
 use super::permit::{ColumnMask, DenyReason, Permit, UndecidedReason, Verdict};
 use super::plan::{Engine, Plan};
-use super::rule::{RowKeys, Rule, Truth, Viewer, ViewerKey};
+use super::rule::{KnownViewer, RowEval, RowKeys, Rule, Truth, Viewer, ViewerKey};
 use crate::catalog::{OldImage, Table};
 use crate::change::{Change, OldRow, Relation, ReplicaIdentity, Tuple, Value};
 use crate::claims::Principal;
@@ -53,6 +53,52 @@ pub enum Judged {
     Decided(Verdict),
     /// Postgres must be asked.
     Ask,
+}
+
+/// A change that is judged for many viewers; see [`Bound::judge_row`].
+pub struct RowJudge<'a> {
+    bound: &'a Bound,
+    change: &'a Change,
+    decider: Decider<'a>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "one for each row, on the stack")]
+enum Decider<'a> {
+    /// It is the same for everybody.
+    Anybody(Judged),
+    Rule {
+        rule: &'a Rule,
+        binding: &'a FactBinding,
+        facts: &'a Facts,
+        row: RowEval<'a>,
+        /// The old row of an UPDATE, once somebody may see the new one.
+        old: Option<Box<RowEval<'a>>>,
+    },
+}
+
+impl<'a> RowJudge<'a> {
+    /// See [`Bound::verdict`].
+    pub fn verdict(&mut self, viewer: &'a KnownViewer) -> Judged {
+        let (bound, change) = (self.bound, self.change);
+        let (rule, binding, facts, row, old) = match &mut self.decider {
+            Decider::Anybody(judged) => return judged.clone(),
+            Decider::Rule { rule, binding, facts, row, old } => (*rule, *binding, *facts, row, old),
+        };
+        match row.truth(viewer) {
+            Truth::True => {
+                let old_passes = bound.old_to_widen(change).is_some_and(|image| {
+                    let column = |column| bound.read(image, column);
+                    let old =
+                        old.get_or_insert_with(|| Box::new(rule.judge_row(binding, facts, Side::Before, &column)));
+                    old.truth(viewer) == Truth::True
+                });
+                bound.permit(change, old_passes)
+            }
+            Truth::False | Truth::Null => deny(DenyReason::Policy),
+            Truth::Raises => deny(DenyReason::PolicyError),
+            Truth::Unsure => bound.ask(change),
+        }
+    }
 }
 
 /// An image of a row, with what is known of its cells.
@@ -184,31 +230,51 @@ impl Bound {
 
     /// The same for everybody of the plan's role who has this viewer and whose token is valid.
     pub fn verdict(&self, change: &Change, viewer: &Viewer, facts: Option<(&FactBinding, &Facts)>) -> Judged {
+        let viewer = KnownViewer::new(viewer.clone());
+        self.judge_row(change, facts).verdict(&viewer)
+    }
+
+    /// The same for many viewers of one change.
+    pub fn judge_row<'a>(&'a self, change: &'a Change, facts: Option<(&'a FactBinding, &'a Facts)>) -> RowJudge<'a> {
+        let decider = match self.decide(change) {
+            Some(judged) => Decider::Anybody(judged),
+            None => match (self.plan.rule(), self.facts(facts)) {
+                (Some(rule), Some((binding, facts))) => {
+                    let image = self.judged(change);
+                    let column = |column| self.read(image, column);
+                    let row = rule.judge_row(binding, facts, side(change), &column);
+                    Decider::Rule { rule, binding, facts, row, old: None }
+                }
+                _ => Decider::Anybody(self.ask(change)),
+            },
+        };
+        RowJudge { bound: self, change, decider }
+    }
+
+    /// What does not depend on the viewer; `None` if the rule decides.
+    fn decide(&self, change: &Change) -> Option<Judged> {
         let is_delete = matches!(change, Change::Delete { .. });
         if is_delete && self.plan.deletes_to_all() {
-            return self.announce(change);
+            return Some(self.announce(change));
         }
         if let Engine::Deny(reason) = self.plan.engine {
-            return deny(reason);
+            return Some(deny(reason));
         }
         // Decision 25: the client was told when it subscribed.
         if !is_delete && !self.has_primary_key {
-            return deny(DenyReason::NoPrimaryKey);
+            return Some(deny(DenyReason::NoPrimaryKey));
         }
         if !is_delete && !self.key_readable {
-            return deny(DenyReason::NoGrant);
+            return Some(deny(DenyReason::NoGrant));
         }
         match &self.plan.engine {
-            Engine::Deny(reason) => deny(*reason),
-            Engine::Everything => self.permit(change, true),
+            Engine::Deny(reason) => Some(deny(*reason)),
+            Engine::Everything => Some(self.permit(change, true)),
             Engine::Ask { .. } => match self.evidence(change) {
-                Ok(()) => Judged::Ask,
-                Err(verdict) => Judged::Decided(verdict),
+                Ok(()) => Some(Judged::Ask),
+                Err(verdict) => Some(Judged::Decided(verdict)),
             },
-            Engine::Pure(rule) => match self.evidence(change) {
-                Ok(()) => self.judge_pure(rule, change, viewer, facts),
-                Err(verdict) => Judged::Decided(verdict),
-            },
+            Engine::Pure(_) => self.evidence(change).err().map(Judged::Decided),
         }
     }
 
@@ -288,27 +354,6 @@ impl Bound {
         let real = self.real(old).intersection(&self.readable);
         let shown = if table.row_security { real.intersection(&self.primary_key) } else { real };
         Judged::Decided(Verdict::Permit(Permit::grant(self.readable.clone(), shown)))
-    }
-
-    fn judge_pure(
-        &self,
-        rule: &Rule,
-        change: &Change,
-        viewer: &Viewer,
-        facts: Option<(&FactBinding, &Facts)>,
-    ) -> Judged {
-        let Some((binding, facts)) = self.facts(facts) else { return self.ask(change) };
-        let truth =
-            |image: Image<'_>, side: Side| rule.truth(binding, facts, side, &|column| self.read(image, column), viewer);
-        match truth(self.judged(change), side(change)) {
-            Truth::True => {
-                let old = self.old_to_widen(change);
-                self.permit(change, old.is_some_and(|old| truth(old, Side::Before) == Truth::True))
-            }
-            Truth::False | Truth::Null => deny(DenyReason::Policy),
-            Truth::Raises => deny(DenyReason::PolicyError),
-            Truth::Unsure => self.ask(change),
-        }
     }
 
     /// What memory can't judge. Postgres is asked about all columns of the policies, also those which folding removed here.

@@ -34,7 +34,7 @@ mod tests;
 pub(crate) use plan::denying_for_tests;
 
 pub use ask::{Answers, AskConfig, Asker, Question};
-pub use bound::{Bound, Judged};
+pub use bound::{Bound, Judged, RowJudge};
 pub use compile::{compile, obstacle, obstacles_to_memory};
 pub use facts::{FactBinding, FactState, FactTable, Facts, Layout, Side};
 pub use form::Form;

@@ -8,6 +8,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::probe::Probe;
 
@@ -157,9 +158,18 @@ const DIGIT: [u8; 256] = {
     table
 };
 
+/// The next number of [`Symbols::epoch`], which no two tables share.
+static NEXT_EPOCH: AtomicU64 = AtomicU64::new(1);
+
+fn next_epoch() -> u64 {
+    // Only that it is unique matters.
+    NEXT_EPOCH.fetch_add(1, Ordering::Relaxed)
+}
+
 /// The values of one table.
-#[derive(Default)]
 pub(super) struct Symbols {
+    /// Another one whenever a number is given up, so that whoever remembers both may use the number.
+    epoch: u64,
     /// By number; number 0 is NULL and has no text.
     texts: Vec<Packed>,
     /// How many cells hold each.
@@ -170,7 +180,27 @@ pub(super) struct Symbols {
     heap: usize,
 }
 
+impl Default for Symbols {
+    fn default() -> Symbols {
+        Symbols {
+            epoch: next_epoch(),
+            texts: Vec::new(),
+            uses: Vec::new(),
+            free: Vec::new(),
+            probe: Probe::default(),
+            hasher: ahash::RandomState::default(),
+            heap: 0,
+        }
+    }
+}
+
 impl Symbols {
+    /// A number that was found under this, which is never zero, still means the same if this is what it was; no other table,
+    /// and no later one in its place, has it.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     pub(super) fn packed(&self, symbol: Symbol) -> &Packed {
         &self.texts[symbol as usize]
     }
@@ -246,6 +276,7 @@ impl Symbols {
         self.texts[symbol as usize] = Packed::Short(0, [0; SHORT]);
         super::grow(&mut self.free);
         self.free.push(symbol);
+        self.epoch = next_epoch();
     }
 
     /// Memory that it takes.
@@ -279,6 +310,20 @@ mod tests {
         ] {
             assert!(matches!(View::of(other.as_bytes()).pack(), Packed::Long(_)), "{other}");
         }
+    }
+
+    #[test]
+    fn a_number_means_the_same_as_long_as_the_epoch_is_the_same() {
+        let mut symbols = Symbols::default();
+        let first = symbols.epoch();
+        let old = symbols.take(b"old");
+        symbols.share(old);
+        symbols.release(old);
+        assert_eq!(symbols.epoch(), first, "it is still held");
+        symbols.release(old);
+        assert_ne!(symbols.epoch(), first);
+        assert_eq!(symbols.take(b"new"), old, "used again");
+        assert!(Symbols::default().epoch() != symbols.epoch() && symbols.epoch() > 0);
     }
 
     proptest! {

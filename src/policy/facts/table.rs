@@ -113,6 +113,11 @@ impl Store {
         self.symbols.packed(symbol)
     }
 
+    /// See [`Symbols::epoch`].
+    pub(in crate::policy) fn epoch(&self) -> u64 {
+        self.symbols.epoch()
+    }
+
     pub(in crate::policy) fn find(&self, text: &[u8]) -> Option<Symbol> {
         self.symbols.find(text)
     }

@@ -9,12 +9,14 @@
 //! comparisons of columns, claims and constants.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 
 use smallvec::SmallVec;
 
 use super::convert::convert;
-use super::value::{Val, compared, of_bool, worse};
-use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, Scalar, Subquery, Truth, Viewer, exact_under};
+use super::value::{Val, compared, find, of_bool, worse};
+use super::viewer::{Hint, KnownViewer};
+use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, RuleColumn, Scalar, Subquery, Truth, Viewer};
 use crate::change::Value;
 use crate::pgtype::canonical;
 use crate::policy::facts::{
@@ -38,12 +40,38 @@ impl Rule {
         column: &dyn Fn(usize) -> Value<'a>,
         viewer: &Viewer,
     ) -> Truth {
-        match Eval::new(self, binding, facts, side, column, Some(viewer)) {
-            Some(mut eval) => match eval.truth(&self.condition) {
-                _ if eval.budget == 0 => Truth::Unsure,
-                truth => truth,
-            },
-            None => Truth::Unsure,
+        let viewer = KnownViewer::new(viewer.clone());
+        self.judge_row(binding, facts, side, column).truth(&viewer)
+    }
+
+    /// The same for many viewers: what depends on the row alone is looked up once.
+    pub fn judge_row<'e, 'a: 'e>(
+        &'e self,
+        binding: &'e FactBinding,
+        facts: &'e Facts,
+        side: Side,
+        column: &dyn Fn(usize) -> Value<'a>,
+    ) -> RowEval<'e> {
+        RowEval { eval: Eval::new(self, binding, facts, side, column, None) }
+    }
+}
+
+/// A row whose rule is to be evaluated for many viewers; see [`Rule::judge_row`]. Each truth is found by a full evaluation:
+/// only numbers of values are carried from one viewer to the next, and only those that the row and the facts determine.
+pub struct RowEval<'e> {
+    eval: Option<Eval<'e>>,
+}
+
+impl<'e> RowEval<'e> {
+    /// See [`Rule::truth`].
+    pub fn truth(&mut self, viewer: &'e KnownViewer) -> Truth {
+        let Some(eval) = &mut self.eval else { return Truth::Unsure };
+        eval.viewer = Some(viewer.viewer());
+        eval.hint = Some(viewer.hint());
+        eval.budget = MOST_ROWS;
+        match eval.truth(&eval.rule.condition) {
+            _ if eval.budget == 0 => Truth::Unsure,
+            truth => truth,
         }
     }
 }
@@ -65,12 +93,17 @@ fn connect(decisive: Truth, a: Truth, b: Truth) -> Truth {
 }
 
 /// One evaluation.
-pub(super) struct Eval<'e, 'a> {
+pub(super) struct Eval<'e> {
     rule: &'e Rule,
     binding: &'e FactBinding,
     side: Side,
-    column: &'e dyn Fn(usize) -> Value<'a>,
+    /// What the rule reads of the row.
+    row: SmallVec<[Val<'e>; 4]>,
     viewer: Option<&'e Viewer>,
+    /// The viewer's.
+    hint: Option<&'e Cell<Option<Hint>>>,
+    /// What columns came to, whoever the viewer is.
+    found: SmallVec<[Found<'e>; 2]>,
     /// By slot, from slot 1.
     stores: SmallVec<[&'e Store; 4]>,
     /// By slot; that of slot 0 is not used.
@@ -79,16 +112,23 @@ pub(super) struct Eval<'e, 'a> {
     pub(super) budget: usize,
 }
 
-impl<'e, 'a: 'e> Eval<'e, 'a> {
+/// The number that a table has for the value of a column, which had this number in its own table; [`NULL`] for the row's.
+struct Found<'e> {
+    part: &'e KeyPart,
+    from: Symbol,
+    symbol: Option<Symbol>,
+}
+
+impl<'e> Eval<'e> {
     /// `None` if the binding is no longer valid. Without a viewer every claim is unsure.
-    pub(super) fn new(
+    pub(super) fn new<'a: 'e>(
         rule: &'e Rule,
         binding: &'e FactBinding,
         facts: &'e Facts,
         side: Side,
-        column: &'e dyn Fn(usize) -> Value<'a>,
+        column: &dyn Fn(usize) -> Value<'a>,
         viewer: Option<&'e Viewer>,
-    ) -> Option<Eval<'e, 'a>> {
+    ) -> Option<Eval<'e>> {
         let mut stores = SmallVec::new();
         if !rule.sources.is_empty() {
             if binding.generation != facts.generation() || binding.tables().len() != rule.sources.len() {
@@ -99,7 +139,14 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
             }
         }
         let rows = SmallVec::from_elem(0, rule.sources.len() + 1);
-        Some(Eval { rule, binding, side, column, viewer, stores, rows, budget: MOST_ROWS })
+        let value = |(at, read): (usize, &RuleColumn)| match column(at) {
+            Value::Unchanged => Val::Unsure,
+            Value::Null => Val::Null,
+            Value::Text(text) => canonical(read.kind.equality, text).map_or(Val::Unsure, Val::Text),
+        };
+        let row = rule.reads.iter().enumerate().map(value).collect();
+        let (hint, found) = (None, SmallVec::new());
+        Some(Eval { rule, binding, side, row, viewer, hint, found, stores, rows, budget: MOST_ROWS })
     }
 
     pub(super) fn truth(&mut self, expr: &'e Expr) -> Truth {
@@ -170,15 +217,7 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
 
     fn column(&self, column: ColumnRef) -> Val<'e> {
         match usize::from(column.slot).checked_sub(1) {
-            None => {
-                let at = usize::from(column.column);
-                let (Some(read), value) = (self.rule.reads.get(at), (self.column)(at)) else { return Val::Unsure };
-                match value {
-                    Value::Unchanged => Val::Unsure,
-                    Value::Null => Val::Null,
-                    Value::Text(text) => canonical(read.kind.equality, text).map_or(Val::Unsure, Val::Text),
-                }
-            }
+            None => self.row.get(usize::from(column.column)).cloned().unwrap_or(Val::Unsure),
             Some(slot) => {
                 let store = self.stores[slot];
                 let symbol = store.cell(self.rows[slot + 1], self.binding.column(column));
@@ -297,6 +336,10 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
 
     fn doubt_of(&mut self, doubtful: &'e Doubtful) -> Truth {
         match doubtful {
+            // What was found is a value.
+            Doubtful::Scalar(Scalar::Claim(claim)) if self.last_hint().is_some_and(|hint| hint.claim == *claim) => {
+                Truth::False
+            }
             Doubtful::Scalar(scalar) => self.scalar(scalar).doubt().unwrap_or(Truth::False),
             Doubtful::List(claim) => match self.claimed(*claim) {
                 Claimed::List(_) | Claimed::Null => Truth::False,
@@ -470,28 +513,55 @@ impl<'e, 'a: 'e> Eval<'e, 'a> {
     /// The symbol that a column of an index must have; `None` if no row has it.
     fn symbol(&mut self, store: &'e Store, part: &'e KeyPart, doubt: &mut Truth) -> Option<Symbol> {
         let KeyPart::Equal(equality, scalar) = part else { return Some(NULL) };
-        match self.scalar(scalar) {
-            Val::Null => None,
-            Val::Fact(from, symbol, _) if std::ptr::eq(from, store) => Some(symbol),
-            Val::Fact(from, symbol, kind) if exact_under(kind, *equality) => store.find_packed(from.packed(symbol)),
-            value => {
-                let found = value.with_text(|text| match canonical(*equality, text) {
-                    Some(text) => Ok(store.find(&text)),
-                    None => Err(Truth::Unsure),
-                });
-                match found {
-                    Some(Ok(symbol)) => symbol,
-                    Some(Err(truth)) => {
-                        *doubt = worse(truth, *doubt);
-                        None
-                    }
-                    None => {
-                        *doubt = worse(value.doubt().unwrap_or(Truth::Unsure), *doubt);
-                        None
-                    }
+        match scalar {
+            Scalar::Claim(claim) => {
+                let fits =
+                    |hint: &Hint| hint.epoch == store.epoch() && (hint.claim, hint.equality) == (*claim, *equality);
+                if let Some(hint) = self.last_hint().filter(fits) {
+                    return Some(hint.symbol);
                 }
+                let value = self.scalar(scalar);
+                let symbol = find(store, *equality, &value, doubt);
+                if let (Some(hint), Some(symbol)) = (self.hint, symbol) {
+                    hint.set(Some(Hint { epoch: store.epoch(), symbol, claim: *claim, equality: *equality }));
+                }
+                symbol
+            }
+            Scalar::Column(column) => {
+                let of_row = column.slot == 0;
+                let value = if of_row { Val::Null } else { self.column(*column) };
+                let from = match value {
+                    Val::Fact(own, symbol, _) if std::ptr::eq(own, store) => return Some(symbol),
+                    Val::Fact(_, symbol, _) => symbol,
+                    _ => NULL,
+                };
+                let known = self.found.iter().position(|found| std::ptr::eq(found.part, part));
+                if let Some(known) = known.map(|at| &self.found[at]).filter(|found| found.from == from) {
+                    return known.symbol;
+                }
+                let value = if of_row { self.column(*column) } else { value };
+                let mut own_doubt = Truth::False;
+                let symbol = find(store, *equality, &value, &mut own_doubt);
+                if is_doubt(own_doubt) {
+                    *doubt = worse(own_doubt, *doubt);
+                    return None;
+                }
+                let found = Found { part, from, symbol };
+                match known {
+                    Some(at) => self.found[at] = found,
+                    None => self.found.push(found),
+                }
+                symbol
+            }
+            scalar => {
+                let value = self.scalar(scalar);
+                find(store, *equality, &value, doubt)
             }
         }
+    }
+
+    fn last_hint(&self) -> Option<Hint> {
+        self.hint.and_then(Cell::get)
     }
 
     /// Calls `found` with the text of a fact column, if it is not NULL.

@@ -35,9 +35,10 @@ use crate::pgtype::{Equality, Order};
 
 pub(super) use compile::{Compiled, compile};
 pub(super) use convert::convertible;
+pub use eval::RowEval;
 pub use keys::{Keys, RowKeys, ViewerKey};
 pub use tree::Branch;
-pub use viewer::{Claimed, Viewer};
+pub use viewer::{Claimed, KnownViewer, Viewer};
 pub(super) use visit::exact_under;
 
 /// How values of a type are compared.

@@ -1,4 +1,4 @@
-//! Values of one evaluation, and their comparison.
+//! Values of one evaluation, their comparison, and where a fact table has them.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -100,6 +100,32 @@ fn equal(equality: Equality, a: &Val<'_>, b: &Val<'_>) -> Option<bool> {
                 b.with_text(|b| Some(a == canonical(equality, b)?)).flatten()
             };
             a.with_text(same).flatten()
+        }
+    }
+}
+
+/// The symbol that a table has for a value; `None` if no row has it.
+pub(super) fn find(store: &Store, equality: Equality, value: &Val<'_>, doubt: &mut Truth) -> Option<Symbol> {
+    match value {
+        Val::Null => None,
+        Val::Fact(from, symbol, _) if std::ptr::eq(*from, store) => Some(*symbol),
+        Val::Fact(from, symbol, kind) if exact_under(kind, equality) => store.find_packed(from.packed(*symbol)),
+        value => {
+            let found = value.with_text(|text| match canonical(equality, text) {
+                Some(text) => Ok(store.find(&text)),
+                None => Err(Truth::Unsure),
+            });
+            match found {
+                Some(Ok(symbol)) => symbol,
+                Some(Err(truth)) => {
+                    *doubt = worse(truth, *doubt);
+                    None
+                }
+                None => {
+                    *doubt = worse(value.doubt().unwrap_or(Truth::Unsure), *doubt);
+                    None
+                }
+            }
         }
     }
 }

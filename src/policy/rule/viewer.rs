@@ -3,10 +3,13 @@
 //! Two principals with equal [`Viewer`]s get the same verdict from the rule on every row, so the hub judges one of them.
 //! Rejected: handing the principal to the evaluator, which would parse the same claim for every row.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use super::Rule;
 use crate::claims::Principal;
+use crate::pgtype::Equality;
+use crate::policy::facts::Symbol;
 
 /// A claims expression's value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -38,6 +41,40 @@ impl Viewer {
     /// The value of `Rule::claims[index]`. An index that the rule does not have is unsure.
     pub fn claimed(&self, index: u16) -> &Claimed {
         self.values.get(usize::from(index)).unwrap_or(&Claimed::Unsure)
+    }
+}
+
+/// A viewer who is judged again and again: with the number under which a table of facts has his claim, so that nothing is
+/// looked up by its text.
+#[derive(Debug)]
+pub struct KnownViewer {
+    viewer: Viewer,
+    hint: Cell<Option<Hint>>,
+}
+
+/// Where the text of a claim was found. It is a value of this viewer, and not NULL or in doubt.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Hint {
+    /// Of the table's symbols: as long as it is the same, so is what the number means.
+    pub(super) epoch: u64,
+    pub(super) symbol: Symbol,
+    pub(super) claim: u16,
+    pub(super) equality: Equality,
+}
+
+impl KnownViewer {
+    /// Nothing was looked up yet.
+    pub fn new(viewer: Viewer) -> KnownViewer {
+        KnownViewer { viewer, hint: Cell::new(None) }
+    }
+
+    /// The viewer.
+    pub fn viewer(&self) -> &Viewer {
+        &self.viewer
+    }
+
+    pub(super) fn hint(&self) -> &Cell<Option<Hint>> {
+        &self.hint
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whatever the rule, the facts, the row and the viewer: the evaluator says what the reference says, on both sides of every
-//! transaction, and the keys find whoever is permitted.
+//! transaction, and the keys find whoever is permitted. So it does for viewers who are judged one after the other, row after
+//! row and transaction after transaction, whatever is remembered of them.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use super::rules::{Rules, judged, viewer};
 use super::world::{Cell, Row};
 use crate::change::Value;
 use crate::policy::facts::{FactBinding, Facts, Side};
-use crate::policy::rule::{Keys, RowKeys, Rule, Truth, Viewer, ViewerKey};
+use crate::policy::rule::{Keys, KnownViewer, RowKeys, Rule, Truth, Viewer, ViewerKey};
 
 /// What one run came to.
 #[derive(Default, Debug)]
@@ -64,11 +65,30 @@ pub(super) fn check(
     rule: &Rule,
     facts: &Facts,
     sides: [(Side, &[Vec<Row>]); 2],
+    crowd: &[KnownViewer],
     mistake: Mistake,
     tally: &mut Tally,
 ) {
     let binding = facts.bind(rule).expect("the tables are ready");
     let keys = rule.keys();
+    for (side, state) in sides {
+        let row = judged(dice);
+        let column = column(&row);
+        let mut judge = rule.judge_row(&binding, facts, side, &column);
+        for viewer in crowd {
+            let reference = Reference { rule, state, row: &row, viewer: viewer.viewer(), mistake };
+            let (expected, truth) = (answer(reference.truth()), answer(judge.truth(viewer)));
+            tally.cases += 1;
+            tally.permitted += u64::from(truth == Truth::True);
+            tally.raised += u64::from(truth == Truth::Raises);
+            tally.with_keys += u64::from(keys.is_some());
+            if truth != expected {
+                tally.wrong.push(format!(
+                    "{truth:?}, not {expected:?}, in a crowd, {side:?}, row {row:?}, {rule:#?}, state {state:?}"
+                ));
+            }
+        }
+    }
     for (side, state) in sides {
         for _ in 0..4 {
             let (row, viewer) = (judged(dice), viewer(dice));
@@ -99,6 +119,7 @@ pub(super) fn run(seeds: std::ops::Range<u64>, mistake: Mistake) -> Tally {
         let mut dice = Dice::new(seed);
         let mut seam = Seam::new(&mut dice);
         let rules: Vec<Rule> = (0..4).map(|_| Rules::rule(&mut dice)).collect();
+        let crowd: Vec<KnownViewer> = (0..4).map(|_| KnownViewer::new(viewer(&mut dice))).collect();
         for _ in 0..6 {
             let before = seam.world.state();
             let tx = seam.world.transaction(&mut dice);
@@ -106,7 +127,7 @@ pub(super) fn run(seeds: std::ops::Range<u64>, mistake: Mistake) -> Tally {
             seam.facts.begin(&tx).expect("it can be read");
             for rule in &rules {
                 let sides = [(Side::Before, &before[..]), (Side::After, &after[..])];
-                check(&mut dice, rule, &seam.facts, sides, mistake, &mut tally);
+                check(&mut dice, rule, &seam.facts, sides, &crowd, mistake, &mut tally);
             }
             if !tally.wrong.is_empty() && mistake == Mistake::None {
                 panic!("seed {seed}: {}", tally.wrong[0]);

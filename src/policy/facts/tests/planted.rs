@@ -35,7 +35,7 @@ fn tally(swapped: bool, skip: Option<usize>) -> Tally {
             let rule = Rules::rule(&mut dice);
             let ready = seam.facts.bind(&rule).is_ok();
             if ready {
-                check(&mut dice, &rule, &seam.facts, sides, Mistake::None, &mut tally);
+                check(&mut dice, &rule, &seam.facts, sides, &[], Mistake::None, &mut tally);
             }
             seam.facts.end();
         }
