@@ -121,7 +121,9 @@ async fn who_may_not_make_them_does_without_until_a_superuser_does() {
     assert_eq!(triggers(&admin).await, 2);
     migrate::up(&mut clerk).await.expect("up");
     let report = migrate::down(&mut admin, None).await.expect("down");
-    assert!(report.kept.is_empty(), "{report}");
+    // From 16 on, what the clerk was granted for having made a role depends on him.
+    let clerks = |line: &String| pg.major() >= 16 && line.starts_with("membership ");
+    assert!(report.kept.iter().all(clerks), "{report}");
     assert_eq!(triggers(&admin).await, 0);
 }
 
