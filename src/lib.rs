@@ -48,6 +48,7 @@ pub mod policy;
 // What became of it.
 pub mod journal;
 // To whom.
+pub mod resume;
 pub mod hub;
 pub mod channel;
 // Out.

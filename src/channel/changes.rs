@@ -12,7 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::object::{Object, string};
-use crate::hub::{Action, Entry, Name};
+use crate::hub::{Action, Entry, Name, Start};
 
 /// How much of an entry an error repeats.
 const MAX_INSPECTED: usize = 2000;
@@ -95,7 +95,18 @@ impl Wanted {
         if select.is_some() && (schema == Name::Any || table == Name::Any) {
             return Err("Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name.".into());
         }
-        Ok(Entry { id: self.id, action, schema, table, filter: filter.map(Arc::from), select })
+        let (start, cursor_as, snapshot) = (Start::Now, None, None);
+        Ok(Entry {
+            id: self.id,
+            action,
+            schema,
+            table,
+            filter: filter.map(Arc::from),
+            select,
+            start,
+            cursor_as,
+            snapshot,
+        })
     }
 
     fn inspected(&self, object: &Object<'_>) -> String {

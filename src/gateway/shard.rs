@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn notice(port: &Arc<Port>, message: &str) -> Outgoing {
-        Outgoing::Notice(Notice { port: port.clone(), ok: true, message: message.into() })
+        Outgoing::Notice(Notice { port: port.clone(), ok: true, message: message.into(), details: None })
     }
 
     fn greeting(port: &Arc<Port>) -> Outgoing {

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Judgement, Look, Looked, Outbox, Summary};
-use crate::change::RowChange;
+use crate::change::{RowChange, Timestamp};
 use crate::claims::Principal;
+use crate::resume::Cursor;
 
 /// One joined channel instance, unique in the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,6 +153,35 @@ pub struct Entry {
     pub filter: Option<Arc<str>>,
     /// The columns asked for; the key is added. `None` or empty: all.
     pub select: Option<Vec<String>>,
+    /// From where on.
+    pub start: Start,
+    /// The record is to carry its cursor under this name.
+    pub cursor_as: Option<Arc<str>>,
+    /// The rows that are there already are to come first.
+    pub snapshot: Option<SnapshotWish>,
+}
+
+/// From where on an entry is to be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// From the hub's position at the activation.
+    #[default]
+    Now,
+    /// What comes after this place; a gap is told if that is not all there.
+    After(Cursor),
+    /// From the first transaction on that committed at or after this moment, by the database's clock.
+    Time(Timestamp),
+    /// From a place that can't be told any more (its key is lost): a gap is told, then as `Now`.
+    Lost,
+}
+
+/// What an entry asks for with `snapshot`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotWish {
+    /// At most so many rows.
+    pub limit: u32,
+    /// By which columns, and whether descending; by the primary key if empty.
+    pub order: Vec<(String, bool)>,
 }
 
 /// Why the entries of a channel are not active: the text of the `system` frame (§5.5). None of them is.

@@ -13,6 +13,7 @@ use super::{Port, Version};
 use crate::change::{RowChange, Timestamp};
 use crate::pgtype::Types;
 use crate::policy::{Permit, Permitted};
+use crate::resume::Cursor;
 
 /// The ids of a channel's entries that match, ascending.
 pub type Ids = SmallVec<[i32; 2]>;
@@ -37,6 +38,8 @@ pub struct Event {
     pub taken: Instant,
     /// The types as of the catalog it was judged with.
     pub types: Arc<Types>,
+    /// The tag of the history that it belongs to, for its cursor; `None` for what has none: a row of a snapshot.
+    pub epoch: Option<u64>,
     encodings: Mutex<Encodings>,
 }
 
@@ -51,8 +54,14 @@ const FRAMES_KEPT: usize = 32;
 
 impl Event {
     /// Nothing is encoded yet.
-    pub fn new(row: Arc<RowChange>, commit_time: Timestamp, taken: Instant, types: Arc<Types>) -> Event {
-        Event { row, commit_time, taken, types, encodings: Mutex::default() }
+    pub fn new(
+        row: Arc<RowChange>,
+        commit_time: Timestamp,
+        taken: Instant,
+        types: Arc<Types>,
+        epoch: Option<u64>,
+    ) -> Event {
+        Event { row, commit_time, taken, types, epoch, encodings: Mutex::default() }
     }
 
     /// The `data` object for this permit; `encode` runs if nobody has made it yet.
@@ -117,6 +126,52 @@ pub struct Notice {
     pub ok: bool,
     /// Safe for the client.
     pub message: Arc<str>,
+    /// What a program is to read of it.
+    pub details: Option<Details>,
+}
+
+/// The part of a notice that is for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Details {
+    /// Everything up to here has been sent (`cursor`).
+    Reached(Cursor),
+    /// Something can't be given (`gap: {from, to, reason}`).
+    Gap {
+        /// Up to here all was given; `None` if that can't be told.
+        from: Option<Cursor>,
+        /// From here on all will be.
+        to: Cursor,
+        /// Why.
+        reason: GapReason,
+    },
+}
+
+/// Why something can't be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GapReason {
+    /// It is older than what the log keeps.
+    Expired,
+    /// It is of another history of the database, or of another database.
+    Diverged,
+    /// It could not be decided whether it may be sent.
+    Undecided,
+    /// The place is not known: the key of its cursor is lost.
+    Unknown,
+    /// The log could not be read there, or has lost it.
+    Lost,
+}
+
+impl GapReason {
+    /// As clients and metrics read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GapReason::Expired => "expired",
+            GapReason::Diverged => "diverged",
+            GapReason::Undecided => "undecided",
+            GapReason::Unknown => "unknown",
+            GapReason::Lost => "lost",
+        }
+    }
 }
 
 /// The held join reply of a channel, before anything else of it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::resolve;
 use super::run::Hub;
-use super::{Action, Entry, Name};
+use super::{Action, Entry, Name, Start};
 use crate::catalog::{Catalog, OldImage, Table};
 use crate::change::{Change, Lsn, Position, RowChange};
 use crate::claims::Principal;
@@ -150,7 +150,18 @@ pub async fn predicate(
     let conditions = crate::filter::parse(filter)?;
     let name = |text: &str| Name::Is(text.into());
     let (schema, name) = (name(&table.schema), name(&table.name));
-    let entry = Entry { id: 0, action: Action::All, schema, table: name, filter: None, select: None };
+    let (start, cursor_as, snapshot) = (Start::Now, None, None);
+    let entry = Entry {
+        id: 0,
+        action: Action::All,
+        schema,
+        table: name,
+        filter: None,
+        select: None,
+        start,
+        cursor_as,
+        snapshot,
+    };
     // Its own owner: an operator's question takes nobody's time.
     let target = resolve::on_table(catalog, validator, &entry, &conditions, table, (role, "operator")).await?;
     Ok(target.predicate)

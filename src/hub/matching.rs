@@ -252,12 +252,12 @@ pub(super) fn emit(
 /// Queues a `system` message for a channel, in order with its changes.
 pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: bool, message: &str) {
     let shard = port.shard % out.len();
-    out[shard].push(Outgoing::Notice(Notice { port: port.clone(), ok, message: message.into() }));
+    out[shard].push(Outgoing::Notice(Notice { port: port.clone(), ok, message: message.into(), details: None }));
 }
 
 /// An event of a row, not encoded yet.
 pub(super) fn event(row: RowChange, commit_time: Timestamp, taken: Instant, types: &Arc<Types>) -> Arc<Event> {
-    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone()))
+    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), None))
 }
 
 /// Verdicts of one row, reported together. What is counted is candidates: each channel, once per selection of columns, whose

@@ -43,10 +43,10 @@ pub(crate) mod crowd;
 mod tests;
 
 pub use command::{
-    Action, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, Stage, SubscribeError,
-    Subscribed, Version, Warning,
+    Action, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish, Stage, Start,
+    SubscribeError, Subscribed, Version, Warning,
 };
-pub use event::{Batch, Event, Fanout, Greeting, Ids, Member, Notice, Outgoing};
+pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};

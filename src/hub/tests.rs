@@ -183,6 +183,9 @@ fn entry(id: i32, table: &str, filter: Option<&str>) -> Entry {
         table: Name::Is(table.into()),
         filter: filter.map(Into::into),
         select: None,
+        start: super::Start::Now,
+        cursor_as: None,
+        snapshot: None,
     }
 }
 

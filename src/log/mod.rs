@@ -100,6 +100,14 @@ pub struct Epoch {
     pub incarnation: u128,
 }
 
+impl Epoch {
+    /// Its short name, as cursors carry it. Different for different epochs but for one in 2^64.
+    pub fn tag(self) -> u64 {
+        // The half of a random number.
+        (self.incarnation >> 64) as u64 ^ self.incarnation as u64 ^ self.system_identifier
+    }
+}
+
 /// An open log: the handle that everybody may clone, and the one writer.
 #[derive(Debug)]
 pub struct Opened {

@@ -14,7 +14,7 @@ use super::{Subject, WhyDeps, clock};
 use crate::catalog::{Catalog, Table};
 use crate::change::{Change, RowChange, Tuple, Value};
 use crate::claims::Principal;
-use crate::hub::{Action, Entry, LiveChannel, Looked, MOST, Name, wants};
+use crate::hub::{Action, Entry, LiveChannel, Looked, MOST, Name, Start, wants};
 use crate::journal::Wanted;
 
 /// What the answer is made of.
@@ -326,7 +326,8 @@ fn entry(wanted: &Wanted) -> Entry {
         _ => Action::All,
     };
     let (schema, table, filter) = (name(&wanted.schema), name(&wanted.table), wanted.filter.clone());
-    Entry { id: wanted.id, action, schema, table, filter, select: None }
+    let (start, cursor_as, snapshot) = (Start::Now, None, None);
+    Entry { id: wanted.id, action, schema, table, filter, select: None, start, cursor_as, snapshot }
 }
 
 fn kind(change: &Change) -> &'static str {

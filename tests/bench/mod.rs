@@ -154,6 +154,7 @@ impl Fixture {
             Timestamp(848_484_930_123_999),
             std::time::Instant::now(),
             self.types.clone(),
+            None,
         ))
     }
 
