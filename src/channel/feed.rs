@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::hub::{Entry, Subscribed, Warning};
+use crate::hub::{Activated, Entry, Subscribed, Warning};
 
 /// What the door is to ask of the hub. It answers with [`Feed::answered`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +107,7 @@ impl Feed {
     pub fn answered(&mut self, answer: Answer, now: Instant) -> (Vec<Notice>, Option<Request>) {
         let State::Asking { token } = self.state else { return (Vec::new(), None) };
         match answer {
-            Ok(warnings) => {
+            Ok(Activated { warnings, .. }) => {
                 self.told = None;
                 self.state = if token { State::Asking { token: false } } else { State::Active };
                 let notices = [Notice::Subscribed].into_iter().chain(warnings.into_iter().map(Notice::Warning));
@@ -149,8 +149,8 @@ mod tests {
     #[test]
     fn success_is_told_once() {
         let (mut feed, now) = feed();
-        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], None));
-        assert_eq!(feed.answered(Ok(vec![]), now), (vec![], None));
+        assert_eq!(feed.answered(Ok(Activated::default()), now), (vec![Notice::Subscribed], None));
+        assert_eq!(feed.answered(Ok(Activated::default()), now), (vec![], None));
         assert_eq!(feed.due(now + Duration::from_secs(60)), None);
     }
 
@@ -159,7 +159,7 @@ mod tests {
         let (mut feed, now) = feed();
         let warning = |ok| Warning { ok, message: "no primary key".into() };
         let notices = vec![Notice::Subscribed, Notice::Warning(warning(false)), Notice::Warning(warning(true))];
-        assert_eq!(feed.answered(Ok(vec![warning(false), warning(true)]), now), (notices, None));
+        assert_eq!(feed.answered(Ok(vec![warning(false), warning(true)].into()), now), (notices, None));
     }
 
     #[test]
@@ -182,18 +182,18 @@ mod tests {
         assert_eq!(feed.answered(error("down", true), later), (vec![], None));
         assert!(feed.wakes_at().is_some());
         assert_eq!(feed.due(later + Duration::from_secs(6)), Some(Request::Subscribe { again: true }));
-        assert_eq!(feed.answered(Ok(vec![]), later), (vec![Notice::Subscribed], None));
+        assert_eq!(feed.answered(Ok(Activated::default()), later), (vec![Notice::Subscribed], None));
     }
 
     #[test]
     fn a_token_that_comes_while_asking_is_asked_for_afterwards() {
         let (mut feed, now) = feed();
         assert_eq!(feed.principal_changed(), None);
-        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], Some(Request::Reclaim)));
+        assert_eq!(feed.answered(Ok(Activated::default()), now), (vec![Notice::Subscribed], Some(Request::Reclaim)));
         assert_eq!(feed.principal_changed(), None);
         let told = vec![Notice::Refused("role".into())];
         assert_eq!(feed.answered(error("role", false), now), (told, Some(Request::Subscribe { again: true })));
-        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], None));
+        assert_eq!(feed.answered(Ok(Activated::default()), now), (vec![Notice::Subscribed], None));
         assert_eq!(feed.principal_changed(), Some(Request::Reclaim));
     }
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Port, Version};
-use crate::change::{RowChange, Timestamp};
+use crate::change::{Position, RowChange, Timestamp};
 use crate::pgtype::Types;
 use crate::policy::{Permit, Permitted};
 use crate::resume::Cursor;
@@ -25,6 +25,7 @@ struct FrameKey {
     version: Version,
     topic: Arc<str>,
     ids: Ids,
+    cursor_as: Option<Arc<str>>,
 }
 
 /// One row change on its way out.
@@ -79,7 +80,11 @@ impl Event {
     pub fn frame(&self, permit: &Permit, member: &Member, encode: impl FnOnce() -> Bytes) -> Bytes {
         let port = &member.port;
         let same = |key: &FrameKey| {
-            key.version == port.version && key.ids == member.ids && key.topic == port.topic && key.permit == *permit
+            key.version == port.version
+                && key.ids == member.ids
+                && key.topic == port.topic
+                && key.permit == *permit
+                && key.cursor_as == member.cursor_as
         };
         if let Some((_, frame)) = self.lock().frames.iter().find(|(key, _)| same(key)) {
             return frame.clone();
@@ -87,8 +92,8 @@ impl Event {
         let frame = encode();
         let mut encodings = self.lock();
         if encodings.frames.len() < FRAMES_KEPT {
-            let (topic, ids) = (port.topic.clone(), member.ids.clone());
-            let key = FrameKey { permit: permit.clone(), version: port.version, topic, ids };
+            let (topic, ids, cursor_as) = (port.topic.clone(), member.ids.clone(), member.cursor_as.clone());
+            let key = FrameKey { permit: permit.clone(), version: port.version, topic, ids, cursor_as };
             encodings.frames.push((key, frame.clone()));
         }
         frame
@@ -106,6 +111,10 @@ pub struct Member {
     pub port: Arc<Port>,
     /// Its matching entries.
     pub ids: Ids,
+    /// Under which name its record is to carry the cursor.
+    pub cursor_as: Option<Arc<str>>,
+    /// Bytes that were added to the port's pace for it; taken away when it is in the outbox.
+    pub cost: u32,
 }
 
 /// One event for the members of one shard who may see the same columns of it.
@@ -192,7 +201,34 @@ pub enum Outgoing {
     Notice(Notice),
     /// A join reply.
     Greeting(Greeting),
+    /// The channel is active from here on, with nothing owed to it up to this place.
+    Begin(Arc<Port>, Option<Cursor>),
+    /// The channel is complete up to this place only, until told otherwise; `None`: as far as its shard.
+    Hold(Arc<Port>, Option<Cursor>),
+    /// The channel has caught up: what follows is live.
+    Live(Arc<Port>, Option<Cursor>),
 }
 
-/// What the hub hands to one shard at a time, in order.
-pub type Batch = Vec<Outgoing>;
+/// What the hub hands to one shard at a time.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// In order.
+    pub items: Vec<Outgoing>,
+    /// Behind these items everything up to here has been handed over, but for channels with a hold.
+    pub reached: Position,
+    /// Of the history that `reached` belongs to; `None` before the first.
+    pub epoch: Option<u64>,
+}
+
+impl Batch {
+    /// How far whoever has written it is.
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.epoch.map(|epoch| Cursor { epoch, position: self.reached })
+    }
+}
+
+impl From<Vec<Outgoing>> for Batch {
+    fn from(items: Vec<Outgoing>) -> Batch {
+        Batch { items, ..Batch::default() }
+    }
+}

@@ -50,12 +50,12 @@ impl Asked {
                 if self.hold.load(Ordering::SeqCst) {
                     self.held.lock().unwrap().push(reply);
                 } else {
-                    let _ = reply.send(Ok(Vec::new()));
+                    let _ = reply.send(Ok(crate::hub::Activated::default()));
                 }
             }
             Command::Reclaim { id, reply, .. } => {
                 self.reclaims.lock().unwrap().push(id);
-                let _ = reply.send(Ok(Vec::new()));
+                let _ = reply.send(Ok(crate::hub::Activated::default()));
             }
             Command::Describe { .. } | Command::Look { .. } | Command::Judge { .. } => {}
             Command::Leave { id } => {
