@@ -235,7 +235,7 @@ pub(super) fn emit(
         deliveries += ready.len() as u64;
         for Ready { port, ids } in ready {
             let shard = port.shard % out.len();
-            by_shard[shard].push(Member { port, ids });
+            by_shard[shard].push(Member { port, ids, cursor_as: None });
         }
         for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
             if !members.is_empty() {
@@ -256,8 +256,14 @@ pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: boo
 }
 
 /// An event of a row, not encoded yet.
-pub(super) fn event(row: RowChange, commit_time: Timestamp, taken: Instant, types: &Arc<Types>) -> Arc<Event> {
-    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), None))
+pub(super) fn event(
+    row: RowChange,
+    commit_time: Timestamp,
+    taken: Instant,
+    types: &Arc<Types>,
+    epoch: Option<u64>,
+) -> Arc<Event> {
+    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), epoch))
 }
 
 /// Verdicts of one row, reported together. What is counted is candidates: each channel, once per selection of columns, whose

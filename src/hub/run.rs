@@ -37,9 +37,10 @@ use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, 
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::journal::Note;
-use crate::log::{LogError, Read, Reader};
+use crate::log::{Epoch, LogError, Read, Reader};
 use crate::policy::Asker;
 use crate::policy::facts::Facts;
+use crate::resume::Cursor;
 
 /// Rows handled before commands are looked at again.
 const SLICE: usize = 256;
@@ -223,6 +224,11 @@ impl Hub {
         self.flush().await;
         let _ = rules_task.await;
         Ok(())
+    }
+
+    /// The position as clients keep it; `None` before the first history.
+    pub(super) fn cursor(&self, position: Position) -> Option<Cursor> {
+        self.reader.epoch().map(|epoch| Cursor { epoch: epoch.tag(), position })
     }
 
     pub(super) fn position(&self) -> Position {
@@ -458,7 +464,8 @@ impl Hub {
             return;
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
-        let event = matching::event(row, work.transaction.commit_time, work.received.into_std(), rules.catalog.types());
+        let (committed, taken) = (work.transaction.commit_time, work.received.into_std());
+        let event = matching::event(row, committed, taken, rules.catalog.types(), self.reader.epoch().map(Epoch::tag));
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
