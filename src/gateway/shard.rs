@@ -11,13 +11,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::encode::{RowShape, changes_frame, system_frame, write_data};
+use super::encode::{Place, RowShape, changes_frame, details, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
-use crate::hub::{Batch, Event, Fanout, Greeting, Notice, Outgoing, Port, Reach};
+use crate::hub::{Batch, Event, Fanout, Greeting, Notice, Outgoing, Port, Reach, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
-use crate::resume::Cursor;
+use crate::resume::{Cursor, CursorKey};
 
 /// Batches that may wait for a shard.
 const QUEUE: usize = 64;
@@ -29,6 +29,7 @@ pub struct Shard {
     batches: mpsc::Receiver<Batch>,
     metrics: Arc<Metrics>,
     clock: Clock,
+    key: Arc<CursorKey>,
     shapes: Vec<(Arc<Relation>, Arc<Types>, Arc<RowShape>)>,
     data: Vec<u8>,
     frames: Vec<Frame>,
@@ -64,13 +65,14 @@ impl Frame {
 }
 
 impl Shard {
-    /// The shard and the way to it.
-    pub fn new(metrics: Arc<Metrics>, clock: Clock) -> (Shard, mpsc::Sender<Batch>) {
+    /// The shard and the way to it. `key`: seals the cursors.
+    pub fn new(metrics: Arc<Metrics>, clock: Clock, key: Arc<CursorKey>) -> (Shard, mpsc::Sender<Batch>) {
         let (sender, batches) = mpsc::channel(QUEUE);
         let shard = Shard {
             batches,
             metrics,
             clock,
+            key,
             shapes: Vec::new(),
             data: Vec::new(),
             frames: Vec::new(),
@@ -97,7 +99,7 @@ impl Shard {
             match outgoing {
                 Outgoing::Change(fanout) => self.change(&fanout, now),
                 Outgoing::Notice(notice) => {
-                    let bytes = notice_frame(&notice);
+                    let bytes = self.notice_frame(&notice);
                     self.frames.push(Frame { port: notice.port, bytes, greeting: false });
                 }
                 Outgoing::Greeting(Greeting { port, frames: bytes }) => {
@@ -105,6 +107,12 @@ impl Shard {
                 }
                 Outgoing::Begin(port, start) => self.places.push(Placing::Begin(port, start)),
                 Outgoing::Hold(port, at) => self.places.push(Placing::Hold(port, at)),
+                // Phoenix has no word for it.
+                Outgoing::Live(port, at) if port.version == Version::Plain => {
+                    let at = at.map_or_else(|| "null".into(), |at| format!("\"{}\"", self.key.seal(at)));
+                    let bytes = format!("{{\"live\":{at}}}\n").into();
+                    self.frames.push(Frame { port, bytes, greeting: false });
+                }
                 Outgoing::Live(..) => {}
             }
         }
@@ -133,6 +141,13 @@ impl Shard {
         self.reach.set(reached);
     }
 
+    fn notice_frame(&self, notice: &Notice) -> Bytes {
+        let port = &notice.port;
+        let more = notice.details.map(|of| details(of, &self.key)).unwrap_or_default();
+        let extension = "postgres_changes";
+        system_frame(port.version, &port.topic, &port.join_ref, extension, notice.ok, &notice.message, &more)
+    }
+
     fn change(&mut self, fanout: &Fanout, now: i64) {
         let event = fanout.event.value();
         let permit = fanout.event.permit();
@@ -142,12 +157,16 @@ impl Shard {
             self.taken.push(event.taken);
         }
         let shape = self.shape(event);
-        let buffer = &mut self.data;
-        let data = event.data(permit, || {
-            buffer.clear();
-            write_data(&shape, &event.row, event.commit_time, permit, buffer);
-            Bytes::copy_from_slice(buffer)
-        });
+        let (buffer, key) = (&mut self.data, &self.key);
+        let mut data_with = |cursor_as: Option<&Arc<str>>| {
+            event.data(permit, cursor_as, || {
+                buffer.clear();
+                let place = Place { cursor: event.cursor(key), cursor_as: cursor_as.map(|name| &**name) };
+                write_data(&shape, &event.row, event.commit_time, place, permit, buffer);
+                Bytes::copy_from_slice(buffer)
+            })
+        };
+        let mut data: Option<(&Option<Arc<str>>, Bytes)> = None;
         let mut last: Option<(usize, Bytes)> = None;
         for (i, member) in fanout.members.iter().enumerate() {
             if member.cost > 0 {
@@ -167,7 +186,11 @@ impl Shard {
             let frame = match same {
                 Some((_, frame)) => frame.clone(),
                 None => event.frame(permit, member, || {
-                    changes_frame(member.port.version, &member.port.topic, &member.ids, &data)
+                    if data.as_ref().is_none_or(|(name, _)| **name != member.cursor_as) {
+                        data = Some((&member.cursor_as, data_with(member.cursor_as.as_ref())));
+                    }
+                    let data = data.as_ref().map_or(&[][..], |(_, data)| data);
+                    changes_frame(member.port.version, &member.port.topic, &member.ids, data)
                 }),
             };
             self.frames.push(Frame { port: member.port.clone(), bytes: frame.clone(), greeting: false });
@@ -190,18 +213,13 @@ impl Shard {
     }
 }
 
-fn notice_frame(notice: &Notice) -> Bytes {
-    let port = &notice.port;
-    system_frame(port.version, &port.topic, &port.join_ref, "postgres_changes", notice.ok, &notice.message)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{self, IoSlice};
     use std::sync::Mutex;
 
     use super::*;
-    use crate::hub::{ChannelId, Outbox, Place, Stage, Transmit, Version};
+    use crate::hub::{ChannelId, Outbox, Place, Stage, Transmit};
 
     #[derive(Clone, Default)]
     struct Paper(Arc<Mutex<Vec<u8>>>);
@@ -255,7 +273,7 @@ mod tests {
     }
 
     fn shard() -> Shard {
-        Shard::new(Arc::new(Metrics::new()), Clock::system()).0
+        Shard::new(Arc::new(Metrics::new()), Clock::system(), Arc::new(CursorKey::new([1; 32]))).0
     }
 
     #[test]

@@ -217,19 +217,13 @@ pub const SUBSCRIBED: &str = "Subscribed to PostgreSQL";
 /// What a client is told that asks for something while the relay stops.
 pub const RESTARTING: &str = "Realtime is restarting, please standby";
 
-/// What a client is to know of its active entries.
+/// All entries of a channel are active.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Activated {
     /// What is to be said about them.
     pub warnings: Vec<Warning>,
-    /// Where they begin: nothing at or before it will come. `None` before the log's first history.
+    /// Everything that is owed after this place arrives; `None` while there is no history yet.
     pub cursor: Option<Cursor>,
-}
-
-impl From<Vec<Warning>> for Activated {
-    fn from(warnings: Vec<Warning>) -> Activated {
-        Activated { warnings, cursor: None }
-    }
 }
 
 /// The hub's answer: the entries are active, or none of them is.

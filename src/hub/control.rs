@@ -254,7 +254,9 @@ impl Hub {
                         self.out[shard].push(Outgoing::Greeting(Greeting { port: port.clone(), frames }));
                     }
                     self.registry.activate(port, principal, entries, targets, from, &current.catalog);
-                    Activated { warnings, cursor: None }
+                    // What a channel that was active is still owed may be on its way: it has no place to tell.
+                    let cursor = if active.is_none() { self.cursor(from) } else { None };
+                    Activated { warnings, cursor }
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
                     self.remove(done.id);

@@ -40,6 +40,7 @@ use crate::journal::Note;
 use crate::log::{Epoch, LogError, Read, Reader};
 use crate::policy::Asker;
 use crate::policy::facts::Facts;
+use crate::resume::Cursor;
 
 /// Rows handled before commands are looked at again.
 const SLICE: usize = 256;
@@ -223,6 +224,11 @@ impl Hub {
         self.flush().await;
         let _ = rules_task.await;
         Ok(())
+    }
+
+    /// The position as clients keep it; `None` before the first history.
+    pub(super) fn cursor(&self, position: Position) -> Option<Cursor> {
+        self.reader.epoch().map(|epoch| Cursor { epoch: epoch.tag(), position })
     }
 
     pub(super) fn position(&self) -> Position {

@@ -35,6 +35,7 @@ pub enum Read {
 pub struct Reader {
     shared: Arc<Shared>,
     generation: u64,
+    /// Of the history that `position` is in.
     epoch: Option<Epoch>,
     position: Lsn,
     /// When the latest transaction that was yielded was appended; `None` if it came from disk.
@@ -75,7 +76,7 @@ impl Reader {
         self.position
     }
 
-    /// The history that the position belongs to; `None` before the first. It changes with a [`Read::Gap`], but for the first.
+    /// The history that [`Reader::position`] is in, and what was yielded last; `None` before the first.
     pub fn epoch(&self) -> Option<Epoch> {
         self.epoch
     }

@@ -38,7 +38,10 @@ fn the_reply_comes_when_the_changes_are_active_and_the_notices_after_it() {
     let (mut client, id, _) = holding(json!(null));
     assert_eq!(client.shared.metrics.channels.get(), 1);
     let warning = |ok, message: &str| Warning { ok, message: message.into() };
-    let answer = Ok(vec![warning(false, "Error 401: Unauthorized"), warning(true, "slow")].into());
+    let answer = Ok(Activated {
+        warnings: vec![warning(false, "Error 401: Unauthorized"), warning(true, "slow")],
+        cursor: None,
+    });
     let frames = client.answer(id, answer);
     assert_eq!(frames.len(), 4);
     is_ok(&frames[0], "1");

@@ -20,7 +20,9 @@ use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::gateway::{GatewayConfig, Shared, Tokens};
 use crate::hub::{Activated, ChannelId, HubHandle, Stage, SubscribeError, Version};
+use crate::log;
 use crate::metrics::Metrics;
+use crate::resume::CursorKey;
 use crate::task::Drain;
 
 const NOW: i64 = 1_800_000_000;
@@ -43,6 +45,7 @@ fn client_of(version: Version, config: GatewayConfig) -> Client {
 }
 
 fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Client {
+    let opened = log::testing::in_memory().unwrap();
     let shared = Arc::new(Shared {
         config,
         hub: HubHandle::new(mpsc::channel(1).0),
@@ -50,6 +53,8 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()),
         journal: crate::journal::Journal::off(),
+        log: opened.log,
+        cursor_key: Arc::new(CursorKey::new([1; 32])),
         drain: Drain::new(),
     });
     let token = anon(3600);
