@@ -18,6 +18,7 @@ mod matching;
 mod memo;
 mod noting;
 mod outbox;
+mod owing;
 mod prepare;
 mod registry;
 mod reshaped;

@@ -18,6 +18,8 @@ use crate::testing::TestDatabase;
 
 #[path = "lane_tests.rs"]
 mod lane_tests;
+#[path = "lost_tests.rs"]
+mod lost_tests;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
