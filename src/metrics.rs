@@ -211,6 +211,8 @@ metrics! {
     fact_loads: Labelled = "fact_loads" by "result" ["loaded", "broken", "changed", "too_large", "blocked", "not_added", "timeout", "failed"];
     /// Rules, one for each table and role in use, that Postgres is asked about because facts are not in memory
     rules_without_facts: Gauge = "rules_without_facts";
+    /// Those of them that Postgres is asked about until somebody changes something: a DELETE that cascades from what they look into reaches nobody
+    rules_left_to_postgres: Gauge = "rules_left_to_postgres";
     /// Key set (JWKS) fetches by result: changed, same, failed
     jwks_fetches: Labelled = "jwks_fetches" by "result" ["changed", "same", "failed"];
     /// Usable keys in the key set (JWKS) at hand
