@@ -314,6 +314,11 @@ impl Sub {
         self.keep.as_deref()
     }
 
+    /// Under which name its records carry the cursor.
+    pub(super) fn cursor_as(&self) -> Option<&Arc<str>> {
+        self.target.cursor_as.as_ref()
+    }
+
     /// Whether its token is no longer valid.
     pub(super) fn is_expired(&self, unix_seconds: i64) -> bool {
         unix_seconds >= self.expires_at

@@ -20,6 +20,7 @@ mod noting;
 mod outbox;
 mod owing;
 mod prepare;
+mod reach;
 mod registry;
 mod reshaped;
 mod resolve;
@@ -52,6 +53,7 @@ pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member,
 pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
+pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
 
