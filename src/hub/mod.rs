@@ -28,6 +28,7 @@ mod rules;
 mod run;
 mod settle;
 mod slots;
+mod snapshot;
 mod summary;
 mod turns;
 mod warnings;
