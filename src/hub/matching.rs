@@ -1,5 +1,6 @@
 //! One row: who is concerned, who may see it, who gets it.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -86,7 +87,10 @@ impl Matcher {
             counts.deny(metrics, DenyReason::MissingEvidence.as_str());
         }
         let Proposals { hits, classes, .. } = proposals;
-        hits.sort_unstable_by_key(|hit| (hit.channel, hit.entry_id));
+        let order = |hit: &Hit| (hit.channel, hit.entry_id);
+        if !hits.is_sorted_by_key(order) {
+            hits.sort_unstable_by_key(order);
+        }
         verdicts.clear();
         verdicts.resize(classes.len(), None);
         let table = &*table;
@@ -128,6 +132,16 @@ impl Judgement {
     ) {
         let expired = Judged::Decided(Verdict::Deny(DenyReason::Expired));
         let judged = if sub.is_expired(now_unix_seconds) { &expired } else { judged };
+        if let (Judged::Decided(Verdict::Permit(permit)), [hit]) = (judged, hits)
+            && sub.takes_all()
+        {
+            counts.permit += 1;
+            return add(
+                &mut self.permits,
+                permit,
+                Ready { port: sub.port.clone(), ids: Ids::from_slice(&[hit.entry_id]) },
+            );
+        }
         for Selected { keep, ids, open } in by_selection(table, hits, change) {
             match judged {
                 Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
@@ -136,7 +150,7 @@ impl Judgement {
                 }
                 Judged::Decided(Verdict::Permit(permit)) => {
                     counts.permit += 1;
-                    let (share, principal) = (share(&sub.port, ids, open, keep), sub.principal.clone());
+                    let (share, principal) = (share(&sub.port, ids, open, keep), sub.principal().clone());
                     self.filtered.push(Filtered { share, principal, permit: permit.clone() });
                 }
                 Judged::Decided(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
@@ -147,7 +161,7 @@ impl Judgement {
                 Judged::Ask => {
                     let Some(bound) = table.bound(sub) else { continue };
                     let share = share(&sub.port, ids, open, keep);
-                    self.ask(bound, &sub.principal, Waiting { share, principal: 0 });
+                    self.ask(bound, sub.principal(), Waiting { share, principal: 0 });
                 }
             }
         }
@@ -215,10 +229,11 @@ pub(super) fn narrowed(permit: &Permit, keep: Option<&ColumnMask>) -> Permit {
     keep.map_or_else(|| permit.clone(), |keep| permit.narrowed(keep))
 }
 
-pub(super) fn add(permits: &mut Permits, permit: Permit, ready: Ready) {
-    match permits.iter_mut().find(|(known, _)| *known == permit) {
+pub(super) fn add(permits: &mut Permits, permit: impl Borrow<Permit>, ready: Ready) {
+    let permit = permit.borrow();
+    match permits.iter_mut().find(|(known, _)| known == permit) {
         Some((_, members)) => members.push(ready),
-        None => permits.push((permit, vec![ready])),
+        None => permits.push((permit.clone(), vec![ready])),
     }
 }
 
@@ -231,11 +246,16 @@ pub(super) fn emit(
 ) -> u64 {
     let mut deliveries = 0;
     for (permit, ready) in permits {
+        let share = ready.len().div_ceil(out.len());
         let mut by_shard: SmallVec<[Vec<Member>; 8]> = (0..out.len()).map(|_| Vec::new()).collect();
         deliveries += ready.len() as u64;
         for Ready { port, ids } in ready {
             let shard = port.shard % out.len();
-            by_shard[shard].push(Member { port, ids });
+            let members = &mut by_shard[shard];
+            if members.is_empty() {
+                members.reserve(share);
+            }
+            members.push(Member { port, ids });
         }
         for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
             if !members.is_empty() {
