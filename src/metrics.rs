@@ -88,7 +88,9 @@ metrics! {
     /// LSN up to which the log is durable and the slot confirmed
     confirmed_lsn: Gauge = "confirmed_lsn";
     /// Histories begun in the log by reason; every one after the first is a gap for clients that come back
-    epochs: Labelled = "epochs" by "reason" ["new_slot", "slot_lost", "log_lost", "other_cluster", "other_history", "log_behind", "server_behind"];
+    epochs: Labelled = "epochs" by "reason" ["new_slot", "slot_lost", "slot_invalidated", "slot_unreadable", "publication_replaced", "log_lost", "other_cluster", "other_history", "copy", "other_timeline", "promoted", "log_behind", "server_behind"];
+    /// Sessions of our own that held the slot over a connection that was gone, and were ended
+    slot_sessions_ended: Counter = "slot_sessions_ended";
     /// LSN of the oldest position that the log can be read from
     log_floor_lsn: Gauge = "log_floor_lsn";
     /// LSN of the log's end, durable or not

@@ -6,14 +6,17 @@ use std::sync::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
+use super::error::Holder;
+use super::notes::Reader;
 use super::origin::Source;
-use super::start::Lineage;
+use super::start::{Found, Lineage};
+use super::tend::{TOKEN_PREFIX, Tended, Turn};
 use super::*;
 use crate::change::{Lsn, Timestamp, TransactionBuilder};
 use crate::clock::Clock;
 use crate::log::testing::{DiscardingFiles, FullDisk, Torn};
-use crate::log::{Files, LogConfig, Read};
-use crate::wal::{Received, SlotState};
+use crate::log::{Epoch, Files, LogConfig, Read};
+use crate::wal::{Received, SlotFault, SlotState, WalError};
 
 const SERVER: u64 = 42;
 
@@ -40,11 +43,31 @@ struct Inner {
     /// A stream breaks after so many more transactions.
     breaks_after: Option<u32>,
     beats: u32,
+    /// Such as 15; 0 counts as one of long ago.
+    major: i32,
+    /// 0 counts as 1. Each later one with the end of the one before it.
+    timeline: u32,
+    ends: Vec<(u32, u64)>,
+    /// The slot was dropped, or made and not confirmed since.
+    missing: bool,
+    created: bool,
+    lost: bool,
+    drops: u32,
+    /// Oids of publication `p`.
+    publication: u32,
+    /// Somebody reads the slot; who ends when told.
+    holder: Option<Holder>,
+    terminated: Vec<Reader>,
+    /// The stream can't decode what comes after this.
+    poisoned_after: Option<u64>,
+    /// Tokens that were written do not come through the stream.
+    deaf: bool,
 }
 
 struct Stream {
     server: Server,
     position: u64,
+    timeline: u32,
 }
 
 impl Server {
@@ -90,6 +113,10 @@ impl Source for Stream {
                     inner.breaks_after = None;
                     return Err(WalError::Ended);
                 }
+                if inner.poisoned_after.is_some_and(|after| self.position >= after && inner.written > after) {
+                    let (message, code) = ("publication \"p\" does not exist".into(), Some("42704".into()));
+                    return Err(WalError::Server { message, code, slot: "s".into() });
+                }
                 let next = inner.committed.iter().find(|t| t.end_lsn.0 > self.position).cloned();
                 if let Some(next) = next {
                     self.position = next.end_lsn.0;
@@ -113,28 +140,52 @@ impl Source for Stream {
         self.server.changed.notify_waiters();
     }
 
+    fn identity(&self) -> (u64, u32) {
+        (SERVER, self.timeline)
+    }
+
     async fn close(self, _deadline: Duration) {}
 }
 
 impl Origin for Server {
     type Source = Stream;
 
-    async fn look(&mut self) -> Result<Found, IngestError> {
+    async fn look(&mut self, _report: &mut Report) -> Result<Found, IngestError> {
         let mut inner = self.lock();
         if let Some(error) = inner.failing.pop_front() {
             return Err(error.into());
         }
-        let slot = SlotState {
-            created: false,
-            confirmed_flush: Lsn(inner.confirmed),
-            restart_lsn: None,
-            wal_status: None,
-            active_pid: None,
-        };
-        Ok(Found { system_identifier: SERVER, slot, lineage: inner.lineage.clone() })
+        if inner.lost && !inner.missing {
+            let fault = SlotFault::Lost("wal_removed".into());
+            return Err(WalError::SlotUnusable { slot: "s".into(), fault }.into());
+        }
+        let created = std::mem::take(&mut inner.missing);
+        if created {
+            (inner.confirmed, inner.created, inner.lost, inner.poisoned_after) = (inner.written, true, false, None);
+        }
+        let slot = SlotState { created, confirmed_flush: Lsn(inner.confirmed), ..SlotState::default() };
+        Ok(Found {
+            system_identifier: SERVER,
+            version: inner.major * 10_000,
+            timeline: inner.timeline.max(1),
+            parted: None,
+            written: Lsn(inner.written),
+            slot,
+            holder: inner.holder.clone(),
+            publications: [("p".to_owned(), inner.publication)].into(),
+            lineage: inner.lineage.clone(),
+        })
     }
 
-    async fn connect(&mut self, start: Lsn) -> Result<(Stream, u64), IngestError> {
+    async fn lineage(&mut self) -> Result<Option<Lineage>, IngestError> {
+        Ok(self.lock().lineage.clone())
+    }
+
+    async fn timelines(&mut self, _timeline: u32) -> Result<Vec<(u32, Lsn)>, IngestError> {
+        Ok(self.lock().ends.iter().map(|(timeline, end)| (*timeline, Lsn(*end))).collect())
+    }
+
+    async fn connect(&mut self, start: Lsn) -> Result<Stream, IngestError> {
         let mut inner = self.lock();
         if start.0 > inner.written {
             return Err(WalError::Ahead { start, written: Lsn(inner.written) }.into());
@@ -145,15 +196,52 @@ impl Origin for Server {
         // The server moves a start below the slot's position up, without a word.
         inner.confirmed = inner.confirmed.max(start.0);
         inner.connects += 1;
-        let position = inner.confirmed;
+        let (position, timeline) = (inner.confirmed, inner.timeline.max(1));
         drop(inner);
         self.changed.notify_waiters();
-        Ok((Stream { server: self.clone(), position }, SERVER))
+        Ok(Stream { server: self.clone(), position, timeline })
     }
 
-    async fn record(&mut self, epoch: Epoch) -> Result<(), IngestError> {
-        self.lock().lineage = Some(Lineage::of(epoch));
+    async fn terminate(&mut self, reader: Reader) -> Result<(), IngestError> {
+        let mut inner = self.lock();
+        inner.terminated.push(reader);
+        inner.holder = None;
         Ok(())
+    }
+
+    async fn drop_slot(&mut self) -> Result<(), IngestError> {
+        let mut inner = self.lock();
+        inner.missing = true;
+        inner.drops += 1;
+        Ok(())
+    }
+
+    async fn record(&mut self, epoch: Epoch, token: &str) -> Result<(), IngestError> {
+        self.lock().lineage = Some(Lineage::of(epoch, token));
+        Ok(())
+    }
+
+    fn tend(&self, turn: Option<Turn>) -> impl Future<Output = Result<Tended, IngestError>> + Send + 'static {
+        let server = self.clone();
+        async move {
+            let behind = turn.map(|turn| {
+                let mut inner = server.lock();
+                if inner.lineage.as_ref() != Some(&turn.lineage) {
+                    return None;
+                }
+                let end = inner.written + 1;
+                inner.lineage = Some(Lineage { token: turn.to.clone(), ..turn.lineage });
+                if !inner.deaf {
+                    inner.committed.push(message(end, TOKEN_PREFIX, turn.to.as_bytes()));
+                }
+                inner.written = end;
+                Some(Lsn(end))
+            });
+            server.changed.notify_waiters();
+            let inner = server.lock();
+            let publications = [("p".to_owned(), inner.publication)].into();
+            Ok(Tended { written: Lsn(inner.written), version: inner.major * 10_000, publications, behind })
+        }
     }
 
     fn beat(&self) -> impl Future<Output = Result<(), IngestError>> + Send + 'static {
@@ -167,8 +255,12 @@ impl Origin for Server {
 }
 
 fn transaction(end: u64, bytes: usize) -> Arc<Transaction> {
+    message(end, "test", &vec![b'x'; bytes])
+}
+
+fn message(end: u64, prefix: &str, content: &[u8]) -> Arc<Transaction> {
     let mut builder = TransactionBuilder::default();
-    builder.message(Lsn(end), b"test", &vec![b'x'; bytes]).expect("a message");
+    builder.message(Lsn(end), prefix.as_bytes(), content).expect("a message");
     Arc::new(builder.finish(end as u32, Lsn(end - 1), Lsn(end), Timestamp(end as i64), None))
 }
 
@@ -201,6 +293,9 @@ impl Bench {
             retry_interval: Duration::from_millis(5),
             advance_interval: Duration::from_millis(5),
             operator_interval: Duration::from_millis(5),
+            // Only where a test is about it: a token is a transaction.
+            tend_interval: Duration::from_secs(3600),
+            tend_delay: Duration::from_secs(3600),
             ..IngestConfig::new(wal)
         };
         let full = Arc::new(FullDisk::new(Arc::new(disk.clone())));
