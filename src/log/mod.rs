@@ -171,6 +171,12 @@ impl Log {
         self.shared.state().epoch
     }
 
+    /// The history that is being recorded, and how far it is readable; `None` before the first.
+    pub fn head(&self) -> Option<(Epoch, Lsn)> {
+        let state = self.shared.state();
+        state.epoch.map(|epoch| (epoch, state.end))
+    }
+
     /// Whether a position of the history with this [`Epoch::tag`] means the same here: it is ours, or one that ours went on
     /// from, and the position lies before they parted. Says nothing of the floor.
     pub fn shares(&self, tag: u64, position: Lsn) -> bool {
