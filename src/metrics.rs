@@ -223,8 +223,8 @@ metrics! {
     jwks_keys: Gauge = "jwks_keys";
     /// Seconds from the commit to the hand-over of the frame to the socket, by the two machines' clocks
     commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
-    /// Connections closed by us by reason: slow, drain, idle, joins, protocol
-    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "joins", "protocol"];
+    /// Connections closed by us by reason: slow, drain, idle, slot (the relay was without it for too long), joins, protocol
+    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "slot", "joins", "protocol"];
     /// TLS handshakes of clients that failed by reason: timeout, failed
     tls_handshake_failures: Labelled = "tls_handshake_failures" by "reason" ["timeout", "failed"];
     /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)
