@@ -177,6 +177,16 @@ metrics! {
     filter_terms: Counter = "filter_terms";
     /// Filter conditions without an answer from Postgres by kind: timeout, raised, connection, role, too_many, over_budget
     filter_failures: Labelled = "filter_failures" by "kind" ["timeout", "raised", "connection", "role", "too_many", "over_budget"];
+    /// Time it took to read one channel's snapshots, waiting for a turn included
+    snapshot: Histogram = "snapshot" in Seconds, latency();
+    /// Snapshots by result: taken, refused, timeout, too_large, busy (no turn in time), unavailable
+    snapshots: Labelled = "snapshots" by "result" ["taken", "refused", "timeout", "too_large", "busy", "unavailable"];
+    /// Rows read for snapshots
+    snapshot_rows: Counter = "snapshot_rows";
+    /// Channels whose snapshot is being sent, in their own pace
+    snapshots_sending: Gauge = "snapshots_sending";
+    /// Requests for pages of history and for snapshots over HTTP, by status
+    pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "410", "429", "503"];
     /// Catalog reads by result: changed, same, failed
     catalog_reads: Labelled = "catalog_reads" by "result" ["changed", "same", "failed"];
     /// Notes written to the journal, from which `rowcast why` answers
@@ -201,6 +211,8 @@ metrics! {
     fact_loads: Labelled = "fact_loads" by "result" ["loaded", "broken", "changed", "too_large", "blocked", "not_added", "timeout", "failed"];
     /// Rules, one for each table and role in use, that Postgres is asked about because facts are not in memory
     rules_without_facts: Gauge = "rules_without_facts";
+    /// Those of them that Postgres is asked about until somebody changes something: a DELETE that cascades from what they look into reaches nobody
+    rules_left_to_postgres: Gauge = "rules_left_to_postgres";
     /// Key set (JWKS) fetches by result: changed, same, failed
     jwks_fetches: Labelled = "jwks_fetches" by "result" ["changed", "same", "failed"];
     /// Usable keys in the key set (JWKS) at hand

@@ -36,6 +36,7 @@ use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::report::Reporter;
+use crate::resume::CursorKey;
 use crate::retention::Retention;
 use crate::task::{Connections, Drain};
 use crate::why::{Why, WhyDeps};
@@ -98,7 +99,7 @@ impl App {
         let drains = Drains::default();
         let (journal, journal_writer) =
             Journal::new(config.journal.clone(), files.clone(), clock.clone(), metrics.clone());
-        let opened = open_log(&config, files, clock.clone(), metrics.clone()).await?;
+        let (opened, key) = open_folder(&config, files, clock.clone(), metrics.clone()).await?;
         let log = opened.log;
         journal.note(Note::Started { position: log.end() });
         let pool = config.pg.pool()?;
@@ -115,7 +116,7 @@ impl App {
             drains.ingest.clone(),
         );
         let count = config.shards.max(1);
-        let (shards, to_shards) = (0..count).map(|_| Shard::new(metrics.clone(), clock.clone())).unzip();
+        let (shards, to_shards) = (0..count).map(|_| Shard::new(metrics.clone(), clock.clone(), key.clone())).unzip();
         let deps = HubDeps {
             log: log.clone(),
             pool: pool.clone(),
@@ -160,6 +161,8 @@ impl App {
             clock: clock.clone(),
             metrics: metrics.clone(),
             journal: journal.clone(),
+            log: log.clone(),
+            cursor_key: key,
             drain: drains.gateway.clone(),
             connections: connections.clone(),
             ready: handle.ready.clone(),
@@ -331,16 +334,19 @@ fn stream(config: &Config, hub: Hub, ingest: Ingest, drains: &Drains) -> [Servic
     [hub, ingest]
 }
 
-async fn open_log(
+/// The log, and the key that lies beside it.
+async fn open_folder(
     config: &Config,
     files: Arc<dyn Files>,
     clock: Clock,
     metrics: Arc<Metrics>,
-) -> Result<log::Opened, AppError> {
+) -> Result<(log::Opened, Arc<CursorKey>), AppError> {
     let (dir, log_config) = (config.data_dir.clone(), config.log.clone());
     let opening = tokio::task::spawn_blocking(move || {
-        files.create_dir(&dir).map_err(|source| AppError::DataDir { path: dir, source })?;
-        Ok(log::open(log_config, files, clock, metrics)?)
+        files.create_dir(&dir).map_err(|source| AppError::DataDir { path: dir.clone(), source })?;
+        let opened = log::open(log_config, files, clock, metrics)?;
+        // With the log's lock: nobody else makes a key at the same time.
+        Ok((opened, Arc::new(CursorKey::load_or_create(&dir.join("cursor.key"))?)))
     });
     match opening.await {
         Ok(opened) => opened,

@@ -38,7 +38,9 @@ use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
 use crate::journal::Journal;
+use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::resume::CursorKey;
 use crate::task::{Connections, Drain};
 
 /// What the gateway needs from the rest of the relay.
@@ -53,6 +55,10 @@ pub struct Deps {
     pub metrics: Arc<Metrics>,
     /// Where the ends of connections are noted.
     pub journal: Journal,
+    /// What happened, for where a join begins.
+    pub log: Log,
+    /// Seals and opens cursors.
+    pub cursor_key: Arc<CursorKey>,
     /// When to stop.
     pub drain: Drain,
     /// The set that every connection's task belongs to.
@@ -162,8 +168,8 @@ impl Bound {
         let shards = deps.shards.max(1) as u64;
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
-        let Deps { hub, verifier, clock, metrics, journal, drain, connections, ready, tls, .. } = deps;
-        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, drain });
+        let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, drain, connections, ready, tls, .. } = deps;
+        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, log, cursor_key, drain });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready });
         let service = TowerToHyperService::new(warp::service(routes(doors)));

@@ -26,7 +26,9 @@ use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
 use crate::hub::HubHandle;
 use crate::journal::Journal;
+use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::resume::CursorKey;
 use crate::task::Drain;
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
@@ -72,5 +74,7 @@ struct Shared {
     clock: Clock,
     metrics: Arc<Metrics>,
     journal: Journal,
+    log: Log,
+    cursor_key: Arc<CursorKey>,
     drain: Drain,
 }

@@ -11,12 +11,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::encode::{RowShape, changes_frame, system_frame, write_data};
+use super::encode::{Place, RowShape, changes_frame, details, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
 use crate::hub::{Batch, Event, Fanout, Greeting, Notice, Outgoing, Port};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
+use crate::resume::CursorKey;
 
 /// Batches that may wait for a shard.
 const QUEUE: usize = 64;
@@ -28,6 +29,7 @@ pub struct Shard {
     batches: mpsc::Receiver<Batch>,
     metrics: Arc<Metrics>,
     clock: Clock,
+    key: Arc<CursorKey>,
     shapes: Vec<(Arc<Relation>, Arc<Types>, Arc<RowShape>)>,
     data: Vec<u8>,
     frames: Vec<Frame>,
@@ -52,13 +54,14 @@ impl Frame {
 }
 
 impl Shard {
-    /// The shard and the way to it.
-    pub fn new(metrics: Arc<Metrics>, clock: Clock) -> (Shard, mpsc::Sender<Batch>) {
+    /// The shard and the way to it. `key`: seals the cursors.
+    pub fn new(metrics: Arc<Metrics>, clock: Clock, key: Arc<CursorKey>) -> (Shard, mpsc::Sender<Batch>) {
         let (sender, batches) = mpsc::channel(QUEUE);
         let shard = Shard {
             batches,
             metrics,
             clock,
+            key,
             shapes: Vec::new(),
             data: Vec::new(),
             frames: Vec::new(),
@@ -82,7 +85,7 @@ impl Shard {
             match outgoing {
                 Outgoing::Change(fanout) => self.change(&fanout, now),
                 Outgoing::Notice(notice) => {
-                    let bytes = notice_frame(&notice);
+                    let bytes = self.notice_frame(&notice);
                     self.frames.push(Frame { port: notice.port, bytes, greeting: false });
                 }
                 Outgoing::Greeting(Greeting { port, frames: bytes }) => {
@@ -102,6 +105,13 @@ impl Shard {
         }
     }
 
+    fn notice_frame(&self, notice: &Notice) -> Bytes {
+        let port = &notice.port;
+        let more = notice.details.map(|of| details(of, &self.key)).unwrap_or_default();
+        let extension = "postgres_changes";
+        system_frame(port.version, &port.topic, &port.join_ref, extension, notice.ok, &notice.message, &more)
+    }
+
     fn change(&mut self, fanout: &Fanout, now: i64) {
         let event = fanout.event.value();
         let permit = fanout.event.permit();
@@ -111,25 +121,34 @@ impl Shard {
             self.taken.push(event.taken);
         }
         let shape = self.shape(event);
-        let buffer = &mut self.data;
-        let data = event.data(permit, || {
-            buffer.clear();
-            write_data(&shape, &event.row, event.commit_time, permit, buffer);
-            Bytes::copy_from_slice(buffer)
-        });
+        let (buffer, key) = (&mut self.data, &self.key);
+        let mut data_with = |cursor_as: Option<&Arc<str>>| {
+            event.data(permit, cursor_as, || {
+                buffer.clear();
+                let place = Place { cursor: event.cursor(key), cursor_as: cursor_as.map(|name| &**name) };
+                write_data(&shape, &event.row, event.commit_time, place, permit, buffer);
+                Bytes::copy_from_slice(buffer)
+            })
+        };
+        let mut data: Option<(&Option<Arc<str>>, Bytes)> = None;
         let mut last: Option<(usize, Bytes)> = None;
         for (i, member) in fanout.members.iter().enumerate().filter(|(_, member)| !member.port.stage.is_closed()) {
             // Members of one topic usually follow each other: the shared cache is asked once for them all.
             let same = last.as_ref().filter(|(known, _)| {
                 let known = &fanout.members[*known];
                 known.ids == member.ids
+                    && known.cursor_as == member.cursor_as
                     && known.port.version == member.port.version
                     && known.port.topic == member.port.topic
             });
             let frame = match same {
                 Some((_, frame)) => frame.clone(),
                 None => event.frame(permit, member, || {
-                    changes_frame(member.port.version, &member.port.topic, &member.ids, &data)
+                    if data.as_ref().is_none_or(|(name, _)| **name != member.cursor_as) {
+                        data = Some((&member.cursor_as, data_with(member.cursor_as.as_ref())));
+                    }
+                    let data = data.as_ref().map_or(&[][..], |(_, data)| data);
+                    changes_frame(member.port.version, &member.port.topic, &member.ids, data)
                 }),
             };
             self.frames.push(Frame { port: member.port.clone(), bytes: frame.clone(), greeting: false });
@@ -150,11 +169,6 @@ impl Shard {
         self.shapes.push((relation.clone(), types.clone(), shape.clone()));
         shape
     }
-}
-
-fn notice_frame(notice: &Notice) -> Bytes {
-    let port = &notice.port;
-    system_frame(port.version, &port.topic, &port.join_ref, "postgres_changes", notice.ok, &notice.message)
 }
 
 #[cfg(test)]
@@ -208,7 +222,7 @@ mod tests {
     }
 
     fn shard() -> Shard {
-        Shard::new(Arc::new(Metrics::new()), Clock::system()).0
+        Shard::new(Arc::new(Metrics::new()), Clock::system(), Arc::new(CursorKey::new([1; 32]))).0
     }
 
     #[test]

@@ -212,8 +212,17 @@ pub const SUBSCRIBED: &str = "Subscribed to PostgreSQL";
 /// What a client is told that asks for something while the relay stops.
 pub const RESTARTING: &str = "Realtime is restarting, please standby";
 
-/// The hub's answer: the entries are active, with what is to be said about them, or none of them is.
-pub type Subscribed = Result<Vec<Warning>, SubscribeError>;
+/// All entries of a channel are active.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Activated {
+    /// What is to be said about them.
+    pub warnings: Vec<Warning>,
+    /// Everything that is owed after this place arrives; `None` while there is no history yet.
+    pub cursor: Option<Cursor>,
+}
+
+/// The hub's answer: the entries are active, or none of them is.
+pub type Subscribed = Result<Activated, SubscribeError>;
 
 /// A command in the hub's queue.
 #[derive(Debug)]

@@ -71,12 +71,15 @@ pub(super) struct Proposals {
     pub(super) classes: Vec<(u32, u32)>,
     /// What the rule reads of the row, as bytes.
     pub(super) reads: Vec<u8>,
+    /// Somebody may have been permitted the row who was not looked for: see [`Group::doubts`].
+    pub(super) all_doubt: bool,
 }
 
 impl Proposals {
     pub(super) fn clear(&mut self) {
         self.hits.clear();
         self.classes.clear();
+        self.all_doubt = false;
     }
 
     pub(super) fn propose(&mut self, sub: u32, at: &Sub, class: u32) {
@@ -155,6 +158,11 @@ impl TableIndex {
 
     pub(super) fn bound(&self, sub: &Sub) -> Option<&Arc<Bound>> {
         Some(self.groups.get(sub.group as usize)?.bound())
+    }
+
+    /// See [`Group::doubts`].
+    pub(super) fn doubts(&self, sub: &Sub, change: &Change) -> bool {
+        self.groups.get(sub.group as usize).is_some_and(|group| group.doubts(change))
     }
 
     /// How many things it keeps to find subscriptions.

@@ -61,6 +61,8 @@ pub(super) struct Filtered {
 /// One question to Postgres and those who wait for it.
 pub(super) struct Asked {
     pub(super) bound: Arc<Bound>,
+    /// A no is no answer: the row is gone, and Postgres may know only what is left without it.
+    pub(super) doubted: bool,
     pub(super) principals: Vec<Arc<Principal>>,
     pub(super) waiting: Vec<Waiting>,
     pub(super) verdicts: Option<Vec<Verdict>>,
@@ -359,7 +361,10 @@ impl Lane {
             if matches!(verdict, Some(Verdict::Permit(_))) && !share.open.is_empty() {
                 continue;
             }
-            let verdict = verdict.unwrap_or(&Verdict::Undecided(UndecidedReason::Connection));
+            let verdict = match verdict.unwrap_or(&Verdict::Undecided(UndecidedReason::Connection)) {
+                Verdict::Deny(_) if asked.doubted => &Verdict::Undecided(UndecidedReason::Facts),
+                verdict => verdict,
+            };
             let outcome = settle::answered(verdict, share);
             self.line.decide(share.channel, Place { sequence, number, slot }, outcome);
         }

@@ -17,7 +17,7 @@ use crate::claims::Principal;
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::facts::Facts;
-use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, Verdict};
+use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, UndecidedReason, Verdict};
 
 /// What a client is told when a change could not be decided for it.
 pub(super) const UNDECIDED: &str = "Gap: a change could not be checked against the database in time and was not sent; \
@@ -40,6 +40,10 @@ pub(super) struct Judgement {
     pub(super) filtered: Vec<Filtered>,
     /// Channels for which there will be no answer.
     pub(super) undecided: Vec<Arc<super::Port>>,
+    /// Channels whose row is lost for want of facts; they are told later, of all such rows together ([`super::owing`]).
+    pub(super) lost: Vec<Arc<super::Port>>,
+    /// All others that want such rows are to be told as well.
+    pub(super) lost_to_all: bool,
     /// Where each principal stands in `asked`, by plan and claims.
     principals: AHashMap<(usize, Arc<str>), (usize, usize)>,
 }
@@ -76,6 +80,8 @@ impl Matcher {
             asked: SmallVec::new(),
             filtered: Vec::new(),
             undecided: Vec::new(),
+            lost: Vec::new(),
+            lost_to_all: false,
             principals: AHashMap::new(),
         };
         let Some(table) = registry.table(row.relation.oid) else { return judgement };
@@ -85,7 +91,8 @@ impl Matcher {
         if table.search(row, facts, proposals) {
             counts.deny(metrics, DenyReason::MissingEvidence.as_str());
         }
-        let Proposals { hits, classes, .. } = proposals;
+        let Proposals { hits, classes, all_doubt, .. } = proposals;
+        judgement.lost_to_all = *all_doubt;
         hits.sort_unstable_by_key(|hit| (hit.channel, hit.entry_id));
         verdicts.clear();
         verdicts.resize(classes.len(), None);
@@ -128,6 +135,7 @@ impl Judgement {
     ) {
         let expired = Judged::Decided(Verdict::Deny(DenyReason::Expired));
         let judged = if sub.is_expired(now_unix_seconds) { &expired } else { judged };
+        let doubted = table.doubts(sub, change);
         for Selected { keep, ids, open } in by_selection(table, hits, change) {
             match judged {
                 Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
@@ -139,6 +147,14 @@ impl Judgement {
                     let (share, principal) = (share(&sub.port, ids, open, keep), sub.principal.clone());
                     self.filtered.push(Filtered { share, principal, permit: permit.clone() });
                 }
+                Judged::Decided(Verdict::Deny(DenyReason::Policy | DenyReason::PolicyError)) if doubted => {
+                    counts.undecided += 1;
+                    self.lost.push(sub.port.clone());
+                }
+                Judged::Decided(Verdict::Undecided(UndecidedReason::Facts)) => {
+                    counts.undecided += 1;
+                    self.lost.push(sub.port.clone());
+                }
                 Judged::Decided(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
                 Judged::Decided(Verdict::Undecided(_)) => {
                     counts.undecided += 1;
@@ -147,14 +163,14 @@ impl Judgement {
                 Judged::Ask => {
                     let Some(bound) = table.bound(sub) else { continue };
                     let share = share(&sub.port, ids, open, keep);
-                    self.ask(bound, &sub.principal, Waiting { share, principal: 0 });
+                    self.ask((bound, doubted), &sub.principal, Waiting { share, principal: 0 });
                 }
             }
         }
     }
 
     /// Principals with equal claims share a question, and so an answer.
-    fn ask(&mut self, bound: &Arc<Bound>, principal: &Arc<Principal>, mut waiting: Waiting) {
+    fn ask(&mut self, (bound, doubted): (&Arc<Bound>, bool), principal: &Arc<Principal>, mut waiting: Waiting) {
         let known = (Arc::as_ptr(bound) as usize, principal.sharing_key.clone());
         if let Some((at, index)) = self.principals.get(&known) {
             waiting.principal = *index;
@@ -165,7 +181,7 @@ impl Judgement {
         let has_room = |a: &Asked| Arc::ptr_eq(&a.bound, bound) && a.principals.len() < MAX_PRINCIPALS;
         let at = self.asked.iter().rposition(has_room).unwrap_or_else(|| {
             let (principals, waiting) = (Vec::new(), Vec::new());
-            self.asked.push(Asked { bound: bound.clone(), principals, waiting, verdicts: None });
+            self.asked.push(Asked { bound: bound.clone(), doubted, principals, waiting, verdicts: None });
             self.asked.len() - 1
         });
         let asked = &mut self.asked[at];
@@ -235,7 +251,7 @@ pub(super) fn emit(
         deliveries += ready.len() as u64;
         for Ready { port, ids } in ready {
             let shard = port.shard % out.len();
-            by_shard[shard].push(Member { port, ids });
+            by_shard[shard].push(Member { port, ids, cursor_as: None });
         }
         for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
             if !members.is_empty() {
@@ -256,8 +272,14 @@ pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: boo
 }
 
 /// An event of a row, not encoded yet.
-pub(super) fn event(row: RowChange, commit_time: Timestamp, taken: Instant, types: &Arc<Types>) -> Arc<Event> {
-    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), None))
+pub(super) fn event(
+    row: RowChange,
+    commit_time: Timestamp,
+    taken: Instant,
+    types: &Arc<Types>,
+    epoch: Option<u64>,
+) -> Arc<Event> {
+    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), epoch))
 }
 
 /// Verdicts of one row, reported together. What is counted is candidates: each channel, once per selection of columns, whose

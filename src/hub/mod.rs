@@ -18,6 +18,7 @@ mod matching;
 mod memo;
 mod noting;
 mod outbox;
+mod owing;
 mod prepare;
 mod registry;
 mod reshaped;
@@ -43,8 +44,8 @@ pub(crate) mod crowd;
 mod tests;
 
 pub use command::{
-    Action, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish, Stage, Start,
-    SubscribeError, Subscribed, Version, Warning,
+    Action, Activated, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish, Stage,
+    Start, SubscribeError, Subscribed, Version, Warning,
 };
 pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};

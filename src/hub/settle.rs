@@ -230,7 +230,7 @@ impl Settling<'_> {
 
     /// The row at hand is complete.
     fn report(&mut self) {
-        let quiet = ["", "other_token", UndecidedReason::Suspended.as_str()];
+        let quiet = ["", "other_token", UndecidedReason::Suspended.as_str(), UndecidedReason::Facts.as_str()];
         if let Some(Settled::Row(row)) = self.settled.last()
             && !quiet.contains(&self.reason)
         {

@@ -18,6 +18,8 @@ use crate::testing::TestDatabase;
 
 #[path = "lane_tests.rs"]
 mod lane_tests;
+#[path = "lost_tests.rs"]
+mod lost_tests;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -214,7 +216,7 @@ async fn a_token_of_equal_rights_costs_nothing_while_the_database_is_away() {
     let renewed = json!({"role": "authenticated", "sub": ALICE, "exp": 4_000_000_001_i64});
     let renewed = Arc::new(Principal::new(renewed.as_object().unwrap().clone(), 4_000_000_001).unwrap());
     let reclaim = |principal| tokio::time::timeout(DEADLINE, bench.hub.reclaim(alice.id, principal));
-    assert_eq!(reclaim(renewed).await.expect("in time"), Ok(Vec::new()));
+    assert_eq!(reclaim(renewed).await.expect("in time"), Ok(super::Activated::default()));
     let refused = reclaim(principal("authenticated", BOB)).await.expect("in time").unwrap_err();
     assert!(refused.retry, "{refused:?}");
     let relation = bench.relation("owned").await;

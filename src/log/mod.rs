@@ -168,6 +168,12 @@ impl Log {
         self.shared.state().epoch
     }
 
+    /// The history that is being recorded, and how far it is readable; `None` before the first.
+    pub fn head(&self) -> Option<(Epoch, Lsn)> {
+        let state = self.shared.state();
+        state.epoch.map(|epoch| (epoch, state.end))
+    }
+
     /// Bytes in the segments.
     pub fn bytes(&self) -> u64 {
         self.shared.state().bytes()

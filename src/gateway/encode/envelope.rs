@@ -114,7 +114,9 @@ pub fn changes_frame(version: Version, topic: &str, ids: &[i32], data: &[u8]) ->
 }
 
 /// A `system` message as a complete text frame. `topic` is the full one (the payload's `channel` is derived from it);
-/// `join_ref_json` is the channel's join_ref as JSON text, a quoted string or `null`, and is sent in protocol 2 only.
+/// `join_ref_json` is the channel's join_ref as JSON text, a quoted string or `null`, and is sent in protocol 2 only. `more`: further members, each
+/// with a comma before it ([`super::details`]), or nothing.
+#[expect(clippy::too_many_arguments, reason = "the parts of one frame")]
 pub fn system_frame(
     version: Version,
     topic: &str,
@@ -122,6 +124,7 @@ pub fn system_frame(
     extension: &str,
     status_ok: bool,
     message: &str,
+    more: &str,
 ) -> Bytes {
     const STATUS: &str = r#"{"status":"#;
     const MESSAGE: &str = r#","message":"#;
@@ -130,7 +133,7 @@ pub fn system_frame(
     let channel = topic.strip_prefix("realtime:").unwrap_or(topic);
     let status = if status_ok { "ok" } else { "error" };
     let strings: usize = [topic, status, message, extension, channel].into_iter().map(json_string_len).sum();
-    let fixed = STATUS.len() + MESSAGE.len() + EXTENSION.len() + CHANNEL.len() + 1;
+    let fixed = STATUS.len() + MESSAGE.len() + EXTENSION.len() + CHANNEL.len() + more.len() + 1;
     let (wrapping, join_ref) = match version {
         Version::V1 => (&SYSTEM_V1, None),
         Version::V2 => (&SYSTEM_V2, Some(join_ref_json)),
@@ -142,7 +145,8 @@ pub fn system_frame(
     }
     frame.raw(wrapping.before_topic).string(topic).raw(wrapping.after_topic);
     frame.raw(STATUS).string(status).raw(MESSAGE).string(message);
-    frame.raw(EXTENSION).string(extension).raw(CHANNEL).string(channel).raw("}").raw(wrapping.end);
+    frame.raw(EXTENSION).string(extension).raw(CHANNEL).string(channel).raw(more).raw("}");
+    frame.raw(wrapping.end);
     frame.finish()
 }
 
@@ -178,15 +182,30 @@ mod tests {
     #[test]
     fn system_notices_name_the_channel_without_its_prefix() {
         let body = json!({"status": "ok", "message": "Subscribed to PostgreSQL", "extension": "postgres_changes", "channel": "room"});
-        let v1 =
-            system_frame(Version::V1, "realtime:room", "\"1\"", "postgres_changes", true, "Subscribed to PostgreSQL");
+        let v1 = system_frame(
+            Version::V1,
+            "realtime:room",
+            "\"1\"",
+            "postgres_changes",
+            true,
+            "Subscribed to PostgreSQL",
+            "",
+        );
         assert_eq!(payload(&v1), json!({"topic": "realtime:room", "event": "system", "payload": body, "ref": null}));
-        let v2 =
-            system_frame(Version::V2, "realtime:room", "\"1\"", "postgres_changes", true, "Subscribed to PostgreSQL");
+        let v2 = system_frame(
+            Version::V2,
+            "realtime:room",
+            "\"1\"",
+            "postgres_changes",
+            true,
+            "Subscribed to PostgreSQL",
+            "",
+        );
         assert_eq!(payload(&v2), json!(["1", null, "realtime:room", "system", body]));
-        let v2 = system_frame(Version::V2, "realtime:room", "null", "system", false, "no");
+        let v2 = system_frame(Version::V2, "realtime:room", "null", "system", false, "no", r#","cursor":"c""#);
         assert_eq!(payload(&v2)[0], Value::Null);
         assert_eq!(payload(&v2)[4]["status"], "error");
+        assert_eq!(payload(&v2)[4]["cursor"], "c");
     }
 
     proptest! {
@@ -204,7 +223,7 @@ mod tests {
                 };
                 prop_assert_eq!(seen, &json!(topic));
                 prop_assert_eq!(&body["ids"], &json!(ids));
-                let system = payload(&system_frame(version, &topic, "null", "system", true, &message));
+                let system = payload(&system_frame(version, &topic, "null", "system", true, &message, ""));
                 let body = match version {
                     Version::V1 => &system["payload"],
                     Version::V2 => &system[4],

@@ -72,7 +72,7 @@ fn answers(version: Version, message: &Message<'_>) {
     let frames = [
         reply(version, join_ref, reference, topic, Status::Ok, "{}"),
         refusal(version, join_ref, reference, topic, event),
-        system(version, join_ref, topic, "postgres_changes", Status::Error, event),
+        system(version, join_ref, topic, "postgres_changes", Status::Error, event, ""),
         empty_presence_state(version, join_ref, topic),
         close(version, join_ref, topic),
         error(version, join_ref, topic),

@@ -132,6 +132,8 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
         clock: Clock::system(),
         metrics: Arc::default(),
         journal: crate::journal::Journal::off(),
+        log: crate::log::testing::in_memory().unwrap().log,
+        cursor_key: Arc::new(crate::resume::CursorKey::new([1; 32])),
         drain: Drain::new(),
         connections: Connections::default(),
         ready: watch::channel(false).1,
