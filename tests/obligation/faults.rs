@@ -47,6 +47,8 @@ pub(super) enum Fault {
     DiskFull,
     /// The relay's wall clock jumps, and later back.
     ClockJump,
+    /// The process ends itself at one place of a row's journey.
+    Failpoint,
 }
 
 /// Those that a world with the binary can have.
@@ -131,7 +133,7 @@ struct Lasting {
 pub(super) async fn strike(world: &mut World, kinds: &[Fault], dice: &mut StdRng, until: Instant) {
     let mut lasting: Vec<Lasting> = Vec::new();
     let mut bag: Vec<Fault> = Vec::new();
-    while Instant::now() < until {
+    while !kinds.is_empty() && Instant::now() < until {
         if bag.is_empty() {
             bag = kinds.to_vec();
         }
@@ -234,6 +236,7 @@ async fn begin(world: &mut World, fault: Fault, dice: &mut StdRng, lasting: &mut
             world.machine.jump(minutes);
             last(millis(dice, 300, 3000));
         }
+        Fault::Failpoint => unreachable!("the process is begun for it"),
     }
     pause().await;
 }

@@ -218,8 +218,8 @@ impl<'a> Judge<'a> {
                     arrived[place].get_or_insert(*at);
                     self.arrived(record, place, *at, cursor.as_ref(), &mut session);
                 }
-                Seen::Mark(note, _) if note == "fresh" => fresh = Some(*at),
-                Seen::Mark(..) => {}
+                Seen::Mark(note) if note == "fresh" => fresh = Some(*at),
+                Seen::Mark(_) => {}
                 Seen::Gap(from, to, reason) => {
                     self.verdict.gaps += 1;
                     let from = self.place_of(from.as_ref()).unwrap_or(Lsn::ZERO);
@@ -235,7 +235,7 @@ impl<'a> Judge<'a> {
                     ended.push(session.received);
                 }
                 Seen::Told(text) => *self.verdict.told.entry(text.chars().take(300).collect()).or_default() += 1,
-                Seen::Reached(_) => {}
+                Seen::Reached => {}
             }
         }
         let start = first.unwrap_or(self.start);

@@ -52,17 +52,17 @@ pub(super) enum Seen {
     /// A change: what no other change has, and its cursor.
     Row(String, Option<String>),
     /// The row of `marks` with this note.
-    Mark(String, Option<String>),
+    Mark(String),
     /// A gap from, to; the reason.
     Gap(Option<String>, Option<String>, String),
     /// A cursor without a change.
-    Reached(String),
+    Reached,
     /// A Ping was answered.
     Receipt,
     /// Something that is no good news.
     Told(String),
     /// The connection is over.
-    Ended(Option<u16>),
+    Ended(#[expect(dead_code, reason = "for who reads the last things of a stuck phone")] Option<u16>),
 }
 
 /// All that one phone noticed, in order.
@@ -259,7 +259,7 @@ impl Phone {
                     let note = data["record"]["note"].as_str().unwrap_or_default();
                     self.board.mark(self.number, note);
                     let note: String = note.chars().take(40).collect();
-                    self.record.note(Seen::Mark(note, at));
+                    self.record.note(Seen::Mark(note));
                 } else {
                     self.record.note(Seen::Row(key(data), at));
                 }
@@ -301,8 +301,8 @@ impl Phone {
             self.record.note(Seen::Subscribed);
             return Some(true);
         } else if let Some(at) = cursor(&payload["cursor"]) {
-            self.cursor = Some(at.clone());
-            self.record.note(Seen::Reached(at));
+            self.cursor = Some(at);
+            self.record.note(Seen::Reached);
         }
         Some(false)
     }

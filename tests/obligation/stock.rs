@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, timeout};
 
-use super::phone::{Board, Kind, Record, Seen, key};
+use super::phone::{Board, Record, Seen, key};
 use crate::support::Stock;
 use crate::support::sdk::SdkPhone;
 
@@ -90,7 +90,7 @@ impl Client {
             let note = data["record"]["note"].as_str().unwrap_or_default();
             self.board.mark(self.number, note);
             let note: String = note.chars().take(40).collect();
-            self.record.note(Seen::Mark(note, None));
+            self.record.note(Seen::Mark(note));
         } else {
             self.record.note(Seen::Row(key(data), None));
         }
@@ -110,9 +110,4 @@ impl Client {
             self.record.note(Seen::Told(payload.to_string()));
         }
     }
-}
-
-/// Of the name of a stock client's kind.
-pub(super) fn kind(stock: Stock) -> Kind {
-    Kind::Stock(stock)
 }

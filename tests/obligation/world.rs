@@ -1,7 +1,9 @@
 //! A server, a relay on it, phones on that, and a wire on either side.
 
+use std::os::unix::process::ExitStatusExt as _;
 use std::sync::Arc;
 
+use nix::sys::signal::Signal;
 use rowcast::app::{App, Running};
 use rowcast::clock::Clock;
 use rowcast::config::Config;
@@ -78,6 +80,26 @@ impl Machine {
             tokio::time::sleep(after).await;
             relay.kill().await;
         }
+    }
+
+    /// Starts it so that it ends itself there, and waits until it has; whether it did.
+    pub(super) async fn crash_at(&mut self, failpoint: &str) -> bool {
+        let Machine::Binary(relay) = self else { return false };
+        relay.set("FAILPOINT", failpoint);
+        relay.spawn();
+        let deadline = Instant::now() + PATIENCE;
+        let ended = loop {
+            match relay.ended() {
+                Some(status) => break status.signal() == Some(Signal::SIGABRT as i32),
+                None if Instant::now() > deadline => {
+                    relay.kill().await;
+                    break false;
+                }
+                None => pause().await,
+            }
+        };
+        relay.unset("FAILPOINT");
+        ended
     }
 
     /// In order.

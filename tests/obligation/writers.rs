@@ -4,6 +4,7 @@
 
 use rand::Rng as _;
 use rowcast::pg::PgConfig;
+use rowcast::task::Drain;
 use tokio::time::{Duration, Instant};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -17,6 +18,7 @@ pub(super) struct Scribe<'a> {
     url: String,
     /// Most milliseconds between two transactions.
     pace: u64,
+    stop: Drain,
 }
 
 impl<'a> Scribe<'a> {
@@ -26,15 +28,27 @@ impl<'a> Scribe<'a> {
         pace: u64,
         users: &'a [String],
         operations: &'a Operations,
-        until: Instant,
+        stop: &Drain,
     ) -> Scribe<'a> {
-        let inner = Writer::new(connect(url).await, seed, users, operations, until).await;
-        Scribe { inner, url: url.to_owned(), pace }
+        // Told to stop, not at a time.
+        let inner = Writer::new(connect(url).await, seed, users, operations, Instant::now()).await;
+        Scribe { inner, url: url.to_owned(), pace, stop: stop.clone() }
+    }
+
+    /// So many rows a second for the first user, each in a transaction of its own.
+    pub(super) async fn steady(mut self, per_second: u32) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
+        while !self.stop.is_draining() {
+            tick.tick().await;
+            let (note, user) = (self.note(), &self.inner.users[0]);
+            let sql = format!("begin; {note} insert into own (user_id) values ('{user}'); commit");
+            let _ = self.try_run(&sql).await;
+        }
     }
 
     /// Memberships, teams and organisations, with content in between.
     pub(super) async fn rights(mut self) {
-        while Instant::now() < self.inner.until {
+        while !self.stop.is_draining() {
             let steps = self.inner.random.random_range(1..=3);
             let is_right = |writer: &mut Writer<'_>| writer.random.random_bool(0.7);
             let sql = (0..steps)
@@ -47,7 +61,7 @@ impl<'a> Scribe<'a> {
 
     /// Content only.
     pub(super) async fn content(mut self) {
-        while Instant::now() < self.inner.until {
+        while !self.stop.is_draining() {
             let steps = self.inner.random.random_range(1..=4);
             let sql: String = (0..steps).map(|_| self.inner.row()).collect();
             self.run(&sql).await;
@@ -57,7 +71,7 @@ impl<'a> Scribe<'a> {
 
     /// Closes a table and opens it again, in one way and then in another.
     pub(super) async fn rules(mut self) {
-        while Instant::now() < self.inner.until {
+        while !self.stop.is_draining() {
             let (table, close, open) = RULES[self.inner.random.random_range(0..RULES.len())];
             for (statement, message) in [(close, "closed"), (open, "opened")] {
                 let sql = format!("{statement}; select pg_logical_emit_message(true, 'test.{message}', '{table}');");
