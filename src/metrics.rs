@@ -147,6 +147,8 @@ metrics! {
     refusals: Labelled = "refusals" by "code" ["MalformedJWT", "JwtSignatureError", "JwtSignerError", "InvalidJWTToken", "MissingAPIKey"];
     /// Changes whose decision stayed open beyond the bound, told to the client as a gap
     undecided_gaps: Counter = "undecided_gaps";
+    /// Gaps told to clients by reason: expired (older than the log), diverged (of another history), undecided, unknown (the cursor's key is lost), lost (by the log)
+    gaps: Labelled = "gaps" by "reason" ["expired", "diverged", "undecided", "unknown", "lost"];
     /// Deletes made by retention, which are told to nobody
     retention_deletes_hidden: Counter = "retention_deletes_hidden";
     /// Rows that this relay's own runs of retention have removed

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Port, Version};
-use crate::change::{RowChange, Timestamp};
+use crate::change::{Position, RowChange, Timestamp};
 use crate::pgtype::Types;
 use crate::policy::{Permit, Permitted};
 use crate::resume::{Cursor, CursorKey};
@@ -122,6 +122,8 @@ pub struct Member {
     pub ids: Ids,
     /// The name under which its record carries the cursor.
     pub cursor_as: Option<Arc<str>>,
+    /// Bytes that were added to the port's pace for it; taken away when it is in the outbox.
+    pub cost: u32,
 }
 
 /// One event for the members of one shard who may see the same columns of it.
@@ -208,7 +210,34 @@ pub enum Outgoing {
     Notice(Notice),
     /// A join reply.
     Greeting(Greeting),
+    /// The channel is active from here on, with nothing owed to it up to this place.
+    Begin(Arc<Port>, Option<Cursor>),
+    /// The channel is complete up to this place only, until told otherwise; `None`: as far as its shard.
+    Hold(Arc<Port>, Option<Cursor>),
+    /// The channel has caught up: what follows is live.
+    Live(Arc<Port>, Option<Cursor>),
 }
 
-/// What the hub hands to one shard at a time, in order.
-pub type Batch = Vec<Outgoing>;
+/// What the hub hands to one shard at a time.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// In order.
+    pub items: Vec<Outgoing>,
+    /// Behind these items everything up to here has been handed over, but for channels with a hold.
+    pub reached: Position,
+    /// Of the history that `reached` belongs to; `None` before the first.
+    pub epoch: Option<u64>,
+}
+
+impl Batch {
+    /// How far whoever has written it is.
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.epoch.map(|epoch| Cursor { epoch, position: self.reached })
+    }
+}
+
+impl From<Vec<Outgoing>> for Batch {
+    fn from(items: Vec<Outgoing>) -> Batch {
+        Batch { items, ..Batch::default() }
+    }
+}

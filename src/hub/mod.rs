@@ -17,9 +17,11 @@ mod look;
 mod matching;
 mod memo;
 mod noting;
+mod numbers;
 mod outbox;
 mod owing;
 mod prepare;
+mod reach;
 mod registry;
 mod reshaped;
 mod resolve;
@@ -27,6 +29,7 @@ mod rules;
 mod run;
 mod settle;
 mod slots;
+mod snapshot;
 mod summary;
 mod turns;
 mod warnings;
@@ -51,6 +54,7 @@ pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member,
 pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
+pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
 

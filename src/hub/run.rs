@@ -472,8 +472,8 @@ impl Hub {
             return;
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
-        let (committed, taken) = (work.transaction.commit_time, work.received.into_std());
-        let event = matching::event(row, committed, taken, rules.catalog.types(), self.reader.epoch().map(Epoch::tag));
+        let times = (work.transaction.commit_time, work.received.into_std());
+        let event = matching::event(row, times, rules.catalog.types(), self.reader.epoch().map(Epoch::tag));
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
@@ -550,7 +550,7 @@ impl Hub {
         self.queued = 0;
         for (out, shard) in self.out.iter_mut().zip(&self.deps.shards) {
             if !out.is_empty() {
-                let batch: Batch = std::mem::take(out);
+                let batch = Batch::from(std::mem::take(out));
                 // A shard never waits for a socket, so this waits for processor time only. It is gone at the drain.
                 let _ = shard.send(batch).await;
             }

@@ -134,7 +134,7 @@ impl Bench {
         while !marked(&received) {
             let batch =
                 tokio::time::timeout(DEADLINE, self.batches.recv()).await.expect("the marker comes").expect("runs");
-            for outgoing in batch {
+            for outgoing in batch.items {
                 match outgoing {
                     Outgoing::Change(fanout) => {
                         let crate::change::Change::Insert { new } = &fanout.event.value().row.change else { continue };
@@ -152,6 +152,7 @@ impl Bench {
                         assert!(of.rows.is_empty() && of.notices.is_empty(), "something came before the join reply");
                         of.notices.push(String::from_utf8(greeting.frames.to_vec()).unwrap());
                     }
+                    Outgoing::Begin(..) | Outgoing::Hold(..) | Outgoing::Live(..) => {}
                 }
             }
         }
@@ -169,7 +170,7 @@ fn port() -> Arc<Port> {
     let outbox = Arc::new(Outbox::new(Box::new(Hole), 1 << 20, Bytes::new()));
     let id = ChannelId(NEXT.fetch_add(1, Ordering::Relaxed));
     let (topic, join_ref, stage) = ("realtime:t".into(), "null".into(), Arc::new(Stage::greeted()));
-    Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, stage })
+    Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, stage, place: Place::default() })
 }
 
 fn principal(role: &str, sub: &str) -> Arc<Principal> {

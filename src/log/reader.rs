@@ -117,13 +117,17 @@ impl Reader {
         let shared = self.shared.clone();
         let state = shared.state();
         if self.generation != state.generation {
-            let first = self.generation == 0;
-            (self.generation, self.epoch) = (state.generation, state.epoch);
+            let before = std::mem::replace(&mut self.generation, state.generation);
+            self.epoch = state.epoch;
             (self.cursor, self.pending) = (None, None);
             self.ready.clear();
-            // A reader that was there before the first epoch has lost nothing, unless it begins above its position.
-            if !first {
-                return self.gap(state.floor);
+            match state.fork.filter(|(generation, _)| *generation == state.generation && before + 1 == *generation) {
+                Some((_, at)) if self.position > at => return self.gap(at),
+                // What was read lies before the place where the histories part.
+                Some(_) => {}
+                // A reader that was there before the first epoch has lost nothing, unless it begins above its position.
+                None if before == 0 => {}
+                None => return self.gap(state.floor),
             }
         }
         if let Some(read) = self.ready.pop_front() {

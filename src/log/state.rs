@@ -12,6 +12,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::files::{Files, LogFile};
+use super::notes::Notes;
 use super::relations::Interner;
 use super::segment::Header;
 use super::tail::Tail;
@@ -30,6 +31,12 @@ pub(super) struct Segment {
 pub(super) struct State {
     /// Changes with each epoch that is begun; 0 while there is none.
     pub(super) generation: u64,
+    /// The generation that went on from the one before it, and from where: readers up to there have lost nothing.
+    pub(super) fork: Option<(u64, Lsn)>,
+    /// What is noted beside the records.
+    pub(super) notes: Notes,
+    /// See [`super::Log::written`].
+    pub(super) written: Option<Lsn>,
     /// Changes each time bytes that could be read are taken back.
     pub(super) cuts: u64,
     pub(super) epoch: Option<Epoch>,

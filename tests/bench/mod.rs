@@ -28,7 +28,7 @@ use crate::claims::Principal;
 use crate::clock::Clock;
 use crate::gateway::encode::{Place, RowShape, changes_frame, write_data};
 use crate::gateway::shard::Shard;
-use crate::hub::{ChannelId, Event, Fanout, Ids, Member, Outbox, Outgoing, Port, Stage, Transmit, Version};
+use crate::hub::{Batch, ChannelId, Event, Fanout, Ids, Member, Outbox, Outgoing, Port, Stage, Transmit, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::{Bound, Judged, Options, Permit, Verdict, compile};
@@ -160,8 +160,8 @@ impl Fixture {
     }
 
     /// One event for these members, as the hub hands it over.
-    fn batch(&self, event: &Arc<Event>, members: Vec<Member>) -> Vec<Outgoing> {
-        vec![Outgoing::Change(Fanout { event: self.permit.admit(event.clone()), members })]
+    fn batch(&self, event: &Arc<Event>, members: Vec<Member>) -> Batch {
+        vec![Outgoing::Change(Fanout { event: self.permit.admit(event.clone()), members })].into()
     }
 }
 
@@ -190,9 +190,11 @@ fn members(count: usize) -> Vec<Member> {
             version: Version::V2,
             join_ref: "\"1\"".into(),
             stage: Arc::new(Stage::greeted()),
+            place: crate::hub::Place::default(),
         }),
         ids: Ids::from_slice(&[78_123_401]),
         cursor_as: None,
+        cost: 0,
     };
     (0..count as u64).map(member).collect()
 }

@@ -98,6 +98,7 @@ pub fn changes_frame(version: Version, topic: &str, ids: &[i32], data: &[u8]) ->
     let wrapping = match version {
         Version::V1 => &CHANGES_V1,
         Version::V2 => &CHANGES_V2,
+        Version::Plain => return [data, b"\n"].concat().into(),
     };
     let id_bytes = ids.iter().map(|id| decimal_len(*id)).sum::<usize>() + ids.len().saturating_sub(1);
     let payload = IDS.len() + id_bytes + DATA.len() + data.len() + 1;
@@ -116,7 +117,6 @@ pub fn changes_frame(version: Version, topic: &str, ids: &[i32], data: &[u8]) ->
 /// A `system` message as a complete text frame. `topic` is the full one (the payload's `channel` is derived from it);
 /// `join_ref_json` is the channel's join_ref as JSON text, a quoted string or `null`, and is sent in protocol 2 only. `more`: further members, each
 /// with a comma before it ([`super::details`]), or nothing.
-#[expect(clippy::too_many_arguments, reason = "the parts of one frame")]
 pub fn system_frame(
     version: Version,
     topic: &str,
@@ -137,6 +137,7 @@ pub fn system_frame(
     let (wrapping, join_ref) = match version {
         Version::V1 => (&SYSTEM_V1, None),
         Version::V2 => (&SYSTEM_V2, Some(join_ref_json)),
+        Version::Plain => return plain_notice(status, message, more),
     };
     let join_ref_len = join_ref.map_or(0, |text| text.len() + 1);
     let mut frame = Frame::new(wrapping.len() + join_ref_len + strings + fixed);
@@ -148,6 +149,17 @@ pub fn system_frame(
     frame.raw(EXTENSION).string(extension).raw(CHANNEL).string(channel).raw(more).raw("}");
     frame.raw(wrapping.end);
     frame.finish()
+}
+
+/// A notice as a line of its own.
+fn plain_notice(status: &str, message: &str, more: &str) -> Bytes {
+    let mut line = br#"{"notice":{"status":"#.to_vec();
+    write_json_string(status.as_bytes(), &mut line);
+    line.extend_from_slice(br#","message":"#);
+    write_json_string(message.as_bytes(), &mut line);
+    line.extend_from_slice(more.as_bytes());
+    line.extend_from_slice(b"}}\n");
+    line.into()
 }
 
 #[cfg(test)]
@@ -219,14 +231,14 @@ mod tests {
                 let changes = payload(&changes_frame(version, &topic, &ids, &data));
                 let (seen, body) = match version {
                     Version::V1 => (&changes["topic"], &changes["payload"]),
-                    Version::V2 => (&changes[2], &changes[4]),
+                    _ => (&changes[2], &changes[4]),
                 };
                 prop_assert_eq!(seen, &json!(topic));
                 prop_assert_eq!(&body["ids"], &json!(ids));
                 let system = payload(&system_frame(version, &topic, "null", "system", true, &message, ""));
                 let body = match version {
                     Version::V1 => &system["payload"],
-                    Version::V2 => &system[4],
+                    _ => &system[4],
                 };
                 prop_assert_eq!(&body["message"], &json!(message));
             }

@@ -117,6 +117,7 @@ pub fn decode_text(version: Version, text: &str) -> Decoded<'_> {
     match version {
         Version::V1 => decode_object(text).into(),
         Version::V2 => decode_array(text).into(),
+        Version::Plain => Decoded::Malformed,
     }
 }
 
@@ -231,7 +232,9 @@ fn encode(version: Version, join_ref: &Ref, reference: &Ref, topic: &str, event:
         Version::V1 => {
             format!(r#"{{"topic":{topic},"event":"{event}","payload":{payload},"ref":{reference}}}"#)
         }
-        Version::V2 => format!(r#"[{},{reference},{topic},"{event}",{payload}]"#, join_ref.as_json()),
+        Version::V2 | Version::Plain => {
+            format!(r#"[{},{reference},{topic},"{event}",{payload}]"#, join_ref.as_json())
+        }
     };
     frame::text(text.as_bytes())
 }

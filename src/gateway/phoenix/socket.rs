@@ -34,7 +34,7 @@ use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Stage, SubscribeError, Transmit, Version};
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, SubscribeError, Transmit, Version};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -344,6 +344,7 @@ impl Connection {
                         version: self.version,
                         join_ref: join_ref.as_json().into(),
                         stage,
+                        place: Place::default(),
                     });
                     if let Some(before) = self.ports.insert(id, port.clone()) {
                         before.stage.close();

@@ -2,6 +2,7 @@
 
 mod crashing;
 mod damage;
+mod forking;
 mod reading;
 mod writing;
 

@@ -1,7 +1,7 @@
 //! What one connection may take.
 
 use super::*;
-use crate::hub::CloseReason;
+use crate::hub::{Activated, CloseReason};
 
 fn entries(count: usize) -> Value {
     let entries: Vec<Value> = (0..count).map(|n| json!({"schema": "public", "table": format!("t{n}")})).collect();
