@@ -14,6 +14,8 @@ mod judge;
 mod kills;
 mod phone;
 mod points;
+mod soak;
+mod stalled;
 mod stock;
 mod world;
 mod writers;
@@ -145,13 +147,13 @@ fn lasting(kinds: &'static [Fault], seconds: u64) -> Trouble {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_through_kills_and_cuts() {
     let stock = &[Stock::JavaScript, Stock::JavaScript];
-    let cast = Cast { cursors: 2, devices: 1, stock, in_process: false, lying: false };
+    let cast = Cast { cursors: 2, devices: 1, stock, in_process: false, lying: false, forgetful: false };
     rounds("the binary", cast, lasting(OF_BINARY, 25)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_through_full_disks_and_wrong_clocks() {
-    let cast = Cast { cursors: 2, devices: 1, stock: &[], in_process: true, lying: false };
+    let cast = Cast { cursors: 2, devices: 1, stock: &[], in_process: true, lying: false, forgetful: false };
     rounds("within the process", cast, lasting(OF_PROCESS, 12)).await;
 }
 
@@ -159,7 +161,7 @@ async fn every_phone_gets_what_it_is_owed_through_full_disks_and_wrong_clocks() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_stock_client_gets_what_it_is_owed_behind_a_proxy_that_answers_pings() {
     let stock = &[Stock::JavaScript, Stock::JavaScript];
-    let cast = Cast { cursors: 0, devices: 1, stock, in_process: false, lying: true };
+    let cast = Cast { cursors: 0, devices: 1, stock, in_process: false, lying: true, forgetful: false };
     let kinds = &[Fault::Kill, Fault::PhonesCut, Fault::PhonesStall, Fault::HalfOpen];
     rounds("behind a proxy", cast, lasting(kinds, 12)).await;
 }
@@ -167,20 +169,20 @@ async fn every_stock_client_gets_what_it_is_owed_behind_a_proxy_that_answers_pin
 /// Without trouble, the judge itself is judged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_when_nothing_goes_wrong() {
-    let cast = Cast { cursors: 2, devices: 1, stock: &[], in_process: false, lying: false };
+    let cast = Cast { cursors: 2, devices: 1, stock: &[], in_process: false, lying: false, forgetful: false };
     rounds("in peace", cast, Trouble::Faults(&[], Duration::from_secs(4))).await;
 }
 
 /// A process that ends at any place of a row's journey, some passes after its start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_when_the_relay_crashes_at_each_failpoint() {
-    let cast = Cast { cursors: 1, devices: 1, stock: &[], in_process: false, lying: false };
+    let cast = Cast { cursors: 1, devices: 1, stock: &[], in_process: false, lying: false, forgetful: false };
     rounds("failpoints", cast, Trouble::Points(number("ROWCAST_OBLIGATION_PASSES").unwrap_or(2))).await;
 }
 
 /// What no server of the kind could do for a stock client so far.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stock_client_that_names_its_device_loses_nothing_when_the_relay_is_killed_again_and_again() {
-    let cast = Cast { cursors: 0, devices: 0, stock: &[Stock::JavaScript], in_process: false, lying: false };
+    let cast = Cast { cursors: 0, devices: 0, stock: &[Stock::JavaScript], in_process: false, lying: false, forgetful: false };
     rounds("a stock client", cast, Trouble::Kills(number("ROWCAST_OBLIGATION_KILLS").unwrap_or(3))).await;
 }

@@ -72,10 +72,18 @@ pub(super) struct Record {
     pub(super) user: String,
     pub(super) kind: Kind,
     pub(super) seen: Vec<(Instant, Seen)>,
+    /// All changes, kept or not.
+    pub(super) rows: u64,
+    /// Only the last things are kept.
+    pub(super) forgetful: bool,
 }
 
 impl Record {
     pub(super) fn note(&mut self, seen: Seen) {
+        self.rows += u64::from(matches!(seen, Seen::Row(..)));
+        if self.forgetful && self.seen.len() >= 100 {
+            self.seen.drain(..90);
+        }
         self.seen.push((Instant::now(), seen));
     }
 

@@ -40,6 +40,8 @@ pub(super) struct Cast {
     pub(super) in_process: bool,
     /// Phones are behind a proxy that answers Pings itself, and the relay is told so.
     pub(super) lying: bool,
+    /// Phones count what they get, and don't keep it.
+    pub(super) forgetful: bool,
 }
 
 /// The relay.
@@ -241,7 +243,7 @@ impl World {
                     token: token::user(user),
                     tables: tables.clone(),
                     board: self.board.clone(),
-                    record: record(number, user, kind),
+                    record: record(number, user, kind, cast.forgetful),
                     cursor: None,
                 };
                 self.records.push(rowcast::task::spawn("phone", phone.run()));
@@ -257,7 +259,7 @@ impl World {
                 // Nothing that Postgres is asked about: Python's client does not show what a gap notice says.
                 tables: vec!["docs", "notes", "own", "lent", "marks"],
                 board: self.board.clone(),
-                record: record(number, user, Kind::Stock(*stock)),
+                record: record(number, user, Kind::Stock(*stock), cast.forgetful),
             };
             self.records.push(rowcast::task::spawn("stock client", client.run()));
         }
@@ -316,8 +318,8 @@ impl World {
     }
 }
 
-fn record(number: usize, user: &str, kind: Kind) -> Record {
-    Record { name: format!("phone-{number}"), user: user.to_owned(), kind, seen: Vec::new() }
+fn record(number: usize, user: &str, kind: Kind, forgetful: bool) -> Record {
+    Record { name: format!("phone-{number}"), user: user.to_owned(), kind, seen: Vec::new(), rows: 0, forgetful }
 }
 
 fn machine(pg: &TestPg, db: &Wire, cast: Cast) -> Machine {
