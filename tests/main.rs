@@ -15,5 +15,6 @@ mod load;
 mod oracle;
 mod journey;
 mod ops;
+mod slot;
 mod startup;
 mod stock;

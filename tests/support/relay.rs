@@ -78,6 +78,11 @@ impl Relay {
         self.admin
     }
 
+    /// Its log.
+    pub(crate) fn log(&self) -> &rowcast::log::Log {
+        self.running.log()
+    }
+
     /// A connected raw client.
     #[track_caller]
     pub(crate) fn phone(&self, token: &str) -> impl Future<Output = Phone> + use<> {
@@ -116,6 +121,7 @@ pub(crate) struct RelayProcess {
     home: TempDir,
     child: Option<Child>,
     runs: u32,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl RelayProcess {
@@ -130,7 +136,58 @@ impl RelayProcess {
     pub(crate) fn new(pg: &TestPg) -> RelayProcess {
         let home = tempfile::tempdir().expect("a folder");
         let addr = ([127, 0, 0, 1], pg::free_port()).into();
-        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0 }
+        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0, variables: Vec::new() }
+    }
+
+    /// Sets a variable of the environment for the next start.
+    pub(crate) fn set(&mut self, name: &'static str, value: &str) {
+        self.variables.push((name, value.to_owned()));
+    }
+
+    /// Waits until this stands in the log.
+    #[track_caller]
+    pub(crate) fn logged<'a>(&'a self, text: &'a str) -> impl Future<Output = String> + 'a {
+        let at = Location::caller();
+        async move {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                if let Some(line) = self.log().lines().find(|line| line.contains(text)) {
+                    return line.to_owned();
+                }
+                assert!(Instant::now() < deadline, "at {at}: not within {PATIENCE:?}: {text}\n{}", self.log());
+                pause().await;
+            }
+        }
+    }
+
+    /// Waits until `/readyz` has this status; its text.
+    #[track_caller]
+    pub(crate) fn readiness(&self, wanted: u16) -> impl Future<Output = String> + '_ {
+        let at = Location::caller();
+        async move {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                match get(self.addr, "/readyz").await {
+                    Some((status, text)) if status == wanted => return text,
+                    found => assert!(Instant::now() < deadline, "at {at}: {found:?}, not {wanted}\n{}", self.log()),
+                }
+                pause().await;
+            }
+        }
+    }
+
+    /// Waits until it has ended by itself; with which code.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        let child = self.child.as_mut().expect("it was started");
+        loop {
+            if let Some(status) = child.try_wait().expect("a status") {
+                self.child = None;
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it still runs");
+            pause().await;
+        }
     }
 
     /// After `stop` or `kill`: the same port, the same data.
@@ -160,6 +217,7 @@ impl RelayProcess {
             .env("JWT_SECRET", SECRET)
             .env("ROWCAST_DATA_DIR", self.data_dir())
             .env("ROWCAST_ADMIN_ADDR", "127.0.0.1:0")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
