@@ -38,8 +38,8 @@ async fn a_slot_replaced_by_a_foreign_one_while_we_run_is_waited_out() {
     let pg = with_marks().await;
     let relay = program(&pg).await;
     let mut phone = watcher(&relay.base()).await;
-    let replace = DROP_SLOT
-        .replace("exit;", "perform pg_create_logical_replication_slot('rowcast', 'test_decoding'); exit;");
+    let replace =
+        DROP_SLOT.replace("exit;", "perform pg_create_logical_replication_slot('rowcast', 'test_decoding'); exit;");
     pg.exec(&replace).await;
     let line = relay.logged("decodes with test_decoding").await;
     assert!(line.contains("ERROR") && line.contains("until this is mended"), "{line}");

@@ -5,24 +5,31 @@ use crate::support::pg::TestPgOptions;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_that_comes_near_its_limit_is_a_line_with_what_keeps_it() {
-    let settings = vec![("max_slot_wal_keep_size", "8MB")];
+    let settings = vec![("max_slot_wal_keep_size", "1GB")];
     let pg = TestPg::with(TestPgOptions { settings, ..TestPgOptions::default() }).await;
     pg.exec(MARKS).await;
     let relay = program(&pg).await;
     // It keeps the WAL since its beginning, however well we read.
     let old = pg.client().await;
     old.batch_execute("begin; insert into public.marks (note) values ('old')").await.expect("written");
-    let line = async {
+    let filling = async {
         loop {
-            pg.exec(MUCH_WAL).await;
-            pg.exec("checkpoint").await;
-            if relay.log().contains("soon be over max_slot_wal_keep_size") {
-                return;
-            }
+            pg.exec("select pg_logical_emit_message(false, 'filler', repeat('x', 30000))").await;
             pause().await;
         }
     };
-    tokio::time::timeout(3 * PATIENCE, line).await.unwrap_or_else(|_| panic!("never said:\n{}", relay.log()));
+    // Two looks at the slot, fifteen seconds apart.
+    let said = async {
+        while !relay.log().contains("soon be over max_slot_wal_keep_size") {
+            pause().await;
+        }
+    };
+    tokio::select! {
+        () = filling => {}
+        said = tokio::time::timeout(3 * PATIENCE, said) => said.unwrap_or_else(|_| panic!("never said:\n{}", relay.log())),
+    }
+    let line = relay.logged("soon be over max_slot_wal_keep_size").await;
+    assert!(line.contains("a transaction that is open for long"), "{line}");
 }
 
 /// Version 18 gives up a slot that nobody reads.
@@ -42,7 +49,7 @@ async fn a_time_after_which_the_server_gives_the_slot_up_is_told_in_hours() {
 async fn a_slot_is_made_for_standbys_where_the_server_can_and_one_that_is_not_is_said() {
     let pg = with_marks().await;
     let mut relay = program(&pg).await;
-    assert!(relay.stop().await.success(), "{}", relay.log());
+    stop(&pg, &mut relay).await;
     relay.set("ROWCAST_SLOT_FAILOVER", "true");
     relay.start_again().await;
     if pg.major() < 17 {
@@ -50,7 +57,7 @@ async fn a_slot_is_made_for_standbys_where_the_server_can_and_one_that_is_not_is
         return;
     }
     relay.logged("the slot is not copied to standbys although ROWCAST_SLOT_FAILOVER asks for it").await;
-    assert!(relay.stop().await.success(), "{}", relay.log());
+    stop(&pg, &mut relay).await;
     pg.exec("select pg_drop_replication_slot('rowcast')").await;
     relay.start_again().await;
     until(&pg, "select failover from pg_replication_slots where slot_name = 'rowcast'").await;

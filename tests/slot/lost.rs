@@ -1,8 +1,8 @@
 //! The slot is gone, or the server has given it up.
 
 use super::*;
-use crate::support::pg::TestPgOptions;
 use crate::support::Relay;
+use crate::support::pg::TestPgOptions;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_dropped_while_we_run_is_made_anew_and_clients_are_told_of_a_gap() {
@@ -24,7 +24,7 @@ async fn a_slot_dropped_while_we_run_is_made_anew_and_clients_are_told_of_a_gap(
 async fn a_slot_dropped_while_we_are_stopped_begins_a_new_history_with_a_loud_line() {
     let pg = with_marks().await;
     let mut relay = program(&pg).await;
-    assert!(relay.stop().await.success(), "{}", relay.log());
+    stop(&pg, &mut relay).await;
     pg.exec("select pg_drop_replication_slot('rowcast')").await;
     mark(&pg, "lost").await;
     relay.start_again().await;
@@ -46,7 +46,7 @@ async fn limited() -> TestPg {
 async fn a_slot_that_the_server_gave_up_while_we_were_stopped_is_made_anew_without_a_person() {
     let pg = limited().await;
     let mut relay = program(&pg).await;
-    assert!(relay.stop().await.success(), "{}", relay.log());
+    stop(&pg, &mut relay).await;
     pg.exec(MUCH_WAL).await;
     pg.exec("checkpoint").await;
     until(&pg, "select wal_status = 'lost' from pg_replication_slots").await;

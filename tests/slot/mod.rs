@@ -67,6 +67,12 @@ async fn next_mark(phone: &mut Phone, note: &str) {
     assert_eq!(phone.next_change().await.record()["note"], note);
 }
 
+/// Ends the program and waits until the server has noticed.
+async fn stop(pg: &TestPg, relay: &mut RelayProcess) {
+    assert!(relay.stop().await.success(), "{}", relay.log());
+    until(pg, "select not active from pg_replication_slots where slot_name = 'rowcast'").await;
+}
+
 /// Waits until the query gives true.
 async fn until(pg: &TestPg, sql: &str) {
     let deadline = Instant::now() + PATIENCE;

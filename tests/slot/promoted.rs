@@ -127,7 +127,9 @@ async fn a_standby_that_lacked_the_last_changes_takes_them_back_and_says_so() {
 
 /// The primary's walsender for the standby is gone, and none comes back.
 async fn cut(primary: &TestPg) {
-    primary.exec("select pg_terminate_backend(pid) from pg_stat_replication where application_name = 'walreceiver'").await;
+    primary
+        .exec("select pg_terminate_backend(pid) from pg_stat_replication where application_name = 'walreceiver'")
+        .await;
     until(primary, "select count(*) = 0 from pg_stat_replication where application_name = 'walreceiver'").await;
 }
 

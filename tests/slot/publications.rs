@@ -47,7 +47,7 @@ async fn a_publication_dropped_and_made_again_in_one_go_is_a_gap_for_those_who_a
 async fn a_publication_dropped_and_made_again_while_we_are_stopped_is_a_gap_too() {
     let pg = with_marks().await;
     let mut relay = program(&pg).await;
-    assert!(relay.stop().await.success(), "{}", relay.log());
+    stop(&pg, &mut relay).await;
     pg.exec("drop publication supabase_realtime").await;
     mark(&pg, "lost").await;
     pg.exec(AGAIN).await;

@@ -135,7 +135,8 @@ async fn a_strangers_session_is_named_and_left_alone() {
     let publications = vec!["supabase_realtime".to_owned()];
     let wal = rowcast::wal::WalConfig::new(config, "rowcast", publications, spill.path().into());
     let metrics = Arc::new(rowcast::metrics::Metrics::new());
-    let mut stranger = rowcast::wal::Stream::connect(&wal, rowcast::change::Lsn::ZERO, &metrics).await.expect("a stream");
+    let mut stranger =
+        rowcast::wal::Stream::connect(&wal, rowcast::change::Lsn::ZERO, &metrics).await.expect("a stream");
     let reading = rowcast::task::spawn("stranger", async move {
         loop {
             if let Err(error) = stranger.next().await {

@@ -121,7 +121,7 @@ pub(crate) struct RelayProcess {
     home: TempDir,
     child: Option<Child>,
     runs: u32,
-    variables: Vec<(&'static str, String)>,
+    settings: Vec<(String, String)>,
 }
 
 impl RelayProcess {
@@ -136,12 +136,109 @@ impl RelayProcess {
     pub(crate) fn new(pg: &TestPg) -> RelayProcess {
         let home = tempfile::tempdir().expect("a folder");
         let addr = ([127, 0, 0, 1], pg::free_port()).into();
-        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0, variables: Vec::new() }
+        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0, settings: Vec::new() }
     }
 
-    /// Sets a variable of the environment for the next start.
-    pub(crate) fn set(&mut self, name: &'static str, value: &str) {
-        self.variables.push((name, value.to_owned()));
+    /// Reaches the database at another port, such as that of a wire; from the next start on.
+    pub(crate) fn through(&mut self, port: u16) {
+        let (head, path) = self.database_url.rsplit_once('/').expect("a URL");
+        let (login, _) = head.rsplit_once(':').expect("a port");
+        self.database_url = format!("{login}:{port}/{path}");
+    }
+
+    /// One more variable of its environment; from the next start on.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The opposite of `set`.
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.settings.retain(|(known, _)| known != name);
+    }
+
+    /// After `stop` or `kill`: the same port, the same data.
+    pub(crate) async fn start_again(&mut self) {
+        self.spawn();
+        let deadline = Instant::now() + PATIENCE;
+        while get(self.addr, "/readyz").await.is_none_or(|(status, _)| status != 200) {
+            let ended = self.child.as_mut().expect("it was started").try_wait().expect("a status");
+            assert!(ended.is_none(), "it ended with {ended:?}:\n{}", self.log());
+            assert!(Instant::now() < deadline, "not ready within {PATIENCE:?}:\n{}", self.log());
+            pause().await;
+        }
+    }
+
+    /// Like `start_again`, but returns at once.
+    pub(crate) fn spawn(&mut self) {
+        assert!(self.child.is_none(), "it runs");
+        self.runs += 1;
+        let log = File::create(self.home.path().join(format!("{}.log", self.runs))).expect("a file for the log");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rowcast"));
+        command
+            .arg("serve")
+            .env_clear()
+            .env("DATABASE_URL", &self.database_url)
+            .env("HOST", self.addr.ip().to_string())
+            .env("PORT", self.addr.port().to_string())
+            .env("JWT_SECRET", SECRET)
+            .env("ROWCAST_DATA_DIR", self.data_dir())
+            .env("ROWCAST_ADMIN_ADDR", "127.0.0.1:0")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log);
+        self.child = Some(command.spawn().expect("the program starts"));
+    }
+
+    /// SIGTERM, and the end of it.
+    pub(crate) async fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::SIGTERM).await
+    }
+
+    /// SIGKILL. It must have been running until then.
+    pub(crate) async fn kill(&mut self) {
+        let status = self.signal(Signal::SIGKILL).await;
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "it had ended by itself:\n{}", self.log());
+    }
+
+    /// SIGSTOP: it stands still, with its connections open.
+    pub(crate) fn freeze(&self) {
+        self.send(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&self) {
+        self.send(Signal::SIGCONT);
+    }
+
+    fn send(&self, signal: Signal) {
+        let id = i32::try_from(self.pid()).expect("a process id");
+        kill(Pid::from_raw(id), signal).expect("it takes signals");
+    }
+
+    /// How it ended, if it has by itself; it may then be started again.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        let ended = self.child.as_mut()?.try_wait().expect("a status")?;
+        self.child = None;
+        Some(ended)
+    }
+
+    async fn signal(&mut self, signal: Signal) -> ExitStatus {
+        self.send(signal);
+        let mut child = self.child.take().expect("it runs");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("a status") {
+                return status;
+            }
+            if Instant::now() > deadline {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("it is still there {PATIENCE:?} after {signal}:\n{}", self.log());
+            }
+            pause().await;
+        }
     }
 
     /// Waits until this stands in the log.
@@ -186,69 +283,6 @@ impl RelayProcess {
                 return status.code();
             }
             assert!(Instant::now() < deadline, "it still runs");
-            pause().await;
-        }
-    }
-
-    /// After `stop` or `kill`: the same port, the same data.
-    pub(crate) async fn start_again(&mut self) {
-        self.spawn();
-        let deadline = Instant::now() + PATIENCE;
-        while get(self.addr, "/readyz").await.is_none_or(|(status, _)| status != 200) {
-            let ended = self.child.as_mut().expect("it was started").try_wait().expect("a status");
-            assert!(ended.is_none(), "it ended with {ended:?}:\n{}", self.log());
-            assert!(Instant::now() < deadline, "not ready within {PATIENCE:?}:\n{}", self.log());
-            pause().await;
-        }
-    }
-
-    /// Like `start_again`, but returns at once.
-    pub(crate) fn spawn(&mut self) {
-        assert!(self.child.is_none(), "it runs");
-        self.runs += 1;
-        let log = File::create(self.home.path().join(format!("{}.log", self.runs))).expect("a file for the log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rowcast"));
-        command
-            .arg("serve")
-            .env_clear()
-            .env("DATABASE_URL", &self.database_url)
-            .env("HOST", self.addr.ip().to_string())
-            .env("PORT", self.addr.port().to_string())
-            .env("JWT_SECRET", SECRET)
-            .env("ROWCAST_DATA_DIR", self.data_dir())
-            .env("ROWCAST_ADMIN_ADDR", "127.0.0.1:0")
-            .envs(self.variables.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
-            .stderr(log);
-        self.child = Some(command.spawn().expect("the program starts"));
-    }
-
-    /// SIGTERM, and the end of it.
-    pub(crate) async fn stop(&mut self) -> ExitStatus {
-        self.signal(Signal::SIGTERM).await
-    }
-
-    /// SIGKILL. It must have been running until then.
-    pub(crate) async fn kill(&mut self) {
-        let status = self.signal(Signal::SIGKILL).await;
-        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "it had ended by itself:\n{}", self.log());
-    }
-
-    async fn signal(&mut self, signal: Signal) -> ExitStatus {
-        let mut child = self.child.take().expect("it runs");
-        let id = i32::try_from(child.id()).expect("a process id");
-        kill(Pid::from_raw(id), signal).expect("it takes signals");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = child.try_wait().expect("a status") {
-                return status;
-            }
-            if Instant::now() > deadline {
-                let _ = child.kill();
-                let _ = child.wait();
-                panic!("it is still there {PATIENCE:?} after {signal}:\n{}", self.log());
-            }
             pause().await;
         }
     }
