@@ -73,6 +73,7 @@ pub struct App {
     retention: Option<Retention>,
     reporter: Reporter,
     clock: Clock,
+    cursor_key: Arc<CursorKey>,
     journal: Journal,
     journal_writer: Option<Writer>,
     drains: Drains,
@@ -162,7 +163,7 @@ impl App {
             metrics: metrics.clone(),
             journal: journal.clone(),
             log: log.clone(),
-            cursor_key: key,
+            cursor_key: key.clone(),
             drain: drains.gateway.clone(),
             connections: connections.clone(),
             ready: handle.ready.clone(),
@@ -188,6 +189,7 @@ impl App {
             retention,
             reporter,
             clock,
+            cursor_key: key,
             journal,
             journal_writer,
             drains,
@@ -212,7 +214,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, clock, journal, journal_writer, drains, .. } = self;
+        let App { retention, reporter, clock, cursor_key, journal, journal_writer, drains, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -235,6 +237,7 @@ impl App {
                     validator: Arc::new(Validator::new(pool.clone(), config.hub.filter_ask.statement_timeout)),
                     verifier: verifier.clone(),
                     clock,
+                    cursor_key,
                 })),
             };
             let stop = drains.admin.clone();
