@@ -60,6 +60,7 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         log: opened.log,
         cursor_key: Arc::new(CursorKey::new([1; 32])),
         drain: Drain::new(),
+        gate: crate::task::Gate::always(),
     });
     let token = anon(3600);
     let principal = Arc::new(claims::tests::verifier().verify(&token, NOW).unwrap());
