@@ -36,7 +36,7 @@ use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::report::Reporter;
-use crate::resume::CursorKey;
+use crate::resume::{CursorKey, FrontierConfig, FrontierStore, Frontiers, StoreDeps};
 use crate::retention::Retention;
 use crate::task::{Connections, Drain};
 use crate::why::{Why, WhyDeps};
@@ -50,6 +50,8 @@ struct Drains {
     ingest: Drain,
     /// Retention and the report: they need nobody and nobody needs them.
     chores: Drain,
+    /// Who saves what devices have received, when no connection can receive more.
+    frontiers: Drain,
     /// Who writes down how the others ended.
     journal: Drain,
     admin: Drain,
@@ -72,6 +74,7 @@ pub struct App {
     pool: Pool,
     retention: Option<Retention>,
     reporter: Reporter,
+    store: FrontierStore,
     clock: Clock,
     journal: Journal,
     journal_writer: Option<Writer>,
@@ -155,6 +158,17 @@ impl App {
             Some(files) => Some(Arc::new(Tls::load(files, config.gateway.tls_poll, metrics.clone())?)),
             None => None,
         };
+        let keep = config.log.retain_age * 2;
+        let frontiers = Frontiers::new(FrontierConfig { keep, ..config.frontiers }, metrics.clone());
+        let store = FrontierStore::new(StoreDeps {
+            frontiers: frontiers.clone(),
+            pg: config.pg.clone(),
+            slot: config.ingest.wal.slot.clone(),
+            ready: handle.ready.clone(),
+            log: log.clone(),
+            metrics: metrics.clone(),
+            drain: drains.frontiers.clone(),
+        });
         let deps = gateway::Deps {
             hub: commands.clone(),
             verifier: verifier.clone(),
@@ -163,6 +177,7 @@ impl App {
             journal: journal.clone(),
             log: log.clone(),
             cursor_key: key,
+            frontiers,
             drain: drains.gateway.clone(),
             connections: connections.clone(),
             ready: handle.ready.clone(),
@@ -187,6 +202,7 @@ impl App {
             pool,
             retention,
             reporter,
+            store,
             clock,
             journal,
             journal_writer,
@@ -212,7 +228,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, clock, journal, journal_writer, drains, .. } = self;
+        let App { retention, reporter, store, clock, journal, journal_writer, drains, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -264,6 +280,10 @@ impl App {
                 Ok(())
             }));
         }
+        services.push(service("frontiers", async move {
+            store.run().await;
+            Ok(())
+        }));
         services.push(service("report", async move {
             reporter.run().await;
             Ok(())

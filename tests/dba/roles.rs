@@ -123,12 +123,14 @@ enum Breaks {
     Tokens(&'static str),
     /// `rowcast.relay_status` stays empty.
     Report,
+    /// What devices have received is not saved.
+    Frontiers,
     /// Rows are not removed.
     Retention,
 }
 
 fn needed() -> Vec<(&'static str, Breaks)> {
-    use Breaks::{Asking, Report, Retention, Start, Tokens};
+    use Breaks::{Asking, Frontiers, Report, Retention, Start, Tokens};
     vec![
         ("attribute login", Start("is not permitted to log in")),
         ("attribute replication", Start("no replication right")),
@@ -145,6 +147,13 @@ fn needed() -> Vec<(&'static str, Breaks)> {
         ("table rowcast.relay_status INSERT", Report),
         ("table rowcast.relay_status UPDATE", Report),
         ("function rowcast.take_sample() EXECUTE", Report),
+        ("table rowcast.frontier_owners SELECT", Frontiers),
+        ("table rowcast.frontier_owners INSERT", Frontiers),
+        ("table rowcast.frontier_owners UPDATE", Frontiers),
+        ("table rowcast.frontiers SELECT", Frontiers),
+        ("table rowcast.frontiers INSERT", Frontiers),
+        ("table rowcast.frontiers UPDATE", Frontiers),
+        ("table rowcast.frontiers DELETE", Frontiers),
         ("member rowcast_retention", Retention),
         ("table rowcast.retention SELECT", Retention),
         ("table rowcast.retention_runs SELECT", Retention),
