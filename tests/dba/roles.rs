@@ -129,6 +129,16 @@ enum Breaks {
     Retention,
 }
 
+/// What the relay does with the frontiers of devices.
+const SAVING: &str = "begin; \
+    insert into rowcast.frontier_owners (slot, relay) values ('s', 'r') on conflict (slot) do update set relay = excluded.relay; \
+    select from rowcast.frontier_owners where slot = 's' and relay = 'r' for share; \
+    insert into rowcast.frontiers (slot, owner, device, what, tab, anonymous, epoch, lsn, ordinal, departed) \
+    values ('s', '', '', '', 0, false, 0, '0/0', 0, false) \
+    on conflict (slot, owner, device, what, tab) do update set lsn = excluded.lsn; \
+    select * from rowcast.frontiers; \
+    delete from rowcast.frontiers where slot = 's'; rollback";
+
 fn needed() -> Vec<(&'static str, Breaks)> {
     use Breaks::{Asking, Frontiers, Report, Retention, Start, Tokens};
     vec![
@@ -233,6 +243,7 @@ async fn every_right_of_the_relays_login_is_needed_and_there_is_no_other() {
                 let relay = Relay::with(&pg, Clock::system(), as_relay(&pg)).await;
                 reaches(&relay, "rowcast_reports_total", "failed", 1.0).await
             }
+            Breaks::Frontiers => pg.client_as("rowcast_relay").await.batch_execute(SAVING).await.is_err(),
             Breaks::Retention => {
                 let relay = Relay::with(&pg, Clock::system(), as_relay(&pg)).await;
                 reaches(&relay, "rowcast_retention_runs_total", "failed", 1.0).await
