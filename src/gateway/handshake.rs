@@ -41,6 +41,8 @@ pub(super) enum Refusal {
     TooManyConnections,
     /// What devices have received is not loaded yet.
     NotReady,
+    /// The relay has been without its slot for too long.
+    NoSlot,
 }
 
 /// All checks but the number of connections, which is asked last and by the caller. `device`: as it stands in the path.
@@ -175,6 +177,7 @@ impl Refusal {
             Refusal::Device(_) => "InvalidDevice",
             Refusal::TooManyConnections => "ConnectionRateLimitReached",
             Refusal::NotReady => "NotReady",
+            Refusal::NoSlot => "NoSlot",
         }
     }
 
@@ -188,6 +191,7 @@ impl Refusal {
             Refusal::Device(text) => (400, (*text).into()),
             Refusal::TooManyConnections => (429, "Too many connected users".into()),
             Refusal::NotReady => (503, "Realtime is starting, please come again".into()),
+            Refusal::NoSlot => (503, "No changes come in here at present, try again".into()),
         };
         let mut response = Response::new(serde_json::json!({ "error": text }).to_string());
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

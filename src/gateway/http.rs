@@ -41,7 +41,7 @@ use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::resume::{CursorKey, Frontiers};
-use crate::task::{Connections, Drain};
+use crate::task::{Connections, Drain, Gate};
 
 /// What the gateway needs from the rest of the relay.
 pub struct Deps {
@@ -67,6 +67,8 @@ pub struct Deps {
     pub connections: Connections,
     /// Whether changes are streaming, for `/readyz`.
     pub ready: watch::Receiver<bool>,
+    /// Closed while the relay has been without its slot for too long: nobody is let in, and who is there is sent away.
+    pub gate: Gate,
     /// Shards of sockets; connections are given to them in turn.
     pub shards: usize,
     /// What connections begin with, unless they are plain.
@@ -170,7 +172,7 @@ impl Bound {
         let shards = deps.shards.max(1) as u64;
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
-        let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, .. } = deps;
+        let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
         let Deps { connections, ready, tls, .. } = deps;
         let shared = Arc::new(Shared {
             config,
@@ -183,6 +185,7 @@ impl Bound {
             cursor_key,
             frontiers,
             drain,
+            gate,
         });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready });
@@ -270,7 +273,8 @@ where
             (Stream::Tls(parts.io.into_inner()), parts.read_buf)
         };
         let Grant { version, token, principal, headers, device, .. } = grant;
-        let visitor = phoenix::Visitor { connection, version, token, principal, headers, device, probe: Arc::default() };
+        let visitor =
+            phoenix::Visitor { connection, version, token, principal, headers, device, probe: Arc::default() };
         Some(Box::pin(phoenix::run(shared, visitor, shard, stream, leftover, admitted)))
     });
     async move {
@@ -395,6 +399,9 @@ async fn shake_hands(
     }
     let granted = checked.and_then(|grant| {
         let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;
+        if !shared.gate.is_open() {
+            return Err(Refusal::NoSlot);
+        }
         let admitted = doors.admission.admit(grant.version).ok_or(Refusal::TooManyConnections)?;
         Ok(Accepted { upgrade, grant, admitted })
     });

@@ -31,7 +31,7 @@ use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::resume::{CursorKey, Frontiers};
-use crate::task::Drain;
+use crate::task::{Drain, Gate};
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
 pub trait Tokens: Send + Sync {
@@ -80,4 +80,5 @@ struct Shared {
     cursor_key: Arc<CursorKey>,
     frontiers: Arc<Frontiers>,
     drain: Drain,
+    gate: Gate,
 }

@@ -54,6 +54,8 @@ pub enum CloseReason {
     Idle,
     /// Two Pings without a sign of life (1012).
     Unanswered,
+    /// The relay has been without its slot for too long (1012).
+    Slot,
     /// The client joined more often than it may (1012).
     Joins,
     /// The peer broke the WebSocket protocol or a limit of it.
@@ -70,6 +72,7 @@ impl CloseReason {
             CloseReason::Drain => "drain",
             CloseReason::Idle => "idle",
             CloseReason::Unanswered => "unanswered",
+            CloseReason::Slot => "slot",
             CloseReason::Joins => "joins",
             CloseReason::Protocol => "protocol",
             CloseReason::Peer => "peer",

@@ -53,7 +53,8 @@ async fn a_device_that_comes_back_gets_what_it_missed_once_and_then_what_follows
     scene.mark("end").await;
     assert_eq!(kinds(&phone.changes_before("end").await), ["missed 1", "missed 2", "live"]);
     // Another device of hers, another user on this one, and nobody in particular begin where the stream is.
-    for (device, token) in [("tablet", token::user(ALICE)), ("phone", token::user(BOB)), ("phone", token::role("anon"))] {
+    for (device, token) in [("tablet", token::user(ALICE)), ("phone", token::user(BOB)), ("phone", token::role("anon"))]
+    {
         let mut other = phone_of(&scene.relay, device, &token).await;
         other.subscribe("room", &watching(&["notifications"])).await;
         scene.mark("other").await;

@@ -36,7 +36,9 @@ use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close, frame};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Start, SubscribeError, Transmit, Version};
+use crate::hub::{
+    ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Start, SubscribeError, Transmit, Version,
+};
 use crate::resume::{Cursor, Tracked};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
@@ -247,6 +249,7 @@ impl Connection {
     async fn serve(&mut self, socket: &mut WebSocketStream<Inbound>) -> Served {
         let shared = self.shared.clone();
         let mut draining = pin!(shared.drain.draining());
+        let mut closed = pin!(shared.gate.closed());
         let mut sleep = pin!(sleep_until(TokioInstant::now() + self.next_wake()));
         while self.outbox.is_open() {
             tokio::select! {
@@ -288,6 +291,7 @@ impl Connection {
                     self.carry_out(effects);
                 }
                 () = draining.as_mut() => self.close(CloseReason::Drain),
+                () = closed.as_mut() => self.close(CloseReason::Slot),
                 () = sleep.as_mut() => self.tick(),
             }
             let wake = TokioInstant::now() + self.next_wake();

@@ -32,13 +32,7 @@ pub(super) struct Beginning {
 
 impl Session {
     /// Where the join begins as of now, or the text that says which entry is none.
-    pub(super) fn begin(
-        &self,
-        join: &Join,
-        topic: &str,
-        principal: &Principal,
-        now: Now,
-    ) -> Result<Beginning, String> {
+    pub(super) fn begin(&self, join: &Join, topic: &str, principal: &Principal, now: Now) -> Result<Beginning, String> {
         if join.changes.is_empty() {
             return Ok(Beginning::default());
         }
