@@ -174,16 +174,21 @@ impl Filters {
     /// Postgres unites filters for each action. One filter for all actions is enough for us, and holds back too much rather than
     /// too little where the publications of one table differ in their actions as well.
     fn united(self) -> Option<RowFilter> {
+        let expression = self.undone.then(|| self.expression()).flatten()?;
+        Some(RowFilter { expression, columns: self.columns })
+    }
+
+    /// What holds for all that is sent of some action.
+    fn expression(&self) -> Option<String> {
         let holds_back = |action: usize| {
             let mut sending = self.publications.iter().filter(|(actions, _)| actions[action]).peekable();
             sending.peek().is_some() && sending.all(|(_, filter)| filter.is_some())
         };
-        if !self.undone || !(0..3).any(holds_back) {
+        if !(0..3).any(holds_back) {
             return None;
         }
         let filters = self.publications.iter().filter_map(|(_, filter)| filter.as_ref());
-        let expression = filters.map(|filter| format!("({filter})")).collect::<Vec<_>>().join(" OR ");
-        Some(RowFilter { expression, columns: self.columns })
+        Some(filters.map(|filter| format!("({filter})")).collect::<Vec<_>>().join(" OR "))
     }
 }
 
@@ -256,6 +261,7 @@ impl Reader<'_> {
         }
         for (oid, filters) in filters {
             if let Some(table) = all.get_mut(&oid) {
+                table.sent_rows = filters.expression();
                 table.row_filter = filters.united();
             }
         }

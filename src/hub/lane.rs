@@ -42,6 +42,7 @@ pub(super) struct Share {
     /// Entries that match if Postgres says so.
     pub(super) open: Conditional,
     pub(super) keep: Option<ColumnMask>,
+    pub(super) cursor_as: Option<Arc<str>>,
 }
 
 /// A share that nobody has judged yet.
@@ -72,6 +73,7 @@ pub(super) struct Asked {
 pub(super) struct Ready {
     pub(super) port: Arc<Port>,
     pub(super) ids: Ids,
+    pub(super) cursor_as: Option<Arc<str>>,
 }
 
 /// Those who may see the same columns of a row.
@@ -281,9 +283,9 @@ impl Lane {
             for (permit, members) in &mut permits {
                 let mut shared = None;
                 let waits = |member: &mut Ready| self.line.waits(member.port.id);
-                for Ready { port, ids } in members.extract_if(.., waits) {
+                for Ready { port, ids, cursor_as } in members.extract_if(.., waits) {
                     let permit = shared.get_or_insert_with(|| Arc::new(permit.clone())).clone();
-                    ready.push((port.id, place(), settle::Outcome::Ready(permit, ids)));
+                    ready.push((port.id, place(), settle::Outcome::Ready(permit, ids, cursor_as)));
                 }
             }
             permits.retain(|(_, members)| !members.is_empty());

@@ -1,5 +1,6 @@
 //! One row: who is concerned, who may see it, who gets it.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -93,7 +94,10 @@ impl Matcher {
         }
         let Proposals { hits, classes, all_doubt, .. } = proposals;
         judgement.lost_to_all = *all_doubt;
-        hits.sort_unstable_by_key(|hit| (hit.channel, hit.entry_id));
+        let order = |hit: &Hit| (hit.channel, hit.entry_id);
+        if !hits.is_sorted_by_key(order) {
+            hits.sort_unstable_by_key(order);
+        }
         verdicts.clear();
         verdicts.resize(classes.len(), None);
         let table = &*table;
@@ -135,16 +139,27 @@ impl Judgement {
     ) {
         let expired = Judged::Decided(Verdict::Deny(DenyReason::Expired));
         let judged = if sub.is_expired(now_unix_seconds) { &expired } else { judged };
+        if let (Judged::Decided(Verdict::Permit(permit)), [hit]) = (judged, hits)
+            && sub.takes_all()
+        {
+            counts.permit += 1;
+            return add(
+                &mut self.permits,
+                permit,
+                Ready { port: sub.port.clone(), ids: Ids::from_slice(&[hit.entry_id]), cursor_as: None },
+            );
+        }
         let doubted = table.doubts(sub, change);
-        for Selected { keep, ids, open } in by_selection(table, hits, change) {
+        for Selected { keep, cursor_as, ids, open } in by_selection(table, hits, change) {
+            let cursor_as = cursor_as.cloned();
             match judged {
                 Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
                     counts.permit += 1;
-                    add(&mut self.permits, narrowed(permit, keep), Ready { port: sub.port.clone(), ids });
+                    add(&mut self.permits, narrowed(permit, keep), Ready { port: sub.port.clone(), ids, cursor_as });
                 }
                 Judged::Decided(Verdict::Permit(permit)) => {
                     counts.permit += 1;
-                    let (share, principal) = (share(&sub.port, ids, open, keep), sub.principal.clone());
+                    let (share, principal) = (share(&sub.port, ids, open, (keep, cursor_as)), sub.principal().clone());
                     self.filtered.push(Filtered { share, principal, permit: permit.clone() });
                 }
                 Judged::Decided(Verdict::Deny(DenyReason::Policy | DenyReason::PolicyError)) if doubted => {
@@ -162,8 +177,8 @@ impl Judgement {
                 }
                 Judged::Ask => {
                     let Some(bound) = table.bound(sub) else { continue };
-                    let share = share(&sub.port, ids, open, keep);
-                    self.ask((bound, doubted), &sub.principal, Waiting { share, principal: 0 });
+                    let share = share(&sub.port, ids, open, (keep, cursor_as));
+                    self.ask((bound, doubted), sub.principal(), Waiting { share, principal: 0 });
                 }
             }
         }
@@ -192,13 +207,19 @@ impl Judgement {
     }
 }
 
-fn share(port: &super::Port, ids: Ids, open: Conditional, keep: Option<&ColumnMask>) -> Share {
-    Share { channel: port.id, connection: port.outbox.number(), ids, open, keep: keep.cloned() }
+fn share(
+    port: &super::Port,
+    ids: Ids,
+    open: Conditional,
+    (keep, cursor_as): (Option<&ColumnMask>, Option<Arc<str>>),
+) -> Share {
+    Share { channel: port.id, connection: port.outbox.number(), ids, open, keep: keep.cloned(), cursor_as }
 }
 
-/// The matching entries of one channel that select the same columns.
+/// The matching entries of one channel that select the same columns and want the same record.
 struct Selected<'a> {
     keep: Option<&'a ColumnMask>,
+    cursor_as: Option<&'a Arc<str>>,
     ids: Ids,
     open: Conditional,
 }
@@ -208,10 +229,10 @@ fn by_selection<'a>(table: &'a TableIndex, hits: &[Hit], change: &Change) -> Sma
     let mut groups: SmallVec<[Selected<'a>; 1]> = SmallVec::new();
     for hit in hits {
         let Some(sub) = table.sub(hit.sub) else { continue };
-        let (keep, terms) = (sub.keep(), sub.open(change));
-        let at = groups.iter().position(|group| group.keep == keep);
+        let (keep, cursor_as, terms) = (sub.keep(), sub.cursor_as(), sub.open(change));
+        let at = groups.iter().position(|group| group.keep == keep && group.cursor_as == cursor_as);
         let at = at.unwrap_or_else(|| {
-            groups.push(Selected { keep, ids: Ids::new(), open: Vec::new() });
+            groups.push(Selected { keep, cursor_as, ids: Ids::new(), open: Vec::new() });
             groups.len() - 1
         });
         let Selected { ids, open, .. } = &mut groups[at];
@@ -231,10 +252,11 @@ pub(super) fn narrowed(permit: &Permit, keep: Option<&ColumnMask>) -> Permit {
     keep.map_or_else(|| permit.clone(), |keep| permit.narrowed(keep))
 }
 
-pub(super) fn add(permits: &mut Permits, permit: Permit, ready: Ready) {
-    match permits.iter_mut().find(|(known, _)| *known == permit) {
+pub(super) fn add(permits: &mut Permits, permit: impl Borrow<Permit>, ready: Ready) {
+    let permit = permit.borrow();
+    match permits.iter_mut().find(|(known, _)| known == permit) {
         Some((_, members)) => members.push(ready),
-        None => permits.push((permit, vec![ready])),
+        None => permits.push((permit.clone(), vec![ready])),
     }
 }
 
@@ -247,11 +269,16 @@ pub(super) fn emit(
 ) -> u64 {
     let mut deliveries = 0;
     for (permit, ready) in permits {
+        let share = ready.len().div_ceil(out.len());
         let mut by_shard: SmallVec<[Vec<Member>; 8]> = (0..out.len()).map(|_| Vec::new()).collect();
         deliveries += ready.len() as u64;
-        for Ready { port, ids } in ready {
+        for Ready { port, ids, cursor_as } in ready {
             let shard = port.shard % out.len();
-            by_shard[shard].push(Member { port, ids });
+            let members = &mut by_shard[shard];
+            if members.is_empty() {
+                members.reserve(share);
+            }
+            members.push(Member { port, ids, cursor_as, cost: 0 });
         }
         for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
             if !members.is_empty() {
@@ -272,8 +299,13 @@ pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: boo
 }
 
 /// An event of a row, not encoded yet.
-pub(super) fn event(row: RowChange, commit_time: Timestamp, taken: Instant, types: &Arc<Types>) -> Arc<Event> {
-    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), None))
+pub(super) fn event(
+    row: RowChange,
+    (commit_time, taken): (Timestamp, Instant),
+    types: &Arc<Types>,
+    epoch: Option<u64>,
+) -> Arc<Event> {
+    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), epoch))
 }
 
 /// Verdicts of one row, reported together. What is counted is candidates: each channel, once per selection of columns, whose

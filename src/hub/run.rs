@@ -39,9 +39,10 @@ use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, 
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::journal::Note;
-use crate::log::{LogError, Read, Reader};
+use crate::log::{Epoch, LogError, Read, Reader};
 use crate::policy::Asker;
 use crate::policy::facts::Facts;
+use crate::resume::Cursor;
 
 /// Rows handled before commands are looked at again.
 const SLICE: usize = 256;
@@ -228,6 +229,11 @@ impl Hub {
         self.flush().await;
         let _ = rules_task.await;
         Ok(())
+    }
+
+    /// The position as clients keep it; `None` before the first history.
+    pub(super) fn cursor(&self, position: Position) -> Option<Cursor> {
+        self.reader.epoch().map(|epoch| Cursor { epoch: epoch.tag(), position })
     }
 
     pub(super) fn position(&self) -> Position {
@@ -466,7 +472,8 @@ impl Hub {
             return;
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
-        let event = matching::event(row, work.transaction.commit_time, work.received.into_std(), rules.catalog.types());
+        let times = (work.transaction.commit_time, work.received.into_std());
+        let event = matching::event(row, times, rules.catalog.types(), self.reader.epoch().map(Epoch::tag));
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
@@ -543,7 +550,7 @@ impl Hub {
         self.queued = 0;
         for (out, shard) in self.out.iter_mut().zip(&self.deps.shards) {
             if !out.is_empty() {
-                let batch: Batch = std::mem::take(out);
+                let batch = Batch::from(std::mem::take(out));
                 // A shard never waits for a socket, so this waits for processor time only. It is gone at the drain.
                 let _ = shard.send(batch).await;
             }
