@@ -19,6 +19,7 @@ use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
 use super::run::Hub;
+use super::snapshot::{self, Snapped, Taking};
 use super::{Activated, ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
 use crate::change::Position;
@@ -63,6 +64,8 @@ struct Wish {
     reply: Reply,
     /// For facts.
     waits_since: Option<Instant>,
+    /// What its entries ask for, once it is taken.
+    snapped: Option<Snapped>,
 }
 
 impl Hub {
@@ -71,6 +74,7 @@ impl Hub {
         let before = self.current.replace(rules.clone());
         let catalog = &rules.catalog;
         self.xids.retain(|xid| !rules.snapshot.sees(*xid));
+        self.snapshots.unseen.seen(&rules.snapshot);
         self.shared_xids = None;
         self.keeper.look_again();
         let Some(before) = before else { return };
@@ -158,12 +162,21 @@ impl Hub {
                     greeting,
                     reply,
                     waits_since: None,
+                    snapped: None,
                 });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(Wish { port, entries, principal, greeting: None, reply, waits_since: None });
+                    self.subscribe(Wish {
+                        port,
+                        entries,
+                        principal,
+                        greeting: None,
+                        reply,
+                        waits_since: None,
+                        snapped: None,
+                    });
                 }
                 None => {
                     // Ended by us, or never begun: the session asks for it anew.
@@ -185,6 +198,7 @@ impl Hub {
         self.subscribing.remove(&id);
         self.tickets.remove(&id);
         self.revalidating.remove(&id);
+        self.snapshots.sending.remove(&id);
         self.remove(id);
     }
 
@@ -217,13 +231,16 @@ impl Hub {
             done
         } else {
             match self.waits_for_facts(done) {
-                Some(done) => done,
+                Some(done) => match self.snapped(done) {
+                    Some(done) => done,
+                    None => return,
+                },
                 None => return,
             }
         };
         match done.why {
-            Why::Subscribe(wish) if stale => self.subscribe(wish),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply, .. }) => {
+            Why::Subscribe(wish) if stale => self.subscribe(Wish { snapped: None, ..wish }),
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply, snapped, .. }) => {
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.
@@ -269,6 +286,37 @@ impl Hub {
             }
             Why::Again => self.on_revalidated(done.id, done.result, stale, &current.catalog),
         }
+    }
+
+    /// Has the snapshots taken that a client's wish asks for and that it has not got; gives it back if there are none to take.
+    fn snapped(&mut self, done: Resolved) -> Option<Resolved> {
+        let Resolved { ticket, id, why: Why::Subscribe(mut wish), result: Ok((targets, warnings, rules)) } = done else {
+            return Some(done);
+        };
+        let is_taken = wish.snapped.as_ref().is_some_and(|snapped| snapped.history == self.snapshots.history);
+        // An active channel has it, or is getting it; for whom is another question.
+        let has_it = self.registry.get(id).is_some()
+            && self.snapshots.sending.get(&id).is_none_or(|sending| sending.is_for(&wish.principal.sharing_key));
+        if is_taken || has_it || !snapshot::is_wanted(&wish.entries) {
+            return Some(Resolved { ticket, id, why: Why::Subscribe(wish), result: Ok((targets, warnings, rules)) });
+        }
+        let taking = Taking {
+            taker: self.snapshots.taker.clone(),
+            validator: self.validator.clone(),
+            options: self.config.policy,
+            ground: self.snapshots.unseen.ground(self.position()),
+            history: self.snapshots.history,
+        };
+        self.resolving.spawn(async move {
+            let who = (&*wish.principal, wish.port.outbox.number());
+            let taken = taking.take(&rules.catalog, &wish.entries, &targets, who).await;
+            let result = taken.map(|snapped| {
+                wish.snapped = Some(snapped);
+                (targets, warnings, rules)
+            });
+            Resolved { ticket, id, why: Why::Subscribe(wish), result }
+        });
+        None
     }
 
     /// What is in force for a channel of just these rights and entries, and since when.

@@ -120,6 +120,11 @@ impl Outbox {
         self.number
     }
 
+    /// Bytes that may wait.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

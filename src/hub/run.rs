@@ -33,6 +33,7 @@ use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
 use super::settle::{Leaving, Settled};
+use super::snapshot::Snapshots;
 use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle, Port};
 use crate::catalog::Snapshot;
 use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, RowChange, Transaction};
@@ -40,7 +41,7 @@ use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::journal::Note;
 use crate::log::{Epoch, LogError, Read, Reader};
-use crate::policy::Asker;
+use crate::policy::{Asker, Taker};
 use crate::policy::facts::Facts;
 use crate::resume::Cursor;
 
@@ -104,6 +105,7 @@ pub struct Hub {
     pub(super) relations: AHashMap<u32, Arc<Relation>>,
     /// Transactions that the latest snapshot did not see yet, oldest first.
     pub(super) xids: VecDeque<u32>,
+    pub(super) snapshots: Snapshots,
     /// The same, as questions share them.
     pub(super) shared_xids: Option<Arc<[u32]>>,
     pub(super) resolving: JoinSet<Resolved>,
@@ -161,6 +163,11 @@ impl Hub {
             relations: AHashMap::new(),
             xids: VecDeque::new(),
             shared_xids: None,
+            snapshots: Snapshots::new(Taker::new(
+                deps.snapshot_pool.clone(),
+                config.snapshot.clone(),
+                deps.metrics.clone(),
+            )),
             resolving: JoinSet::new(),
             awaiting: Vec::new(),
             tickets: AHashMap::new(),
@@ -191,12 +198,13 @@ impl Hub {
             self.tend_facts();
             self.release_waiting();
             self.note_fact_states();
+            self.send_snapshots();
             self.turn().await;
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
             let (runnable, reads) = (self.is_runnable(), self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
-            let facts_at = self.facts_at();
+            let (facts_at, snapshots_at) = (self.facts_at(), self.snapshots_at());
             let overdue_at = self.revalidating.values().min().copied();
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
             tokio::select! {
@@ -222,6 +230,7 @@ impl Hub {
                 }
                 () = sleep_until(overdue_at), if overdue_at.is_some() => self.on_overdue(),
                 () = sleep_until(facts_at), if facts_at.is_some() => self.keeper.look_again(),
+                () = sleep_until(snapshots_at), if snapshots_at.is_some() => {}
                 () = sleep_until(read_at), if read_at.is_some() => self.read_at = None,
                 read = self.reader.next(), if reads => self.on_read(read),
             }
@@ -277,6 +286,7 @@ impl Hub {
                 }
                 self.note_facts(&transaction);
                 self.xids.push_back(transaction.xid);
+                self.snapshots.unseen.push(transaction.xid, transaction.end_lsn);
                 self.shared_xids = None;
                 let gate = self.needs_reading(&transaction).then(|| {
                     self.rules.request();
@@ -328,6 +338,7 @@ impl Hub {
         if resumed < from {
             // Another history, whose positions and transaction ids begin lower.
             self.xids.clear();
+            self.snapshots.diverged();
             self.shared_xids = None;
             self.relations.clear();
             self.registry.rebase(Position { lsn: resumed, ordinal: u32::MAX });
