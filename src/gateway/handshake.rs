@@ -117,7 +117,7 @@ fn version(text: &str) -> Option<Version> {
 }
 
 /// The last value of a query parameter, decoded as a form field.
-fn parameter(query: &str, name: &str) -> Option<String> {
+pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.rev().find(|(key, _)| decode(key) == name).map(|(_, value)| decode(value))
 }

@@ -63,6 +63,16 @@ pub struct GatewayConfig {
     pub retry: Duration,
     /// The longest a connection sleeps before it looks at the clock again: the bound on noticing that the clock was set.
     pub tick: Duration,
+    /// Pages of history and snapshots over HTTP that are read at a time; more get 429.
+    pub max_pages: usize,
+    /// The same for one user.
+    pub max_user_pages: usize,
+    /// Rows of a page.
+    pub max_page_rows: u32,
+    /// Bytes of a page: one of history ends there, a snapshot is refused beyond.
+    pub max_page_bytes: usize,
+    /// The longest that a page may take.
+    pub page_timeout: Duration,
     /// Public channels are refused.
     pub private_only: bool,
     /// TLS on our own listener; `None` for none.
@@ -98,6 +108,11 @@ impl Default for GatewayConfig {
             close_timeout: Duration::from_secs(3),
             retry: Duration::from_secs(5),
             tick: Duration::from_secs(15),
+            max_pages: 32,
+            max_user_pages: 4,
+            max_page_rows: 1000,
+            max_page_bytes: 2 * 1024 * 1024,
+            page_timeout: Duration::from_secs(20),
             private_only: false,
             tls: None,
             tls_poll: Duration::from_secs(2),

@@ -6,6 +6,7 @@ mod close;
 mod handshake;
 mod http;
 mod limits;
+mod pages;
 pub mod shard;
 mod stream;
 mod tls;

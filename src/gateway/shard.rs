@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::encode::{Place, RowShape, changes_frame, details, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
-use crate::hub::{Batch, Event, Fanout, NO_CURSOR, Greeting, Notice, Outgoing, Port, Reach, Version};
+use crate::hub::{Batch, Event, Fanout, Greeting, NO_CURSOR, Notice, Outgoing, Port, Reach, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::resume::{Cursor, CursorKey};

@@ -290,7 +290,8 @@ impl Hub {
 
     /// Has the snapshots taken that a client's wish asks for and that it has not got; gives it back if there are none to take.
     fn snapped(&mut self, done: Resolved) -> Option<Resolved> {
-        let Resolved { ticket, id, why: Why::Subscribe(mut wish), result: Ok((targets, warnings, rules)) } = done else {
+        let Resolved { ticket, id, why: Why::Subscribe(mut wish), result: Ok((targets, warnings, rules)) } = done
+        else {
             return Some(done);
         };
         let is_taken = wish.snapped.as_ref().is_some_and(|snapped| snapped.history == self.snapshots.history);

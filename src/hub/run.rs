@@ -41,8 +41,8 @@ use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::journal::Note;
 use crate::log::{Epoch, LogError, Read, Reader};
-use crate::policy::{Asker, Taker};
 use crate::policy::facts::Facts;
+use crate::policy::{Asker, Taker};
 use crate::resume::Cursor;
 
 /// Rows handled before commands are looked at again.

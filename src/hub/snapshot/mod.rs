@@ -23,8 +23,8 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 pub(super) use seam::{Seam, Unseen};
-pub(super) use send::Sending;
 pub use send::COMPLETE;
+pub(super) use send::Sending;
 pub use take::REFUSED;
 pub(super) use take::{Snapped, Taking, is_wanted};
 

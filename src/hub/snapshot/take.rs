@@ -111,7 +111,8 @@ impl Taking {
         };
         let of = format!("{schema}.{name}");
         if !matches!(entry.action, Action::All | Action::Insert) {
-            let message = format!("Unable to take a snapshot of {of}: its rows come as INSERT; ask for event * or INSERT");
+            let message =
+                format!("Unable to take a snapshot of {of}: its rows come as INSERT; ask for event * or INSERT");
             return Err(final_error(message));
         }
         let most = self.taker.config().max_rows;
@@ -136,8 +137,7 @@ impl Taking {
             };
             SubscribeError { message: parameters.message(&error), retry: error.is_retryable() }
         })?;
-        let asked =
-            Asked { filter: &terms, select: target.select.as_deref(), limit: wish.limit, order: &wish.order };
+        let asked = Asked { filter: &terms, select: target.select.as_deref(), limit: wish.limit, order: &wish.order };
         Selection::new(catalog, table, role, self.options, asked).map_err(|error| refused(&of, &error))
     }
 }
