@@ -88,7 +88,9 @@ metrics! {
     /// LSN up to which the log is durable and the slot confirmed
     confirmed_lsn: Gauge = "confirmed_lsn";
     /// Histories begun in the log by reason; every one after the first is a gap for clients that come back
-    epochs: Labelled = "epochs" by "reason" ["new_slot", "slot_lost", "log_lost", "other_cluster", "other_history", "log_behind", "server_behind"];
+    epochs: Labelled = "epochs" by "reason" ["new_slot", "slot_lost", "slot_invalidated", "slot_unreadable", "publication_replaced", "log_lost", "other_cluster", "other_history", "copy", "other_timeline", "promoted", "log_behind", "server_behind"];
+    /// Sessions of our own that held the slot over a connection that was gone, and were ended
+    slot_sessions_ended: Counter = "slot_sessions_ended";
     /// LSN of the oldest position that the log can be read from
     log_floor_lsn: Gauge = "log_floor_lsn";
     /// LSN of the log's end, durable or not
@@ -221,8 +223,8 @@ metrics! {
     jwks_keys: Gauge = "jwks_keys";
     /// Seconds from the commit to the hand-over of the frame to the socket, by the two machines' clocks
     commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
-    /// Connections closed by us by reason: slow, drain, idle, joins, protocol
-    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "joins", "protocol"];
+    /// Connections closed by us by reason: slow, drain, idle, slot (the relay was without it for too long), joins, protocol
+    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "slot", "joins", "protocol"];
     /// TLS handshakes of clients that failed by reason: timeout, failed
     tls_handshake_failures: Labelled = "tls_handshake_failures" by "reason" ["timeout", "failed"];
     /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)

@@ -13,11 +13,12 @@ mod database;
 mod error;
 mod running;
 mod slot;
+mod standby;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 pub use error::AppError;
 pub use running::{Drained, Running};
@@ -38,7 +39,7 @@ use crate::pg::Pool;
 use crate::report::Reporter;
 use crate::resume::CursorKey;
 use crate::retention::Retention;
-use crate::task::{Connections, Drain};
+use crate::task::{Connections, Drain, Gate};
 use crate::why::{Why, WhyDeps};
 use running::{Service, service};
 
@@ -76,6 +77,7 @@ pub struct App {
     journal: Journal,
     journal_writer: Option<Writer>,
     drains: Drains,
+    gate_keeper: watch::Sender<bool>,
 }
 
 impl App {
@@ -152,6 +154,7 @@ impl App {
             metrics: metrics.clone(),
             drain: drains.chores.clone(),
         };
+        let (gate_keeper, gate) = Gate::new();
         let tls = match config.gateway.tls.clone() {
             Some(files) => Some(Arc::new(Tls::load(files, config.gateway.tls_poll, metrics.clone())?)),
             None => None,
@@ -165,6 +168,7 @@ impl App {
             log: log.clone(),
             cursor_key: key,
             drain: drains.gateway.clone(),
+            gate,
             connections: connections.clone(),
             ready: handle.ready.clone(),
             shards: count,
@@ -192,6 +196,7 @@ impl App {
             journal,
             journal_writer,
             drains,
+            gate_keeper,
         })
     }
 
@@ -213,7 +218,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, clock, journal, journal_writer, drains, .. } = self;
+        let App { retention, reporter, clock, journal, journal_writer, drains, gate_keeper, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -267,6 +272,17 @@ impl App {
         }
         services.push(service("report", async move {
             reporter.run().await;
+            Ok(())
+        }));
+        let standby = standby::Standby {
+            ingest: handle.clone(),
+            gate: gate_keeper,
+            grace: config.slot_grace,
+            connections: connections.clone(),
+            drain: drains.chores.clone(),
+        };
+        services.push(service("standby", async move {
+            standby.run().await;
             Ok(())
         }));
         let watch = slot::Watch::new(pool.clone(), &config.ingest.wal.slot, metrics.clone(), drains.ingest.clone());

@@ -43,7 +43,7 @@ use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::resume::CursorKey;
-use crate::task::{Connections, Drain};
+use crate::task::{Connections, Drain, Gate};
 
 /// What the gateway needs from the rest of the relay.
 pub struct Deps {
@@ -67,6 +67,8 @@ pub struct Deps {
     pub connections: Connections,
     /// Whether changes are streaming, for `/readyz`.
     pub ready: watch::Receiver<bool>,
+    /// Closed while the relay has been without its slot for too long: nobody is let in, and who is there is sent away.
+    pub gate: Gate,
     /// Shards of sockets; connections are given to them in turn.
     pub shards: usize,
     /// What connections begin with, unless they are plain.
@@ -172,8 +174,10 @@ impl Bound {
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
         let pages = Arc::new(Pages::new(deps.shards));
-        let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, drain, connections, ready, tls, .. } = deps;
-        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, log, cursor_key, drain });
+        let Deps {
+            hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate, connections, ready, tls, ..
+        } = deps;
+        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
@@ -391,6 +395,9 @@ async fn shake_hands(
     }
     let granted = checked.and_then(|grant| {
         let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;
+        if !shared.gate.is_open() {
+            return Err(Refusal::NoSlot);
+        }
         let admitted = doors.admission.admit(grant.version).ok_or(Refusal::TooManyConnections)?;
         Ok(Accepted { upgrade, grant, admitted })
     });

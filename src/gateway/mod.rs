@@ -30,7 +30,7 @@ use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::resume::CursorKey;
-use crate::task::Drain;
+use crate::task::{Drain, Gate};
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
 pub trait Tokens: Send + Sync {
@@ -78,4 +78,5 @@ struct Shared {
     log: Log,
     cursor_key: Arc<CursorKey>,
     drain: Drain,
+    gate: Gate,
 }

@@ -15,13 +15,14 @@ use smallvec::SmallVec;
 
 use super::index::{Bind, Proposals, Sub};
 use super::memo::Memo;
+use super::numbers::{Numbers, Under};
 use super::slots::{IdSet, Slots};
 use crate::catalog::Catalog;
 use crate::change::{Change, OldRow, Relation, RowChange, Value};
 use crate::claims::Principal;
 use crate::pgtype::{Equality, canonical};
 use crate::policy::facts::{FactBinding, Facts};
-use crate::policy::rule::{Keys, KnownViewer, RowKeys, Viewer, ViewerKey};
+use crate::policy::rule::{Keys, KnownViewer, RowKeys, RowValue, Viewer, ViewerKey};
 use crate::policy::{self, Bound, RowJudge};
 
 type ByText = AHashMap<Box<[u8]>, IdSet>;
@@ -44,8 +45,8 @@ pub(super) struct Group {
     binding: Option<FactBinding>,
     classes: Slots<Class>,
     by_viewer: AHashMap<Viewer, u32>,
-    /// Classes, for each claim of the keys in their order.
-    by_claim: SmallVec<[(u16, ByText); 1]>,
+    /// For each claim of the keys, in their order.
+    by_claim: SmallVec<[ByClaim; 1]>,
     /// Subscriptions, by column and the equality under which its text is canonical.
     by_value: Vec<(usize, Equality, ByText)>,
     /// Subscriptions that have to be tried on every row.
@@ -53,18 +54,70 @@ pub(super) struct Group {
     memo: Memo,
 }
 
-/// Subscribers with equal viewers.
+/// Subscribers with equal viewers, in one line of the processor's cache.
+#[repr(align(64))]
 struct Class {
     viewer: KnownViewer,
-    /// Found by the keys; else each of its subscriptions stands for itself.
-    keyed: bool,
-    members: u32,
     /// The subscriptions of a keyed class that can match at all.
     subs: IdSet,
     /// What [`Memo::came`] said.
-    came: u64,
-    /// The last row that met it, and its number in [`Proposals::classes`] then.
-    met: (u64, u32),
+    came: u32,
+    /// Its number in [`Proposals::classes`], if that says so.
+    met: u32,
+    members: u32,
+    /// Found by the keys; else each of its subscriptions stands for itself.
+    keyed: bool,
+}
+
+/// Classes by the values of one claim.
+struct ByClaim {
+    claim: u16,
+    by_text: ByText,
+    /// What was found there for values of facts.
+    numbers: Numbers,
+}
+
+impl ByClaim {
+    fn new(claim: u16) -> ByClaim {
+        ByClaim { claim, by_text: ByText::new(), numbers: Numbers::default() }
+    }
+
+    fn add(&mut self, value: Box<[u8]>, class: u32) {
+        self.numbers.change(self.by_text.hasher().hash_one(&*value));
+        self.by_text.entry(value).or_default().insert(class);
+    }
+
+    fn remove(&mut self, value: &[u8], class: u32) {
+        self.numbers.change(self.by_text.hasher().hash_one(value));
+        if let Some(set) = self.by_text.get_mut(value) {
+            set.remove(class);
+            if set.is_empty() {
+                self.by_text.remove(value);
+            }
+        }
+    }
+
+    /// Calls `visit` for each class under a value.
+    fn each(&mut self, value: RowValue<'_>, visit: &mut impl FnMut(u32)) {
+        let number = value.number();
+        match number.and_then(|number| self.numbers.get(number)) {
+            Some(Under::Nobody) => return,
+            Some(Under::One(class)) => return visit(class),
+            Some(Under::Several) | None => {}
+        }
+        value.with_text(|text| {
+            let set = self.by_text.get(text);
+            set.into_iter().for_each(|set| set.each(&mut *visit));
+            let under = match set {
+                None | Some(IdSet::Empty) => Under::Nobody,
+                Some(IdSet::One(class)) => Under::One(*class),
+                Some(IdSet::Few(_) | IdSet::Many(_)) => Under::Several,
+            };
+            if let Some(number) = number {
+                self.numbers.keep(number, self.by_text.hasher().hash_one(text), under);
+            }
+        });
+    }
 }
 
 /// A row in search of its subscribers.
@@ -75,8 +128,6 @@ pub(super) struct Search<'a> {
     pub(super) subs: &'a Slots<Sub>,
     /// Of this group.
     pub(super) group: u32,
-    /// Of this row.
-    pub(super) serial: u64,
 }
 
 impl Search<'_> {
@@ -96,7 +147,7 @@ impl Group {
         let claims = plan.keys().into_iter().flat_map(Keys::claims);
         Group {
             role: role.clone(),
-            by_claim: claims.map(|claim| (*claim, ByText::new())).collect(),
+            by_claim: claims.map(|claim| ByClaim::new(*claim)).collect(),
             bound: Arc::new(plan.bind(relation)),
             generation: None,
             ahead: false,
@@ -167,7 +218,7 @@ impl Group {
 
     #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {
-        let keyed: usize = self.by_claim.iter().map(|(_, map)| map.len()).sum();
+        let keyed: usize = self.by_claim.iter().map(|index| index.by_text.len()).sum();
         let filtered: usize = self.by_value.iter().map(|(.., map)| map.len()).sum();
         assert_eq!(self.classes.len(), self.by_viewer.len());
         self.classes.len() + keyed + filtered + usize::from(!self.rest.is_empty())
@@ -197,7 +248,7 @@ impl Group {
         let Some(Class { viewer, keyed, .. }) = self.classes.remove(class) else { return };
         self.by_viewer.remove(viewer.viewer());
         if keyed {
-            self.each_key(viewer.viewer(), &mut |map, value| forget(map, &value, class));
+            self.each_key(viewer.viewer(), &mut |index, value| index.remove(&value, class));
         }
     }
 
@@ -212,12 +263,12 @@ impl Group {
         }
         let keyed = self.is_keyed(&viewer);
         let (members, subs) = (1, IdSet::default());
-        let class = Class { viewer: KnownViewer::new(viewer.clone()), keyed, members, subs, came: 0, met: (0, 0) };
+        let class = Class { viewer: KnownViewer::new(viewer.clone()), subs, came: 0, met: 0, members, keyed };
         let class = self.classes.insert(class);
         if keyed {
             let came = self.memo.came(class);
             self.classes.get_mut(class).into_iter().for_each(|class| class.came = came);
-            self.each_key(&viewer, &mut |map, value| map.entry(value).or_default().insert(class));
+            self.each_key(&viewer, &mut |index, value| index.add(value, class));
         }
         self.by_viewer.insert(viewer, class);
         class
@@ -229,15 +280,15 @@ impl Group {
         self.bound.plan().keys().is_some_and(|keys| keys.claims().iter().all(|claim| told(keys, claim)))
     }
 
-    /// The maps in which a class stands, with the values under which it does, each once.
-    fn each_key(&mut self, viewer: &Viewer, visit: &mut dyn FnMut(&mut ByText, Box<[u8]>)) {
+    /// Where a class stands, with the values under which it does, each once.
+    fn each_key(&mut self, viewer: &Viewer, visit: &mut dyn FnMut(&mut ByClaim, Box<[u8]>)) {
         let Group { bound, by_claim, .. } = self;
         let Some(keys) = bound.plan().keys() else { return };
-        for (claim, map) in by_claim {
-            let ViewerKey::Values(mut values) = keys.of_viewer(*claim, viewer) else { continue };
+        for index in by_claim {
+            let ViewerKey::Values(mut values) = keys.of_viewer(index.claim, viewer) else { continue };
             values.sort_unstable();
             values.dedup();
-            values.into_iter().for_each(|value| visit(map, value));
+            values.into_iter().for_each(|value| visit(index, value));
         }
     }
 
@@ -288,7 +339,7 @@ impl Group {
     }
 
     fn search_by_keys(&mut self, search: Search<'_>, into: &mut Proposals) -> bool {
-        if self.by_claim.iter().all(|(_, map)| map.is_empty()) {
+        if self.by_claim.iter().all(|index| index.by_text.is_empty()) {
             return false;
         }
         // Without facts the lookup is as quick as remembering.
@@ -335,24 +386,23 @@ impl Group {
         }
         let mut visit = |class: u32| visit(classes, class, &search, into);
         // A row that yields more values than there are subscribers is quicker tried on all of them.
-        let limit = 2 * by_claim.iter().map(|(_, map)| map.len()).max().unwrap_or(0) + LEAST_LIMIT;
+        let limit = 2 * by_claim.iter().map(|index| index.by_text.len()).max().unwrap_or(0) + LEAST_LIMIT;
         let mut steps = 0;
-        let mut found = |claim: u16, value: &[u8]| {
+        let mut found = |claim: u16, value: RowValue<'_>| {
             steps += 1;
-            let map = by_claim.iter().find(|(known, _)| *known == claim).map(|(_, map)| map);
-            if let Some(classes) = map.and_then(|map| map.get(value)) {
-                classes.each(&mut visit);
+            if let Some(index) = by_claim.iter_mut().find(|index| index.claim == claim) {
+                index.each(value, &mut visit);
             }
         };
         let outcome = match bound.row_keys(&search.row.change, facts, limit, &mut found) {
             RowKeys::TooMany(claims) => {
-                let exceeded = by_claim.iter().filter(|(claim, _)| claims.contains(claim));
-                exceeded.for_each(|(_, map)| all(map, &mut visit));
+                let exceeded = by_claim.iter().filter(|index| claims.contains(&index.claim));
+                exceeded.for_each(|index| all(&index.by_text, &mut visit));
                 RowKeys::TooMany(claims)
             }
             // The catalog and the stream disagree: nobody is denied for that, each is told.
             RowKeys::Absent if bound.is_stale() => {
-                by_claim.iter().for_each(|(_, map)| all(map, &mut visit));
+                by_claim.iter().for_each(|index| all(&index.by_text, &mut visit));
                 RowKeys::TooMany(SmallVec::new())
             }
             outcome => outcome,
@@ -384,24 +434,13 @@ fn visit(classes: &mut Slots<Class>, class: u32, search: &Search<'_>, into: &mut
 /// The number of a class among those that the row has met, and whether this is the first time.
 fn meet(classes: &mut Slots<Class>, id: u32, search: &Search<'_>, into: &mut Proposals) -> Option<(u32, bool)> {
     let class = classes.get_mut(id)?;
-    let first = class.met.0 != search.serial;
-    if first {
-        class.met = (search.serial, into.meet(search.group, id));
-    }
-    Some((class.met.1, first))
+    let (number, first) = into.meet(search.group, id, class.met);
+    class.met = number;
+    Some((number, first))
 }
 
 fn all(map: &ByText, visit: &mut dyn FnMut(u32)) {
     map.values().for_each(|classes| classes.each(&mut *visit));
-}
-
-fn forget(map: &mut ByText, value: &[u8], id: u32) {
-    if let Some(set) = map.get_mut(value) {
-        set.remove(id);
-        if set.is_empty() {
-            map.remove(value);
-        }
-    }
 }
 
 fn values(by_value: &mut Vec<(usize, Equality, ByText)>, column: usize, equality: Equality) -> &mut ByText {
@@ -424,5 +463,15 @@ fn filtered_value(change: &Change, column: usize) -> Option<&[u8]> {
     match tuple.get(column) {
         Value::Text(text) => Some(text),
         Value::Null | Value::Unchanged => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_each_row_reads_of_many_is_one_line_of_the_cache() {
+        assert_eq!((size_of::<Option<Class>>(), size_of::<Option<Sub>>()), (64, 64));
     }
 }

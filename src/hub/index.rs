@@ -26,22 +26,35 @@ use crate::filter::{BoundPredicate, OpenTerms};
 use crate::policy::facts::Facts;
 use crate::policy::{self, Bound, ColumnMask, Judged, RowJudge};
 
-/// One subscription on this table.
+/// One subscription on this table: what every row asks of it, in one line of the processor's cache.
+#[repr(align(64))]
 pub(super) struct Sub {
     /// Of its channel in the registry.
     pub(super) channel: u32,
-    pub(super) port: Arc<Port>,
-    pub(super) principal: Arc<Principal>,
-    /// The principal's, where each row finds it.
-    expires_at: i64,
-    target: Target,
-    /// Rows at or before this are not for it.
-    from: Position,
-    /// The rest is made with the binding.
+    /// Made with the binding, as the class.
     pub(super) group: u32,
     pub(super) class: u32,
+    entry_id: i32,
+    pub(super) port: Arc<Port>,
+    /// The principal's.
+    expires_at: i64,
+    /// Rows at or before this are not for it.
+    from: Position,
+    action: Action,
+    /// The rest says nothing of which rows it wants.
+    plain: bool,
+    /// It selects all columns.
+    whole: bool,
+    rest: Box<Rest>,
+}
+
+/// What few rows ask of a subscription.
+struct Rest {
+    principal: Arc<Principal>,
+    target: Target,
+    /// Made with the binding, as what it keeps.
     predicate: Bind,
-    keep: Option<Box<ColumnMask>>,
+    keep: Option<ColumnMask>,
 }
 
 /// A filter on a relation.
@@ -83,13 +96,17 @@ impl Proposals {
     }
 
     pub(super) fn propose(&mut self, sub: u32, at: &Sub, class: u32) {
-        self.hits.push(Hit { channel: at.channel, entry_id: at.target.entry_id, sub, class });
+        self.hits.push(Hit { channel: at.channel, entry_id: at.entry_id, sub, class });
     }
 
-    /// Notes a class; returns its number.
-    pub(super) fn meet(&mut self, group: u32, class: u32) -> u32 {
+    /// Notes a class, which is said to have this number if the row has met it; returns its number, and whether this is the
+    /// first time.
+    pub(super) fn meet(&mut self, group: u32, class: u32, number: u32) -> (u32, bool) {
+        if self.classes.get(number as usize) == Some(&(group, class)) {
+            return (number, false);
+        }
         self.classes.push((group, class));
-        (self.classes.len() - 1) as u32
+        ((self.classes.len() - 1) as u32, true)
     }
 }
 
@@ -103,13 +120,11 @@ pub(super) struct TableIndex {
     groups: Vec<Group>,
     /// See [`super::registry::Registry::apply_rules`].
     passed: Option<Arc<Catalog>>,
-    /// Of the row at hand.
-    serial: u64,
 }
 
 impl TableIndex {
     pub(super) fn new(options: policy::Options, passed: Option<Arc<Catalog>>) -> TableIndex {
-        TableIndex { options, subs: Slots::new(), relation: None, groups: Vec::new(), passed, serial: 0 }
+        TableIndex { options, subs: Slots::new(), relation: None, groups: Vec::new(), passed }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -131,8 +146,10 @@ impl TableIndex {
         catalog: &Catalog,
     ) -> u32 {
         let expires_at = principal.expires_at;
-        let (group, class, predicate, keep) = (0, 0, Bind::Never, None);
-        let sub = Sub { channel, port, principal, expires_at, target, from, group, class, predicate, keep };
+        let (entry_id, action) = (target.entry_id, target.action);
+        let rest = Box::new(Rest { principal, target, predicate: Bind::Never, keep: None });
+        let (group, class, plain, whole) = (0, 0, false, false);
+        let sub = Sub { channel, group, class, entry_id, port, expires_at, from, action, plain, whole, rest };
         let id = self.subs.insert(sub);
         self.bind(id, catalog);
         id
@@ -141,7 +158,7 @@ impl TableIndex {
     pub(super) fn remove(&mut self, id: u32) {
         let Some(sub) = self.subs.remove(id) else { return };
         if let Some(group) = self.groups.get_mut(sub.group as usize) {
-            group.remove(id, sub.class, &sub.predicate);
+            group.remove(id, sub.class, &sub.rest.predicate);
         }
     }
 
@@ -218,9 +235,12 @@ impl TableIndex {
     /// Adds a subscription to its group, once the relation is known.
     fn bind(&mut self, id: u32, catalog: &Catalog) {
         let (Some(relation), Some(sub)) = (&self.relation, self.subs.get_mut(id)) else { return };
-        sub.predicate = bind_predicate(&sub.target, relation, catalog);
-        sub.keep = sub.target.select.as_ref().map(|names| Box::new(kept(relation, names)));
-        let role = &sub.principal.role;
+        let rest = &mut *sub.rest;
+        rest.predicate = bind_predicate(&rest.target, relation, catalog);
+        rest.keep = rest.target.select.as_ref().map(|names| kept(relation, names));
+        (sub.plain, sub.whole) =
+            (matches!(rest.predicate, Bind::Everything), rest.keep.is_none() && rest.target.cursor_as.is_none());
+        let role = &rest.principal.role;
         let at = self.groups.iter().position(|group| group.role() == role).unwrap_or_else(|| {
             let mut group = Group::new(catalog, relation, role, self.options);
             let differs = |passed: &Arc<Catalog>| {
@@ -231,7 +251,7 @@ impl TableIndex {
             self.groups.len() - 1
         });
         sub.group = at as u32;
-        sub.class = self.groups[at].add(id, &sub.principal, &sub.predicate);
+        sub.class = self.groups[at].add(id, &rest.principal, &rest.predicate);
     }
 
     // --- Rows.
@@ -239,11 +259,10 @@ impl TableIndex {
     /// Finds the subscriptions whose action and filter match. Call [`TableIndex::fit`] before. Says whether some could not be
     /// looked for because the row came without what they are found by: they are denied for want of evidence.
     pub(super) fn search(&mut self, row: &RowChange, facts: &Facts, into: &mut Proposals) -> bool {
-        self.serial += 1;
         let is_delete = matches!(row.change, Change::Delete { .. });
         let mut unseen = false;
         for (at, group) in self.groups.iter_mut().enumerate() {
-            let search = Search { row, facts, subs: &self.subs, group: at as u32, serial: self.serial };
+            let search = Search { row, facts, subs: &self.subs, group: at as u32 };
             if is_delete && group.bound().plan().deletes_to_all() {
                 for (id, sub) in self.subs.iter().filter(|(_, sub)| sub.group == at as u32) {
                     group.propose(id, sub, &search, into);
@@ -287,23 +306,28 @@ impl Sub {
     /// Whether action and filter match.
     pub(super) fn wants(&self, change: &Change, at: Position) -> bool {
         let action = matches!(
-            (self.target.action, change),
+            (self.action, change),
             (Action::All, _)
                 | (Action::Insert, Change::Insert { .. })
                 | (Action::Update, Change::Update { .. })
                 | (Action::Delete, Change::Delete { .. })
         );
-        let matches = || match &self.predicate {
+        let matches = || match &self.rest.predicate {
             Bind::Everything => true,
             Bind::Predicate(predicate) => predicate.matches(change),
             Bind::Never => false,
         };
-        action && at > self.from && matches()
+        action && at > self.from && (self.plain || matches())
+    }
+
+    /// Who subscribed.
+    pub(super) fn principal(&self) -> &Arc<Principal> {
+        &self.rest.principal
     }
 
     /// What Postgres has to be asked whether the filter matches.
     pub(super) fn open(&self, change: &Change) -> OpenTerms {
-        match &self.predicate {
+        match &self.rest.predicate {
             Bind::Predicate(predicate) => predicate.open(change),
             Bind::Everything | Bind::Never => OpenTerms::new(),
         }
@@ -311,12 +335,17 @@ impl Sub {
 
     /// The columns that it selects; `None` for all.
     pub(super) fn keep(&self) -> Option<&ColumnMask> {
-        self.keep.as_deref()
+        self.rest.keep.as_ref()
+    }
+
+    /// Whether it neither filters nor selects.
+    pub(super) fn takes_all(&self) -> bool {
+        self.plain && self.whole
     }
 
     /// Under which name its records carry the cursor.
     pub(super) fn cursor_as(&self) -> Option<&Arc<str>> {
-        self.target.cursor_as.as_ref()
+        self.rest.target.cursor_as.as_ref()
     }
 
     /// Whether its token is no longer valid.

@@ -80,7 +80,7 @@ impl Room {
             [&self.alice, &self.bob, &self.green].map(|port| (port.id, Vec::new())).into();
         while !enough(&lines) {
             let batch = tokio::time::timeout(DEADLINE, self.bench.batches.recv()).await;
-            for outgoing in batch.unwrap_or_else(|_| panic!("only {lines:?} came")).expect("runs") {
+            for outgoing in batch.unwrap_or_else(|_| panic!("only {lines:?} came")).expect("runs").items {
                 match outgoing {
                     Outgoing::Change(fanout) => {
                         let line = match &fanout.event.value().row.change {

@@ -1,5 +1,6 @@
 //! One row: who is concerned, who may see it, who gets it.
 
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -93,7 +94,10 @@ impl Matcher {
         }
         let Proposals { hits, classes, all_doubt, .. } = proposals;
         judgement.lost_to_all = *all_doubt;
-        hits.sort_unstable_by_key(|hit| (hit.channel, hit.entry_id));
+        let order = |hit: &Hit| (hit.channel, hit.entry_id);
+        if !hits.is_sorted_by_key(order) {
+            hits.sort_unstable_by_key(order);
+        }
         verdicts.clear();
         verdicts.resize(classes.len(), None);
         let table = &*table;
@@ -135,6 +139,16 @@ impl Judgement {
     ) {
         let expired = Judged::Decided(Verdict::Deny(DenyReason::Expired));
         let judged = if sub.is_expired(now_unix_seconds) { &expired } else { judged };
+        if let (Judged::Decided(Verdict::Permit(permit)), [hit]) = (judged, hits)
+            && sub.takes_all()
+        {
+            counts.permit += 1;
+            return add(
+                &mut self.permits,
+                permit,
+                Ready { port: sub.port.clone(), ids: Ids::from_slice(&[hit.entry_id]), cursor_as: None },
+            );
+        }
         let doubted = table.doubts(sub, change);
         for Selected { keep, cursor_as, ids, open } in by_selection(table, hits, change) {
             let cursor_as = cursor_as.cloned();
@@ -145,7 +159,7 @@ impl Judgement {
                 }
                 Judged::Decided(Verdict::Permit(permit)) => {
                     counts.permit += 1;
-                    let (share, principal) = (share(&sub.port, ids, open, (keep, cursor_as)), sub.principal.clone());
+                    let (share, principal) = (share(&sub.port, ids, open, (keep, cursor_as)), sub.principal().clone());
                     self.filtered.push(Filtered { share, principal, permit: permit.clone() });
                 }
                 Judged::Decided(Verdict::Deny(DenyReason::Policy | DenyReason::PolicyError)) if doubted => {
@@ -164,7 +178,7 @@ impl Judgement {
                 Judged::Ask => {
                     let Some(bound) = table.bound(sub) else { continue };
                     let share = share(&sub.port, ids, open, (keep, cursor_as));
-                    self.ask((bound, doubted), &sub.principal, Waiting { share, principal: 0 });
+                    self.ask((bound, doubted), sub.principal(), Waiting { share, principal: 0 });
                 }
             }
         }
@@ -238,10 +252,11 @@ pub(super) fn narrowed(permit: &Permit, keep: Option<&ColumnMask>) -> Permit {
     keep.map_or_else(|| permit.clone(), |keep| permit.narrowed(keep))
 }
 
-pub(super) fn add(permits: &mut Permits, permit: Permit, ready: Ready) {
-    match permits.iter_mut().find(|(known, _)| *known == permit) {
+pub(super) fn add(permits: &mut Permits, permit: impl Borrow<Permit>, ready: Ready) {
+    let permit = permit.borrow();
+    match permits.iter_mut().find(|(known, _)| known == permit) {
         Some((_, members)) => members.push(ready),
-        None => permits.push((permit, vec![ready])),
+        None => permits.push((permit.clone(), vec![ready])),
     }
 }
 
@@ -254,11 +269,16 @@ pub(super) fn emit(
 ) -> u64 {
     let mut deliveries = 0;
     for (permit, ready) in permits {
+        let share = ready.len().div_ceil(out.len());
         let mut by_shard: SmallVec<[Vec<Member>; 8]> = (0..out.len()).map(|_| Vec::new()).collect();
         deliveries += ready.len() as u64;
         for Ready { port, ids, cursor_as } in ready {
             let shard = port.shard % out.len();
-            by_shard[shard].push(Member { port, ids, cursor_as, cost: 0 });
+            let members = &mut by_shard[shard];
+            if members.is_empty() {
+                members.reserve(share);
+            }
+            members.push(Member { port, ids, cursor_as, cost: 0 });
         }
         for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
             if !members.is_empty() {

@@ -18,8 +18,9 @@ const MAX_KEPT: usize = 1 << 18;
 /// More newcomers than this are not judged on suspicion: the row is looked up.
 const MAX_NEWCOMERS: usize = 32;
 
-/// A class: its number, and when it came.
-pub(super) type Known = (u32, u64);
+/// A class: its number, and when it came. That begins anew after four thousand million: at worst one class too many is
+/// proposed.
+pub(super) type Known = (u32, u32);
 
 /// See the module's comment.
 #[derive(Default)]
@@ -31,7 +32,7 @@ pub(super) struct Memo {
     /// How many classes ever came.
     came: u64,
     /// The latest of them, oldest first.
-    newcomers: VecDeque<Known>,
+    newcomers: VecDeque<(u32, u64)>,
 }
 
 struct Entry {
@@ -42,13 +43,13 @@ struct Entry {
 
 impl Memo {
     /// A class came; returns when.
-    pub(super) fn came(&mut self, class: u32) -> u64 {
+    pub(super) fn came(&mut self, class: u32) -> u32 {
         self.came += 1;
         if self.newcomers.len() == MAX_NEWCOMERS {
             self.newcomers.pop_front();
         }
         self.newcomers.push_back((class, self.came));
-        self.came
+        self.came as u32
     }
 
     /// Calls `visit` for each class that may be concerned, some of which may be gone; or says that it does not know.
@@ -63,11 +64,13 @@ impl Memo {
         }
         entry.classes.iter().for_each(|known| visit(*known));
         let since = entry.since;
-        self.newcomers.iter().filter(|(_, came)| *came > since).for_each(|known| visit(*known));
+        let newcomers = self.newcomers.iter().filter(|(_, came)| *came > since);
+        newcomers.for_each(|(class, came)| visit((*class, *came as u32)));
         true
     }
 
-    /// Keeps what a lookup at the version of the last [`Memo::recall`] found in so many steps.
+    /// Keeps what a lookup at the version of the last [`Memo::recall`] found in so many steps: in the order in which they came to
+    /// their places, which is that of their subscriptions as a rule, so that memory is read one way and nothing is left to sort.
     pub(super) fn keep(&mut self, columns: &[u8], steps: usize, classes: impl ExactSizeIterator<Item = Known>) {
         if steps < WORTH_KEEPING {
             return;
@@ -77,7 +80,9 @@ impl Memo {
             self.clear();
         }
         self.kept += classes.len() + 1;
-        let entry = Entry { since: self.came, classes: classes.collect() };
+        let mut classes: Box<[Known]> = classes.collect();
+        classes.sort_unstable();
+        let entry = Entry { since: self.came, classes };
         if let Some(before) = self.entries.insert(columns.into(), entry) {
             self.kept -= before.classes.len() + 1;
         }

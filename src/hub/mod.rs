@@ -17,6 +17,7 @@ mod look;
 mod matching;
 mod memo;
 mod noting;
+mod numbers;
 mod outbox;
 mod owing;
 mod prepare;

@@ -110,6 +110,9 @@ async fn resolve_entry(
         return Err(refused(parameters.exception(&detail)));
     }
     for table in tables {
+        if let Some(name) = hidden_by_cursor(entry, table, &principal.role) {
+            return Err(refused(name));
+        }
         let target = on_table(catalog, validator, entry, &conditions, table, (&principal.role, owner)).await;
         targets.push(
             target
@@ -117,6 +120,17 @@ async fn resolve_entry(
         );
     }
     Ok(())
+}
+
+/// Why the record can't carry its cursor under the name that was asked for: a column that the role may read has it.
+fn hidden_by_cursor(entry: &Entry, table: &Table, role: &str) -> Option<String> {
+    let name = entry.cursor_as.as_deref()?;
+    let column = table.columns.iter().find(|column| *column.name == *name)?;
+    let readable = table.access.get(role).is_some_and(|access| access.columns.contains(&column.number));
+    let (schema, table) = (&table.schema, &table.name);
+    readable.then(|| {
+        format!("Error parsing `cursor_as`: {schema}.{table} has a column \"{name}\"; choose a name that no column has")
+    })
 }
 
 pub(super) async fn on_table(

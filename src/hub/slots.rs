@@ -1,8 +1,8 @@
 //! Numbered places that are used again, and sets of such numbers: what an index with a million subscriptions is made of.
 //!
-//! A number instead of a pointer or a key: four bytes where a list names a subscription, and no hash to find it. A set is an
-//! inline list while it is small, as nearly all are, and a hash set beyond, so that leaving a set of a million costs no more
-//! than leaving one of two.
+//! A number instead of a pointer or a key: four bytes where a list names a subscription, and no hash to find it. A set of one,
+//! as nearly all are, is in place; one of a few is a list, and beyond it is a hash set, so that leaving a set of a million costs
+//! no more than leaving one of two.
 //!
 //! Rejected: lists with back pointers, which must be kept right in two places.
 
@@ -64,23 +64,23 @@ impl<T> Slots<T> {
 /// Most numbers of a list; removal walks it.
 const FEW: usize = 32;
 
-/// A set of numbers of places.
+/// A set of numbers of places. What is more than one is boxed, so that the many small sets stay small.
+#[derive(Default)]
 pub(super) enum IdSet {
-    Few(SmallVec<[u32; 4]>),
-    /// Boxed, so that the many small sets stay small.
+    #[default]
+    Empty,
+    One(u32),
+    /// Two or more.
+    Few(Box<SmallVec<[u32; 6]>>),
     Many(Box<AHashSet<u32>>),
-}
-
-impl Default for IdSet {
-    fn default() -> IdSet {
-        IdSet::Few(SmallVec::new())
-    }
 }
 
 impl IdSet {
     /// Adds a number that is not in it.
     pub(super) fn insert(&mut self, id: u32) {
         match self {
+            IdSet::Empty => *self = IdSet::One(id),
+            IdSet::One(other) => *self = IdSet::Few(Box::new(SmallVec::from_slice(&[*other, id]))),
             IdSet::Few(list) if list.len() < FEW => list.push(id),
             IdSet::Few(list) => {
                 let mut set: AHashSet<u32> = list.iter().copied().collect();
@@ -93,30 +93,38 @@ impl IdSet {
 
     pub(super) fn remove(&mut self, id: u32) {
         match self {
+            IdSet::Empty => {}
+            IdSet::One(known) => {
+                if *known == id {
+                    *self = IdSet::Empty;
+                }
+            }
             IdSet::Few(list) => {
                 if let Some(at) = list.iter().position(|known| *known == id) {
                     list.swap_remove(at);
+                }
+                if let [last] = list[..] {
+                    *self = IdSet::One(last);
                 }
             }
             IdSet::Many(set) => {
                 set.remove(&id);
                 if set.len() <= FEW / 2 {
-                    *self = IdSet::Few(set.iter().copied().collect());
+                    *self = IdSet::Few(Box::new(set.iter().copied().collect()));
                 }
             }
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        match self {
-            IdSet::Few(list) => list.is_empty(),
-            IdSet::Many(set) => set.is_empty(),
-        }
+        matches!(self, IdSet::Empty)
     }
 
     /// In any order.
     pub(super) fn each(&self, mut visit: impl FnMut(u32)) {
         match self {
+            IdSet::Empty => {}
+            IdSet::One(id) => visit(*id),
             IdSet::Few(list) => list.iter().for_each(|id| visit(*id)),
             IdSet::Many(set) => set.iter().for_each(|id| visit(*id)),
         }

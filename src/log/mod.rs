@@ -44,6 +44,7 @@ mod scan;
 mod segment;
 mod state;
 mod tail;
+mod times;
 pub mod testing;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -58,6 +59,7 @@ use std::time::Duration;
 pub use error::LogError;
 pub use files::{Files, Lock, LogFile, RealFiles};
 pub use reader::{Read, Reader};
+pub use times::Place;
 pub use writer::LogWriter;
 
 use crate::change::Lsn;

@@ -10,7 +10,7 @@ use super::facts::{FactBinding, Facts, Side};
 use super::image::record;
 use super::permit::{ColumnMask, DenyReason, Permit, UndecidedReason, Verdict};
 use super::plan::{Engine, Plan};
-use super::rule::{KnownViewer, RowEval, RowKeys, Rule, Truth, Viewer, ViewerKey};
+use super::rule::{KnownViewer, RowEval, RowKeys, RowValue, Rule, Truth, Viewer, ViewerKey};
 use crate::catalog::{OldImage, Table};
 use crate::change::{Change, OldRow, Relation, ReplicaIdentity, Tuple, Value};
 use crate::claims::Principal;
@@ -294,12 +294,12 @@ impl Bound {
         change: &Change,
         facts: Option<(&FactBinding, &Facts)>,
         limit: usize,
-        found: &mut dyn FnMut(u16, &[u8]),
+        found: &mut dyn FnMut(u16, RowValue<'_>),
     ) -> RowKeys {
         let Some(keys) = self.plan.keys() else { return RowKeys::Complete };
         let Some((binding, facts)) = self.facts(facts) else { return RowKeys::TooMany(keys.claims().into()) };
         let image = self.judged(change);
-        keys.of_row(binding, facts, side(change), &|column| self.read(image, column), limit, found)
+        keys.values_of_row(binding, facts, side(change), &|column| self.read(image, column), limit, found)
     }
 
     /// Writes down what the rule reads of the image by which a change is judged: equal bytes have equal keys and, for equal
@@ -330,9 +330,9 @@ impl Bound {
             return false;
         }
         let mut is_found = of_viewer.iter().any(|(_, values)| matches!(values, ViewerKey::MustJudge));
-        let mut look = |claim: u16, value: &[u8]| {
+        let mut look = |claim: u16, value: RowValue<'_>| {
             let values = of_viewer.iter().find(|(known, _)| *known == claim).map(|(_, values)| values);
-            is_found |= matches!(values, Some(ViewerKey::Values(values)) if values.iter().any(|v| **v == *value));
+            is_found |= matches!(values, Some(ViewerKey::Values(values)) if value.with_text(|value| values.iter().any(|v| **v == *value)));
         };
         match self.row_keys(change, facts, usize::MAX, &mut look) {
             RowKeys::Complete => is_found,

@@ -405,6 +405,7 @@ impl Taker {
         // The SQLSTATE alone: messages quote values.
         tracing::debug!(sqlstate = state.code(), "a snapshot could not be taken");
         match (&state.code()[..2], state.code()) {
+            (_, "42501") => SnapshotError::Barred(DenyReason::NoGrant),
             (_, "57014") => SnapshotError::Timeout(self.config.statement_timeout),
             // DDL came between the reading of the catalog and this.
             (_, "42703" | "42P01" | "42704") => SnapshotError::Unavailable,

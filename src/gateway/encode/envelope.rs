@@ -117,7 +117,6 @@ pub fn changes_frame(version: Version, topic: &str, ids: &[i32], data: &[u8]) ->
 /// A `system` message as a complete text frame. `topic` is the full one (the payload's `channel` is derived from it);
 /// `join_ref_json` is the channel's join_ref as JSON text, a quoted string or `null`, and is sent in protocol 2 only. `more`: further members, each
 /// with a comma before it ([`super::details`]), or nothing.
-#[expect(clippy::too_many_arguments, reason = "the parts of one frame")]
 pub fn system_frame(
     version: Version,
     topic: &str,

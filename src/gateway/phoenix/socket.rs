@@ -218,6 +218,7 @@ impl Connection {
     async fn serve(&mut self, socket: &mut WebSocketStream<Inbound>) -> Served {
         let shared = self.shared.clone();
         let mut draining = pin!(shared.drain.draining());
+        let mut closed = pin!(shared.gate.closed());
         let mut sleep = pin!(sleep_until(TokioInstant::now() + self.next_wake()));
         while self.outbox.is_open() {
             tokio::select! {
@@ -250,6 +251,7 @@ impl Connection {
                     self.carry_out(effects);
                 }
                 () = draining.as_mut() => self.close(CloseReason::Drain),
+                () = closed.as_mut() => self.close(CloseReason::Slot),
                 () = sleep.as_mut() => self.tick(),
             }
             let wake = TokioInstant::now() + self.next_wake();

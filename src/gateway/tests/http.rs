@@ -135,6 +135,7 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
         log: crate::log::testing::in_memory().unwrap().log,
         cursor_key: Arc::new(crate::resume::CursorKey::new([1; 32])),
         drain: Drain::new(),
+        gate: crate::task::Gate::always(),
         connections: Connections::default(),
         ready: watch::channel(false).1,
         shards: 1,

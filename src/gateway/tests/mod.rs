@@ -101,6 +101,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
         log: crate::log::testing::in_memory().unwrap().log,
         cursor_key: Arc::new(crate::resume::CursorKey::new([1; 32])),
         drain: drain.clone(),
+        gate: task::Gate::always(),
         connections: connections.clone(),
         ready: ready_seen,
         shards: 2,

@@ -4,6 +4,7 @@ mod crashing;
 mod damage;
 mod forking;
 mod reading;
+mod times;
 mod writing;
 
 use std::io;

@@ -564,9 +564,11 @@ impl<'e> Eval<'e> {
         self.hint.and_then(Cell::get)
     }
 
-    /// Calls `found` with the text of a fact column, if it is not NULL.
-    pub(super) fn with_column(&self, column: ColumnRef, found: &mut dyn FnMut(&[u8])) {
-        self.column(column).with_text(|text| found(text));
+    /// Calls `found` with a fact column's table and number, if it is not NULL.
+    pub(super) fn with_fact(&self, column: ColumnRef, found: &mut dyn FnMut(&Store, Symbol)) {
+        if let Val::Fact(store, symbol, _) = self.column(column) {
+            found(store, symbol);
+        }
     }
 }
 

@@ -36,7 +36,7 @@ use crate::pgtype::{Equality, Order};
 pub(super) use compile::{Compiled, compile};
 pub(super) use convert::convertible;
 pub use eval::RowEval;
-pub use keys::{Keys, RowKeys, ViewerKey};
+pub use keys::{Keys, RowKeys, RowValue, ViewerKey};
 pub use tree::Branch;
 pub use viewer::{Claimed, KnownViewer, Viewer};
 pub(super) use visit::exact_under;

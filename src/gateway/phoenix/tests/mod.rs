@@ -1,11 +1,12 @@
 //! What the session answers, without a socket: the rules of `protocol.md` §13.2–13.4 and 13.9 that need no database.
 
+mod begin;
 mod held;
 mod keys;
 mod limits;
 mod tokens;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -20,7 +21,7 @@ use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::gateway::{GatewayConfig, Shared, Tokens};
 use crate::hub::{Activated, ChannelId, HubHandle, Stage, SubscribeError, Version};
-use crate::log;
+use crate::log::{self, LogWriter};
 use crate::metrics::Metrics;
 use crate::resume::CursorKey;
 use crate::task::Drain;
@@ -34,6 +35,8 @@ struct Client {
     now: Now,
     /// What the session wants besides frames.
     wants: Vec<Effect>,
+    /// Of the relay's log.
+    writer: Mutex<LogWriter>,
 }
 
 fn anon(lifetime: i64) -> String {
@@ -46,6 +49,7 @@ fn client_of(version: Version, config: GatewayConfig) -> Client {
 
 fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Client {
     let opened = log::testing::in_memory().unwrap();
+    let writer = Mutex::new(opened.writer);
     let shared = Arc::new(Shared {
         config,
         hub: HubHandle::new(mpsc::channel(1).0),
@@ -56,12 +60,13 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         log: opened.log,
         cursor_key: Arc::new(CursorKey::new([1; 32])),
         drain: Drain::new(),
+        gate: crate::task::Gate::always(),
     });
     let token = anon(3600);
     let principal = Arc::new(claims::tests::verifier().verify(&token, NOW).unwrap());
     let visitor = Visitor { connection: 1, version, token: token.into(), principal, headers: "{}".into() };
     let now = Now { unix_millis: NOW * 1000, at: Instant::now() };
-    Client { session: Session::new(shared.clone(), visitor), shared, version, now, wants: Vec::new() }
+    Client { session: Session::new(shared.clone(), visitor), shared, version, now, wants: Vec::new(), writer }
 }
 
 fn client() -> Client {

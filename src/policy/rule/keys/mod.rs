@@ -20,7 +20,7 @@ use super::eval::Eval;
 use super::{Claimed, ColumnRef, Expr, Rule, Scalar, Truth, Viewer};
 use crate::change::Value;
 use crate::pgtype::canonical;
-use crate::policy::facts::{FactBinding, Facts, PathStep, Side};
+use crate::policy::facts::{FactBinding, Facts, PathStep, Side, Store, Symbol};
 
 /// In place of a claim: the index that has everybody under the empty value.
 const EVERYBODY: u16 = u16::MAX;
@@ -64,6 +64,34 @@ pub enum ViewerKey {
     Values(SmallVec<[Box<[u8]>; 1]>),
     /// The claim says nothing about him: he must be judged on every row.
     MustJudge,
+}
+
+/// A value that a row yields: its own, or that of a fact, which has a number in its table as well.
+#[derive(Clone, Copy)]
+pub struct RowValue<'a>(Held<'a>);
+
+#[derive(Clone, Copy)]
+enum Held<'a> {
+    Row(&'a [u8]),
+    Fact(&'a Store, Symbol),
+}
+
+impl RowValue<'_> {
+    /// The number of a fact's value, and the epoch under which it means that value and no other, in no other table.
+    pub fn number(self) -> Option<(u64, u32)> {
+        match self.0 {
+            Held::Row(_) => None,
+            Held::Fact(store, symbol) => Some((store.epoch(), symbol)),
+        }
+    }
+
+    /// Calls `with` with its canonical text.
+    pub fn with_text<T>(self, with: impl FnOnce(&[u8]) -> T) -> T {
+        match self.0 {
+            Held::Row(text) => with(text),
+            Held::Fact(store, symbol) => with(&store.packed(symbol).text()),
+        }
+    }
 }
 
 /// What [`Keys::of_row`] came to.
@@ -142,6 +170,20 @@ impl Keys {
         limit: usize,
         found: &mut dyn FnMut(u16, &[u8]),
     ) -> RowKeys {
+        let mut found = |claim, value: RowValue<'_>| value.with_text(|text| found(claim, text));
+        self.values_of_row(binding, facts, side, column, limit, &mut found)
+    }
+
+    /// The same with the values as the row or the facts have them.
+    pub fn values_of_row<'a>(
+        &self,
+        binding: &FactBinding,
+        facts: &Facts,
+        side: Side,
+        column: &dyn Fn(usize) -> Value<'a>,
+        limit: usize,
+        found: &mut dyn FnMut(u16, RowValue<'_>),
+    ) -> RowKeys {
         let mut too_many: SmallVec<[u16; 2]> = SmallVec::new();
         let mut path = 0;
         for key in &self.keys {
@@ -152,7 +194,7 @@ impl Keys {
             }
             let complete = match &key.source {
                 Source::Row => {
-                    found(EVERYBODY, b"");
+                    found(EVERYBODY, RowValue(Held::Row(b"")));
                     true
                 }
                 Source::Column(read) => match column(usize::from(*read)) {
@@ -160,14 +202,14 @@ impl Keys {
                     Value::Null => true,
                     Value::Text(text) => {
                         let text = canonical(self.bare.reads[usize::from(*read)].kind.equality, text);
-                        text.map(|text| found(key.claim, &text)).is_some()
+                        text.map(|text| found(key.claim, RowValue(Held::Row(&text)))).is_some()
                     }
                 },
                 Source::Path { steps, target } => {
                     if self.lacks_start(steps, column) {
                         return RowKeys::Absent;
                     }
-                    let mut found = |value: &[u8]| found(key.claim, value);
+                    let mut found = |store: &Store, symbol| found(key.claim, RowValue(Held::Fact(store, symbol)));
                     self.walk(own_path, *target, binding, facts, side, column, limit, &mut found)
                 }
             };
@@ -208,14 +250,14 @@ impl Keys {
         side: Side,
         column: &dyn Fn(usize) -> Value<'a>,
         limit: usize,
-        found: &mut dyn FnMut(&[u8]),
+        found: &mut dyn FnMut(&Store, Symbol),
     ) -> bool {
         let Some(join) = binding.path(path) else { return false };
         let Some(mut eval) = Eval::new(&self.rule, binding, facts, side, column, None) else { return false };
         eval.budget = limit;
         let mut doubt = Truth::False;
         let gave_up = eval.descend(&join.levels, &mut doubt, &mut |eval, _| {
-            eval.with_column(target, found);
+            eval.with_fact(target, found);
             false
         });
         !gave_up && doubt == Truth::False
