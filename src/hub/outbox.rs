@@ -123,11 +123,6 @@ impl Outbox {
         self.number
     }
 
-    /// Bytes that may wait.
-    pub fn limit(&self) -> usize {
-        self.limit
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,6 +253,11 @@ impl Outbox {
         let flushed = self.write(&mut state);
         state.blocked = flushed == Flushed::Blocked;
         flushed
+    }
+
+    /// How many bytes may wait.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Bytes that wait.

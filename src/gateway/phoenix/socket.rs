@@ -337,7 +337,7 @@ impl Connection {
                 Effect::Send(frame) => frames.push((frame, None)),
                 Effect::Greet { stage, greeting } => frames.push((greeting, Some(stage))),
                 Effect::Close(reason) => closing = Some(reason),
-                Effect::Subscribe { id, topic, join_ref, entries, principal, again, stage, greeting } => {
+                Effect::Subscribe { id, topic, join_ref, mut entries, principal, again, stage, greeting } => {
                     let port = Arc::new(Port {
                         id,
                         outbox: self.outbox.clone(),
@@ -350,6 +350,10 @@ impl Connection {
                     });
                     if let Some(before) = self.ports.insert(id, port.clone()) {
                         before.stage.close();
+                        if again && before.place.had_snapshot() {
+                            entries.iter_mut().for_each(|entry| entry.snapshot = None);
+                            port.place.end_snapshot();
+                        }
                     }
                     let hub = self.shared.hub.clone();
                     let asking = async move {

@@ -35,20 +35,12 @@ use crate::policy::Taker;
 pub(super) struct Snapshots {
     pub(super) taker: Arc<Taker>,
     pub(super) unseen: Unseen,
-    /// Counts the histories of the stream: a place in another one is none.
-    pub(super) history: u64,
     /// Channels whose rows are not all sent, or whose seam is not behind them.
     pub(super) sending: AHashMap<ChannelId, Sending>,
 }
 
 impl Snapshots {
     pub(super) fn new(taker: Taker) -> Snapshots {
-        Snapshots { taker: Arc::new(taker), unseen: Unseen::default(), history: 0, sending: AHashMap::new() }
-    }
-
-    /// Another history begins.
-    pub(super) fn diverged(&mut self) {
-        self.unseen.clear();
-        self.history += 1;
+        Snapshots { taker: Arc::new(taker), unseen: Unseen::default(), sending: AHashMap::new() }
     }
 }

@@ -32,7 +32,7 @@ pub(in crate::hub) struct Sending {
     /// Place in the bound of what is held, while there are rows.
     held: Option<OwnedSemaphorePermit>,
     /// Behind this the tail leaves nothing out.
-    until: Position,
+    until: Cursor,
     /// What is to be told of each entry at the end.
     told: Vec<(i32, u32, bool)>,
 }
@@ -47,6 +47,7 @@ struct Rows {
 
 impl Sending {
     fn new(port: Arc<Port>, snapped: Snapped) -> Sending {
+        // An entry without rows is none to wait for.
         let Snapped { parts, at, types, seam, sharing_key, held, .. } = snapped;
         let told = parts.iter().flat_map(|Part { ids, shown }| {
             // The bound of rows fits.
@@ -59,9 +60,8 @@ impl Sending {
             permit: shown.permit,
             rows: shown.rows.into_iter(),
         };
-        let parts = parts.into_iter().map(rows).collect();
-        let until = Position { lsn: seam.until(), ordinal: u32::MAX };
-        Sending { port, sharing_key, at, types, parts, held: Some(held), until, told }
+        let parts = parts.into_iter().map(rows).filter(|part| part.rows.len() > 0).collect();
+        Sending { port, sharing_key, at, types, parts, held: Some(held), until: seam.until(), told }
     }
 
     /// Whether its rows are for somebody of these rights.
@@ -69,7 +69,8 @@ impl Sending {
         *self.sharing_key == *sharing_key
     }
 
-    fn has_rows(&self) -> bool {
+    /// Whether there is something to be sent before the stream.
+    pub(in crate::hub) fn has_rows(&self) -> bool {
         !self.parts.is_empty()
     }
 
@@ -79,6 +80,7 @@ impl Sending {
                 self.parts.pop_front();
                 continue;
             };
+            let is_last = part.rows.len() == 0;
             let size = |value| if let Value::Text(text) = value { text.len() } else { 4 };
             let cost = FRAME_BYTES + new.values().map(size).sum::<usize>();
             let cost = u32::try_from(cost).unwrap_or(u32::MAX);
@@ -90,9 +92,15 @@ impl Sending {
             let event = Arc::new(Event::of_snapshot(Arc::new(row), self.at, Instant::now(), self.types.clone()));
             self.port.place.pace().add(cost);
             let member = Member { port: self.port.clone(), ids: part.ids.clone(), cursor_as: None, cost };
-            return Some(Outgoing::Change(Fanout { event: part.permit.admit(event), members: vec![member] }));
+            let outgoing = Outgoing::Change(Fanout { event: part.permit.admit(event), members: vec![member] });
+            if is_last {
+                self.parts.pop_front();
+            }
+            if self.parts.is_empty() {
+                self.held = None;
+            }
+            return Some(outgoing);
         }
-        self.held = None;
         None
     }
 }
@@ -121,7 +129,7 @@ impl Hub {
             return;
         }
         let now = self.deps.clock.unix_seconds();
-        let mut over = Vec::new();
+        let (mut through, mut over) = (Vec::new(), Vec::new());
         for (id, sending) in &mut self.snapshots.sending {
             let known = self.registry.get(*id);
             let still = known.is_some_and(|channel| !channel.principal.is_expired(now));
@@ -139,9 +147,15 @@ impl Hub {
             }
             self.deps.metrics.deliveries.inc_by(sent as u64);
             self.queued += sent;
+            if !sending.has_rows() && sent > 0 {
+                through.push(*id);
+            }
             let reached = sending.port.place.streamed().filter(|_| !sending.has_rows());
-            let Some(reached) = reached.filter(|reached| reached.position >= sending.until) else { continue };
-            let cursor = Cursor { epoch: reached.epoch, position: sending.until };
+            // Of another history: the channel was told that it has lost something.
+            let is_behind =
+                |reached: &Cursor| reached.epoch != sending.until.epoch || reached.position >= sending.until.position;
+            let Some(reached) = reached.filter(is_behind) else { continue };
+            let cursor = if reached.epoch == sending.until.epoch { sending.until } else { reached };
             for (id, rows, more) in sending.told.drain(..) {
                 let details = Some(Details::Snapshot { id, rows, more, cursor });
                 let message = COMPLETE.into();
@@ -154,6 +168,8 @@ impl Hub {
         for id in over {
             self.snapshots.sending.remove(&id);
         }
+        // What is said of the stream comes behind the rows.
+        through.into_iter().for_each(|id| self.place(id));
         self.deps.metrics.snapshots_sending.set(self.snapshots.sending.len() as i64);
     }
 }

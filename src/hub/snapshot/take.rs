@@ -31,8 +31,8 @@ pub(in crate::hub) struct Snapped {
     /// Everything up to here is in it.
     pub(in crate::hub) start: Position,
     pub(in crate::hub) seam: Arc<Seam>,
-    /// The history that `start` is of, as the hub counts them.
-    pub(in crate::hub) history: u64,
+    /// Of the history that all this is of.
+    pub(in crate::hub) epoch: Option<u64>,
     /// Whose rows they are.
     pub(in crate::hub) sharing_key: Arc<str>,
     pub(super) held: tokio::sync::OwnedSemaphorePermit,
@@ -44,7 +44,7 @@ pub(in crate::hub) struct Taking {
     pub(in crate::hub) validator: Arc<Validator>,
     pub(in crate::hub) options: Options,
     pub(in crate::hub) ground: Ground,
-    pub(in crate::hub) history: u64,
+    pub(in crate::hub) epoch: Option<u64>,
 }
 
 /// Whether the channel asks for any.
@@ -88,8 +88,8 @@ impl Taking {
             at: taken.at,
             types: catalog.types().clone(),
             start,
-            seam: Arc::new(Seam::new(taken.sees, taken.until)),
-            history: self.history,
+            seam: Arc::new(Seam::new(taken.sees, taken.until, self.epoch)),
+            epoch: self.epoch,
             sharing_key: principal.sharing_key.clone(),
             held: taken.held,
         })
