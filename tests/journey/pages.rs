@@ -85,10 +85,18 @@ async fn now(relay: &Relay) -> String {
     time.page().cursor
 }
 
+/// Waits until the relay has everything that is committed by now: a page ends where the log does.
+async fn caught_up(scene: &Scene) {
+    let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+    phone.subscribe("marks", &watching(&[])).await;
+    scene.mark("caught up").await;
+    assert!(phone.next_change().await.is_mark("caught up"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_a_page_and_its_cursor_a_place_to_go_on_from() {
     let scene = Scene::start().await;
-    for (user, kind) in [(ALICE, "one"), (BOB, "bob's"), (ALICE, "two"), (ALICE, "three")] {
+    for (user, kind) in [(ALICE, "one"), (BOB, "his"), (ALICE, "two"), (ALICE, "three")] {
         scene.exec(&notify(user, kind)).await;
     }
     let answer = get(&scene.relay, ALICE, "/api/snapshot?table=notifications").await;
@@ -108,6 +116,7 @@ async fn a_snapshot_is_a_page_and_its_cursor_a_place_to_go_on_from() {
     scene.exec("update notifications set kind = 'new' where kind = 'one'").await;
     scene.exec("delete from notifications where kind = 'two'").await;
     let expected: Vec<String> = ["INSERT four", "UPDATE new", "DELETE two"].map(String::from).into();
+    caught_up(&scene).await;
     let after = get(&scene.relay, ALICE, &format!("/api/history?table=notifications&after={}", page.cursor)).await;
     assert_eq!((after.page().kinds(), after.page().more), (expected.clone(), false));
     // And over a WebSocket.
@@ -163,6 +172,7 @@ async fn paged_to_its_end_history_is_what_the_live_stream_brought() {
     let empty = get(&scene.relay, ALICE, &path(&after)).await.page();
     assert!(empty.rows.is_empty() && !empty.more);
     scene.exec(&notify(ALICE, "next")).await;
+    caught_up(&scene).await;
     assert_eq!(get(&scene.relay, ALICE, &path(&empty.cursor)).await.page().kinds(), ["INSERT next"]);
     // By time, at least once.
     let all = get(&scene.relay, ALICE, &path("2026-01-01T00:00:00Z")).await.page();
@@ -175,7 +185,7 @@ async fn history_is_judged_with_the_rights_of_now() {
     let start = now(&scene.relay).await;
     scene.exec(&super::event(super::ALICES_SESSION, "while hers")).await;
     scene.exec(&format!("update coding_sessions set user_id = '{BOB}' where id = '{}'", super::ALICES_SESSION)).await;
-    scene.mark("given").await;
+    caught_up(&scene).await;
     let path = format!("/api/history?table=session_events&after={start}");
     let of = async |user: &str| get(&scene.relay, user, &path).await.page().rows.len();
     assert_eq!((of(ALICE).await, of(BOB).await), (0, 1));
@@ -248,7 +258,15 @@ async fn as_many_as_may_be_are_read_and_more_are_told_to_wait() {
     .await;
     let answer = get(&relay, ALICE, "/api/snapshot?table=notifications").await;
     assert!(answer.status == 413 && answer.body.contains("more than 2000 bytes"), "{answer:?}");
-    let page = get(&relay, ALICE, &format!("/api/history?table=notifications&after={start}")).await.page();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let page = loop {
+        let page = get(&relay, ALICE, &format!("/api/history?table=notifications&after={start}")).await.page();
+        if !page.rows.is_empty() {
+            break page;
+        }
+        assert!(tokio::time::Instant::now() < deadline);
+        crate::support::relay::pause().await;
+    };
     assert!(page.more && (1..10).contains(&page.rows.len()), "{page:?}");
 }
 
@@ -266,6 +284,7 @@ async fn what_can_no_longer_be_given_is_gone_and_says_where_to_go_on() {
     assert_eq!((gap["reason"].as_str(), &gap["from"]), (Some("unknown"), &Value::Null));
     let to = gap["to"].as_str().expect("a cursor").to_owned();
     scene.exec(&notify(ALICE, "after")).await;
+    caught_up(&scene).await;
     let page = get(&scene.relay, ALICE, &format!("/api/history?table=notifications&after={to}")).await.page();
     assert_eq!(page.kinds(), ["INSERT after"]);
 }
