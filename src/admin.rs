@@ -172,6 +172,7 @@ fn dump(deps: &AdminDeps, hub: Option<&Summary>) -> serde_json::Value {
         IngestState::Starting => ("starting", None),
         IngestState::Streaming => ("streaming", None),
         IngestState::Buffering(reason) => ("buffering", Some(reason.clone())),
+        IngestState::Blocked(reason) => ("blocked", Some(reason.clone())),
         IngestState::Waiting(reason) => ("waiting", Some(reason.clone())),
     };
     let epoch = deps.log.epoch().map(|epoch| {

@@ -88,7 +88,9 @@ metrics! {
     /// LSN up to which the log is durable and the slot confirmed
     confirmed_lsn: Gauge = "confirmed_lsn";
     /// Histories begun in the log by reason; every one after the first is a gap for clients that come back
-    epochs: Labelled = "epochs" by "reason" ["new_slot", "slot_lost", "log_lost", "other_cluster", "other_history", "log_behind", "server_behind"];
+    epochs: Labelled = "epochs" by "reason" ["new_slot", "slot_lost", "slot_invalidated", "slot_unreadable", "publication_replaced", "log_lost", "other_cluster", "other_history", "copy", "other_timeline", "promoted", "log_behind", "server_behind"];
+    /// Sessions of our own that held the slot over a connection that was gone, and were ended
+    slot_sessions_ended: Counter = "slot_sessions_ended";
     /// LSN of the oldest position that the log can be read from
     log_floor_lsn: Gauge = "log_floor_lsn";
     /// LSN of the log's end, durable or not
@@ -147,6 +149,8 @@ metrics! {
     refusals: Labelled = "refusals" by "code" ["MalformedJWT", "JwtSignatureError", "JwtSignerError", "InvalidJWTToken", "MissingAPIKey"];
     /// Changes whose decision stayed open beyond the bound, told to the client as a gap
     undecided_gaps: Counter = "undecided_gaps";
+    /// Gaps told to clients by reason: expired (older than the log), diverged (of another history), undecided, unknown (the cursor's key is lost), lost (by the log)
+    gaps: Labelled = "gaps" by "reason" ["expired", "diverged", "undecided", "unknown", "lost"];
     /// Deletes made by retention, which are told to nobody
     retention_deletes_hidden: Counter = "retention_deletes_hidden";
     /// Rows that this relay's own runs of retention have removed
@@ -177,6 +181,16 @@ metrics! {
     filter_terms: Counter = "filter_terms";
     /// Filter conditions without an answer from Postgres by kind: timeout, raised, connection, role, too_many, over_budget
     filter_failures: Labelled = "filter_failures" by "kind" ["timeout", "raised", "connection", "role", "too_many", "over_budget"];
+    /// Time it took to read one channel's snapshots, waiting for a turn included
+    snapshot: Histogram = "snapshot" in Seconds, latency();
+    /// Snapshots by result: taken, refused, timeout, too_large, busy (no turn in time), unavailable
+    snapshots: Labelled = "snapshots" by "result" ["taken", "refused", "timeout", "too_large", "busy", "unavailable"];
+    /// Rows read for snapshots
+    snapshot_rows: Counter = "snapshot_rows";
+    /// Channels whose snapshot is being sent, in their own pace
+    snapshots_sending: Gauge = "snapshots_sending";
+    /// Requests for pages of history and for snapshots over HTTP, by status
+    pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "410", "429", "503"];
     /// Catalog reads by result: changed, same, failed
     catalog_reads: Labelled = "catalog_reads" by "result" ["changed", "same", "failed"];
     /// Notes written to the journal, from which `rowcast why` answers
@@ -201,14 +215,16 @@ metrics! {
     fact_loads: Labelled = "fact_loads" by "result" ["loaded", "broken", "changed", "too_large", "blocked", "not_added", "timeout", "failed"];
     /// Rules, one for each table and role in use, that Postgres is asked about because facts are not in memory
     rules_without_facts: Gauge = "rules_without_facts";
+    /// Those of them that Postgres is asked about until somebody changes something: a DELETE that cascades from what they look into reaches nobody
+    rules_left_to_postgres: Gauge = "rules_left_to_postgres";
     /// Key set (JWKS) fetches by result: changed, same, failed
     jwks_fetches: Labelled = "jwks_fetches" by "result" ["changed", "same", "failed"];
     /// Usable keys in the key set (JWKS) at hand
     jwks_keys: Gauge = "jwks_keys";
     /// Seconds from the commit to the hand-over of the frame to the socket, by the two machines' clocks
     commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
-    /// Connections closed by us by reason: slow, drain, idle, joins, protocol
-    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "joins", "protocol"];
+    /// Connections closed by us by reason: slow, drain, idle, slot (the relay was without it for too long), joins, protocol
+    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "slot", "joins", "protocol"];
     /// TLS handshakes of clients that failed by reason: timeout, failed
     tls_handshake_failures: Labelled = "tls_handshake_failures" by "reason" ["timeout", "failed"];
     /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -52,6 +53,37 @@ impl Drain {
     /// A signal that is given with this one, or alone.
     pub fn child(&self) -> Drain {
         Drain { token: self.token.child_token() }
+    }
+}
+
+/// Whether clients are served. Cheap to clone; may close and open again any number of times.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    open: watch::Receiver<bool>,
+}
+
+impl Gate {
+    /// Open; whoever has the sender closes it.
+    pub fn new() -> (watch::Sender<bool>, Gate) {
+        let (sender, open) = watch::channel(true);
+        (sender, Gate { open })
+    }
+
+    /// One that nobody closes.
+    pub fn always() -> Gate {
+        Gate::new().1
+    }
+
+    /// Whether it is open now.
+    pub fn is_open(&self) -> bool {
+        *self.open.borrow()
+    }
+
+    /// Resolves when it is closed.
+    pub async fn closed(&self) {
+        if self.open.clone().wait_for(|open| !*open).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

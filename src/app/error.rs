@@ -12,6 +12,7 @@ use crate::ingest::IngestError;
 use crate::log::LogError;
 use crate::migrate::MigrateError;
 use crate::pg::PgError;
+use crate::resume::KeyError;
 use crate::wal::WalError;
 
 /// See the variants.
@@ -38,6 +39,9 @@ pub enum AppError {
         #[source]
         source: io::Error,
     },
+    /// The key of cursors.
+    #[error(transparent)]
+    CursorKey(#[from] KeyError),
     /// The database.
     #[error(transparent)]
     Pg(#[from] PgError),
@@ -89,6 +93,7 @@ impl Fault for AppError {
             AppError::Tls(error) => error.remedy(),
             AppError::Admin(error) => error.remedy(),
             AppError::Log(error) => error.remedy(),
+            AppError::CursorKey(error) => error.remedy(),
             AppError::Pg(error) => error.remedy(),
             AppError::Wal(error) => error.remedy(),
             AppError::Migrate(error) => error.remedy(),
@@ -109,6 +114,7 @@ impl Fault for AppError {
             AppError::Tls(error) => error.advice(),
             AppError::Admin(error) => error.advice(),
             AppError::Log(error) => error.advice(),
+            AppError::CursorKey(error) => error.advice(),
             AppError::Pg(error) => error.advice(),
             AppError::Wal(error) => error.advice(),
             AppError::Migrate(error) => error.advice(),

@@ -13,11 +13,12 @@ mod database;
 mod error;
 mod running;
 mod slot;
+mod standby;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 pub use error::AppError;
 pub use running::{Drained, Running};
@@ -36,8 +37,9 @@ use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::report::Reporter;
+use crate::resume::CursorKey;
 use crate::retention::Retention;
-use crate::task::{Connections, Drain};
+use crate::task::{Connections, Drain, Gate};
 use crate::why::{Why, WhyDeps};
 use running::{Service, service};
 
@@ -75,6 +77,7 @@ pub struct App {
     journal: Journal,
     journal_writer: Option<Writer>,
     drains: Drains,
+    gate_keeper: watch::Sender<bool>,
 }
 
 impl App {
@@ -98,7 +101,7 @@ impl App {
         let drains = Drains::default();
         let (journal, journal_writer) =
             Journal::new(config.journal.clone(), files.clone(), clock.clone(), metrics.clone());
-        let opened = open_log(&config, files, clock.clone(), metrics.clone()).await?;
+        let (opened, key) = open_folder(&config, files, clock.clone(), metrics.clone()).await?;
         let log = opened.log;
         journal.note(Note::Started { position: log.end() });
         let pool = config.pg.pool()?;
@@ -115,7 +118,7 @@ impl App {
             drains.ingest.clone(),
         );
         let count = config.shards.max(1);
-        let (shards, to_shards) = (0..count).map(|_| Shard::new(metrics.clone(), clock.clone())).unzip();
+        let (shards, to_shards) = (0..count).map(|_| Shard::new(metrics.clone(), clock.clone(), key.clone())).unzip();
         let deps = HubDeps {
             log: log.clone(),
             pool: pool.clone(),
@@ -150,6 +153,7 @@ impl App {
             metrics: metrics.clone(),
             drain: drains.chores.clone(),
         };
+        let (gate_keeper, gate) = Gate::new();
         let tls = match config.gateway.tls.clone() {
             Some(files) => Some(Arc::new(Tls::load(files, config.gateway.tls_poll, metrics.clone())?)),
             None => None,
@@ -160,7 +164,10 @@ impl App {
             clock: clock.clone(),
             metrics: metrics.clone(),
             journal: journal.clone(),
+            log: log.clone(),
+            cursor_key: key,
             drain: drains.gateway.clone(),
+            gate,
             connections: connections.clone(),
             ready: handle.ready.clone(),
             shards: count,
@@ -188,6 +195,7 @@ impl App {
             journal,
             journal_writer,
             drains,
+            gate_keeper,
         })
     }
 
@@ -209,7 +217,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, clock, journal, journal_writer, drains, .. } = self;
+        let App { retention, reporter, clock, journal, journal_writer, drains, gate_keeper, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -263,6 +271,17 @@ impl App {
         }
         services.push(service("report", async move {
             reporter.run().await;
+            Ok(())
+        }));
+        let standby = standby::Standby {
+            ingest: handle.clone(),
+            gate: gate_keeper,
+            grace: config.slot_grace,
+            connections: connections.clone(),
+            drain: drains.chores.clone(),
+        };
+        services.push(service("standby", async move {
+            standby.run().await;
             Ok(())
         }));
         let watch = slot::Watch::new(pool.clone(), &config.ingest.wal.slot, metrics.clone(), drains.ingest.clone());
@@ -331,16 +350,19 @@ fn stream(config: &Config, hub: Hub, ingest: Ingest, drains: &Drains) -> [Servic
     [hub, ingest]
 }
 
-async fn open_log(
+/// The log, and the key that lies beside it.
+async fn open_folder(
     config: &Config,
     files: Arc<dyn Files>,
     clock: Clock,
     metrics: Arc<Metrics>,
-) -> Result<log::Opened, AppError> {
+) -> Result<(log::Opened, Arc<CursorKey>), AppError> {
     let (dir, log_config) = (config.data_dir.clone(), config.log.clone());
     let opening = tokio::task::spawn_blocking(move || {
-        files.create_dir(&dir).map_err(|source| AppError::DataDir { path: dir, source })?;
-        Ok(log::open(log_config, files, clock, metrics)?)
+        files.create_dir(&dir).map_err(|source| AppError::DataDir { path: dir.clone(), source })?;
+        let opened = log::open(log_config, files, clock, metrics)?;
+        // With the log's lock: nobody else makes a key at the same time.
+        Ok((opened, Arc::new(CursorKey::load_or_create(&dir.join("cursor.key"))?)))
     });
     match opening.await {
         Ok(opened) => opened,

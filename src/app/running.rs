@@ -142,6 +142,7 @@ impl Running {
         self.join("shard", shards, &mut drained).await;
         self.join("retention", shards, &mut drained).await;
         self.join("report", shards, &mut drained).await;
+        self.join("standby", shards, &mut drained).await;
         self.drains.journal.drain();
         self.join("journal", shards, &mut drained).await;
         self.drains.ingest.drain();

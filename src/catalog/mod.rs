@@ -105,6 +105,8 @@ struct Rules {
     schemas: BTreeMap<String, BTreeSet<String>>,
     /// Schema and name of operators that a function's search_path reaches, but for `pg_catalog`'s.
     operators: BTreeSet<(String, String)>,
+    /// Names of known functions that `pg_catalog` has too.
+    builtins: BTreeSet<String>,
     types: Arc<Types>,
     encoding: String,
     foreign_claims: bool,
@@ -175,6 +177,12 @@ impl Catalog {
     /// kept as text means.
     pub fn has_operator(&self, schema: &str, name: &str) -> bool {
         self.rules.operators.contains(&(schema.to_owned(), name.to_owned()))
+    }
+
+    /// Whether `pg_catalog`, which is searched first, has functions of this name, which is that of a known one with a
+    /// search_path in force.
+    pub fn is_builtin(&self, name: &str) -> bool {
+        self.rules.builtins.contains(name)
     }
 
     /// The role of this name, if it exists and was wanted, or owns a known table or a function that runs as its owner.

@@ -102,7 +102,7 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     reader.access(&oids, &names, &mut tables).await?;
     reader.executable(&names, &mut functions).await?;
     let schemas = reader.schemas(&names, &tables, &functions).await?;
-    let operators = reader.operators(&functions).await?;
+    let (operators, builtins) = reader.operators(&functions).await?;
     let types = Arc::new(reader.types(&oids, &functions).await?);
 
     // Printing locks, so it comes last; nothing after it waits for another lock.
@@ -116,7 +116,7 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     }
     let tables = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
     let functions = functions.into_iter().map(|(oid, function)| (oid, Arc::new(function))).collect();
-    let rules = Rules { tables, roles, functions, schemas, operators, types, encoding, foreign_claims };
+    let rules = Rules { tables, roles, functions, schemas, operators, builtins, types, encoding, foreign_claims };
     let fingerprint = reader.fingerprint(&rules).await?;
     reader.transaction.commit().await.map_err(failed("commit"))?;
     Ok((Catalog::new(snapshot, rules), fingerprint))
@@ -174,16 +174,21 @@ impl Filters {
     /// Postgres unites filters for each action. One filter for all actions is enough for us, and holds back too much rather than
     /// too little where the publications of one table differ in their actions as well.
     fn united(self) -> Option<RowFilter> {
+        let expression = self.undone.then(|| self.expression()).flatten()?;
+        Some(RowFilter { expression, columns: self.columns })
+    }
+
+    /// What holds for all that is sent of some action.
+    fn expression(&self) -> Option<String> {
         let holds_back = |action: usize| {
             let mut sending = self.publications.iter().filter(|(actions, _)| actions[action]).peekable();
             sending.peek().is_some() && sending.all(|(_, filter)| filter.is_some())
         };
-        if !self.undone || !(0..3).any(holds_back) {
+        if !(0..3).any(holds_back) {
             return None;
         }
         let filters = self.publications.iter().filter_map(|(_, filter)| filter.as_ref());
-        let expression = filters.map(|filter| format!("({filter})")).collect::<Vec<_>>().join(" OR ");
-        Some(RowFilter { expression, columns: self.columns })
+        Some(filters.map(|filter| format!("({filter})")).collect::<Vec<_>>().join(" OR "))
     }
 }
 
@@ -256,6 +261,7 @@ impl Reader<'_> {
         }
         for (oid, filters) in filters {
             if let Some(table) = all.get_mut(&oid) {
+                table.sent_rows = filters.expression();
                 table.row_filter = filters.united();
             }
         }
@@ -419,15 +425,23 @@ impl Reader<'_> {
         rows.iter().map(|row| Ok((get(row, 0)?, get::<Vec<String>>(row, 1)?.into_iter().collect()))).collect()
     }
 
-    /// The operators in schemas that search paths name.
-    async fn operators(&self, functions: &BTreeMap<u32, Function>) -> Result<BTreeSet<(String, String)>, CatalogError> {
+    /// The operators in schemas that search paths name, and the names of functions that `pg_catalog` has too.
+    async fn operators(&self, functions: &BTreeMap<u32, Function>) -> Result<(Operators, Names), CatalogError> {
         let schemas: BTreeSet<&String> = functions.values().flat_map(|f| f.search_path.iter().flatten()).collect();
         let schemas: Vec<&String> = schemas.into_iter().filter(|name| *name != "pg_catalog").collect();
+        let (mut operators, mut builtins) = (BTreeSet::new(), BTreeSet::new());
         if schemas.is_empty() {
-            return Ok(BTreeSet::new());
+            return Ok((operators, builtins));
         }
-        let rows = self.rows("operators", sql::OPERATORS, &[&schemas]).await?;
-        rows.iter().map(|row| Ok((get(row, 0)?, get(row, 1)?))).collect()
+        let names: Vec<&String> = functions.values().map(|f| &f.name).collect();
+        for row in &self.rows("operators", sql::OPERATORS, &[&schemas, &names]).await? {
+            let name = get(row, 1)?;
+            let _ = match get(row, 0)? {
+                Some(schema) => operators.insert((schema, name)),
+                None => builtins.insert(name),
+            };
+        }
+        Ok((operators, builtins))
     }
 
     async fn types(&self, oids: &[u32], functions: &BTreeMap<u32, Function>) -> Result<Types, CatalogError> {
@@ -452,6 +466,10 @@ impl Reader<'_> {
         rows.iter().map(one).collect()
     }
 }
+
+/// Schema and name of each.
+type Operators = BTreeSet<(String, String)>;
+type Names = BTreeSet<String>;
 
 fn identity(letter: String) -> Result<ReplicaIdentity, CatalogError> {
     match letter.as_str() {

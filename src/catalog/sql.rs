@@ -182,9 +182,11 @@ pub(super) const SCHEMAS: &str = "select n.nspname::text, array(select r.rolname
         where r.rolname = any($2::text[]) and has_schema_privilege(r.oid, n.oid, 'USAGE')) \
     from pg_namespace n where n.nspname = any($1::text[])";
 
-/// The operators that live in the schemas `$1`.
+/// The operators that live in the schemas `$1`; and, without a schema, which of the names `$2` functions of `pg_catalog` have.
 pub(super) const OPERATORS: &str = "select distinct n.nspname::text, o.oprname::text from pg_operator o \
-    join pg_namespace n on n.oid = o.oprnamespace where n.nspname = any($1::text[]) and n.nspname <> 'pg_catalog'";
+        join pg_namespace n on n.oid = o.oprnamespace where n.nspname = any($1::text[]) and n.nspname <> 'pg_catalog' \
+    union all select distinct null, p.proname::text from pg_proc p \
+        where p.proname = any($2::text[]) and p.pronamespace = 'pg_catalog'::regnamespace";
 
 /// The trees under the tables `$1`, each table a root of its own: root, member, its parent (0 for the root), kind, whether it is
 /// logged, and a text that differs when its rows may have changed unseen: any DDL that writes new values touches a column's row,

@@ -84,6 +84,8 @@ pub struct Published {
     /// What the client publications hold back and the stream may send all the same, because another publication in it does:
     /// the relay has to hold it back itself. `None` if there is no filter, or if the server applies it.
     pub row_filter: Option<RowFilter>,
+    /// Which rows the client publications send, in SQL, whoever holds back the rest; `None`: all.
+    pub sent_rows: Option<String>,
     /// The published columns; `None` where the server does not tell (before Postgres 15): all.
     pub columns: Option<BTreeSet<String>>,
 }

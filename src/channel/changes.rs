@@ -12,6 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::object::{Object, string};
+use super::place::{self, Since};
 use crate::hub::{Action, Entry, Name, Start};
 
 /// How much of an entry an error repeats.
@@ -64,7 +65,20 @@ impl Wanted {
         let _ = write!(out, "\"id\":{}}}", self.id);
     }
 
-    /// What the hub needs to know, or the `system` message that says why the entry is none (§5.1, §5.5).
+    /// From where on the client wants it, or the `system` message that says why that is no place.
+    pub fn since(&self) -> Result<Option<Since>, String> {
+        place::since(Object::parse(&self.json).unwrap_or_default().get_some("since"))
+    }
+
+    /// The same text for entries that differ only in where they begin: in `since` and `snapshot`, and the order of keys.
+    pub fn canonical_without_place(&self) -> String {
+        let Ok(Value::Object(mut object)) = serde_json::from_str(&self.json) else { return canonical(&self.json) };
+        object.retain(|key, _| key != "since" && key != "snapshot");
+        Value::Object(object).to_string()
+    }
+
+    /// What the hub needs to know, but for [`Wanted::since`]; or the `system` message that says why the entry is none (§5.1,
+    /// §5.5).
     pub fn entry(&self) -> Result<Entry, String> {
         let object = Object::parse(&self.json).unwrap_or_default();
         let action = match object.string("event").map(|event| event.to_ascii_uppercase()).as_deref() {
@@ -95,7 +109,8 @@ impl Wanted {
         if select.is_some() && (schema == Name::Any || table == Name::Any) {
             return Err("Column selection is not supported for wildcard subscriptions. Provide an explicit schema and table name.".into());
         }
-        let (start, cursor_as, snapshot) = (Start::Now, None, None);
+        let cursor_as = place::cursor_as(object.get_some("cursor_as"))?.map(Arc::from);
+        let snapshot = place::snapshot(object.get_some("snapshot"))?;
         Ok(Entry {
             id: self.id,
             action,
@@ -103,7 +118,7 @@ impl Wanted {
             table,
             filter: filter.map(Arc::from),
             select,
-            start,
+            start: Start::Now,
             cursor_as,
             snapshot,
         })
@@ -281,6 +296,26 @@ mod tests {
         assert!(one(&format!(r#"{{"a":"{}"}}"#, "ä".repeat(100_000))).entry().unwrap_err().len() < 5000);
         let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(50_000), "]".repeat(50_000));
         assert!(one(&deep).entry().unwrap_err().ends_with("<too deep>"));
+    }
+
+    #[test]
+    fn keys_of_the_place_are_read_and_do_not_change_what_the_entry_is() {
+        let with = one(r#"{"since":"AbC","snapshot":{"limit":3},"cursor_as":"_c","table":"t"}"#);
+        let entry = with.entry().unwrap();
+        assert_eq!((entry.start, entry.cursor_as.as_deref()), (Start::Now, Some("_c")));
+        assert_eq!(entry.snapshot.map(|wish| wish.limit), Some(3));
+        assert_eq!(with.since(), Ok(Some(Since::Cursor("AbC".into()))));
+        assert_eq!(with.canonical_without_place(), r#"{"cursor_as":"_c","table":"t"}"#);
+        let without = one(r#"{"table":"t","cursor_as":"_c","since":null}"#);
+        assert_eq!((without.since(), without.canonical_without_place()), (Ok(None), with.canonical_without_place()));
+        assert_eq!(
+            echo(&with).split_once(",\"id\"").unwrap().0,
+            r#"{"since":"AbC","snapshot":{"limit":3},"cursor_as":"_c","table":"t""#
+        );
+        for bad in [r#"{"table":"t","cursor_as":""}"#, r#"{"table":"t","snapshot":5}"#] {
+            assert!(one(bad).entry().unwrap_err().starts_with("Error parsing `"), "{bad}");
+        }
+        assert!(one(r#"{"table":"t","since":{}}"#).since().is_err());
     }
 
     #[test]

@@ -5,7 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::hub::{Entry, Subscribed, Warning};
+use crate::hub::{Activated, Entry, Subscribed, Warning};
+use crate::resume::Cursor;
 
 /// What the door is to ask of the hub. It answers with [`Feed::answered`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,8 +26,8 @@ pub type Answer = Subscribed;
 /// A `system` frame that the client is to get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    /// `Subscribed to PostgreSQL`.
-    Subscribed,
+    /// `Subscribed to PostgreSQL`, and everything after this place will come.
+    Subscribed(Option<Cursor>),
     /// Why not.
     Refused(String),
     /// Something about accepted entries, right after `Subscribed`.
@@ -107,10 +108,11 @@ impl Feed {
     pub fn answered(&mut self, answer: Answer, now: Instant) -> (Vec<Notice>, Option<Request>) {
         let State::Asking { token } = self.state else { return (Vec::new(), None) };
         match answer {
-            Ok(warnings) => {
+            Ok(Activated { warnings, cursor }) => {
                 self.told = None;
                 self.state = if token { State::Asking { token: false } } else { State::Active };
-                let notices = [Notice::Subscribed].into_iter().chain(warnings.into_iter().map(Notice::Warning));
+                let warnings = warnings.into_iter().map(Notice::Warning);
+                let notices = std::iter::once(Notice::Subscribed(cursor)).chain(warnings);
                 (notices.collect(), token.then_some(Request::Reclaim))
             }
             Err(error) if token => {
@@ -149,8 +151,8 @@ mod tests {
     #[test]
     fn success_is_told_once() {
         let (mut feed, now) = feed();
-        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], None));
-        assert_eq!(feed.answered(Ok(vec![]), now), (vec![], None));
+        assert_eq!(feed.answered(Ok(Activated::default()), now), (vec![Notice::Subscribed(None)], None));
+        assert_eq!(feed.answered(Ok(Activated::default()), now), (vec![], None));
         assert_eq!(feed.due(now + Duration::from_secs(60)), None);
     }
 
@@ -158,8 +160,11 @@ mod tests {
     fn warnings_follow_the_good_news() {
         let (mut feed, now) = feed();
         let warning = |ok| Warning { ok, message: "no primary key".into() };
-        let notices = vec![Notice::Subscribed, Notice::Warning(warning(false)), Notice::Warning(warning(true))];
-        assert_eq!(feed.answered(Ok(vec![warning(false), warning(true)]), now), (notices, None));
+        let notices = vec![Notice::Subscribed(None), Notice::Warning(warning(false)), Notice::Warning(warning(true))];
+        assert_eq!(
+            feed.answered(Ok(Activated { warnings: vec![warning(false), warning(true)], cursor: None }), now),
+            (notices, None)
+        );
     }
 
     #[test]
@@ -182,18 +187,21 @@ mod tests {
         assert_eq!(feed.answered(error("down", true), later), (vec![], None));
         assert!(feed.wakes_at().is_some());
         assert_eq!(feed.due(later + Duration::from_secs(6)), Some(Request::Subscribe { again: true }));
-        assert_eq!(feed.answered(Ok(vec![]), later), (vec![Notice::Subscribed], None));
+        assert_eq!(feed.answered(Ok(Activated::default()), later), (vec![Notice::Subscribed(None)], None));
     }
 
     #[test]
     fn a_token_that_comes_while_asking_is_asked_for_afterwards() {
         let (mut feed, now) = feed();
         assert_eq!(feed.principal_changed(), None);
-        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], Some(Request::Reclaim)));
+        assert_eq!(
+            feed.answered(Ok(Activated::default()), now),
+            (vec![Notice::Subscribed(None)], Some(Request::Reclaim))
+        );
         assert_eq!(feed.principal_changed(), None);
         let told = vec![Notice::Refused("role".into())];
         assert_eq!(feed.answered(error("role", false), now), (told, Some(Request::Subscribe { again: true })));
-        assert_eq!(feed.answered(Ok(vec![]), now), (vec![Notice::Subscribed], None));
+        assert_eq!(feed.answered(Ok(Activated::default()), now), (vec![Notice::Subscribed(None)], None));
         assert_eq!(feed.principal_changed(), Some(Request::Reclaim));
     }
 }

@@ -6,12 +6,14 @@ mod changes;
 mod feed;
 mod join;
 mod object;
+mod place;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use changes::Wanted;
 pub use feed::{Answer, Feed, Notice, Request};
 pub use join::{Join, JoinError, Privacy, TokenChoice, renewed_token};
+pub use place::Since;
 
 use crate::hub::ChannelId;
 

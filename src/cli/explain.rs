@@ -174,8 +174,9 @@ fn fact(fact: &FactView) -> Node {
         _ => "never analyzed".into(),
     };
     let node = Node::new(format!("{} ({}): {}; {size}", fact.table, fact.columns.join(", "), fact.state));
-    let more = [&fact.why, &fact.remedy].into_iter().filter(|text| !text.is_empty());
-    node.with(more.map(|text| Node::new(text.clone())))
+    let asked = "until it is in memory Postgres is asked, and a DELETE that cascades from it reaches nobody";
+    let more = [fact.why.as_str(), if fact.why.is_empty() { "" } else { asked }, fact.remedy.as_str()];
+    node.with(more.into_iter().filter(|text| !text.is_empty()).map(Node::new))
 }
 
 fn columns(e: &Explanation) -> Node {

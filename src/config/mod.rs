@@ -64,6 +64,9 @@ pub struct Config {
     pub report_interval: Duration,
     /// How long a database or a key set that can't be reached is waited for at the start.
     pub startup_timeout: Duration,
+    /// So long after changes stopped streaming, clients are sent away and refused, until they stream again: another relay may
+    /// have the slot.
+    pub slot_grace: Duration,
     /// For the whole drain.
     pub drain_timeout: Duration,
     /// Shards of sockets.
@@ -108,6 +111,7 @@ impl Config {
             retention: None,
             report_interval: Duration::from_secs(10),
             startup_timeout: Duration::from_secs(20),
+            slot_grace: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(10),
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(8),
             ingest: IngestConfig::new(wal),

@@ -81,8 +81,10 @@ pub(super) async fn check(
         let fit = match fitness(table, catalog, &columns, (FACTS_PUBLICATION, &ident(&facts.login))) {
             Ok(fit) => fit,
             Err(refusal) => {
-                let why =
-                    format!("Policies for {roles} look into it, so Postgres is asked about every row that they judge.");
+                let why = format!(
+                    "Policies for {roles} look into it, so Postgres is asked about every row that they judge, and a DELETE \
+                             that cascades from it reaches nobody: when Postgres is asked, what would permit it is gone."
+                );
                 let finding = refused(refusal.check, subject(), refusal.why).why(why);
                 let finding = if refusal.sql.is_empty() { finding } else { finding.sql(refusal.sql.join("\n")) };
                 findings.push(if refusal.todo.is_empty() { finding } else { finding.todo(refusal.todo) });
@@ -108,7 +110,7 @@ pub(super) async fn check(
         let what = format!("the tables that policies look into take about {needed} of memory, and {limit} are allowed");
         findings.push(
             Finding::warning("facts_memory", Subject::new(SubjectKind::Setting, name), what)
-                .why("What does not fit is asked of Postgres, row by row.")
+                .why("What does not fit is asked of Postgres, row by row; a DELETE that cascades from it then reaches nobody.")
                 .todo(format!("Set {name} to more than {needed}, if the machine has it.")),
         );
     }

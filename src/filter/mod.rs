@@ -21,6 +21,7 @@ mod inspect;
 mod like;
 mod literals;
 mod predicate;
+mod query;
 mod trial;
 mod validate;
 
@@ -32,3 +33,4 @@ pub use error::{FilterError, SubscribeParameters};
 pub use grammar::{Condition, MAX_CONDITIONS, MAX_FILTER_BYTES, Operator, parse};
 pub use predicate::{BoundPredicate, OpenTerms, Predicate};
 pub use validate::{ColumnSpec, MAX_IN_VALUES, Validator, check_select};
+pub(crate) use validate::{TextOf, parameter_type};

@@ -74,7 +74,7 @@ const MANY_LINES: usize = 256;
 pub struct Validator {
     pool: Pool,
     /// A storm of joins must not take all connections of the pool, nor wait for one until it times out.
-    turns: Semaphore,
+    pub(super) turns: Semaphore,
     trials: Semaphore,
     /// For one trial.
     timeout: Duration,
@@ -90,7 +90,7 @@ type Line = tokio::sync::Mutex<()>;
 type AskedKey = (u32, Option<Box<str>>, Condition);
 
 /// Who judges a condition.
-enum Judge {
+pub(super) enum Judge {
     /// The test, and whether it says the opposite of the condition's operator.
     Memory(Test, bool),
     Postgres(Arc<AskedTerm>),
@@ -98,7 +98,7 @@ enum Judge {
 
 /// A parameter in text form, whatever its type.
 #[derive(Debug)]
-pub(super) struct TextOf<'a>(pub(super) &'a [u8]);
+pub(crate) struct TextOf<'a>(pub(crate) &'a [u8]);
 
 impl ToSql for TextOf<'_> {
     fn to_sql(&self, _: &Type, out: &mut bytes::BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
@@ -118,7 +118,7 @@ impl ToSql for TextOf<'_> {
 }
 
 /// Only the oid is sent.
-pub(super) fn parameter_type(oid: u32) -> Type {
+pub(crate) fn parameter_type(oid: u32) -> Type {
     Type::new(String::new(), oid, tokio_postgres::types::Kind::Simple, String::new())
 }
 
@@ -155,9 +155,7 @@ impl Validator {
         let checked = async {
             let (mut terms, mut asked) = (Vec::new(), Vec::new());
             for condition in conditions {
-                let column = columns.iter().find(|c| c.name == condition.column && c.readable);
-                let column = column
-                    .ok_or_else(|| FilterError::raised(format!("invalid column for filter {}", condition.column)))?;
+                let column = readable(columns, condition)?;
                 match self.judge(owner, condition, column, types).await? {
                     Judge::Memory(test, inverted) => {
                         let negated = condition.negated != inverted;
@@ -168,11 +166,10 @@ impl Validator {
             }
             Ok(Predicate::new(terms, asked))
         };
-        let timeout = |_| FilterError::Unavailable(PgError::Timeout(DEADLINE));
-        tokio::time::timeout(DEADLINE, checked).await.map_err(timeout)?
+        within_deadline(checked).await
     }
 
-    async fn connection<'a>(
+    pub(super) async fn connection<'a>(
         &self,
         turns: &'a Semaphore,
     ) -> Result<(SemaphorePermit<'a>, deadpool_postgres::Object), FilterError> {
@@ -195,7 +192,7 @@ impl Validator {
     }
 
     /// Memory where it can tell what Postgres would say, else Postgres.
-    async fn judge(
+    pub(super) async fn judge(
         &self,
         owner: &str,
         condition: &Condition,
@@ -332,6 +329,23 @@ impl Validator {
         }
         Ok(term)
     }
+}
+
+/// The condition's column, if the role may select it.
+pub(super) fn readable<'a, 'b>(
+    columns: &'b [ColumnSpec<'a>],
+    condition: &Condition,
+) -> Result<&'b ColumnSpec<'a>, FilterError> {
+    let column = columns.iter().find(|c| c.name == condition.column && c.readable);
+    column.ok_or_else(|| FilterError::raised(format!("invalid column for filter {}", condition.column)))
+}
+
+/// For all that one filter asks of the database.
+pub(super) async fn within_deadline<T>(
+    checked: impl Future<Output = Result<T, FilterError>>,
+) -> Result<T, FilterError> {
+    let timeout = |_| FilterError::Unavailable(PgError::Timeout(DEADLINE));
+    tokio::time::timeout(DEADLINE, checked).await.map_err(timeout)?
 }
 
 /// The text of these types is a name as the search_path of the session that wrote it shortens it; in another it may name

@@ -35,6 +35,8 @@ pub(super) enum Refusal {
     NoKey,
     Token(TokenError),
     TooManyConnections,
+    /// The relay has been without its slot for too long.
+    NoSlot,
 }
 
 /// All checks but the number of connections, which is asked last and by the caller.
@@ -165,6 +167,7 @@ impl Refusal {
             Refusal::NoKey => "MissingAPIKey",
             Refusal::Token(error) => error.code(),
             Refusal::TooManyConnections => "ConnectionRateLimitReached",
+            Refusal::NoSlot => "NoSlot",
         }
     }
 
@@ -176,6 +179,7 @@ impl Refusal {
             Refusal::NoKey => (401, "API key is missing".into()),
             Refusal::Token(error) => error.handshake(),
             Refusal::TooManyConnections => (429, "Too many connected users".into()),
+            Refusal::NoSlot => (503, "No changes come in here at present, try again".into()),
         };
         let mut response = Response::new(serde_json::json!({ "error": text }).to_string());
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

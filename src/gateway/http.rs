@@ -38,8 +38,10 @@ use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
 use crate::journal::Journal;
+use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::task::{Connections, Drain};
+use crate::resume::CursorKey;
+use crate::task::{Connections, Drain, Gate};
 
 /// What the gateway needs from the rest of the relay.
 pub struct Deps {
@@ -53,12 +55,18 @@ pub struct Deps {
     pub metrics: Arc<Metrics>,
     /// Where the ends of connections are noted.
     pub journal: Journal,
+    /// What happened, for where a join begins.
+    pub log: Log,
+    /// Seals and opens cursors.
+    pub cursor_key: Arc<CursorKey>,
     /// When to stop.
     pub drain: Drain,
     /// The set that every connection's task belongs to.
     pub connections: Connections,
     /// Whether changes are streaming, for `/readyz`.
     pub ready: watch::Receiver<bool>,
+    /// Closed while the relay has been without its slot for too long: nobody is let in, and who is there is sent away.
+    pub gate: Gate,
     /// Shards of sockets; connections are given to them in turn.
     pub shards: usize,
     /// What connections begin with, unless they are plain.
@@ -162,8 +170,9 @@ impl Bound {
         let shards = deps.shards.max(1) as u64;
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
-        let Deps { hub, verifier, clock, metrics, journal, drain, connections, ready, tls, .. } = deps;
-        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, drain });
+        let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate, connections, ready, tls, .. } =
+            deps;
+        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
@@ -351,6 +360,9 @@ async fn shake_hands(
     }
     let granted = checked.and_then(|grant| {
         let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;
+        if !shared.gate.is_open() {
+            return Err(Refusal::NoSlot);
+        }
         let admitted = doors.admission.admit(grant.version).ok_or(Refusal::TooManyConnections)?;
         Ok(Accepted { upgrade, grant, admitted })
     });

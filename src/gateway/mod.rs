@@ -26,8 +26,10 @@ use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
 use crate::hub::HubHandle;
 use crate::journal::Journal;
+use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::task::Drain;
+use crate::resume::CursorKey;
+use crate::task::{Drain, Gate};
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
 pub trait Tokens: Send + Sync {
@@ -72,5 +74,8 @@ struct Shared {
     clock: Clock,
     metrics: Arc<Metrics>,
     journal: Journal,
+    log: Log,
+    cursor_key: Arc<CursorKey>,
     drain: Drain,
+    gate: Gate,
 }

@@ -11,12 +11,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::encode::{RowShape, changes_frame, system_frame, write_data};
+use super::encode::{Place, RowShape, changes_frame, details, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
-use crate::hub::{Batch, Event, Fanout, Greeting, Notice, Outgoing, Port};
+use crate::hub::{Batch, Event, Fanout, Greeting, Notice, Outgoing, Port, Reach, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
+use crate::resume::{Cursor, CursorKey};
 
 /// Batches that may wait for a shard.
 const QUEUE: usize = 64;
@@ -28,11 +29,23 @@ pub struct Shard {
     batches: mpsc::Receiver<Batch>,
     metrics: Arc<Metrics>,
     clock: Clock,
+    key: Arc<CursorKey>,
     shapes: Vec<(Arc<Relation>, Arc<Types>, Arc<RowShape>)>,
     data: Vec<u8>,
     frames: Vec<Frame>,
     /// When the transactions of the batch at hand were taken up.
     taken: Vec<Instant>,
+    /// Set behind the frames of the batch at hand: what becomes of channels' places.
+    places: Vec<Placing>,
+    reach: Arc<Reach>,
+}
+
+/// What becomes of a channel's place.
+enum Placing {
+    Begin(Arc<Port>, Option<Cursor>),
+    Hold(Arc<Port>, Option<Cursor>),
+    /// Bytes that were on their way have arrived.
+    Arrived(Arc<Port>, u32),
 }
 
 /// Something for one connection.
@@ -52,17 +65,20 @@ impl Frame {
 }
 
 impl Shard {
-    /// The shard and the way to it.
-    pub fn new(metrics: Arc<Metrics>, clock: Clock) -> (Shard, mpsc::Sender<Batch>) {
+    /// The shard and the way to it. `key`: seals the cursors.
+    pub fn new(metrics: Arc<Metrics>, clock: Clock, key: Arc<CursorKey>) -> (Shard, mpsc::Sender<Batch>) {
         let (sender, batches) = mpsc::channel(QUEUE);
         let shard = Shard {
             batches,
             metrics,
             clock,
+            key,
             shapes: Vec::new(),
             data: Vec::new(),
             frames: Vec::new(),
             taken: Vec::new(),
+            places: Vec::new(),
+            reach: Arc::default(),
         };
         (shard, sender)
     }
@@ -78,16 +94,26 @@ impl Shard {
 
     pub(crate) fn write(&mut self, batch: Batch) {
         let now = self.clock.unix_millis();
-        for outgoing in batch {
+        let reached = batch.cursor();
+        for outgoing in batch.items {
             match outgoing {
                 Outgoing::Change(fanout) => self.change(&fanout, now),
                 Outgoing::Notice(notice) => {
-                    let bytes = notice_frame(&notice);
+                    let bytes = self.notice_frame(&notice);
                     self.frames.push(Frame { port: notice.port, bytes, greeting: false });
                 }
                 Outgoing::Greeting(Greeting { port, frames: bytes }) => {
                     self.frames.push(Frame { port, bytes, greeting: true });
                 }
+                Outgoing::Begin(port, start) => self.places.push(Placing::Begin(port, start)),
+                Outgoing::Hold(port, at) => self.places.push(Placing::Hold(port, at)),
+                // Phoenix has no word for it.
+                Outgoing::Live(port, at) if port.version == Version::Plain => {
+                    let at = at.map_or_else(|| "null".into(), |at| format!("\"{}\"", self.key.seal(at)));
+                    let bytes = format!("{{\"live\":{at}}}\n").into();
+                    self.frames.push(Frame { port, bytes, greeting: false });
+                }
+                Outgoing::Live(..) => {}
             }
         }
         // By connection; stable, so that each connection's frames stay in order.
@@ -97,9 +123,29 @@ impl Shard {
             frames[0].port.outbox.send_all(written.map(|frame| &frame.bytes));
         }
         self.frames.clear();
+        self.move_on(reached);
         for taken in self.taken.drain(..) {
             self.metrics.match_to_write.observe(taken.elapsed().as_secs_f64());
         }
+    }
+
+    /// Tells how far the channels are, now that their frames are in the outboxes.
+    fn move_on(&mut self, reached: Option<Cursor>) {
+        for placing in self.places.drain(..) {
+            match placing {
+                Placing::Begin(port, start) => port.place.begin(self.reach.clone(), start),
+                Placing::Hold(port, at) => port.place.hold(at),
+                Placing::Arrived(port, bytes) => port.place.pace().take(bytes),
+            }
+        }
+        self.reach.set(reached);
+    }
+
+    fn notice_frame(&self, notice: &Notice) -> Bytes {
+        let port = &notice.port;
+        let more = notice.details.map(|of| details(of, &self.key)).unwrap_or_default();
+        let extension = "postgres_changes";
+        system_frame(port.version, &port.topic, &port.join_ref, extension, notice.ok, &notice.message, &more)
     }
 
     fn change(&mut self, fanout: &Fanout, now: i64) {
@@ -111,25 +157,40 @@ impl Shard {
             self.taken.push(event.taken);
         }
         let shape = self.shape(event);
-        let buffer = &mut self.data;
-        let data = event.data(permit, || {
-            buffer.clear();
-            write_data(&shape, &event.row, event.commit_time, permit, buffer);
-            Bytes::copy_from_slice(buffer)
-        });
+        let (buffer, key) = (&mut self.data, &self.key);
+        let mut data_with = |cursor_as: Option<&Arc<str>>| {
+            event.data(permit, cursor_as, || {
+                buffer.clear();
+                let place = Place { cursor: event.cursor(key), cursor_as: cursor_as.map(|name| &**name) };
+                write_data(&shape, &event.row, event.commit_time, place, permit, buffer);
+                Bytes::copy_from_slice(buffer)
+            })
+        };
+        let mut data: Option<(&Option<Arc<str>>, Bytes)> = None;
         let mut last: Option<(usize, Bytes)> = None;
-        for (i, member) in fanout.members.iter().enumerate().filter(|(_, member)| !member.port.stage.is_closed()) {
+        for (i, member) in fanout.members.iter().enumerate() {
+            if member.cost > 0 {
+                self.places.push(Placing::Arrived(member.port.clone(), member.cost));
+            }
+            if member.port.stage.is_closed() {
+                continue;
+            }
             // Members of one topic usually follow each other: the shared cache is asked once for them all.
             let same = last.as_ref().filter(|(known, _)| {
                 let known = &fanout.members[*known];
                 known.ids == member.ids
+                    && known.cursor_as == member.cursor_as
                     && known.port.version == member.port.version
                     && known.port.topic == member.port.topic
             });
             let frame = match same {
                 Some((_, frame)) => frame.clone(),
                 None => event.frame(permit, member, || {
-                    changes_frame(member.port.version, &member.port.topic, &member.ids, &data)
+                    if data.as_ref().is_none_or(|(name, _)| **name != member.cursor_as) {
+                        data = Some((&member.cursor_as, data_with(member.cursor_as.as_ref())));
+                    }
+                    let data = data.as_ref().map_or(&[][..], |(_, data)| data);
+                    changes_frame(member.port.version, &member.port.topic, &member.ids, data)
                 }),
             };
             self.frames.push(Frame { port: member.port.clone(), bytes: frame.clone(), greeting: false });
@@ -152,18 +213,13 @@ impl Shard {
     }
 }
 
-fn notice_frame(notice: &Notice) -> Bytes {
-    let port = &notice.port;
-    system_frame(port.version, &port.topic, &port.join_ref, "postgres_changes", notice.ok, &notice.message)
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{self, IoSlice};
     use std::sync::Mutex;
 
     use super::*;
-    use crate::hub::{ChannelId, Outbox, Stage, Transmit, Version};
+    use crate::hub::{ChannelId, Outbox, Place, Stage, Transmit};
 
     #[derive(Clone, Default)]
     struct Paper(Arc<Mutex<Vec<u8>>>);
@@ -196,7 +252,16 @@ mod tests {
     fn port(outbox: &Arc<Outbox>, stage: Stage) -> Arc<Port> {
         let (topic, join_ref) = ("realtime:t".into(), "null".into());
         let (outbox, stage) = (outbox.clone(), Arc::new(stage));
-        Arc::new(Port { id: ChannelId(1), outbox, shard: 0, topic, version: Version::V2, join_ref, stage })
+        Arc::new(Port {
+            id: ChannelId(1),
+            outbox,
+            shard: 0,
+            topic,
+            version: Version::V2,
+            join_ref,
+            stage,
+            place: Place::default(),
+        })
     }
 
     fn notice(port: &Arc<Port>, message: &str) -> Outgoing {
@@ -208,7 +273,7 @@ mod tests {
     }
 
     fn shard() -> Shard {
-        Shard::new(Arc::new(Metrics::new()), Clock::system()).0
+        Shard::new(Arc::new(Metrics::new()), Clock::system(), Arc::new(CursorKey::new([1; 32]))).0
     }
 
     #[test]
@@ -216,8 +281,8 @@ mod tests {
         let paper = Paper::default();
         let port = port(&paper.outbox(), Stage::waiting());
         let mut shard = shard();
-        shard.write(vec![greeting(&port), notice(&port, "one"), greeting(&port)]);
-        shard.write(vec![greeting(&port), notice(&port, "two")]);
+        shard.write(vec![greeting(&port), notice(&port, "one"), greeting(&port)].into());
+        shard.write(vec![greeting(&port), notice(&port, "two")].into());
         assert_eq!(paper.words(), ["<reply>", "one", "two"]);
     }
 
@@ -226,9 +291,9 @@ mod tests {
         let paper = Paper::default();
         let port = port(&paper.outbox(), Stage::waiting());
         let mut shard = shard();
-        shard.write(vec![notice(&port, "one")]);
+        shard.write(vec![notice(&port, "one")].into());
         assert!(port.stage.give_up());
-        shard.write(vec![greeting(&port), notice(&port, "two")]);
+        shard.write(vec![greeting(&port), notice(&port, "two")].into());
         assert!(paper.words().is_empty());
     }
 
@@ -238,7 +303,7 @@ mod tests {
         let outbox = paper.outbox();
         let (ended, other) = (port(&outbox, Stage::greeted()), port(&outbox, Stage::greeted()));
         ended.stage.close();
-        shard().write(vec![notice(&ended, "one"), notice(&other, "two")]);
+        shard().write(vec![notice(&ended, "one"), notice(&other, "two")].into());
         assert_eq!(paper.words(), ["two"]);
     }
 
@@ -248,7 +313,7 @@ mod tests {
         for _ in 0..200 {
             let paper = Paper::default();
             let port = port(&paper.outbox(), Stage::waiting());
-            let (theirs, batch) = (port.clone(), vec![greeting(&port), notice(&port, "one")]);
+            let (theirs, batch) = (port.clone(), Batch::from(vec![greeting(&port), notice(&port, "one")]));
             let writing = std::thread::spawn(move || shard().write(batch));
             if theirs.stage.give_up() {
                 theirs.outbox.send(Bytes::from_static(b"two"));

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Judgement, Look, Looked, Outbox, Summary};
+use super::{Judgement, Look, Looked, Outbox, Place, Summary};
 use crate::change::{RowChange, Timestamp};
 use crate::claims::Principal;
 use crate::resume::Cursor;
@@ -25,6 +25,8 @@ pub enum Version {
     V1,
     /// JSON arrays.
     V2,
+    /// Not Phoenix: each `data` object, and each notice as `{"notice":…}`, is a line of its own.
+    Plain,
 }
 
 impl Version {
@@ -33,6 +35,7 @@ impl Version {
         match self {
             Version::V1 => "1.0.0",
             Version::V2 => "2.0.0",
+            Version::Plain => "plain",
         }
     }
 }
@@ -53,6 +56,8 @@ pub struct Port {
     pub join_ref: Arc<str>,
     /// Whether anything of this instance may be written. Shared with the session, which decides about a held join.
     pub stage: Arc<Stage>,
+    /// How far it is in the stream. Begins as the default.
+    pub place: Place,
 }
 
 /// How far a channel instance is: waiting for its join reply, greeted, or closed. One atomic, so that "the join has timed out"
@@ -212,8 +217,17 @@ pub const SUBSCRIBED: &str = "Subscribed to PostgreSQL";
 /// What a client is told that asks for something while the relay stops.
 pub const RESTARTING: &str = "Realtime is restarting, please standby";
 
-/// The hub's answer: the entries are active, with what is to be said about them, or none of them is.
-pub type Subscribed = Result<Vec<Warning>, SubscribeError>;
+/// All entries of a channel are active.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Activated {
+    /// What is to be said about them.
+    pub warnings: Vec<Warning>,
+    /// Everything that is owed after this place arrives; `None` while there is no history yet.
+    pub cursor: Option<Cursor>,
+}
+
+/// The hub's answer: the entries are active, or none of them is.
+pub type Subscribed = Result<Activated, SubscribeError>;
 
 /// A command in the hub's queue.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
 use super::run::Hub;
-use super::{ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
+use super::{Activated, ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
 use crate::change::Position;
 use crate::claims::Principal;
@@ -235,7 +235,7 @@ impl Hub {
                     // A new token of equal rights, and the database could not be asked: what is in force stays.
                     self.note_active(&port, &principal, &entries, from, true);
                     self.registry.activate(port, principal, entries, targets, from, &current.catalog);
-                    if reply.send(Ok(Vec::new())).is_err() {
+                    if reply.send(Ok(Activated::default())).is_err() {
                         self.remove(done.id);
                     }
                     return self.count();
@@ -254,7 +254,9 @@ impl Hub {
                         self.out[shard].push(Outgoing::Greeting(Greeting { port: port.clone(), frames }));
                     }
                     self.registry.activate(port, principal, entries, targets, from, &current.catalog);
-                    warnings
+                    // What a channel that was active is still owed may be on its way: it has no place to tell.
+                    let cursor = if active.is_none() { self.cursor(from) } else { None };
+                    Activated { warnings, cursor }
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
                     self.remove(done.id);

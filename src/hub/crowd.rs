@@ -10,7 +10,7 @@ use super::event::{Event, Outgoing};
 use super::matching::{Judgement, Matcher, emit, event};
 use super::registry::Registry;
 use super::resolve::Target;
-use super::{Action, ChannelId, Outbox, Port, Stage, Transmit, Version};
+use super::{Action, ChannelId, Outbox, Place, Port, Stage, Transmit, Version};
 use crate::catalog::Catalog;
 use crate::change::{Position, RowChange, Timestamp};
 use crate::claims::Principal;
@@ -68,7 +68,8 @@ impl Crowd {
 
     /// The same for a channel that may be there already.
     pub(super) fn activate(&mut self, id: ChannelId, principal: &Arc<Principal>, table_oid: u32, predicate: Predicate) {
-        let target = Target { table_oid, entry_id: 7, action: Action::All, predicate, select: None };
+        let target =
+            Target { table_oid, entry_id: 7, entry: 0, action: Action::All, predicate, select: None, cursor_as: None };
         let port = Arc::new(Port {
             id,
             outbox: self.outbox.clone(),
@@ -77,6 +78,7 @@ impl Crowd {
             version: Version::V2,
             join_ref: self.topic.clone(),
             stage: self.stage.clone(),
+            place: Place::default(),
         });
         let (entries, from) = (Arc::default(), Position::default());
         self.registry.activate(port, principal.clone(), entries, vec![target], from, &self.catalog);
@@ -117,7 +119,7 @@ impl Crowd {
 
     /// The event of a row, made once for [`Crowd::deliver`].
     pub(crate) fn event(&self, row: RowChange) -> Arc<Event> {
-        event(row, Timestamp(0), Instant::now(), self.catalog.types())
+        event(row, (Timestamp(0), Instant::now()), self.catalog.types(), Some(1))
     }
 
     /// What the hub does for a row, up to the batches for the shards. Returns how many get it.

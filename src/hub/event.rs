@@ -3,17 +3,17 @@
 //! The hub does not encode. An [`Event`] carries a write-once cache of encodings, keyed by everything that changes the bytes;
 //! the first writer fills an entry, the rest share it. Two permits that show different columns never share an entry.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::{Port, Version};
-use crate::change::{RowChange, Timestamp};
+use crate::change::{Position, RowChange, Timestamp};
 use crate::pgtype::Types;
 use crate::policy::{Permit, Permitted};
-use crate::resume::Cursor;
+use crate::resume::{Cursor, CursorKey};
 
 /// The ids of a channel's entries that match, ascending.
 pub type Ids = SmallVec<[i32; 2]>;
@@ -25,6 +25,7 @@ struct FrameKey {
     version: Version,
     topic: Arc<str>,
     ids: Ids,
+    cursor_as: Option<Arc<str>>,
 }
 
 /// One row change on its way out.
@@ -40,12 +41,13 @@ pub struct Event {
     pub types: Arc<Types>,
     /// The tag of the history that it belongs to, for its cursor; `None` for what has none: a row of a snapshot.
     pub epoch: Option<u64>,
+    cursor: OnceLock<Option<String>>,
     encodings: Mutex<Encodings>,
 }
 
 #[derive(Debug, Default)]
 struct Encodings {
-    data: Vec<(Permit, Bytes)>,
+    data: Vec<(Permit, Option<Arc<str>>, Bytes)>,
     frames: Vec<(FrameKey, Bytes)>,
 }
 
@@ -61,17 +63,25 @@ impl Event {
         types: Arc<Types>,
         epoch: Option<u64>,
     ) -> Event {
-        Event { row, commit_time, taken, types, epoch, encodings: Mutex::default() }
+        Event { row, commit_time, taken, types, epoch, cursor: OnceLock::new(), encodings: Mutex::default() }
     }
 
-    /// The `data` object for this permit; `encode` runs if nobody has made it yet.
-    pub fn data(&self, permit: &Permit, encode: impl FnOnce() -> Bytes) -> Bytes {
-        let mut encodings = self.encodings.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, data)) = encodings.data.iter().find(|(known, _)| known == permit) {
+    /// The text of its cursor, sealed once; `None` if it has none. One relay has one key.
+    pub fn cursor(&self, key: &CursorKey) -> Option<&str> {
+        let place = |epoch| Cursor { epoch, position: self.row.position };
+        self.cursor.get_or_init(|| self.epoch.map(|epoch| key.seal(place(epoch)))).as_deref()
+    }
+
+    /// The `data` object for this permit and name of the cursor in the record; `encode` runs if nobody has made it yet.
+    pub fn data(&self, permit: &Permit, cursor_as: Option<&Arc<str>>, encode: impl FnOnce() -> Bytes) -> Bytes {
+        let mut encodings = self.lock();
+        let same =
+            |(known, name, _): &&(Permit, Option<Arc<str>>, Bytes)| known == permit && name.as_ref() == cursor_as;
+        if let Some((.., data)) = encodings.data.iter().find(same) {
             return data.clone();
         }
         let data = encode();
-        encodings.data.push((permit.clone(), data.clone()));
+        encodings.data.push((permit.clone(), cursor_as.cloned(), data.clone()));
         data
     }
 
@@ -79,7 +89,11 @@ impl Event {
     pub fn frame(&self, permit: &Permit, member: &Member, encode: impl FnOnce() -> Bytes) -> Bytes {
         let port = &member.port;
         let same = |key: &FrameKey| {
-            key.version == port.version && key.ids == member.ids && key.topic == port.topic && key.permit == *permit
+            key.version == port.version
+                && key.ids == member.ids
+                && key.cursor_as == member.cursor_as
+                && key.topic == port.topic
+                && key.permit == *permit
         };
         if let Some((_, frame)) = self.lock().frames.iter().find(|(key, _)| same(key)) {
             return frame.clone();
@@ -87,8 +101,8 @@ impl Event {
         let frame = encode();
         let mut encodings = self.lock();
         if encodings.frames.len() < FRAMES_KEPT {
-            let (topic, ids) = (port.topic.clone(), member.ids.clone());
-            let key = FrameKey { permit: permit.clone(), version: port.version, topic, ids };
+            let (topic, ids, cursor_as) = (port.topic.clone(), member.ids.clone(), member.cursor_as.clone());
+            let key = FrameKey { permit: permit.clone(), version: port.version, topic, ids, cursor_as };
             encodings.frames.push((key, frame.clone()));
         }
         frame
@@ -106,6 +120,10 @@ pub struct Member {
     pub port: Arc<Port>,
     /// Its matching entries.
     pub ids: Ids,
+    /// The name under which its record carries the cursor.
+    pub cursor_as: Option<Arc<str>>,
+    /// Bytes that were added to the port's pace for it; taken away when it is in the outbox.
+    pub cost: u32,
 }
 
 /// One event for the members of one shard who may see the same columns of it.
@@ -192,7 +210,34 @@ pub enum Outgoing {
     Notice(Notice),
     /// A join reply.
     Greeting(Greeting),
+    /// The channel is active from here on, with nothing owed to it up to this place.
+    Begin(Arc<Port>, Option<Cursor>),
+    /// The channel is complete up to this place only, until told otherwise; `None`: as far as its shard.
+    Hold(Arc<Port>, Option<Cursor>),
+    /// The channel has caught up: what follows is live.
+    Live(Arc<Port>, Option<Cursor>),
 }
 
-/// What the hub hands to one shard at a time, in order.
-pub type Batch = Vec<Outgoing>;
+/// What the hub hands to one shard at a time.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// In order.
+    pub items: Vec<Outgoing>,
+    /// Behind these items everything up to here has been handed over, but for channels with a hold.
+    pub reached: Position,
+    /// Of the history that `reached` belongs to; `None` before the first.
+    pub epoch: Option<u64>,
+}
+
+impl Batch {
+    /// How far whoever has written it is.
+    pub fn cursor(&self) -> Option<Cursor> {
+        self.epoch.map(|epoch| Cursor { epoch, position: self.reached })
+    }
+}
+
+impl From<Vec<Outgoing>> for Batch {
+    fn from(items: Vec<Outgoing>) -> Batch {
+        Batch { items, ..Batch::default() }
+    }
+}

@@ -90,7 +90,8 @@ impl Desk {
         self.keeper.also.push(((posts, "authenticated".into()), source));
         self.keeper.forget_plans();
         let predicate = crate::filter::Predicate::everything();
-        let target = Target { table_oid: posts, entry_id: 1, action: super::Action::All, predicate, select: None };
+        let (action, select, cursor_as) = (super::Action::All, None, None);
+        let target = Target { table_oid: posts, entry_id: 1, entry: 0, action, predicate, select, cursor_as };
         self.keeper.want(&[target], &"authenticated".into());
         self.keeper.look_again();
     }

@@ -35,6 +35,12 @@ pub(super) struct Group {
     generation: Option<u64>,
     /// The plan is newer than the facts: together they are the rights of no moment.
     ahead: bool,
+    /// There is no binding, and that is a matter of time.
+    hopes: bool,
+    /// The facts are of a later moment than the rows: whom they don't permit an old row may have been permitted it.
+    late: bool,
+    /// Old rows that were tried on all subscribers since `late`.
+    widened: u32,
     /// `None`: the rule looks into no table, or not all is known of those it looks into.
     binding: Option<FactBinding>,
     classes: Slots<Class>,
@@ -145,6 +151,9 @@ impl Group {
             bound: Arc::new(plan.bind(relation)),
             generation: None,
             ahead: false,
+            hopes: false,
+            late: false,
+            widened: 0,
             binding: None,
             classes: Slots::new(),
             by_viewer: AHashMap::new(),
@@ -173,13 +182,32 @@ impl Group {
     pub(super) fn fit(&mut self, facts: &Facts) {
         if self.generation != Some(facts.generation()) {
             self.generation = Some(facts.generation());
-            let rule = self.bound.plan().rule().filter(|rule| !rule.sources.is_empty() && !self.ahead);
-            self.binding = rule.and_then(|rule| facts.bind(rule).ok());
+            (self.binding, self.hopes) = match self.bound.plan().rule().filter(|rule| !rule.sources.is_empty()) {
+                None => (None, false),
+                Some(_) if self.ahead => (None, true),
+                Some(rule) => match facts.bind(rule) {
+                    Ok(binding) => (Some(binding), false),
+                    Err(missing) => (None, !missing.for_good),
+                },
+            };
         }
+        self.late = facts.is_ahead() && self.binding.is_some();
+        if !self.late {
+            self.widened = 0;
+        }
+    }
+
+    /// Whether nobody can tell for now who was permitted a row that is gone: who is not permitted it by what is known later, is
+    /// not denied it.
+    pub(super) fn doubts(&self, change: &Change) -> bool {
+        (self.hopes || self.late) && matches!(change, Change::Delete { .. })
     }
 
     /// A row to be judged for classes.
     pub(super) fn judge_row<'a>(&'a self, change: &'a Change, facts: &'a Facts) -> RowJudge<'a> {
+        if self.hopes {
+            return self.bound.judge_without_facts(change);
+        }
         self.bound.judge_row(change, self.binding.as_ref().map(|binding| (binding, facts)))
     }
 
@@ -315,7 +343,7 @@ impl Group {
             return false;
         }
         // Without facts the lookup is as quick as remembering.
-        let version = self.binding.as_ref().and_then(|_| search.facts.version());
+        let version = self.binding.as_ref().filter(|_| !self.late).and_then(|_| search.facts.version());
         let mut reads = std::mem::take(&mut into.reads);
         reads.clear();
         let version = version.filter(|_| self.bound.write_reads(&search.row.change, &mut reads));
@@ -346,7 +374,16 @@ impl Group {
 
     /// Proposes who is found by the keys of a row. Says also how many values it yielded.
     fn look_up(&mut self, search: Search<'_>, into: &mut Proposals) -> (RowKeys, usize) {
-        let Group { bound, binding, classes, by_claim, .. } = self;
+        let Group { bound, binding, classes, by_claim, late, widened, .. } = self;
+        let mut facts = binding.as_ref().map(|binding| (binding, search.facts));
+        if *late && matches!(search.row.change, Change::Delete { .. }) {
+            // They yield the owners of later. A backlog of many such rows is not tried on everybody, and everybody is told.
+            *widened += 1;
+            match *widened <= MOST_WIDENED {
+                true => facts = None,
+                false => into.all_doubt = true,
+            }
+        }
         let mut visit = |class: u32| visit(classes, class, &search, into);
         // A row that yields more values than there are subscribers is quicker tried on all of them.
         let limit = 2 * by_claim.iter().map(|index| index.by_text.len()).max().unwrap_or(0) + LEAST_LIMIT;
@@ -357,7 +394,6 @@ impl Group {
                 index.each(value, &mut visit);
             }
         };
-        let facts = binding.as_ref().map(|binding| (binding, search.facts));
         let outcome = match bound.row_keys(&search.row.change, facts, limit, &mut found) {
             RowKeys::TooMany(claims) => {
                 let exceeded = by_claim.iter().filter(|index| claims.contains(&index.claim));
@@ -382,6 +418,8 @@ impl Group {
     }
 }
 
+/// Old rows that are tried on all subscribers while the facts are late.
+const MOST_WIDENED: u32 = 256;
 /// A few values are looked up, however few subscribers there are.
 const LEAST_LIMIT: usize = 64;
 

@@ -84,12 +84,15 @@ pub(super) struct Proposals {
     pub(super) classes: Vec<(u32, u32)>,
     /// What the rule reads of the row, as bytes.
     pub(super) reads: Vec<u8>,
+    /// Somebody may have been permitted the row who was not looked for: see [`Group::doubts`].
+    pub(super) all_doubt: bool,
 }
 
 impl Proposals {
     pub(super) fn clear(&mut self) {
         self.hits.clear();
         self.classes.clear();
+        self.all_doubt = false;
     }
 
     pub(super) fn propose(&mut self, sub: u32, at: &Sub, class: u32) {
@@ -177,6 +180,11 @@ impl TableIndex {
         Some(self.groups.get(sub.group as usize)?.bound())
     }
 
+    /// See [`Group::doubts`].
+    pub(super) fn doubts(&self, sub: &Sub, change: &Change) -> bool {
+        self.groups.get(sub.group as usize).is_some_and(|group| group.doubts(change))
+    }
+
     /// How many things it keeps to find subscriptions.
     #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {
@@ -233,7 +241,8 @@ impl TableIndex {
         let rest = &mut *sub.rest;
         rest.predicate = bind_predicate(&rest.target, relation, catalog);
         rest.keep = rest.target.select.as_ref().map(|names| kept(relation, names));
-        (sub.plain, sub.whole) = (matches!(rest.predicate, Bind::Everything), rest.keep.is_none());
+        (sub.plain, sub.whole) =
+            (matches!(rest.predicate, Bind::Everything), rest.keep.is_none() && rest.target.cursor_as.is_none());
         let role = &rest.principal.role;
         let at = self.groups.iter().position(|group| group.role() == role).unwrap_or_else(|| {
             let mut group = Group::new(catalog, relation, role, self.options);
@@ -344,6 +353,11 @@ impl Sub {
     /// Whether it neither filters nor selects.
     pub(super) fn takes_all(&self) -> bool {
         self.plain && self.whole
+    }
+
+    /// Under which name its records carry the cursor.
+    pub(super) fn cursor_as(&self) -> Option<&Arc<str>> {
+        self.rest.target.cursor_as.as_ref()
     }
 
     /// Whether its token is no longer valid.

@@ -42,6 +42,7 @@ pub(super) struct Share {
     /// Entries that match if Postgres says so.
     pub(super) open: Conditional,
     pub(super) keep: Option<ColumnMask>,
+    pub(super) cursor_as: Option<Arc<str>>,
 }
 
 /// A share that nobody has judged yet.
@@ -61,6 +62,8 @@ pub(super) struct Filtered {
 /// One question to Postgres and those who wait for it.
 pub(super) struct Asked {
     pub(super) bound: Arc<Bound>,
+    /// A no is no answer: the row is gone, and Postgres may know only what is left without it.
+    pub(super) doubted: bool,
     pub(super) principals: Vec<Arc<Principal>>,
     pub(super) waiting: Vec<Waiting>,
     pub(super) verdicts: Option<Vec<Verdict>>,
@@ -70,6 +73,7 @@ pub(super) struct Asked {
 pub(super) struct Ready {
     pub(super) port: Arc<Port>,
     pub(super) ids: Ids,
+    pub(super) cursor_as: Option<Arc<str>>,
 }
 
 /// Those who may see the same columns of a row.
@@ -279,9 +283,9 @@ impl Lane {
             for (permit, members) in &mut permits {
                 let mut shared = None;
                 let waits = |member: &mut Ready| self.line.waits(member.port.id);
-                for Ready { port, ids } in members.extract_if(.., waits) {
+                for Ready { port, ids, cursor_as } in members.extract_if(.., waits) {
                     let permit = shared.get_or_insert_with(|| Arc::new(permit.clone())).clone();
-                    ready.push((port.id, place(), settle::Outcome::Ready(permit, ids)));
+                    ready.push((port.id, place(), settle::Outcome::Ready(permit, ids, cursor_as)));
                 }
             }
             permits.retain(|(_, members)| !members.is_empty());
@@ -359,7 +363,10 @@ impl Lane {
             if matches!(verdict, Some(Verdict::Permit(_))) && !share.open.is_empty() {
                 continue;
             }
-            let verdict = verdict.unwrap_or(&Verdict::Undecided(UndecidedReason::Connection));
+            let verdict = match verdict.unwrap_or(&Verdict::Undecided(UndecidedReason::Connection)) {
+                Verdict::Deny(_) if asked.doubted => &Verdict::Undecided(UndecidedReason::Facts),
+                verdict => verdict,
+            };
             let outcome = settle::answered(verdict, share);
             self.line.decide(share.channel, Place { sequence, number, slot }, outcome);
         }

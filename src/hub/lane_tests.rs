@@ -25,7 +25,7 @@ async fn came_until(bench: &mut Bench, mut enough: impl FnMut(&[Came]) -> bool) 
     let mut came: Vec<Came> = Vec::new();
     while !enough(&came) {
         let batch = tokio::time::timeout(DEADLINE, bench.batches.recv()).await;
-        for outgoing in batch.unwrap_or_else(|_| panic!("only {came:?} came")).expect("runs") {
+        for outgoing in batch.unwrap_or_else(|_| panic!("only {came:?} came")).expect("runs").items {
             match outgoing {
                 Outgoing::Change(fanout) => {
                     let crate::change::Change::Insert { new } = &fanout.event.value().row.change else { continue };
@@ -33,7 +33,7 @@ async fn came_until(bench: &mut Bench, mut enough: impl FnMut(&[Came]) -> bool) 
                     came.extend(fanout.members.iter().map(|member| (member.port.id, row.clone())));
                 }
                 Outgoing::Notice(notice) => came.push((notice.port.id, notice.message.to_string())),
-                Outgoing::Greeting(_) => {}
+                _ => {}
             }
         }
     }

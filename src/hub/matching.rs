@@ -18,7 +18,7 @@ use crate::claims::Principal;
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::facts::Facts;
-use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, Verdict};
+use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, UndecidedReason, Verdict};
 
 /// What a client is told when a change could not be decided for it.
 pub(super) const UNDECIDED: &str = "Gap: a change could not be checked against the database in time and was not sent; \
@@ -41,6 +41,10 @@ pub(super) struct Judgement {
     pub(super) filtered: Vec<Filtered>,
     /// Channels for which there will be no answer.
     pub(super) undecided: Vec<Arc<super::Port>>,
+    /// Channels whose row is lost for want of facts; they are told later, of all such rows together ([`super::owing`]).
+    pub(super) lost: Vec<Arc<super::Port>>,
+    /// All others that want such rows are to be told as well.
+    pub(super) lost_to_all: bool,
     /// Where each principal stands in `asked`, by plan and claims.
     principals: AHashMap<(usize, Arc<str>), (usize, usize)>,
 }
@@ -77,6 +81,8 @@ impl Matcher {
             asked: SmallVec::new(),
             filtered: Vec::new(),
             undecided: Vec::new(),
+            lost: Vec::new(),
+            lost_to_all: false,
             principals: AHashMap::new(),
         };
         let Some(table) = registry.table(row.relation.oid) else { return judgement };
@@ -86,7 +92,8 @@ impl Matcher {
         if table.search(row, facts, proposals) {
             counts.deny(metrics, DenyReason::MissingEvidence.as_str());
         }
-        let Proposals { hits, classes, .. } = proposals;
+        let Proposals { hits, classes, all_doubt, .. } = proposals;
+        judgement.lost_to_all = *all_doubt;
         let order = |hit: &Hit| (hit.channel, hit.entry_id);
         if !hits.is_sorted_by_key(order) {
             hits.sort_unstable_by_key(order);
@@ -144,19 +151,29 @@ impl Judgement {
             return add(
                 &mut self.permits,
                 permit,
-                Ready { port: sub.port.clone(), ids: Ids::from_slice(&[hit.entry_id]) },
+                Ready { port: sub.port.clone(), ids: Ids::from_slice(&[hit.entry_id]), cursor_as: None },
             );
         }
-        for Selected { keep, ids, open } in by_selection(table, hits, change) {
+        let doubted = table.doubts(sub, change);
+        for Selected { keep, cursor_as, ids, open } in by_selection(table, hits, change) {
+            let cursor_as = cursor_as.cloned();
             match judged {
                 Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
                     counts.permit += 1;
-                    add(&mut self.permits, narrowed(permit, keep), Ready { port: sub.port.clone(), ids });
+                    add(&mut self.permits, narrowed(permit, keep), Ready { port: sub.port.clone(), ids, cursor_as });
                 }
                 Judged::Decided(Verdict::Permit(permit)) => {
                     counts.permit += 1;
-                    let (share, principal) = (share(&sub.port, ids, open, keep), sub.principal().clone());
+                    let (share, principal) = (share(&sub.port, ids, open, (keep, cursor_as)), sub.principal().clone());
                     self.filtered.push(Filtered { share, principal, permit: permit.clone() });
+                }
+                Judged::Decided(Verdict::Deny(DenyReason::Policy | DenyReason::PolicyError)) if doubted => {
+                    counts.undecided += 1;
+                    self.lost.push(sub.port.clone());
+                }
+                Judged::Decided(Verdict::Undecided(UndecidedReason::Facts)) => {
+                    counts.undecided += 1;
+                    self.lost.push(sub.port.clone());
                 }
                 Judged::Decided(Verdict::Deny(reason)) => counts.deny(metrics, reason.as_str()),
                 Judged::Decided(Verdict::Undecided(_)) => {
@@ -165,15 +182,15 @@ impl Judgement {
                 }
                 Judged::Ask => {
                     let Some(bound) = table.bound(sub) else { continue };
-                    let share = share(&sub.port, ids, open, keep);
-                    self.ask(bound, sub.principal(), Waiting { share, principal: 0 });
+                    let share = share(&sub.port, ids, open, (keep, cursor_as));
+                    self.ask((bound, doubted), sub.principal(), Waiting { share, principal: 0 });
                 }
             }
         }
     }
 
     /// Principals with equal claims share a question, and so an answer.
-    fn ask(&mut self, bound: &Arc<Bound>, principal: &Arc<Principal>, mut waiting: Waiting) {
+    fn ask(&mut self, (bound, doubted): (&Arc<Bound>, bool), principal: &Arc<Principal>, mut waiting: Waiting) {
         let known = (Arc::as_ptr(bound) as usize, principal.sharing_key.clone());
         if let Some((at, index)) = self.principals.get(&known) {
             waiting.principal = *index;
@@ -184,7 +201,7 @@ impl Judgement {
         let has_room = |a: &Asked| Arc::ptr_eq(&a.bound, bound) && a.principals.len() < MAX_PRINCIPALS;
         let at = self.asked.iter().rposition(has_room).unwrap_or_else(|| {
             let (principals, waiting) = (Vec::new(), Vec::new());
-            self.asked.push(Asked { bound: bound.clone(), principals, waiting, verdicts: None });
+            self.asked.push(Asked { bound: bound.clone(), doubted, principals, waiting, verdicts: None });
             self.asked.len() - 1
         });
         let asked = &mut self.asked[at];
@@ -195,13 +212,19 @@ impl Judgement {
     }
 }
 
-fn share(port: &super::Port, ids: Ids, open: Conditional, keep: Option<&ColumnMask>) -> Share {
-    Share { channel: port.id, connection: port.outbox.number(), ids, open, keep: keep.cloned() }
+fn share(
+    port: &super::Port,
+    ids: Ids,
+    open: Conditional,
+    (keep, cursor_as): (Option<&ColumnMask>, Option<Arc<str>>),
+) -> Share {
+    Share { channel: port.id, connection: port.outbox.number(), ids, open, keep: keep.cloned(), cursor_as }
 }
 
-/// The matching entries of one channel that select the same columns.
+/// The matching entries of one channel that select the same columns and want the same record.
 struct Selected<'a> {
     keep: Option<&'a ColumnMask>,
+    cursor_as: Option<&'a Arc<str>>,
     ids: Ids,
     open: Conditional,
 }
@@ -211,10 +234,10 @@ fn by_selection<'a>(table: &'a TableIndex, hits: &[Hit], change: &Change) -> Sma
     let mut groups: SmallVec<[Selected<'a>; 1]> = SmallVec::new();
     for hit in hits {
         let Some(sub) = table.sub(hit.sub) else { continue };
-        let (keep, terms) = (sub.keep(), sub.open(change));
-        let at = groups.iter().position(|group| group.keep == keep);
+        let (keep, cursor_as, terms) = (sub.keep(), sub.cursor_as(), sub.open(change));
+        let at = groups.iter().position(|group| group.keep == keep && group.cursor_as == cursor_as);
         let at = at.unwrap_or_else(|| {
-            groups.push(Selected { keep, ids: Ids::new(), open: Vec::new() });
+            groups.push(Selected { keep, cursor_as, ids: Ids::new(), open: Vec::new() });
             groups.len() - 1
         });
         let Selected { ids, open, .. } = &mut groups[at];
@@ -254,13 +277,13 @@ pub(super) fn emit(
         let share = ready.len().div_ceil(out.len());
         let mut by_shard: SmallVec<[Vec<Member>; 8]> = (0..out.len()).map(|_| Vec::new()).collect();
         deliveries += ready.len() as u64;
-        for Ready { port, ids } in ready {
+        for Ready { port, ids, cursor_as } in ready {
             let shard = port.shard % out.len();
             let members = &mut by_shard[shard];
             if members.is_empty() {
                 members.reserve(share);
             }
-            members.push(Member { port, ids });
+            members.push(Member { port, ids, cursor_as, cost: 0 });
         }
         for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
             if !members.is_empty() {
@@ -281,8 +304,13 @@ pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: boo
 }
 
 /// An event of a row, not encoded yet.
-pub(super) fn event(row: RowChange, commit_time: Timestamp, taken: Instant, types: &Arc<Types>) -> Arc<Event> {
-    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), None))
+pub(super) fn event(
+    row: RowChange,
+    (commit_time, taken): (Timestamp, Instant),
+    types: &Arc<Types>,
+    epoch: Option<u64>,
+) -> Arc<Event> {
+    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), epoch))
 }
 
 /// Verdicts of one row, reported together. What is counted is candidates: each channel, once per selection of columns, whose

@@ -19,7 +19,9 @@ mod memo;
 mod noting;
 mod numbers;
 mod outbox;
+mod owing;
 mod prepare;
+mod reach;
 mod registry;
 mod reshaped;
 mod resolve;
@@ -27,6 +29,7 @@ mod rules;
 mod run;
 mod settle;
 mod slots;
+mod snapshot;
 mod summary;
 mod turns;
 mod warnings;
@@ -44,13 +47,14 @@ pub(crate) mod crowd;
 mod tests;
 
 pub use command::{
-    Action, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish, Stage, Start,
-    SubscribeError, Subscribed, Version, Warning,
+    Action, Activated, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish, Stage,
+    Start, SubscribeError, Subscribed, Version, Warning,
 };
 pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
+pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
 pub use summary::{Summary, TableCount, UserCount};
 

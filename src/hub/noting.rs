@@ -218,6 +218,7 @@ impl Hub {
         if let Some(channel) = self.registry.get(id) {
             self.note_left(channel);
             self.registry.remove(id);
+            self.owing.forget(id);
         }
     }
 

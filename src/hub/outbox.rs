@@ -52,6 +52,8 @@ pub enum CloseReason {
     Drain,
     /// No inbound frame for the idle timeout (1012).
     Idle,
+    /// The relay has been without its slot for too long (1012).
+    Slot,
     /// The client joined more often than it may (1012).
     Joins,
     /// The peer broke the WebSocket protocol or a limit of it.
@@ -67,6 +69,7 @@ impl CloseReason {
             CloseReason::Slow => "slow",
             CloseReason::Drain => "drain",
             CloseReason::Idle => "idle",
+            CloseReason::Slot => "slot",
             CloseReason::Joins => "joins",
             CloseReason::Protocol => "protocol",
             CloseReason::Peer => "peer",

@@ -3,11 +3,20 @@
 //! A subscription whose rules look into a table that is being loaded is put into force when the table is ready, so that its first
 //! rows are judged in memory; but not later than [`super::FactsConfig::wait`], since the client waits for its answer.
 
+use std::sync::Arc;
+
 use ahash::AHashMap;
 use tokio::time::Instant;
 
 use super::control::Resolved;
+use super::owing::LOST;
 use super::run::Hub;
+use super::{Action, Port};
+use crate::change::RowChange;
+use crate::policy::UndecidedReason;
+
+/// Why rows are lost here.
+pub(super) const FACTS: &str = UndecidedReason::Facts.as_str();
 
 impl Hub {
     /// Between two transactions: facts that came are put into force, and what has to be loaded is begun.
@@ -22,6 +31,7 @@ impl Hub {
     /// Subscriptions whose facts have come, or that have waited long enough, are put into force.
     pub(super) fn release_waiting(&mut self) {
         let now = Instant::now();
+        self.tell_owed(now);
         if std::mem::take(&mut self.facts_changed) || self.awaiting.iter().any(|(until, _)| *until <= now) {
             // What still waits comes back into the list.
             for (_, resolved) in std::mem::take(&mut self.awaiting) {
@@ -33,7 +43,52 @@ impl Hub {
     /// When facts, or what waits for them, have to be looked at again.
     pub(super) fn facts_at(&self) -> Option<Instant> {
         let waiting = self.awaiting.iter().map(|(until, _)| *until).min();
-        [self.keeper.wake_at(), waiting].into_iter().flatten().min().filter(|_| !self.is_within())
+        let times = [self.keeper.wake_at(), waiting, self.owing.due_at(self.has_facts())];
+        times.into_iter().flatten().min().filter(|_| !self.is_within())
+    }
+
+    /// All facts that may be had are at hand, and of the moment of the stream and the rules.
+    fn has_facts(&self) -> bool {
+        self.ahead.is_none() && !self.facts.is_ahead() && !self.keeper.hopes()
+    }
+
+    /// Channels that may have been permitted this row, or all that want its like, get nothing of it; they are told together.
+    pub(super) fn lose(&mut self, mut lost: Vec<Arc<Port>>, to_all: bool, row: &RowChange) {
+        if to_all {
+            let wants = |action| matches!(action, Action::All | Action::Delete);
+            let (oid, at) = (row.relation.oid, row.position);
+            let concerned = self.registry.channels().filter(|channel| {
+                at > channel.from && channel.targets.iter().any(|t| t.table_oid == oid && wants(t.action))
+            });
+            lost = concerned.map(|channel| channel.port.clone()).collect();
+        }
+        if lost.is_empty() {
+            return;
+        }
+        self.deps.metrics.undecided_gaps.inc_by(lost.len() as u64);
+        self.note_undecided(lost.iter().map(|port| (port, FACTS)), row);
+        let now = Instant::now();
+        lost.iter().for_each(|port| self.owing.add(port, row.position, now));
+    }
+
+    /// Tells of the rows that were lost, once the facts are back or have been away for long.
+    fn tell_owed(&mut self, now: Instant) {
+        let owed = self.owing.take(self.has_facts(), now);
+        if owed.is_empty() {
+            return;
+        }
+        let (first, last) = (owed.iter().map(|owed| owed.first).min(), owed.iter().map(|owed| owed.last).max());
+        tracing::warn!(
+            channels = owed.len(),
+            ?first,
+            ?last,
+            "rows were deleted while facts were loaded or behind the rules; those who may have seen them are told of a gap"
+        );
+        for owed in owed {
+            if self.registry.get(owed.port.id).is_some() {
+                self.tell(&owed.port, false, LOST);
+            }
+        }
     }
 
     /// Keeps what is resolved until its facts are there, if they are on their way and it has not waited long enough.

@@ -22,10 +22,14 @@ use crate::policy::Options;
 pub(super) struct Target {
     pub(super) table_oid: u32,
     pub(super) entry_id: i32,
+    /// Which of the channel's entries it is of.
+    pub(super) entry: u32,
     pub(super) action: Action,
     pub(super) predicate: Predicate,
     /// The columns asked for and the key; `None` for all.
     pub(super) select: Option<Arc<BTreeSet<String>>>,
+    /// Under which name the record carries its cursor.
+    pub(super) cursor_as: Option<Arc<str>>,
 }
 
 /// A reading of the catalog must know the channel's role within this.
@@ -57,8 +61,10 @@ pub(super) async fn resolve(
         );
         return Err(SubscribeError { message, retry: false });
     }
-    for entry in entries {
+    for (at, entry) in entries.iter().enumerate() {
+        let first = targets.len();
         resolve_entry(&rules.catalog, &validator, entry, (principal, &owner), &mut targets).await?;
+        targets[first..].iter_mut().for_each(|target| target.entry = at as u32);
     }
     let warnings = warnings(&rules.catalog, entries, &targets, &principal.role, options);
     Ok((targets, warnings, rules))
@@ -104,6 +110,9 @@ async fn resolve_entry(
         return Err(refused(parameters.exception(&detail)));
     }
     for table in tables {
+        if let Some(name) = hidden_by_cursor(entry, table, &principal.role) {
+            return Err(refused(name));
+        }
         let target = on_table(catalog, validator, entry, &conditions, table, (&principal.role, owner)).await;
         targets.push(
             target
@@ -111,6 +120,17 @@ async fn resolve_entry(
         );
     }
     Ok(())
+}
+
+/// Why the record can't carry its cursor under the name that was asked for: a column that the role may read has it.
+fn hidden_by_cursor(entry: &Entry, table: &Table, role: &str) -> Option<String> {
+    let name = entry.cursor_as.as_deref()?;
+    let column = table.columns.iter().find(|column| *column.name == *name)?;
+    let readable = table.access.get(role).is_some_and(|access| access.columns.contains(&column.number));
+    let (schema, table) = (&table.schema, &table.name);
+    readable.then(|| {
+        format!("Error parsing `cursor_as`: {schema}.{table} has a column \"{name}\"; choose a name that no column has")
+    })
 }
 
 pub(super) async fn on_table(
@@ -148,7 +168,15 @@ pub(super) async fn on_table(
         }
     }
     let select = selected.map(|names| Arc::new(names.iter().chain(&table.primary_key).cloned().collect()));
-    Ok(Target { table_oid: table.oid, entry_id: entry.id, action: entry.action, predicate, select })
+    Ok(Target {
+        table_oid: table.oid,
+        entry_id: entry.id,
+        entry: 0,
+        action: entry.action,
+        predicate,
+        select,
+        cursor_as: entry.cursor_as.clone(),
+    })
 }
 
 fn name_text(name: &Name) -> &str {

@@ -27,6 +27,8 @@ use super::facts::Keeper;
 use super::lane::{Lane, LaneRow};
 use super::matching::{self, Judgement, Matcher, UNDECIDED};
 use super::noting::NotedFacts;
+use super::owing::Owing;
+use super::prepare::FACTS;
 use super::registry::Registry;
 use super::resolve;
 use super::rules::{Rules, RulesHandle, RulesReader};
@@ -37,9 +39,10 @@ use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, 
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::journal::Note;
-use crate::log::{LogError, Read, Reader};
+use crate::log::{Epoch, LogError, Read, Reader};
 use crate::policy::Asker;
 use crate::policy::facts::Facts;
+use crate::resume::Cursor;
 
 /// Rows handled before commands are looked at again.
 const SLICE: usize = 256;
@@ -91,6 +94,8 @@ pub struct Hub {
     /// What the journal has of them.
     pub(super) noted: NotedFacts,
     pub(super) keeper: Keeper,
+    /// Rows that were lost for want of facts, to be told.
+    pub(super) owing: Owing,
     /// Since subscriptions that wait for facts were looked at.
     pub(super) facts_changed: bool,
     pub(super) reader: Reader,
@@ -140,6 +145,7 @@ impl Hub {
             facts: Facts::new(config.facts.memory),
             keeper,
             facts_changed: false,
+            owing: Owing::default(),
             commands,
             rules_reader: Some(rules_reader),
             rules,
@@ -223,6 +229,11 @@ impl Hub {
         self.flush().await;
         let _ = rules_task.await;
         Ok(())
+    }
+
+    /// The position as clients keep it; `None` before the first history.
+    pub(super) fn cursor(&self, position: Position) -> Option<Cursor> {
+        self.reader.epoch().map(|epoch| Cursor { epoch: epoch.tag(), position })
     }
 
     pub(super) fn position(&self) -> Position {
@@ -453,12 +464,16 @@ impl Hub {
         index.fit(&row.relation, &rules.catalog, &self.facts);
         let now = self.deps.clock.unix_seconds();
         let metrics = &self.deps.metrics;
-        let judgement = self.matcher.judge(&mut self.registry, &row, &self.facts, now, metrics);
+        let mut judgement = self.matcher.judge(&mut self.registry, &row, &self.facts, now, metrics);
+        self.lose(std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row);
+        let (Some(rules), Some(work)) = (&self.current, &self.work) else { return };
+        let metrics = &self.deps.metrics;
         if judgement.is_empty() {
             return;
         }
         let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
-        let event = matching::event(row, work.transaction.commit_time, work.received.into_std(), rules.catalog.types());
+        let times = (work.transaction.commit_time, work.received.into_std());
+        let event = matching::event(row, times, rules.catalog.types(), self.reader.epoch().map(Epoch::tag));
         if !judgement.must_wait() && self.lane.is_empty() {
             let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
             metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
@@ -505,8 +520,11 @@ impl Hub {
                     continue;
                 }
             };
+            let (lost, undecided) = undecided.into_iter().zip(reasons).partition::<Vec<_>, _>(|(_, why)| *why == FACTS);
+            self.lose(lost.into_iter().map(|(port, _)| port).collect(), false, &event.row);
             self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
-            self.note_undecided(undecided.iter().zip(reasons), &event.row);
+            self.note_undecided(undecided.iter().map(|(port, why)| (port, *why)), &event.row);
+            let undecided: Vec<Arc<Port>> = undecided.into_iter().map(|(port, _)| port).collect();
             let sent = matching::emit(&mut self.out, &event, permits, &undecided);
             self.deps.metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
@@ -532,7 +550,7 @@ impl Hub {
         self.queued = 0;
         for (out, shard) in self.out.iter_mut().zip(&self.deps.shards) {
             if !out.is_empty() {
-                let batch: Batch = std::mem::take(out);
+                let batch = Batch::from(std::mem::take(out));
                 // A shard never waits for a socket, so this waits for processor time only. It is gone at the drain.
                 let _ = shard.send(batch).await;
             }

@@ -21,7 +21,7 @@ use crate::policy::{DenyReason, Permit, UndecidedReason, Verdict};
 /// What became of a part.
 pub(super) enum Outcome {
     /// Permitted in memory; it was behind others.
-    Ready(Arc<Permit>, Ids),
+    Ready(Arc<Permit>, Ids, Option<Arc<str>>),
     /// Undecided in memory, and counted.
     Undecided,
     /// Nothing of a row: what to tell a channel.
@@ -37,10 +37,13 @@ pub(super) struct Answered {
     denied: Option<DenyReason>,
     undecided: Option<&'static str>,
     /// What leaves: the entries that match.
-    deliver: Option<(Permit, Ids)>,
+    deliver: Option<Delivered>,
     /// The filter can't be judged: what to tell.
     ended: Option<String>,
 }
+
+/// Under which permit and ids, and under which name the record carries its cursor.
+type Delivered = (Permit, Ids, Option<Arc<str>>);
 
 /// A part that leaves, with its row unless it is a notice.
 pub(super) struct Released {
@@ -80,8 +83,8 @@ pub(super) fn answered(verdict: &Verdict, share: &Share) -> Outcome {
     Outcome::Answered(Box::new(answered))
 }
 
-fn deliver(permit: &Permit, share: &Share, ids: Ids) -> Option<(Permit, Ids)> {
-    (!ids.is_empty()).then(|| (narrowed(permit, share.keep.as_ref()), ids))
+fn deliver(permit: &Permit, share: &Share, ids: Ids) -> Option<Delivered> {
+    (!ids.is_empty()).then(|| (narrowed(permit, share.keep.as_ref()), ids, share.cursor_as.clone()))
 }
 
 /// Of a share that is permitted the row, by what Postgres said of its filters; `asked` if it said the former too.
@@ -176,14 +179,16 @@ impl Settling<'_> {
         let Some(port) = self.still(channel, &waits_as, &outcome) else { return };
         let Some(Settled::Row(row)) = self.settled.last_mut() else { return };
         match outcome {
-            Outcome::Ready(permit, ids) => add(&mut row.permits, Permit::clone(&permit), Ready { port, ids }),
+            Outcome::Ready(permit, ids, cursor_as) => {
+                add(&mut row.permits, Permit::clone(&permit), Ready { port, ids, cursor_as });
+            }
             Outcome::Undecided => self.undecided(port, ""),
             Outcome::Notice(..) => {}
             Outcome::Answered(answered) => {
                 let Answered { permitted, denied, undecided, deliver, ended } = *answered;
                 self.counts.permit += u64::from(permitted);
-                if let Some((permit, ids)) = deliver {
-                    add(&mut row.permits, permit, Ready { port: port.clone(), ids });
+                if let Some((permit, ids, cursor_as)) = deliver {
+                    add(&mut row.permits, permit, Ready { port: port.clone(), ids, cursor_as });
                 }
                 if let Some(message) = ended.filter(|_| self.gone.insert(channel)) {
                     row.ended.push((port.clone(), message));
@@ -230,7 +235,7 @@ impl Settling<'_> {
 
     /// The row at hand is complete.
     fn report(&mut self) {
-        let quiet = ["", "other_token", UndecidedReason::Suspended.as_str()];
+        let quiet = ["", "other_token", UndecidedReason::Suspended.as_str(), UndecidedReason::Facts.as_str()];
         if let Some(Settled::Row(row)) = self.settled.last()
             && !quiet.contains(&self.reason)
         {

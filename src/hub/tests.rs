@@ -18,6 +18,8 @@ use crate::testing::TestDatabase;
 
 #[path = "lane_tests.rs"]
 mod lane_tests;
+#[path = "lost_tests.rs"]
+mod lost_tests;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -132,7 +134,7 @@ impl Bench {
         while !marked(&received) {
             let batch =
                 tokio::time::timeout(DEADLINE, self.batches.recv()).await.expect("the marker comes").expect("runs");
-            for outgoing in batch {
+            for outgoing in batch.items {
                 match outgoing {
                     Outgoing::Change(fanout) => {
                         let crate::change::Change::Insert { new } = &fanout.event.value().row.change else { continue };
@@ -150,6 +152,7 @@ impl Bench {
                         assert!(of.rows.is_empty() && of.notices.is_empty(), "something came before the join reply");
                         of.notices.push(String::from_utf8(greeting.frames.to_vec()).unwrap());
                     }
+                    Outgoing::Begin(..) | Outgoing::Hold(..) | Outgoing::Live(..) => {}
                 }
             }
         }
@@ -167,7 +170,7 @@ fn port() -> Arc<Port> {
     let outbox = Arc::new(Outbox::new(Box::new(Hole), 1 << 20, Bytes::new()));
     let id = ChannelId(NEXT.fetch_add(1, Ordering::Relaxed));
     let (topic, join_ref, stage) = ("realtime:t".into(), "null".into(), Arc::new(Stage::greeted()));
-    Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, stage })
+    Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, stage, place: Place::default() })
 }
 
 fn principal(role: &str, sub: &str) -> Arc<Principal> {
@@ -214,7 +217,7 @@ async fn a_token_of_equal_rights_costs_nothing_while_the_database_is_away() {
     let renewed = json!({"role": "authenticated", "sub": ALICE, "exp": 4_000_000_001_i64});
     let renewed = Arc::new(Principal::new(renewed.as_object().unwrap().clone(), 4_000_000_001).unwrap());
     let reclaim = |principal| tokio::time::timeout(DEADLINE, bench.hub.reclaim(alice.id, principal));
-    assert_eq!(reclaim(renewed).await.expect("in time"), Ok(Vec::new()));
+    assert_eq!(reclaim(renewed).await.expect("in time"), Ok(super::Activated::default()));
     let refused = reclaim(principal("authenticated", BOB)).await.expect("in time").unwrap_err();
     assert!(refused.retry, "{refused:?}");
     let relation = bench.relation("owned").await;

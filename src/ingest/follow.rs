@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::origin::{Origin, Source};
+use super::tend::Tending;
 use super::{Core, IngestError, IngestState};
 use crate::change::{Body, Lsn, Transaction};
 use crate::error::chain;
@@ -26,7 +27,8 @@ struct Backlog {
 }
 
 /// What is due when.
-struct Chores {
+pub(super) struct Chores {
+    pub(super) tending: Tending,
     heartbeat_at: Instant,
     beating: Option<JoinHandle<Result<(), IngestError>>>,
     retain_at: Instant,
@@ -50,6 +52,7 @@ impl<O: Origin> Core<O> {
         let now = Instant::now();
         let mut backlog = Backlog { waiting: VecDeque::new(), bytes: 0, error: None, retry_at: now };
         let mut chores = Chores {
+            tending: Tending::new(now, self.config.tend_delay),
             heartbeat_at: now + self.config.heartbeat_interval,
             beating: None,
             retain_at: now,
@@ -77,6 +80,12 @@ impl<O: Origin> Core<O> {
                     }
                     continue;
                 }
+                tended = chores.tending.done() => {
+                    match self.tended(tended, &mut chores.tending).await {
+                        Ok(()) => continue,
+                        Err(error) => break Err(error),
+                    }
+                }
                 () = sleep_until(wake) => None,
                 received = source.next() => Some(received),
             };
@@ -92,6 +101,7 @@ impl<O: Origin> Core<O> {
         if let Some(beating) = chores.beating.take() {
             beating.abort();
         }
+        chores.tending.stop();
         if end.is_ok() {
             self.last_words(&mut backlog, &chores).await;
         }
@@ -100,7 +110,7 @@ impl<O: Origin> Core<O> {
 
     /// When something is due.
     fn wake(&self, backlog: &Backlog, chores: &Chores) -> Instant {
-        let mut wake = chores.retain_at;
+        let mut wake = chores.retain_at.min(chores.tending.wake());
         if chores.beating.is_none() {
             wake = wake.min(chores.heartbeat_at);
         }
@@ -120,10 +130,16 @@ impl<O: Origin> Core<O> {
     ) -> Result<(), IngestError> {
         self.backoff.reset();
         chores.heartbeat_at = Instant::now() + self.config.heartbeat_interval;
+        chores.tending.passed(&received)?;
         match received {
             Received::Idle(lsn) => {
                 chores.idle = chores.idle.max(lsn);
                 Ok(())
+            }
+            Received::Transaction(_) if self.unreadable > 0 => {
+                // It was decoded after all.
+                self.unreadable = 0;
+                Box::pin(self.take(received, backlog, chores)).await
             }
             Received::Transaction(transaction) if backlog.error.is_none() => {
                 match self.pen.append(&transaction).await {
@@ -151,7 +167,7 @@ impl<O: Origin> Core<O> {
         }
         let text = chain(&error);
         tracing::error!(error = text, "the log can't be written; changes wait in memory");
-        self.state.send_replace(IngestState::Buffering(text));
+        self.report.state.send_replace(IngestState::Buffering(text));
         backlog.retry_at = Instant::now() + self.config.retry_interval;
         backlog.bytes += cost(&transaction);
         backlog.waiting.push_back(transaction);
@@ -189,6 +205,9 @@ impl<O: Origin> Core<O> {
             chores.heartbeat_at = now + self.config.heartbeat_interval;
             chores.beating = Some(crate::task::spawn("heartbeat", self.origin.beat()));
         }
+        if now >= chores.tending.wake() {
+            self.tend(&mut chores.tending).await?;
+        }
         if now >= chores.retain_at {
             chores.retain_at = now + self.config.retain_interval;
             if let Err(error) = self.pen.blocking(crate::log::LogWriter::retain).await {
@@ -216,7 +235,7 @@ impl<O: Origin> Core<O> {
         }
         *backlog = Backlog { waiting: VecDeque::new(), bytes: 0, error: None, retry_at: backlog.retry_at };
         tracing::info!("the log can be written again");
-        self.state.send_replace(IngestState::Streaming);
+        self.report.state.send_replace(IngestState::Streaming);
         Ok(())
     }
 

@@ -18,9 +18,13 @@
 
 mod error;
 mod follow;
+mod notes;
+mod open;
 mod origin;
 mod pen;
+mod report;
 mod start;
+mod tend;
 #[cfg(test)]
 mod tests;
 
@@ -31,18 +35,20 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use error::IngestError;
+pub use error::{Holder, IngestError};
 
 use crate::change::Transaction;
 use crate::error::{Fault as _, Remedy, chain};
-use crate::log::{Epoch, Log, LogError, LogWriter};
+use crate::log::{Log, LogWriter};
 use crate::metrics::Metrics;
 use crate::pg::PgConfig;
 use crate::task::Drain;
-use crate::wal::{Backoff, WalConfig, WalError};
+use crate::wal::{Backoff, WalConfig};
+use notes::Notes;
 use origin::{Origin, Postgres, Source as _};
 use pen::Pen;
-use start::{Found, Start, Why, decide};
+use report::Report;
+use start::Why;
 
 /// What ingest needs to know.
 #[derive(Debug, Clone)]
@@ -51,6 +57,12 @@ pub struct IngestConfig {
     pub wal: WalConfig,
     /// After so long without anything from the stream, a message of our own is sent through it. 10 s.
     pub heartbeat_interval: Duration,
+    /// How often it is looked, beside the stream, whether the publications are still the same. 5 s.
+    pub tend_interval: Duration,
+    /// From the beginning of a stream to the first such look. 200 ms.
+    pub tend_delay: Duration,
+    /// How often the token in `rowcast.lineage` changes. 60 s.
+    pub token_interval: Duration,
     /// How often the log's limits are enforced. 60 s.
     pub retain_interval: Duration,
     /// Bytes of transactions held in memory while the disk is full. 64 MiB.
@@ -71,6 +83,9 @@ impl IngestConfig {
         IngestConfig {
             wal,
             heartbeat_interval: Duration::from_secs(10),
+            tend_interval: Duration::from_secs(5),
+            tend_delay: Duration::from_millis(200),
+            token_interval: Duration::from_secs(60),
             retain_interval: Duration::from_secs(60),
             buffer_bytes: 64 << 20,
             retry_interval: Duration::from_secs(1),
@@ -90,6 +105,8 @@ pub enum IngestState {
     Streaming,
     /// Changes come in, but the log can't take them; the reason.
     Buffering(String),
+    /// Not streaming, since making the slot waits for transactions that were open before; which.
+    Blocked(String),
     /// Not streaming; the reason.
     Waiting(String),
 }
@@ -100,6 +117,7 @@ impl fmt::Display for IngestState {
             IngestState::Starting => f.write_str("starting"),
             IngestState::Streaming => f.write_str("streaming"),
             IngestState::Buffering(reason) => write!(f, "buffering: {reason}"),
+            IngestState::Blocked(reason) => write!(f, "blocked: {reason}"),
             IngestState::Waiting(reason) => write!(f, "waiting: {reason}"),
         }
     }
@@ -148,15 +166,20 @@ struct Core<O> {
     pen: Pen,
     metrics: Arc<Metrics>,
     drain: Drain,
-    state: watch::Sender<IngestState>,
+    report: Report,
     ready: watch::Sender<bool>,
     backoff: Backoff,
+    /// As they are on the disk.
+    notes: Notes,
+    /// Why the slot that is missing was dropped by us.
+    renewed: Option<Why>,
+    /// So often in a row the server could not decode the next row.
+    unreadable: u32,
     /// Changes have streamed once.
     was_up: bool,
     /// What the log could not take when the stream was closed for it: the sign that there is room again. It directly
     /// follows the log's end, so it must be forgotten if the log goes back.
     stuck: Option<Arc<Transaction>>,
-    last_error: String,
 }
 
 impl<O: Origin> Core<O> {
@@ -171,23 +194,25 @@ impl<O: Origin> Core<O> {
         let (state, state_seen) = watch::channel(IngestState::Starting);
         let (ready, ready_seen) = watch::channel(false);
         let core = Core {
+            notes: Notes::read(writer.slot_notes()),
             config,
             origin,
             pen: Pen::new(log, writer),
             metrics,
             drain,
-            state,
+            report: Report::new(state),
             ready,
             backoff: Backoff::new(),
+            renewed: None,
+            unreadable: 0,
             was_up: false,
             stuck: None,
-            last_error: String::new(),
         };
         (core, IngestHandle { state: state_seen, ready: ready_seen })
     }
 
     async fn run(mut self, startup: Duration) -> Result<(), IngestError> {
-        let deadline = Instant::now() + startup;
+        let mut deadline = Instant::now() + startup;
         loop {
             let error = match self.attempt().await {
                 Ok(()) => return Ok(()),
@@ -198,10 +223,13 @@ impl<O: Origin> Core<O> {
                 return Err(error);
             }
             let pause = self.pause(&error);
+            if error.is_waiting_for_others() {
+                deadline = Instant::now() + pause + startup;
+            }
             if !self.was_up && Instant::now() + pause >= deadline {
                 return Err(IngestError::Startup { after: startup, source: Box::new(error) });
             }
-            self.tell(&error);
+            self.report.tell(&error);
             tokio::select! {
                 () = self.drain.draining() => return Ok(()),
                 () = tokio::time::sleep(pause) => {}
@@ -214,26 +242,11 @@ impl<O: Origin> Core<O> {
             return self.config.retry_interval;
         }
         match error.remedy() {
+            // A look costs little, and clients wait for somebody to take over.
+            _ if error.is_waiting_for_others() => self.config.retry_interval,
             Remedy::Retry => self.backoff.next(),
             Remedy::Operator | Remedy::Bug => self.config.operator_interval,
         }
-    }
-
-    /// Logs an error once until another one comes, or it has worked in between.
-    fn tell(&mut self, error: &IngestError) {
-        let text = chain(error);
-        if text != self.last_error {
-            let advice = error.advice();
-            match error.remedy() {
-                Remedy::Retry => tracing::warn!(error = text, advice, "changes are not streaming; trying again"),
-                Remedy::Operator => {
-                    tracing::error!(error = text, advice, "changes are not streaming until this is mended")
-                }
-                Remedy::Bug => tracing::error!(error = text, advice, "changes are not streaming; this is a bug"),
-            }
-            self.last_error.clone_from(&text);
-        }
-        self.state.send_replace(IngestState::Waiting(text));
     }
 
     /// One stream, from finding its start to its end. `Ok` is the drain.
@@ -247,10 +260,14 @@ impl<O: Origin> Core<O> {
         let Some(mut source) = opened else { return Ok(()) };
         tracing::info!(start = %self.pen.log.end(), "streaming changes");
         self.was_up = true;
-        self.last_error.clear();
-        self.state.send_replace(IngestState::Streaming);
+        self.report.over();
         self.ready.send_replace(true);
-        self.follow(&mut source).await?;
+        if let Err(error) = self.follow(&mut source).await {
+            if error.is_undecodable(&self.config.wal.slot) {
+                self.unreadable += 1;
+            }
+            return Err(error);
+        }
         // The drain: what was read becomes durable and is confirmed, so that the next start reads nothing twice.
         self.ready.send_replace(false);
         match self.pen.sync_all().await {
@@ -260,73 +277,6 @@ impl<O: Origin> Core<O> {
             }
         }
         source.close(self.config.close_deadline).await;
-        Ok(())
-    }
-
-    /// Gets the log in order and a stream that fits it.
-    async fn open(&mut self) -> Result<O::Source, IngestError> {
-        let (end, went_back) = self.pen.settle().await?;
-        if went_back {
-            self.stuck = None;
-        }
-        if let Some(stuck) = self.stuck.clone() {
-            self.pen.append(&stuck).await.inspect_err(|error| self.forget_stuck(error))?;
-            self.stuck = None;
-            self.pen.sync_all().await?;
-        }
-        let end = end.max(self.pen.log.durable());
-        let found = self.origin.look().await?;
-        let start = decide(self.pen.log.epoch(), end, &found);
-        let at = match start {
-            Start::Continue(at) | Start::Begin(at, _) => at,
-        };
-        match self.origin.connect(at).await {
-            Ok((source, identity)) => self.take_over(source, identity, start).await,
-            Err(IngestError::Wal(WalError::Ahead { .. })) if start == Start::Continue(at) => {
-                let at = found.slot.confirmed_flush;
-                let (source, identity) = self.origin.connect(at).await?;
-                self.take_over(source, identity, Start::Begin(at, Why::ServerBehind)).await
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn forget_stuck(&mut self, error: &LogError) {
-        if !(error.is_full() || matches!(error, LogError::Io { .. })) {
-            self.stuck = None;
-        }
-    }
-
-    /// The slot is ours now, so nobody else can move it. Whoever held it before may have, between our look and now: the
-    /// server would then have skipped what lies between without a word.
-    async fn take_over(&mut self, source: O::Source, identity: u64, start: Start) -> Result<O::Source, IngestError> {
-        let found = self.origin.look().await?;
-        if found.system_identifier != identity {
-            return Err(IngestError::TwoServers { queries: found.system_identifier, stream: identity });
-        }
-        match start {
-            Start::Continue(at) if decide(self.pen.log.epoch(), at, &found) == start => {}
-            Start::Begin(at, why) if found.slot.confirmed_flush <= at => self.begin(at, why, &found).await?,
-            Start::Continue(_) | Start::Begin(..) => return Err(IngestError::Moved),
-        }
-        Ok(source)
-    }
-
-    /// Another history. The database learns of it first: if it can't, the old log is still there.
-    async fn begin(&mut self, at: crate::change::Lsn, why: Why, found: &Found) -> Result<(), IngestError> {
-        let epoch = Epoch { system_identifier: found.system_identifier, incarnation: rand::random() };
-        self.origin.record(epoch).await?;
-        self.pen.blocking(move |writer| writer.begin_epoch(epoch, at)).await?;
-        self.metrics.epochs.get_or_create(&[("reason", why.label())]).inc();
-        if why == Why::NewSlot {
-            tracing::info!(position = %at, reason = why.text(), "a new history begins");
-        } else {
-            tracing::error!(
-                position = %at,
-                reason = why.text(),
-                "a new history begins: what the old one held can't be replayed, and clients that come back are told of a gap"
-            );
-        }
         Ok(())
     }
 }

@@ -34,6 +34,8 @@ mod codec;
 mod cursor;
 mod error;
 mod files;
+mod fork;
+mod notes;
 mod reader;
 mod recover;
 mod relations;
@@ -42,6 +44,7 @@ mod scan;
 mod segment;
 mod state;
 mod tail;
+mod times;
 pub mod testing;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -56,6 +59,7 @@ use std::time::Duration;
 pub use error::LogError;
 pub use files::{Files, Lock, LogFile, RealFiles};
 pub use reader::{Read, Reader};
+pub use times::Place;
 pub use writer::LogWriter;
 
 use crate::change::Lsn;
@@ -127,7 +131,8 @@ pub fn open(config: LogConfig, files: Arc<dyn Files>, clock: Clock, metrics: Arc
         Lock::Held { holder } => return Err(LogError::Locked { dir: config.dir, holder }),
     };
     let interner = relations::Interner::default();
-    let (state, active) = recover::recover(&config, &*files, &interner)?;
+    let notes = notes::Notes::load(&*files, &config.dir)?;
+    let (state, active) = recover::recover(&config, &*files, &interner, notes)?;
     let shared = Shared::new(config, files, clock, metrics, interner, state);
     let writer = LogWriter::new(shared.clone(), lock, active);
     Ok(Opened { log: Log { shared }, writer })
@@ -166,6 +171,33 @@ impl Log {
     /// The history that is being recorded; `None` before the first.
     pub fn epoch(&self) -> Option<Epoch> {
         self.shared.state().epoch
+    }
+
+    /// The history that is being recorded, and how far it is readable; `None` before the first.
+    pub fn head(&self) -> Option<(Epoch, Lsn)> {
+        let state = self.shared.state();
+        state.epoch.map(|epoch| (epoch, state.end))
+    }
+
+    /// Whether a position of the history with this [`Epoch::tag`] means the same here: it is ours, or one that ours went on
+    /// from, and the position lies before they parted. Says nothing of the floor.
+    pub fn shares(&self, tag: u64, position: Lsn) -> bool {
+        let state = self.shared.state();
+        let Some(epoch) = state.epoch else { return false };
+        epoch.tag() == tag || state.notes.shared(epoch, tag).is_some_and(|until| position <= until)
+    }
+
+    /// Up to where the server is known to have flushed its WAL, and at least the log's end; `None` until that was asked. No
+    /// position beyond was ever given out in this history, so none will come: whoever waits there waits in vain.
+    pub fn written(&self) -> Option<Lsn> {
+        let state = self.shared.state();
+        state.written.map(|written| written.max(state.end))
+    }
+
+    /// Notes up to where the server has flushed its WAL. Only growth counts, until another history begins.
+    pub fn set_written(&self, flushed: Lsn) {
+        let mut state = self.shared.state();
+        state.written = state.written.max(Some(flushed));
     }
 
     /// Bytes in the segments.

@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
-use super::LogError;
 use super::cursor::{Batch, Cursor, read_batch};
 use super::state::Shared;
+use super::{Epoch, LogError};
 use crate::change::{Lsn, Transaction};
 
 /// What a [`Reader`] yields.
@@ -35,6 +35,8 @@ pub enum Read {
 pub struct Reader {
     shared: Arc<Shared>,
     generation: u64,
+    /// Of the history that `position` is in.
+    epoch: Option<Epoch>,
     position: Lsn,
     /// When the latest transaction that was yielded was appended; `None` if it came from disk.
     appended_at: Option<Instant>,
@@ -53,10 +55,14 @@ enum Step {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, from: Lsn) -> Reader {
-        let generation = shared.state().generation;
+        let (generation, epoch) = {
+            let state = shared.state();
+            (state.generation, state.epoch)
+        };
         Reader {
             shared,
             generation,
+            epoch,
             position: from,
             appended_at: None,
             ready: VecDeque::new(),
@@ -68,6 +74,11 @@ impl Reader {
     /// Everything up to here has been yielded.
     pub fn position(&self) -> Lsn {
         self.position
+    }
+
+    /// The history that [`Reader::position`] is in, and what was yielded last; `None` before the first.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.epoch
     }
 
     /// When the latest thing yielded was appended, if it is a transaction that did not have to be read from disk.
@@ -106,13 +117,17 @@ impl Reader {
         let shared = self.shared.clone();
         let state = shared.state();
         if self.generation != state.generation {
-            let first = self.generation == 0;
-            self.generation = state.generation;
+            let before = std::mem::replace(&mut self.generation, state.generation);
+            self.epoch = state.epoch;
             (self.cursor, self.pending) = (None, None);
             self.ready.clear();
-            // A reader that was there before the first epoch has lost nothing, unless it begins above its position.
-            if !first {
-                return self.gap(state.floor);
+            match state.fork.filter(|(generation, _)| *generation == state.generation && before + 1 == *generation) {
+                Some((_, at)) if self.position > at => return self.gap(at),
+                // What was read lies before the place where the histories part.
+                Some(_) => {}
+                // A reader that was there before the first epoch has lost nothing, unless it begins above its position.
+                None if before == 0 => {}
+                None => return self.gap(state.floor),
             }
         }
         if let Some(read) = self.ready.pop_front() {

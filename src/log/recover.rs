@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::files::{Files, LogFile};
+use super::notes::Notes;
 use super::relations::{Dictionary, Interner};
 use super::scan::{Definitions, Entry, ScanError, Scanner};
 use super::segment::{self, BadHeader, HEADER, Header, VERSION, read_full};
@@ -20,10 +21,14 @@ pub(super) fn recover(
     config: &LogConfig,
     files: &dyn Files,
     interner: &Interner,
+    notes: Notes,
 ) -> Result<(State, Option<Active>), LogError> {
     let dir = &*config.dir;
     let mut state = State {
         generation: 0,
+        fork: None,
+        notes,
+        written: None,
         cuts: 0,
         epoch: None,
         segments: VecDeque::new(),
@@ -36,7 +41,7 @@ pub(super) fn recover(
         tail: Tail::new(Lsn::ZERO, config.tail_bytes),
     };
     let found = read_headers(files, dir)?;
-    let found = keep_one_history(found, files, dir)?;
+    let found = keep_one_history(found, &state.notes, files, dir)?;
     let Some(last) = found.last().map(|f| f.header) else { return Ok((state, None)) };
     state.segments = found.iter().map(|f| Segment { header: f.header, length: f.length }).collect();
 
@@ -97,15 +102,31 @@ fn read_headers(files: &dyn Files, dir: &Path) -> Result<Vec<Found>, LogError> {
     Ok(found)
 }
 
-/// The segments of the last epoch that follow one another without a hole up to the last one. Others are leftovers of a
+/// The segments of the last epoch, and of those that it went on from, that follow one another without a hole up to the last one. Others are leftovers of a
 /// retention or of a new epoch that was interrupted, or an operator moved one away: they are removed, and whoever was there
 /// is told of a gap.
-fn keep_one_history(mut found: Vec<Found>, files: &dyn Files, dir: &Path) -> Result<Vec<Found>, LogError> {
-    let follows = |pair: &[Found]| {
-        pair[0].header.epoch == pair[1].header.epoch && pair[0].header.sequence + 1 == pair[1].header.sequence
+fn keep_one_history(found: Vec<Found>, notes: &Notes, files: &dyn Files, dir: &Path) -> Result<Vec<Found>, LogError> {
+    let follows = |before: &Header, after: &Header| match before.epoch == after.epoch {
+        true => before.sequence + 1 == after.sequence,
+        false => notes.links(before.epoch, after.epoch, after.base),
     };
-    let first = found.windows(2).rposition(|pair| !follows(pair)).map_or(0, |i| i + 1);
-    for leftover in found.drain(..first) {
+    let (mut kept, mut leftovers): (Vec<Found>, Vec<Found>) = (Vec::new(), Vec::new());
+    for next in found {
+        // What the next history does not share, left by a fork that was interrupted.
+        while let Some(last) = kept.pop_if(|last| {
+            last.header.epoch != next.header.epoch
+                && last.header.base >= next.header.base
+                && follows(&last.header, &next.header)
+        }) {
+            leftovers.push(last);
+        }
+        if kept.last().is_some_and(|last| !follows(&last.header, &next.header)) {
+            leftovers.append(&mut kept);
+        }
+        kept.push(next);
+    }
+    let found = kept;
+    for leftover in leftovers {
         let path = segment::path(dir, leftover.header.sequence);
         tracing::warn!(path = %path.display(), "removing a segment that no kept segment follows");
         if let Err(error) = files.remove(&path) {

@@ -4,7 +4,7 @@
 //! [`Shared::hold_sync`], and none is tried after one failed: Linux reports a failed write-back once, to one caller, and
 //! marks the pages clean, so a second fsync would return Ok for bytes that never reached the disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -12,11 +12,12 @@ use std::time::Instant;
 use tokio::sync::Notify;
 
 use super::files::{Files, LogFile};
+use super::notes::Notes;
 use super::relations::Interner;
 use super::segment::Header;
 use super::tail::Tail;
 use super::{Epoch, LogConfig, LogError};
-use crate::change::{Lsn, Transaction};
+use crate::change::{Lsn, Timestamp, Transaction};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 
@@ -30,6 +31,12 @@ pub(super) struct Segment {
 pub(super) struct State {
     /// Changes with each epoch that is begun; 0 while there is none.
     pub(super) generation: u64,
+    /// The generation that went on from the one before it, and from where: readers up to there have lost nothing.
+    pub(super) fork: Option<(u64, Lsn)>,
+    /// What is noted beside the records.
+    pub(super) notes: Notes,
+    /// See [`super::Log::written`].
+    pub(super) written: Option<Lsn>,
     /// Changes each time bytes that could be read are taken back.
     pub(super) cuts: u64,
     pub(super) epoch: Option<Epoch>,
@@ -69,6 +76,8 @@ pub(super) struct Shared {
     pub(super) changed: Notify,
     sync_lock: Mutex<()>,
     state: Mutex<State>,
+    /// The newest commit time in closed segments, as far as somebody looked: nothing in them is newer.
+    newest: Mutex<BTreeMap<u64, Timestamp>>,
 }
 
 impl Shared {
@@ -81,7 +90,8 @@ impl Shared {
         state: State,
     ) -> Arc<Shared> {
         let (changed, sync_lock, state) = (Notify::new(), Mutex::new(()), Mutex::new(state));
-        let shared = Shared { config, files, clock, metrics, interner, changed, sync_lock, state };
+        let newest = Mutex::default();
+        let shared = Shared { config, files, clock, metrics, interner, changed, sync_lock, state, newest };
         shared.measure(&shared.state());
         Arc::new(shared)
     }
@@ -89,6 +99,14 @@ impl Shared {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while holding it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Without those of segments that are gone.
+    pub(super) fn newest(&self) -> MutexGuard<'_, BTreeMap<u64, Timestamp>> {
+        let oldest = self.state().segments.front().map_or(0, |segment| segment.header.sequence);
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.retain(|sequence, _| *sequence >= oldest);
+        newest
     }
 
     pub(super) fn path(&self, sequence: u64) -> PathBuf {

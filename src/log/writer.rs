@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::codec::{self, FRAME, Frame, Kind, TRAILER};
 use super::files::LogFile;
+use super::notes::Notes;
 use super::relations::Dictionary;
 use super::segment::{self, HEADER, Header, SegmentRange};
 use super::state::{Segment, Shared};
@@ -57,6 +58,12 @@ impl LogWriter {
         let shared = self.shared.clone();
         let held = shared.hold_sync();
         let segment = self.create_segment(epoch, start)?;
+        if !shared.state().notes.parents.is_empty()
+            && let Err(error) = self.change_notes(|notes| notes.parents.clear())
+        {
+            // They name another child, so nobody takes them for this one's.
+            tracing::warn!(error = crate::error::chain(&error), "the histories before this one can't be forgotten");
+        }
         let mut old = Vec::new();
         shared.publish(|state| {
             old.extend(state.segments.drain(..).map(|s| s.header.sequence));
@@ -64,6 +71,7 @@ impl LogWriter {
             state.cuts += 1;
             state.epoch = Some(epoch);
             (state.floor, state.end, state.durable) = (start, start, start);
+            state.written = None;
             state.tail = Tail::new(start, shared.config.tail_bytes);
             state.needs_repair = false;
             state.install(segment);
@@ -71,6 +79,28 @@ impl LogWriter {
         drop(held);
         // The new segment's header already says that these are of the past; recovery would remove them too.
         self.remove_segments(&old);
+        Ok(())
+    }
+
+    /// What ingest has noted of its slot; null before the first time.
+    pub fn slot_notes(&self) -> serde_json::Value {
+        self.shared.state().notes.slot.clone()
+    }
+
+    /// Replaces it; durable when this returns, and unchanged on an error. Blocking.
+    pub fn set_slot_notes(&mut self, slot: serde_json::Value) -> Result<(), LogError> {
+        if self.shared.state().notes.slot == slot {
+            return Ok(());
+        }
+        self.change_notes(|notes| notes.slot = slot)
+    }
+
+    /// Changes what is noted, on the disk first.
+    pub(super) fn change_notes(&mut self, change: impl FnOnce(&mut Notes)) -> Result<(), LogError> {
+        let mut notes = self.shared.state().notes.clone();
+        change(&mut notes);
+        notes.store(&*self.shared.files, &self.shared.config.dir)?;
+        self.shared.state().notes = notes;
         Ok(())
     }
 
@@ -223,7 +253,7 @@ impl LogWriter {
     }
 
     /// Creates the segment after the active one, makes it the writer's own, and returns what the state must learn of it.
-    fn create_segment(&mut self, epoch: Epoch, base: Lsn) -> Result<(Segment, Arc<dyn LogFile>), LogError> {
+    pub(super) fn create_segment(&mut self, epoch: Epoch, base: Lsn) -> Result<(Segment, Arc<dyn LogFile>), LogError> {
         let header = Header {
             marker: rand::random(),
             epoch,

@@ -251,6 +251,15 @@ impl Bound {
         RowJudge { bound: self, change, decider }
     }
 
+    /// The same while the facts are on their way: Postgres is asked, and where it can't be, nobody is denied for that.
+    pub(crate) fn judge_without_facts<'a>(&'a self, change: &'a Change) -> RowJudge<'a> {
+        let asked = || match has_all(&self.form_reads, self.judged(change)) {
+            true => Judged::Ask,
+            false => Judged::Decided(Verdict::Undecided(UndecidedReason::Facts)),
+        };
+        RowJudge { bound: self, change, decider: Decider::Anybody(self.decide(change).unwrap_or_else(asked)) }
+    }
+
     /// What does not depend on the viewer; `None` if the rule decides.
     fn decide(&self, change: &Change) -> Option<Judged> {
         let is_delete = matches!(change, Change::Delete { .. });

@@ -25,6 +25,32 @@ pub(super) fn record<'a>(fields: impl Iterator<Item = Value<'a>>) -> Option<Stri
     Some(literal)
 }
 
+/// The fields of a row as `record_out` writes it, `None` being NULL; the opposite of [`record`]. `None` if it is no such text.
+pub(super) fn fields(text: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
+    let mut rest = text.strip_prefix(b"(")?.strip_suffix(b")")?.iter().copied().peekable();
+    let mut fields = Vec::new();
+    loop {
+        let mut field = None;
+        let mut quoted = false;
+        while let Some(byte) = rest.next_if(|byte| quoted || *byte != b',') {
+            let field = field.get_or_insert_with(Vec::new);
+            match byte {
+                b'\\' => field.push(rest.next()?),
+                b'"' if quoted && rest.next_if_eq(&b'"').is_some() => field.push(b'"'),
+                b'"' => quoted = !quoted,
+                other => field.push(other),
+            }
+        }
+        fields.push(field);
+        if quoted {
+            return None;
+        }
+        if rest.next().is_none() {
+            return Some(fields);
+        }
+    }
+}
+
 /// `"name"`, as a quoted identifier.
 pub(super) fn quote_ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
@@ -35,36 +61,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// `record_in` of Postgres, for quoted and empty fields.
-    fn record_in(text: &str) -> Vec<Option<String>> {
-        let mut chars =
-            text.strip_prefix('(').and_then(|t| t.strip_suffix(')')).expect("parentheses").chars().peekable();
-        let mut fields = Vec::new();
-        loop {
-            let mut field = None;
-            let mut quoted = false;
-            while let Some(c) = chars.next_if(|c| quoted || *c != ',') {
-                let field = field.get_or_insert_with(String::new);
-                match c {
-                    '\\' => field.extend(chars.next()),
-                    '"' if quoted && chars.peek() == Some(&'"') => field.extend(chars.next()),
-                    '"' => quoted = !quoted,
-                    other => field.push(other),
-                }
-            }
-            fields.push(field);
-            if chars.next().is_none() {
-                return fields;
-            }
-        }
-    }
-
     proptest! {
         #[test]
         fn every_text_survives(fields in proptest::collection::vec(proptest::option::of("[\"\\\\(),a '\n{}é]{0,8}|\\PC{0,8}"), 1..6)) {
             let values = fields.iter().map(|f| f.as_ref().map_or(Value::Null, |t| Value::Text(t.as_bytes())));
             let literal = record(values).expect("UTF-8");
-            prop_assert_eq!(record_in(&literal), fields);
+            let fields: Vec<_> = fields.iter().map(|f| f.as_ref().map(|f| f.as_bytes().to_vec())).collect();
+            prop_assert_eq!(super::fields(literal.as_bytes()), Some(fields));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..40)) {
+            let _ = super::fields(&bytes);
         }
     }
 

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Invariants:
-//! * A [`Permit`] is made here only, and only after an evaluator said *true*. False, NULL, an error, missing evidence and
-//!   doubt are never a permit.
+//! * A [`Permit`] is made here only, and only after an evaluator said *true*, or for rows that Postgres itself gave to the
+//!   user's role ([`Taker`]). False, NULL, an error, missing evidence and doubt are never a permit.
 //! * No evaluator runs on an image in which a column that the policy reads is absent ([`Bound`]).
 //! * Pure answers are exactly Postgres's or they are none: what is not known to be exact is asked ([`Judged::Ask`]).
 //! * An answer of Postgres counts only if its snapshot shows every transaction up to the change ([`Asker`]).
@@ -26,6 +26,7 @@ mod permit;
 mod plan;
 mod round;
 pub mod rule;
+mod snapshot;
 mod term;
 
 #[cfg(test)]
@@ -40,4 +41,5 @@ pub use facts::{FactBinding, FactState, FactTable, Facts, Layout, Side};
 pub use form::Form;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};
 pub use plan::{Deletes, Engine, Options, Plan};
+pub use snapshot::{Asked, Selection, Shown, SnapshotConfig, SnapshotError, Taken, Taker};
 pub use term::{Elements, Fault, Setting, Term, TermType};

@@ -120,11 +120,14 @@ pub enum UndecidedReason {
     Role,
     /// The table's policies for the role kept failing, so that Postgres is not asked for a while.
     Suspended,
+    /// What the policies look into is being loaded, or is of another moment than the row: what Postgres says now of a row that
+    /// is gone is no answer.
+    Facts,
 }
 
 impl UndecidedReason {
     /// A stable lower-case name.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             UndecidedReason::Timeout => "timeout",
             UndecidedReason::Connection => "connection",
@@ -132,6 +135,7 @@ impl UndecidedReason {
             UndecidedReason::Catalog => "catalog",
             UndecidedReason::Role => "role",
             UndecidedReason::Suspended => "suspended",
+            UndecidedReason::Facts => "facts",
         }
     }
 }

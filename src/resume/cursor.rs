@@ -122,15 +122,16 @@ impl CursorKey {
 
     /// The text of a place.
     pub fn seal(&self, cursor: Cursor) -> String {
-        let mut plain = [0; PLAIN];
+        let mut bytes = [0; SEALED];
+        let (head, sealed) = bytes.split_at_mut(HEAD);
+        let (tag, plain) = sealed.split_at_mut(TAG);
+        head.copy_from_slice(&self.head());
         plain[..8].copy_from_slice(&cursor.epoch.to_be_bytes());
         plain[8..16].copy_from_slice(&cursor.position.lsn.0.to_be_bytes());
         plain[16..].copy_from_slice(&cursor.position.ordinal.to_be_bytes());
-        let sealed = Aes128Siv::new(&self.key.into()).encrypt::<[&[u8]; 1], &[u8]>([&self.head()], &plain);
-        let mut bytes = Vec::with_capacity(SEALED);
-        bytes.extend_from_slice(&self.head());
-        // Fails for more bytes than an address space has.
-        bytes.extend_from_slice(&sealed.unwrap_or_default());
+        // Fails for more than 126 headers only.
+        let made = Aes128Siv::new(&self.key.into()).encrypt_inout_detached([head], plain.into());
+        tag.copy_from_slice(&made.unwrap_or_default());
         URL_SAFE_NO_PAD.encode(bytes)
     }
 

@@ -199,6 +199,38 @@ pub async fn probe(config: &WalConfig) -> Result<(), WalError> {
     Err(failure)
 }
 
+/// The ends of the timelines before this one, as the server that is on it knows them: which, and up to where it was followed.
+pub async fn timelines(config: &WalConfig, timeline: u32) -> Result<Vec<(u32, Lsn)>, WalError> {
+    config.validate()?;
+    let mut failure = WalError::Config("DATABASE_URL names no host".into());
+    for target in targets(&config.pg.connection)? {
+        let settings = replication_config(config, &target, Lsn::ZERO)?;
+        match Session::open(config, &target, settings).await {
+            Ok((mut session, _)) => {
+                let sql = format!("TIMELINE_HISTORY {timeline}");
+                let asking = session.client.simple_query(&sql);
+                let late = |_| WalError::Timeout { what: "asking for the timelines", after: config.connect_timeout };
+                let rows = tokio::time::timeout(config.connect_timeout, asking).await.map_err(late)?;
+                let rows = rows.map_err(|error| session.error(error))?;
+                let _ = tokio::time::timeout(GOODBYE, session.shutdown()).await;
+                let content = rows.first().and_then(|row| row.get(1)?.as_deref());
+                return Ok(ends_of(&String::from_utf8_lossy(content.unwrap_or_default())));
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// The lines of a history file: timeline, position, reason, with tabs between.
+fn ends_of(history: &str) -> Vec<(u32, Lsn)> {
+    let end = |line: &str| {
+        let mut fields = line.split_whitespace();
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    history.lines().filter_map(end).collect()
+}
+
 /// The library's configuration for one host.
 fn replication_config(config: &WalConfig, target: &Target, start: Lsn) -> Result<ReplicationConfig, WalError> {
     let url = &config.pg.connection;
@@ -305,6 +337,13 @@ mod tests {
         assert_eq!(of("host=a hostaddr=10.0.0.1 user=u").expect("ok"), [pair("10.0.0.1", 5432)]);
         assert_eq!(of("postgres://u@%2Frun%2Fpg:99/d").expect("ok"), [pair("/run/pg", 99)]);
         assert!(of("host=a,b,c port=1,2 user=u").is_err());
+    }
+
+    #[test]
+    fn a_history_file_gives_the_ends_of_timelines() {
+        let text = "1\t0/3000148\tno recovery target specified\n\n# note\n2\tA/5\tbefore 2026-01-01";
+        assert_eq!(ends_of(text), [(1, Lsn(0x300_0148)), (2, Lsn(0xA_0000_0005))]);
+        assert_eq!(ends_of(""), []);
     }
 
     #[test]

@@ -357,8 +357,9 @@ impl SlotFault {
         match self {
             SlotFault::InCreation(_) => String::new(),
             SlotFault::Lost(_) => format!(
-                "It can't be repaired: `SELECT pg_drop_replication_slot('{slot}')` and restart; clients are told of the gap. To avoid \
-                 it, raise max_slot_wal_keep_size or stop the relay for shorter."
+                "It can't be repaired, and it is not known to be the relay's own, so it is left alone: `SELECT \
+                 pg_drop_replication_slot('{slot}')`; the relay then makes a new one by itself, and clients are told of the gap. To \
+                 avoid it, raise max_slot_wal_keep_size (and idle_replication_slot_timeout) or stop the relay for shorter."
             ),
             _ => format!(
                 "Name another slot for the relay, or, if nobody needs it, `SELECT pg_drop_replication_slot('{slot}')`."

@@ -43,11 +43,11 @@ pub(crate) mod fuzz;
 mod live_tests;
 
 pub use backoff::Backoff;
-pub use client::probe;
+pub use client::{probe, timelines};
 pub use error::{Blocker, SlotFault, WalError};
 pub use heartbeat::{HEARTBEAT_PREFIX, heartbeat};
 pub use pgoutput::Malformed;
-pub use slot::{SLOT_DEADLINE, SlotState, check, inspect, prepare};
+pub use slot::{SLOT_DEADLINE, SlotState, blockers, check, drop_slot, inspect, prepare};
 pub use stream::{Received, Stream};
 
 use std::path::PathBuf;
@@ -64,6 +64,8 @@ pub struct WalConfig {
     pub slot: String,
     /// The publications to read, by their unquoted names; at least one.
     pub publications: Vec<String>,
+    /// Whether a slot that is made is one that standbys get a copy of, where the server can (17 and up). Off.
+    pub failover: bool,
     /// How soon a confirmed position is sent to the server. 1 s.
     pub status_interval: Duration,
     /// For one host: to connect, log in and look at the session; and again for the start of the stream. 10 s.
@@ -93,6 +95,7 @@ impl WalConfig {
             pg,
             slot: slot.into(),
             publications,
+            failover: false,
             status_interval: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(10),
             silence_timeout: Duration::from_secs(90),

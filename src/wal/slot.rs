@@ -17,12 +17,12 @@ use crate::pg::PgError;
 
 use super::{Blocker, SlotFault, WalConfig, WalError};
 
-/// How long the making of a slot may wait for older transactions. Every attempt starts waiting anew, so it must be
-/// longer than an ordinary batch job.
-pub const SLOT_DEADLINE: Duration = Duration::from_secs(30);
+/// How long the making of a slot may wait for older transactions. Every attempt starts waiting anew, for two or three
+/// times the longest of them, so it must be longer than any batch job; whoever waits asks [`blockers`] meanwhile.
+pub const SLOT_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// The slot as [`prepare`] found or made it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SlotState {
     /// Whether it was made just now: whatever was known before belongs to another history.
     pub created: bool,
@@ -34,6 +34,8 @@ pub struct SlotState {
     pub wal_status: Option<String>,
     /// The session that reads it now.
     pub active_pid: Option<i32>,
+    /// Whether standbys are to have a copy of it; `None` before version 17, which can't.
+    pub failover: Option<bool>,
 }
 
 /// Looks at the server and makes what is ours. Checks version, `wal_level`, the role's replication right and the
@@ -152,6 +154,8 @@ struct SlotRow {
     confirmed_flush_lsn: Option<String>,
     wal_status: Option<String>,
     two_phase: Option<bool>,
+    /// 17 and up.
+    failover: Option<bool>,
     /// 16 and up: a recovery conflict.
     conflicting: Option<bool>,
     /// 17 and up.
@@ -209,6 +213,7 @@ async fn look(
         restart_lsn: slot.restart_lsn.as_ref().map(lsn).transpose()?,
         wal_status: slot.wal_status,
         active_pid: slot.active_pid,
+        failover: slot.failover,
     }))
 }
 
@@ -216,11 +221,17 @@ async fn look(
 /// every database of the cluster.
 async fn create(client: &Client, config: &WalConfig, deadline: Duration) -> Result<bool, WalError> {
     let slot = &config.slot;
+    // If we go away, the server should notice while it waits. Not every platform has it.
+    let _ = client.batch_execute("set client_connection_check_interval = '1s'").await;
+    let more = match config.failover {
+        true if server_version(client, config).await? >= 170_000 => ", false, false, true",
+        _ => "",
+    };
     // One message, so one implicit transaction: the settings end with it, also if we go away in the middle. The name
     // was validated to need no quoting.
     let sql = format!(
         "set local statement_timeout = {}; set local lock_timeout = 0; \
-         select lsn from pg_create_logical_replication_slot('{slot}', 'pgoutput')",
+         select lsn from pg_create_logical_replication_slot('{slot}', 'pgoutput'{more})",
         deadline.as_millis().max(1)
     );
     // The server ends it by itself; our own clock is for a server that is gone.
@@ -237,8 +248,21 @@ async fn create(client: &Client, config: &WalConfig, deadline: Duration) -> Resu
     }
 }
 
-/// Who holds transaction ids now, oldest first. From `pg_locks`, which tells everybody, unlike `pg_stat_activity`.
-async fn blockers(client: &Client, config: &WalConfig) -> Result<Vec<Blocker>, WalError> {
+async fn server_version(client: &Client, config: &WalConfig) -> Result<i32, WalError> {
+    let what = "cannot look at the server";
+    let row = ask(config, what, client.query_one("select current_setting('server_version_num')::int", &[])).await?;
+    Ok(row.try_get(0).map_err(PgError::query(what))?)
+}
+
+/// Removes the slot, if it is there. Only for one that can't be read any more: what it would still have given is gone.
+pub async fn drop_slot(client: &Client, config: &WalConfig) -> Result<(), WalError> {
+    let sql = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1::text";
+    ask(config, "cannot drop the slot", client.query_opt(sql, &[&config.slot])).await.map(drop)
+}
+
+/// Who holds transaction ids now, oldest first, and so holds up the making of a slot. From `pg_locks`, which tells everybody,
+/// unlike `pg_stat_activity`.
+pub async fn blockers(client: &Client, config: &WalConfig) -> Result<Vec<Blocker>, WalError> {
     let what = "cannot look for open transactions";
     let sql = "select l.pid, p.gid, coalesce(' (' || a.state || ', user ' || a.usename || coalesce(', for ' || \
                extract(epoch from clock_timestamp() - a.xact_start)::bigint || ' s', '') || ')', '') \

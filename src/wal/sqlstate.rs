@@ -73,19 +73,21 @@ pub(super) fn advice(code: Option<&str>, message: &str, slot: &str) -> String {
                     pg_replication_slots WHERE NOT active`."
             .into(),
         "42704" if quoted(message) == Some(slot) => {
-            format!("Slot `{slot}` was dropped. Restart the relay: it makes a new one and tells its clients of the gap.")
+            format!("Slot `{slot}` was dropped. The relay makes a new one and tells its clients of the gap; find out who dropped it.")
         }
         "42704" => missing_publication(message, slot),
         "55000" => format!(
             "Slot `{slot}` can't be read; it may belong to another database, or it was invalidated since it held back more than \
              max_slot_wal_keep_size. Look: `SELECT database, wal_status FROM pg_replication_slots WHERE slot_name = '{slot}'`. \
-             If it is lost: `SELECT pg_drop_replication_slot('{slot}')`, restart, and clients are told of the gap."
+             If it is lost, the relay makes a new one (or: `SELECT pg_drop_replication_slot('{slot}')`), and clients are told of the gap."
         ),
         "0A000" => "Two of the publications have different column lists for one table, or the server can't decode logically. Give \
                     the table the same columns in both (`ALTER PUBLICATION … SET TABLE …`)."
             .to_owned()
             + &skip(slot),
-        "58P01" => format!("WAL that slot `{slot}` needs is gone: `SELECT pg_drop_replication_slot('{slot}')` and restart."),
+        "58P01" => {
+            format!("WAL that slot `{slot}` needs is gone: `SELECT pg_drop_replication_slot('{slot}')`; the relay makes a new one.")
+        }
         _ => String::new(),
     }
 }
@@ -98,8 +100,8 @@ fn missing_publication(message: &str, slot: &str) -> String {
 /// Decoding uses the catalog as of each row, so a repair does not reach the rows before it.
 fn skip(slot: &str) -> String {
     format!(
-        " What was written before that stays unreadable: stop the relay and skip it with `SELECT \
-         pg_replication_slot_advance('{slot}', pg_current_wal_lsn())`; the changes up to there are lost to clients."
+        " What was written before that stays unreadable for the slot, so the relay then makes a new one by itself, and clients are \
+         told of the gap. (By hand, with the relay stopped: `SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())`.)"
     )
 }
 

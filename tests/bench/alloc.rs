@@ -1,7 +1,5 @@
 //! No allocation per delivery: whoever shares a row's encoding costs a shard two counters and a place in a list.
 
-use std::sync::Arc;
-
 use super::*;
 
 /// Allocations of a shard that writes one change to these members, after a change of the same table has gone by.
@@ -13,7 +11,7 @@ fn counted(shard: &mut Shard, fixture: &Fixture, members: Vec<Member>) -> u64 {
 #[tokio::test]
 async fn a_change_for_a_thousand_members_allocates_what_a_change_for_one_does() {
     let fixture = Fixture::new().await;
-    let (mut shard, _sender) = Shard::new(Arc::new(Metrics::new()), Clock::system());
+    let (mut shard, _sender) = shard();
     let (one, thousand) = (members(1), members(1000));
     // The lists of the shard and of the outboxes grow once and stay.
     for members in [&one, &thousand] {

@@ -26,12 +26,13 @@ use crate::change::{
 };
 use crate::claims::Principal;
 use crate::clock::Clock;
-use crate::gateway::encode::{RowShape, changes_frame, write_data};
+use crate::gateway::encode::{Place, RowShape, changes_frame, write_data};
 use crate::gateway::shard::Shard;
-use crate::hub::{ChannelId, Event, Fanout, Ids, Member, Outbox, Outgoing, Port, Stage, Transmit, Version};
+use crate::hub::{Batch, ChannelId, Event, Fanout, Ids, Member, Outbox, Outgoing, Port, Stage, Transmit, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::{Bound, Judged, Options, Permit, Verdict, compile};
+use crate::resume::{Cursor, CursorKey};
 use crate::testing::TestDatabase;
 
 const TABLE: &str =
@@ -154,14 +155,18 @@ impl Fixture {
             Timestamp(848_484_930_123_999),
             std::time::Instant::now(),
             self.types.clone(),
-            None,
+            Some(1),
         ))
     }
 
     /// One event for these members, as the hub hands it over.
-    fn batch(&self, event: &Arc<Event>, members: Vec<Member>) -> Vec<Outgoing> {
-        vec![Outgoing::Change(Fanout { event: self.permit.admit(event.clone()), members })]
+    fn batch(&self, event: &Arc<Event>, members: Vec<Member>) -> Batch {
+        vec![Outgoing::Change(Fanout { event: self.permit.admit(event.clone()), members })].into()
     }
+}
+
+fn shard() -> (Shard, tokio::sync::mpsc::Sender<crate::hub::Batch>) {
+    Shard::new(Arc::new(Metrics::new()), Clock::system(), Arc::new(CursorKey::new([1; 32])))
 }
 
 /// A socket that takes everything.
@@ -185,8 +190,11 @@ fn members(count: usize) -> Vec<Member> {
             version: Version::V2,
             join_ref: "\"1\"".into(),
             stage: Arc::new(Stage::greeted()),
+            place: crate::hub::Place::default(),
         }),
         ids: Ids::from_slice(&[78_123_401]),
+        cursor_as: None,
+        cost: 0,
     };
     (0..count as u64).map(member).collect()
 }
@@ -308,12 +316,28 @@ async fn nanoseconds_per_row() {
     let shape = RowShape::new(&fixture.relation, &fixture.types);
     let columns = described(&fixture);
     let time = Timestamp(848_484_930_123_999);
+    let key = CursorKey::new([1; 32]);
+    let at = Cursor { epoch: 1, position: row.position };
+    let cursor = key.seal(at);
+    show(
+        "cursor: seal",
+        nanos(|| {
+            black_box(key.seal(black_box(at)));
+        }),
+    );
+    show(
+        "cursor: open",
+        nanos(|| {
+            let _ = black_box(key.open(black_box(&cursor)));
+        }),
+    );
+    let place = Place { cursor: Some(&cursor), cursor_as: None };
     let mut data = Vec::new();
     let encode = show(
         "encode: row to data",
         nanos(|| {
             data.clear();
-            write_data(&shape, black_box(row), time, &fixture.permit, &mut data);
+            write_data(&shape, black_box(row), time, place, &fixture.permit, &mut data);
         }),
     );
     let framed = show(
@@ -330,7 +354,7 @@ async fn nanoseconds_per_row() {
     );
     println!("{:<58} {:>9.1} times", "        ours is quicker by", tree / (encode + framed));
 
-    let (mut shard, _sender) = Shard::new(Arc::new(Metrics::new()), Clock::system());
+    let (mut shard, _sender) = shard();
     for count in [1, 1000] {
         let members = members(count);
         let whole = nanos(|| shard.write(fixture.batch(&fixture.event(), members.clone())));

@@ -86,6 +86,47 @@ async fn deletes_that_cascade_reach_those_who_saw_the_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deletes_that_cascade_while_the_memberships_are_loaded_are_told_as_one_gap() {
+    let scene = Scene::with(TEAMS).await;
+    scene.exec(&format!("{} {} {}", join(1, ALICE), join(2, BOB), join(2, ALICE))).await;
+    for note in ["one", "two", "three"] {
+        scene.exec(&post(1, note)).await;
+    }
+    scene.exec(&post(2, "four")).await;
+    // The load waits for who began to write before it.
+    let writer = scene.pg.client().await;
+    writer
+        .batch_execute(&format!("insert into teams values (3, 'grey'); begin; {}", join(3, BOB)))
+        .await
+        .expect("done");
+    let (mut alice, mut bob) = (watch(&scene, ALICE).await, watch(&scene, BOB).await);
+    assert_eq!(scene.relay.metric("rowcast_fact_tables", "state=\"loading\"").await, 1.0);
+    scene.exec("delete from posts where note = 'four'").await;
+    // Members and posts go with the team; by the time Postgres can be asked, nobody is a member.
+    scene.exec("delete from teams where id = 1").await;
+    scene.mark("gone").await;
+    let mut before = summary(&alice.changes_before("gone").await, "note");
+    before.retain(|line| line.starts_with("DELETE"));
+    assert_eq!(before, ["DELETE four"], "still permitted, by Postgres");
+    writer.batch_execute("commit").await.expect("committed");
+    for phone in [&mut alice, &mut bob] {
+        let notice = phone.system("room").await;
+        let message = notice["message"].as_str().expect("a text");
+        assert!(message.starts_with("Gap: rows were deleted"), "{notice}");
+        assert!(message.ends_with("(reason: undecided)") && notice["status"] == "error", "{notice}");
+    }
+    assert_eq!(scene.relay.metric("rowcast_undecided_gaps_total", "").await, 6.0, "three rows, two phones");
+    // From here on memory knows.
+    scene.exec(&post(2, "five")).await;
+    scene.exec("delete from teams where id = 2").await;
+    scene.mark("end").await;
+    for phone in [&mut alice, &mut bob] {
+        let changes = phone.changes_before("end").await;
+        assert!(summary(&changes, "note").ends_with(&["INSERT five".into(), "DELETE five".into()]), "{changes:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memberships_in_partitions_come_and_go_with_them() {
     let partitioned = TEAMS
         .replace("create table public.members (team_id int references public.teams on delete cascade, user_id uuid, primary key (team_id, user_id));",

@@ -6,7 +6,7 @@ use rowcast::catalog::{Catalog, Table as CatalogTable};
 use rowcast::change::{Change, OldRow, Relation, RowChange, Timestamp, Tuple, Value};
 use rowcast::claims::Principal;
 use rowcast::filter::{self, BoundPredicate, ColumnSpec, FilterError, Operator, Predicate, Validator};
-use rowcast::gateway::encode::{RowShape, write_data};
+use rowcast::gateway::encode::{Place, RowShape, write_data};
 use rowcast::pgtype::{oid, type_name};
 use rowcast::policy::rule::{RowKeys, ViewerKey};
 use rowcast::policy::{Bound, DenyReason, Judged, Permit, UndecidedReason, Verdict};
@@ -161,7 +161,7 @@ impl Evaluator {
             (Some(Fault::Unmasked), Said::Yes(Some(everything))) => everything,
             _ => permit.clone(),
         };
-        write_data(&shape, change, Timestamp(0), &permit, &mut out);
+        write_data(&shape, change, Timestamp(0), Place::default(), &permit, &mut out);
         String::from_utf8(out).expect("UTF-8")
     }
 }

@@ -41,7 +41,7 @@ use round::Round;
 use shrink::minimise;
 use stage::Stage;
 
-/// The suite's own seeds. A run by time begins at a random one.
+/// The suite's own seeds, and one more that is new each time. A run by time begins at a random one.
 const SEEDS: std::ops::Range<u64> = 1..25;
 
 /// Likewise of the scenes end to end.
@@ -68,7 +68,7 @@ impl Budget {
             None => Budget {
                 seeds: match seed {
                     Some(seed) => Box::new(std::iter::once(seed)),
-                    None => Box::new(own),
+                    None => Box::new(own.chain([random])),
                 },
                 until: None,
             },

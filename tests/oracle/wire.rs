@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::check::Difference;
 use super::claims::Who;
 use super::dice::Dice;
+use super::filters::Filter;
 use super::json::normal;
 use super::round::{Round, Step};
 use super::rules::{Owed, Rules};
@@ -155,13 +156,10 @@ async fn accepted(stage: &Stage, relay: &Relay, part: &Part) -> Result<Vec<Optio
         let message = system["message"].as_str().unwrap_or_default();
         let answer = match (system["status"] == "ok", answer) {
             (true, Ok(matching)) => Some(matching),
-            // A literal too long for a domain is refused, where a cast would cut it; and a condition that Postgres has no operator
-            // for is, also if another one keeps a SELECT from reaching it.
-            (false, answer)
-                if answer.is_err() || message.contains("ERROR 22001") || message.contains("ERROR 0A000") =>
-            {
-                None
-            }
+            // A literal too long for a domain is refused, where a cast would cut it.
+            (false, answer) if answer.is_err() || message.contains("ERROR 22001") => None,
+            // So is a condition that Postgres has no operator for, also if another one keeps a SELECT from reaching it.
+            (false, _) if message.contains("ERROR 0A000") && no_operator(stage, part, filter).await => None,
             (_, answer) => {
                 let what = format!("the relay says {message:?}, Postgres {answer:?}");
                 let difference = Difference { what, step: None, who: None, filter: Some(0) };
@@ -173,6 +171,16 @@ async fn accepted(stage: &Stage, relay: &Relay, part: &Part) -> Result<Vec<Optio
         scout.leave(&topic).await;
     }
     Ok(taken)
+}
+
+/// Whether Postgres refuses one of the conditions alone.
+async fn no_operator(stage: &Stage, part: &Part, filter: &Filter) -> bool {
+    for condition in &filter.0 {
+        if stage.condition(&part.round, &part.truth, condition).await.is_err() {
+            return true;
+        }
+    }
+    false
 }
 
 /// One or two on a table that this subscriber may make.

@@ -41,6 +41,16 @@ impl Change {
     }
 }
 
+/// A frame's payload, or a `data`, without the `cursor` that we add to what the protocol has. It has one, of the right form.
+#[track_caller]
+pub(crate) fn without_cursor(mut payload: Value) -> Value {
+    let cursor = payload.as_object_mut().and_then(|payload| payload.remove("cursor"));
+    let text = cursor.as_ref().and_then(Value::as_str).unwrap_or_else(|| panic!("no cursor: {payload}"));
+    assert_eq!(text.len(), 55, "{text}");
+    assert!(text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')), "{text}");
+    payload
+}
+
 /// `kind column` of each, for comparing whole sequences: `["INSERT a", "DELETE b"]`.
 pub(crate) fn summary(changes: &[Change], column: &str) -> Vec<String> {
     let text = |change: &Change| {

@@ -9,7 +9,7 @@ pub(crate) mod signer;
 pub(crate) mod stage;
 pub(crate) mod token;
 
-pub(crate) use change::{Change, summary};
+pub(crate) use change::{Change, summary, without_cursor};
 pub(crate) use pg::TestPg;
 pub(crate) use phone::{Phone, Version};
 pub(crate) use relay::{Relay, RelayProcess};

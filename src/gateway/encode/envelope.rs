@@ -98,6 +98,7 @@ pub fn changes_frame(version: Version, topic: &str, ids: &[i32], data: &[u8]) ->
     let wrapping = match version {
         Version::V1 => &CHANGES_V1,
         Version::V2 => &CHANGES_V2,
+        Version::Plain => return [data, b"\n"].concat().into(),
     };
     let id_bytes = ids.iter().map(|id| decimal_len(*id)).sum::<usize>() + ids.len().saturating_sub(1);
     let payload = IDS.len() + id_bytes + DATA.len() + data.len() + 1;
@@ -114,7 +115,8 @@ pub fn changes_frame(version: Version, topic: &str, ids: &[i32], data: &[u8]) ->
 }
 
 /// A `system` message as a complete text frame. `topic` is the full one (the payload's `channel` is derived from it);
-/// `join_ref_json` is the channel's join_ref as JSON text, a quoted string or `null`, and is sent in protocol 2 only.
+/// `join_ref_json` is the channel's join_ref as JSON text, a quoted string or `null`, and is sent in protocol 2 only. `more`: further members, each
+/// with a comma before it ([`super::details`]), or nothing.
 pub fn system_frame(
     version: Version,
     topic: &str,
@@ -122,6 +124,7 @@ pub fn system_frame(
     extension: &str,
     status_ok: bool,
     message: &str,
+    more: &str,
 ) -> Bytes {
     const STATUS: &str = r#"{"status":"#;
     const MESSAGE: &str = r#","message":"#;
@@ -130,10 +133,11 @@ pub fn system_frame(
     let channel = topic.strip_prefix("realtime:").unwrap_or(topic);
     let status = if status_ok { "ok" } else { "error" };
     let strings: usize = [topic, status, message, extension, channel].into_iter().map(json_string_len).sum();
-    let fixed = STATUS.len() + MESSAGE.len() + EXTENSION.len() + CHANNEL.len() + 1;
+    let fixed = STATUS.len() + MESSAGE.len() + EXTENSION.len() + CHANNEL.len() + more.len() + 1;
     let (wrapping, join_ref) = match version {
         Version::V1 => (&SYSTEM_V1, None),
         Version::V2 => (&SYSTEM_V2, Some(join_ref_json)),
+        Version::Plain => return plain_notice(status, message, more),
     };
     let join_ref_len = join_ref.map_or(0, |text| text.len() + 1);
     let mut frame = Frame::new(wrapping.len() + join_ref_len + strings + fixed);
@@ -142,8 +146,20 @@ pub fn system_frame(
     }
     frame.raw(wrapping.before_topic).string(topic).raw(wrapping.after_topic);
     frame.raw(STATUS).string(status).raw(MESSAGE).string(message);
-    frame.raw(EXTENSION).string(extension).raw(CHANNEL).string(channel).raw("}").raw(wrapping.end);
+    frame.raw(EXTENSION).string(extension).raw(CHANNEL).string(channel).raw(more).raw("}");
+    frame.raw(wrapping.end);
     frame.finish()
+}
+
+/// A notice as a line of its own.
+fn plain_notice(status: &str, message: &str, more: &str) -> Bytes {
+    let mut line = br#"{"notice":{"status":"#.to_vec();
+    write_json_string(status.as_bytes(), &mut line);
+    line.extend_from_slice(br#","message":"#);
+    write_json_string(message.as_bytes(), &mut line);
+    line.extend_from_slice(more.as_bytes());
+    line.extend_from_slice(b"}}\n");
+    line.into()
 }
 
 #[cfg(test)]
@@ -178,15 +194,30 @@ mod tests {
     #[test]
     fn system_notices_name_the_channel_without_its_prefix() {
         let body = json!({"status": "ok", "message": "Subscribed to PostgreSQL", "extension": "postgres_changes", "channel": "room"});
-        let v1 =
-            system_frame(Version::V1, "realtime:room", "\"1\"", "postgres_changes", true, "Subscribed to PostgreSQL");
+        let v1 = system_frame(
+            Version::V1,
+            "realtime:room",
+            "\"1\"",
+            "postgres_changes",
+            true,
+            "Subscribed to PostgreSQL",
+            "",
+        );
         assert_eq!(payload(&v1), json!({"topic": "realtime:room", "event": "system", "payload": body, "ref": null}));
-        let v2 =
-            system_frame(Version::V2, "realtime:room", "\"1\"", "postgres_changes", true, "Subscribed to PostgreSQL");
+        let v2 = system_frame(
+            Version::V2,
+            "realtime:room",
+            "\"1\"",
+            "postgres_changes",
+            true,
+            "Subscribed to PostgreSQL",
+            "",
+        );
         assert_eq!(payload(&v2), json!(["1", null, "realtime:room", "system", body]));
-        let v2 = system_frame(Version::V2, "realtime:room", "null", "system", false, "no");
+        let v2 = system_frame(Version::V2, "realtime:room", "null", "system", false, "no", r#","cursor":"c""#);
         assert_eq!(payload(&v2)[0], Value::Null);
         assert_eq!(payload(&v2)[4]["status"], "error");
+        assert_eq!(payload(&v2)[4]["cursor"], "c");
     }
 
     proptest! {
@@ -200,14 +231,14 @@ mod tests {
                 let changes = payload(&changes_frame(version, &topic, &ids, &data));
                 let (seen, body) = match version {
                     Version::V1 => (&changes["topic"], &changes["payload"]),
-                    Version::V2 => (&changes[2], &changes[4]),
+                    _ => (&changes[2], &changes[4]),
                 };
                 prop_assert_eq!(seen, &json!(topic));
                 prop_assert_eq!(&body["ids"], &json!(ids));
-                let system = payload(&system_frame(version, &topic, "null", "system", true, &message));
+                let system = payload(&system_frame(version, &topic, "null", "system", true, &message, ""));
                 let body = match version {
                     Version::V1 => &system["payload"],
-                    Version::V2 => &system[4],
+                    _ => &system[4],
                 };
                 prop_assert_eq!(&body["message"], &json!(message));
             }

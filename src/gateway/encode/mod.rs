@@ -5,8 +5,10 @@
 //! A column that the permit doesn't show leaves no trace in the bytes. Rejected: `serde_json::Value`, ten times slower, and it
 //! would round numbers that a `double` can't hold.
 
+mod details;
 mod envelope;
 mod row;
 
+pub use details::details;
 pub use envelope::{changes_frame, system_frame};
-pub use row::{DEFAULT_MAX_RECORD_BYTES, RowShape, write_data};
+pub use row::{DEFAULT_MAX_RECORD_BYTES, Place, RowShape, write_data};

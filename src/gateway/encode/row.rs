@@ -149,15 +149,32 @@ fn is_short(value: Value<'_>, kind: &JsonKind) -> bool {
     json.len() <= SHORT_VALUE_BYTES
 }
 
+/// The change's place in the stream, as it is shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place<'a> {
+    /// The text of its cursor: letters, digits, `-` and `_`. `None` if it has none.
+    pub cursor: Option<&'a str>,
+    /// The name under which the record carries it too. A column of that name that is shown goes first.
+    pub cursor_as: Option<&'a str>,
+}
+
 /// Appends the `data` object of the change as far as the permit shows it.
-pub fn write_data(shape: &RowShape, change: &RowChange, commit_time: Timestamp, permit: &Permit, out: &mut Vec<u8>) {
-    write_shown(shape, &change.change, commit_time, permit.new_columns(), permit.old_columns(), out);
+pub fn write_data(
+    shape: &RowShape,
+    change: &RowChange,
+    commit_time: Timestamp,
+    place: Place<'_>,
+    permit: &Permit,
+    out: &mut Vec<u8>,
+) {
+    write_shown(shape, &change.change, commit_time, place, permit.new_columns(), permit.old_columns(), out);
 }
 
 fn write_shown(
     shape: &RowShape,
     change: &Change,
     commit_time: Timestamp,
+    place: Place<'_>,
     shown_new: &ColumnMask,
     shown_old: &ColumnMask,
     out: &mut Vec<u8>,
@@ -170,7 +187,7 @@ fn write_shown(
     let size = shape.estimate(change);
     let cut = size > shape.max_record_bytes;
     // Some text grows when it is escaped; most doesn't.
-    out.reserve(128 + if cut { shape.overhead } else { size + size / 8 });
+    out.reserve(256 + if cut { shape.overhead } else { size + size / 8 });
     out.extend_from_slice(&shape.head);
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(br#"","commit_timestamp":""#);
@@ -179,9 +196,13 @@ fn write_shown(
     shape.write_columns(shown, out);
     out.push(b']');
     match change {
-        Change::Insert { new } => write_new(shape, cut, new, None, shown_new, out),
+        Change::Insert { new } => {
+            write_new(shape, cut, new, None, shown_new, out);
+            write_within(shape, place, shown_new, out);
+        }
         Change::Update { new, old } => {
             write_new(shape, cut, new, old.as_ref(), shown_new, out);
+            write_within(shape, place, shown_new, out);
             // No old row means that the identity has not changed, so the new row has it.
             let (tuple, identity_only) = match old {
                 Some(OldRow::Full(tuple)) => (tuple, false),
@@ -192,10 +213,36 @@ fn write_shown(
         }
         Change::Delete { old } => {
             write_old(shape, cut, old.tuple(), matches!(old, OldRow::KeyOnly(_)), shown_old, out);
+            write_within(shape, place, shown_old, out);
         }
     }
-    let errors: &[u8] = if cut { br#","errors":["Error 413: Payload Too Large"]}"# } else { br#","errors":null}"# };
+    let errors: &[u8] = if cut { br#","errors":["Error 413: Payload Too Large"]"# } else { br#","errors":null"# };
     out.extend_from_slice(errors);
+    if let Some(cursor) = place.cursor {
+        out.extend_from_slice(br#","cursor":""#);
+        out.extend_from_slice(cursor.as_bytes());
+        out.push(b'"');
+    }
+    out.push(b'}');
+}
+
+/// Adds the cursor to the record that was just written.
+fn write_within(shape: &RowShape, place: Place<'_>, shown: &ColumnMask, out: &mut Vec<u8>) {
+    let (Some(cursor), Some(name)) = (place.cursor, place.cursor_as) else { return };
+    let mut key = Vec::with_capacity(name.len() + 4);
+    key.push(b',');
+    write_json_string(name.as_bytes(), &mut key);
+    key.push(b':');
+    if shape.columns.iter().enumerate().any(|(index, column)| *column.key == *key && shown.contains(index)) {
+        return;
+    }
+    // The record's closing brace.
+    out.pop();
+    let first = out.last() == Some(&b'{');
+    out.extend_from_slice(&key[usize::from(first)..]);
+    out.push(b'"');
+    out.extend_from_slice(cursor.as_bytes());
+    out.extend_from_slice(b"\"}");
 }
 
 fn write_new(shape: &RowShape, cut: bool, new: &Tuple, old: Option<&OldRow>, shown: &ColumnMask, out: &mut Vec<u8>) {

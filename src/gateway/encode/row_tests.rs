@@ -26,7 +26,7 @@ fn data_of(shape: &RowShape, change: &Change, new: &[usize], old: &[usize]) -> J
     let mut out = Vec::new();
     let time = Timestamp(848_484_930_123_999);
     let (new, old) = (new.iter().copied().collect(), old.iter().copied().collect());
-    write_shown(shape, change, time, &new, &old, &mut out);
+    write_shown(shape, change, time, Place::default(), &new, &old, &mut out);
     serde_json::from_slice(&out).unwrap()
 }
 
@@ -57,7 +57,7 @@ fn the_keys_stand_in_the_order_that_people_read() {
     let new = tuple([Some("1"), Some("milk"), None, Some("t")]);
     let mut out = Vec::new();
     let mask = ColumnMask::all(1);
-    write_shown(&shape, &Change::Update { new, old: None }, Timestamp(0), &mask, &mask, &mut out);
+    write_shown(&shape, &Change::Update { new, old: None }, Timestamp(0), Place::default(), &mask, &mask, &mut out);
     let text = r#"{"schema":"public","table":"to\"dos","type":"UPDATE","commit_timestamp":"2000-01-01T00:00:00.000Z","#
         .to_owned()
         + r#""columns":[{"name":"id","type":"int8"}],"record":{"id":1},"old_record":{"id":1},"errors":null}"#;
@@ -107,6 +107,34 @@ fn a_delete_has_no_record_and_lists_the_columns_that_may_be_read() {
         data(ReplicaIdentity::Full, &change, &[], &[0, 1, 2])["old_record"],
         json!({"id": 1, "title": "x", "body": null})
     );
+}
+
+#[test]
+fn the_cursor_is_the_last_member_and_where_it_was_asked_for() {
+    let shape = RowShape::new(&todos(ReplicaIdentity::Default), &Types::default());
+    let row = || tuple([Some("1"), Some("milk"), None, Some("t")]);
+    let delete = Change::Delete { old: OldRow::KeyOnly(tuple([Some("1"), None, None, None])) };
+    let written = |change: &Change, cursor: Option<&str>, cursor_as: Option<&str>, shown: &[usize]| {
+        let (mut out, mask) = (Vec::new(), shown.iter().copied().collect());
+        write_shown(&shape, change, Timestamp(0), Place { cursor, cursor_as }, &mask, &mask, &mut out);
+        assert!(cursor.is_none_or(|cursor| out.ends_with(format!(r#","cursor":"{cursor}"}}"#).as_bytes())));
+        serde_json::from_slice::<Json>(&out).unwrap()
+    };
+    let insert = Change::Insert { new: row() };
+    let plain = written(&insert, None, Some("_cursor"), ALL);
+    assert!(plain.get("cursor").is_none() && plain["record"].get("_cursor").is_none());
+    let mut with = written(&insert, Some("c0-_"), Some("a \"b"), ALL);
+    assert_eq!(with["record"].as_object_mut().unwrap().remove("a \"b"), Some(json!("c0-_")));
+    assert_eq!(with.as_object_mut().unwrap().remove("cursor"), Some(json!("c0-_")));
+    assert_eq!(with, plain, "nothing else is different");
+    let update = written(&Change::Update { new: row(), old: None }, Some("c"), Some("_cursor"), ALL);
+    assert_eq!((&update["record"]["_cursor"], update["old_record"].get("_cursor")), (&json!("c"), None));
+    let old = written(&delete, Some("c"), Some("_cursor"), &[0])["old_record"].take();
+    assert_eq!(old, json!({"id": 1, "_cursor": "c"}));
+    // A column of that name is not hidden, and one that is not shown is not told of.
+    assert_eq!(written(&insert, Some("c"), Some("title"), ALL)["record"]["title"], "milk");
+    assert_eq!(written(&insert, Some("c"), Some("title"), &[0])["record"], json!({"id": 1, "title": "c"}));
+    assert_eq!(written(&insert, Some("c"), Some("_cursor"), &[])["record"], json!({"_cursor": "c"}));
 }
 
 #[test]
@@ -172,7 +200,7 @@ proptest! {
         let masks: (ColumnMask, ColumnMask) = (new_mask.iter().copied().collect(), old_mask.iter().copied().collect());
         let mut out = Vec::new();
         let change = Change::Update { new: new.clone(), old: old.clone() };
-        write_shown(&shape, &change, Timestamp(micros), &masks.0, &masks.1, &mut out);
+        write_shown(&shape, &change, Timestamp(micros), Place::default(), &masks.0, &masks.1, &mut out);
         let data: Json = serde_json::from_slice(&out).unwrap();
         for (index, name) in ["id", "title", "body", "done"].into_iter().enumerate() {
             let filled = match (new.get(index), &old) {

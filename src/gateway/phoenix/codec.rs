@@ -117,6 +117,7 @@ pub fn decode_text(version: Version, text: &str) -> Decoded<'_> {
     match version {
         Version::V1 => decode_object(text).into(),
         Version::V2 => decode_array(text).into(),
+        Version::Plain => Decoded::Malformed,
     }
 }
 
@@ -231,7 +232,9 @@ fn encode(version: Version, join_ref: &Ref, reference: &Ref, topic: &str, event:
         Version::V1 => {
             format!(r#"{{"topic":{topic},"event":"{event}","payload":{payload},"ref":{reference}}}"#)
         }
-        Version::V2 => format!(r#"[{},{reference},{topic},"{event}",{payload}]"#, join_ref.as_json()),
+        Version::V2 | Version::Plain => {
+            format!(r#"[{},{reference},{topic},"{event}",{payload}]"#, join_ref.as_json())
+        }
     };
     frame::text(text.as_bytes())
 }
@@ -267,10 +270,18 @@ pub fn refusal(version: Version, join_ref: &Ref, reference: &Ref, topic: &str, r
 }
 
 /// `system`. `extension` is `postgres_changes` or `system`.
-pub fn system(version: Version, join_ref: &Ref, topic: &str, extension: &str, status: Status, message: &str) -> Bytes {
+pub fn system(
+    version: Version,
+    join_ref: &Ref,
+    topic: &str,
+    extension: &str,
+    status: Status,
+    message: &str,
+    more: &str,
+) -> Bytes {
     let channel = json(topic.strip_prefix("realtime:").unwrap_or(topic));
     let payload = format!(
-        r#"{{"extension":"{extension}","status":"{}","message":{},"channel":{channel}}}"#,
+        r#"{{"extension":"{extension}","status":"{}","message":{},"channel":{channel}{more}}}"#,
         status.as_str(),
         json(message)
     );
@@ -417,7 +428,7 @@ mod tests {
             r#"{"topic":"realtime:\"t","event":"phx_reply","payload":{"status":"ok","response":{}},"ref":"9"}"#
         );
         assert_eq!(two, r#"["4","9","realtime:\"t","phx_reply",{"status":"ok","response":{}}]"#);
-        let (one, two) = both(|v, j, _| system(v, j, "realtime:t", "system", Status::Error, "no"));
+        let (one, two) = both(|v, j, _| system(v, j, "realtime:t", "system", Status::Error, "no", ""));
         assert_eq!(
             one,
             r#"{"topic":"realtime:t","event":"system","payload":{"extension":"system","status":"error","message":"no","channel":"t"},"ref":null}"#

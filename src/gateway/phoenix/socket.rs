@@ -34,7 +34,7 @@ use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Stage, SubscribeError, Transmit, Version};
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, SubscribeError, Transmit, Version};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -218,6 +218,7 @@ impl Connection {
     async fn serve(&mut self, socket: &mut WebSocketStream<Inbound>) -> Served {
         let shared = self.shared.clone();
         let mut draining = pin!(shared.drain.draining());
+        let mut closed = pin!(shared.gate.closed());
         let mut sleep = pin!(sleep_until(TokioInstant::now() + self.next_wake()));
         while self.outbox.is_open() {
             tokio::select! {
@@ -250,6 +251,7 @@ impl Connection {
                     self.carry_out(effects);
                 }
                 () = draining.as_mut() => self.close(CloseReason::Drain),
+                () = closed.as_mut() => self.close(CloseReason::Slot),
                 () = sleep.as_mut() => self.tick(),
             }
             let wake = TokioInstant::now() + self.next_wake();
@@ -344,6 +346,7 @@ impl Connection {
                         version: self.version,
                         join_ref: join_ref.as_json().into(),
                         stage,
+                        place: Place::default(),
                     });
                     if let Some(before) = self.ports.insert(id, port.clone()) {
                         before.stage.close();

@@ -23,7 +23,7 @@ use super::{Deps, Gateway, GatewayConfig, Tokens, frame};
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::error::{Fault as _, chain};
-use crate::hub::{ChannelId, Command, HubHandle, Port, Subscribed};
+use crate::hub::{Activated, ChannelId, Command, HubHandle, Port, Subscribed};
 use crate::metrics::Metrics;
 use crate::task::{self, Connections, Drain};
 
@@ -50,12 +50,12 @@ impl Asked {
                 if self.hold.load(Ordering::SeqCst) {
                     self.held.lock().unwrap().push(reply);
                 } else {
-                    let _ = reply.send(Ok(Vec::new()));
+                    let _ = reply.send(Ok(Activated::default()));
                 }
             }
             Command::Reclaim { id, reply, .. } => {
                 self.reclaims.lock().unwrap().push(id);
-                let _ = reply.send(Ok(Vec::new()));
+                let _ = reply.send(Ok(Activated::default()));
             }
             Command::Describe { .. } | Command::Look { .. } | Command::Judge { .. } => {}
             Command::Leave { id } => {
@@ -98,7 +98,10 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
         clock: clock.clone(),
         metrics: metrics.clone(),
         journal: crate::journal::Journal::off(),
+        log: crate::log::testing::in_memory().unwrap().log,
+        cursor_key: Arc::new(crate::resume::CursorKey::new([1; 32])),
         drain: drain.clone(),
+        gate: task::Gate::always(),
         connections: connections.clone(),
         ready: ready_seen,
         shards: 2,

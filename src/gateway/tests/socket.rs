@@ -245,7 +245,7 @@ async fn a_slow_hub_holds_up_neither_heartbeats_nor_leaves() {
     assert_eq!(next_json(&mut phone).await, json!(["1", "1", "realtime:b", "phx_close", {}]));
     until("all three have been asked", || relay.asked.held.lock().unwrap().len() == 4).await;
     for reply in relay.asked.held.lock().unwrap().drain(..) {
-        let _ = reply.send(Ok(Vec::new()));
+        let _ = reply.send(Ok(Activated::default()));
     }
     let mut told = [next_json(&mut phone).await[2].clone(), next_json(&mut phone).await[2].clone()];
     told.sort_by_key(Value::to_string);

@@ -30,6 +30,15 @@ pub(super) enum Step {
     Refused,
 }
 
+/// What helps against what went wrong with a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cure {
+    /// Time, most likely.
+    Time,
+    /// A person: until then Postgres is asked.
+    Person,
+}
+
 impl Step {
     pub(super) fn label(&self) -> &'static str {
         match self {
@@ -62,6 +71,8 @@ pub(super) struct Entry {
     /// What is recorded, loaded or was last tried.
     pub(super) layout: Option<Arc<Layout>>,
     pub(super) storage: u64,
+    /// What helps, as of the last failure.
+    pub(super) cure: Cure,
     /// Rows that it decides about wait until then.
     pub(super) patience: Option<Instant>,
     pub(super) failures: u32,
@@ -88,13 +99,24 @@ impl Entry {
         self.stop();
         self.step = step;
     }
+
+    /// There will be no facts before somebody does something, or for a long time. Also while it is tried again.
+    pub(super) fn is_given_up(&self) -> bool {
+        match self.step {
+            Step::Refused => true,
+            Step::Ready(_) => false,
+            Step::New | Step::Adding(..) | Step::Added(_) | Step::Loading(..) | Step::Resting(_) => {
+                self.cure == Cure::Person
+            }
+        }
+    }
 }
 
 /// Tries again later.
-pub(super) fn rest(entry: &mut Entry, now: Instant, pause: Option<Duration>) {
+pub(super) fn rest(entry: &mut Entry, now: Instant, pause: Option<Duration>, cure: Cure) {
     let doubled = FIRST_PAUSE.saturating_mul(1 << entry.failures.min(6)).min(LONGEST_PAUSE);
     entry.failures += 1;
-    entry.patience = None;
+    (entry.patience, entry.cure) = (None, cure);
     entry.go(Step::Resting(now + pause.unwrap_or(doubled)));
 }
 

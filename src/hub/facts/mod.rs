@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
-use entry::{Entry, LONGEST_PAUSE, Step, rest, say, say_error};
+use entry::{Cure, Entry, LONGEST_PAUSE, Step, rest, say, say_error};
 use work::{Done, Load, Outcome};
 
 use super::resolve::Target;
@@ -228,6 +228,14 @@ impl Keeper {
         !self.held.is_empty() && relations.iter().any(held)
     }
 
+    /// Facts that are needed are not at hand, and will be by themselves.
+    pub(super) fn hopes(&self) -> bool {
+        let hopes = |entry: &Entry| {
+            entry.unneeded_since.is_none() && !matches!(entry.step, Step::Ready(_)) && !entry.is_given_up()
+        };
+        self.entries.values().any(hopes)
+    }
+
     /// Facts for these targets are on their way.
     pub(super) fn is_preparing(&mut self, catalog: &Arc<Catalog>, targets: &[Target], role: &Arc<str>) -> bool {
         self.compile(catalog);
@@ -279,6 +287,8 @@ impl Keeper {
         for oid in oids {
             self.advance(facts, oid, rules, now);
         }
+        let given_up = self.entries.iter().filter(|(_, entry)| entry.is_given_up());
+        facts.give_up(given_up.map(|(oid, _)| *oid).collect());
         self.generation = facts.generation();
         self.hold_and_wake(&needs, now);
         self.measure(facts);
@@ -351,6 +361,7 @@ impl Keeper {
                 step: Step::New,
                 layout: None,
                 storage: 0,
+                cure: Cure::Time,
                 patience: Some(now + self.config.wait),
                 failures: 0,
                 unneeded_since: None,
@@ -377,7 +388,7 @@ impl Keeper {
                     entry.patience = Some(now + self.config.wait);
                     entry.go(Step::New);
                 }
-                _ => rest(entry, now, None),
+                _ => rest(entry, now, None, entry.cure),
             }
         }
     }
@@ -420,7 +431,7 @@ impl Keeper {
                     facts::quoted(&self.config.publication)
                 );
                 say(entry, why, remedy);
-                return rest(entry, now, None);
+                return rest(entry, now, None, Cure::Person);
             }
             Step::Ready(_) | Step::Loading(..) => {
                 tracing::info!(table = %entry.name, "this table has changed; its facts are loaded again");
@@ -470,7 +481,8 @@ impl Keeper {
                 count("not_added");
                 let told = matches!(error, PublishError::Unfit(_)) || error.remedy() != Remedy::Retry;
                 say_error(entry, "could not be added to the publication of facts", &error, error.advice());
-                rest(entry, now, told.then_some(LONGEST_PAUSE));
+                let cure = if told { Cure::Person } else { Cure::Time };
+                rest(entry, now, told.then_some(LONGEST_PAUSE), cure);
             }
             Outcome::Blocked(writers) => {
                 count("blocked");
@@ -480,7 +492,7 @@ impl Keeper {
                     format!("is being written to, without an end, by {writers}"),
                     "End that transaction.".into(),
                 );
-                rest(entry, now, None);
+                rest(entry, now, None, Cure::Time);
             }
             Outcome::Loaded(loaded) => match *loaded {
                 Ok((table, snapshot)) => match facts.install(table, &snapshot) {
@@ -488,14 +500,15 @@ impl Keeper {
                         count("loaded");
                         self.metrics.fact_load.observe(done.took.as_secs_f64());
                         tracing::info!(table = %entry.name, took = ?done.took, state = ?facts.state(done.table), "facts are loaded");
-                        (entry.patience, entry.said) = (None, None);
+                        (entry.patience, entry.said, entry.cure) = (None, None, Cure::Time);
                         entry.go(Step::Ready(now));
                     }
                     Err(error) => {
                         count("failed");
                         facts.forget(done.table);
+                        let cure = if error.remedy() == Remedy::Retry { Cure::Time } else { Cure::Person };
                         say_error(entry, "could not be put together", &error, String::new());
-                        rest(entry, now, None);
+                        rest(entry, now, None, cure);
                     }
                 },
                 Err(error) => {
@@ -509,7 +522,8 @@ impl Keeper {
                         LoadError::Changed(_) if entry.failures < 3 => Some(Duration::from_millis(50)),
                         _ => None,
                     };
-                    rest(entry, now, pause);
+                    let cure = if error.remedy() == Remedy::Retry { Cure::Time } else { Cure::Person };
+                    rest(entry, now, pause, cure);
                 }
             },
         }
@@ -553,6 +567,10 @@ impl Keeper {
         let waits = |sources: &Arc<[FactSource]>| sources.iter().any(|source| !ready(&source.table_oid));
         let waiting = self.uses.iter().filter(|wanted| self.sources.get(*wanted).is_some_and(waits)).count();
         self.metrics.rules_without_facts.set(waiting as i64);
+        let given_up = |oid: &u32| self.entries.get(oid).is_some_and(Entry::is_given_up);
+        let left = |sources: &Arc<[FactSource]>| sources.iter().any(|source| given_up(&source.table_oid));
+        let left = self.uses.iter().filter(|wanted| self.sources.get(*wanted).is_some_and(left)).count();
+        self.metrics.rules_left_to_postgres.set(left as i64);
         self.metrics.fact_rows.set(rows);
         self.metrics.fact_bytes.set(facts.bytes() as i64);
     }

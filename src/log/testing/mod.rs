@@ -6,3 +6,15 @@ mod full;
 
 pub use discarding::{DiscardingFiles, Torn};
 pub use full::FullDisk;
+
+use std::sync::Arc;
+
+use super::{LogConfig, LogError, Opened, open};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+
+/// A log in memory, empty and without a history.
+pub fn in_memory() -> Result<Opened, LogError> {
+    let (files, metrics) = (Arc::new(DiscardingFiles::new()), Arc::new(Metrics::new()));
+    open(LogConfig::new("/log"), files, Clock::system(), metrics)
+}

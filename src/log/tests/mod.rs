@@ -2,7 +2,9 @@
 
 mod crashing;
 mod damage;
+mod forking;
 mod reading;
+mod times;
 mod writing;
 
 use std::io;

@@ -143,7 +143,8 @@ impl Facts {
         let mut slots = Vec::with_capacity(rule.sources.len());
         let mut stores = Vec::with_capacity(rule.sources.len());
         for source in &rule.sources {
-            let not_ready = |why: String| NotReady { table: source.table.clone(), why };
+            let for_good = self.given_up.contains(&source.table_oid);
+            let not_ready = |why: String| NotReady { table: source.table.clone(), why, for_good };
             let place = self.tables.iter().position(|table| table.layout.table_oid == source.table_oid);
             let place = place.ok_or_else(|| not_ready("not loaded yet".to_owned()))?;
             let store: &Store = match &self.tables[place].state {

@@ -31,7 +31,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
@@ -132,6 +132,9 @@ pub struct NotReady {
     pub table: Arc<str>,
     /// Not loaded yet, being loaded, broken.
     pub why: String,
+    /// They will not come by themselves ([`Facts::give_up`]): Postgres is asked instead, with all that this means. Else it is a
+    /// matter of time, and what Postgres says of the past meanwhile is no answer.
+    pub for_good: bool,
 }
 
 enum State {
@@ -200,6 +203,8 @@ pub struct Facts {
     relations: HashMap<u32, SmallVec<[usize; 1]>>,
     /// Tables that the running transaction changed.
     touched: Vec<usize>,
+    /// Tables that can't be had.
+    given_up: BTreeSet<u32>,
     /// Some table has [`Tracked::loaded_at`].
     ahead: bool,
     /// Between a [`Facts::begin`] that changed something and its [`Facts::end`].
@@ -276,6 +281,20 @@ impl Facts {
     pub fn forget(&mut self, table_oid: u32) {
         self.tables.retain(|table| table.layout.table_oid != table_oid);
         self.rearrange();
+    }
+
+    /// These tables can't be had, until something is changed by a person, or for a long time.
+    pub fn give_up(&mut self, tables: BTreeSet<u32>) {
+        if self.given_up != tables {
+            self.given_up = tables;
+            self.generation += 1;
+        }
+    }
+
+    /// Whether some tables are those of a moment that the stream has not come to: what was before the transaction at hand is not
+    /// known then.
+    pub fn is_ahead(&self) -> bool {
+        self.ahead
     }
 
     /// After a change of the list of tables: whatever pointed into it is void.

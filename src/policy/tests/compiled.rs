@@ -307,7 +307,12 @@ async fn a_call_that_may_mean_another_function_or_raise_in_a_domain_is_left_to_p
              create function shut.only(int) returns bool language sql as 'select true';
              create function one.only(int) returns bool language sql as 'select $1 = 1';
              create function one.tiny(small) returns bool language sql as 'select true';
-             create function one.tiny_of(int) returns small language sql as 'select $1'",
+             create function one.tiny_of(int) returns small language sql as 'select $1';
+             create function one.upper(text) returns text language sql as 'select $1';
+             create function one.pg_sleep(int) returns bool language sql as 'select true';
+             create function one.long(int8) returns bool language sql as 'select $1 = 1';
+             create function one.short(int2) returns bool language sql as 'select $1 = 1';
+             create function one.words(text) returns bool language sql as 'select $1 is not null'",
         )
         .await;
     for (path, call, pure) in [
@@ -317,6 +322,15 @@ async fn a_call_that_may_mean_another_function_or_raise_in_a_domain_is_left_to_p
         ("shut, one", "only(team_id)", Some("team_id = '1'")),
         ("one", "tiny(team_id)", None),
         ("one", "tiny_of(team_id) = 1", None),
+        // Those of pg_catalog: the first makes capitals, and of the second Postgres prefers what takes an integer.
+        ("one", "upper('a'::text) = 'a'", None),
+        ("one", "pg_sleep(team_id)", None),
+        ("one", "long(team_id)", Some("team_id = '1'")),
+        // There is no such function for an integer.
+        ("one", "short(team_id)", None),
+        ("one", "words(team_id)", None),
+        ("one", "words(auth.uid())", None),
+        ("one", "words('a')", Some("true")),
     ] {
         let body = call.replace("team_id", "team");
         let create = format!(

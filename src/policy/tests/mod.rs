@@ -7,6 +7,7 @@ mod forms;
 mod judging;
 mod options;
 mod oracle;
+mod snapshot;
 mod support;
 mod trips;
 mod world;

@@ -50,9 +50,9 @@ impl Session {
                 return self.refuse_held(name, JoinError::Changes(error.message), now, out);
             }
             Err(error) => error,
-            Ok(warnings) => {
+            Ok(activated) => {
                 let backlog = self.greeted(name, out);
-                self.feed_answered(name, Ok(warnings), now, out);
+                self.feed_answered(name, Ok(activated), now, out);
                 return self.release(backlog, now, out);
             }
         };

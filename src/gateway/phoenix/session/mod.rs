@@ -10,6 +10,7 @@
 //!
 //! Rejected: a task per channel, which costs memory and a hop for what is a table look-up.
 
+mod begin;
 mod held;
 mod topic;
 mod waiting;
@@ -21,9 +22,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tracing::{debug, info};
 
-use self::topic::{Backlog, Channel, Counted, Topic, What};
+use self::begin::Beginning;
+use self::topic::{Backlog, Channel, Topic, What};
 use super::codec::{self, Message, Ref, Status};
-use crate::channel::{self, Answer, Feed, Join, JoinError, Notice, Privacy, Request, TokenChoice};
+use crate::channel::{self, Answer, Feed, Join, JoinError, Notice, Privacy, TokenChoice};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::Shared;
@@ -224,18 +226,20 @@ impl Session {
         let refused = match self.admit(message, now) {
             // A client that has left or joined anew meanwhile waits for nothing.
             Ok((join, token, principal)) => match join.wait.filter(|_| !join.changes.is_empty() && !backlog.ends()) {
-                Some(wait) => match entries(&join) {
-                    Ok(entries) => {
-                        let (mut channel, frames) = self.channel(message, &join, token, principal, &after);
+                Some(wait) => match self.begin(&join) {
+                    Ok(Beginning { entries, cursor }) => {
+                        let (mut channel, frames) = self.channel(message, &join, cursor, token, principal, &after);
                         channel.feed = Some(Feed::new(entries, self.shared.config.retry.min(HELD_RETRY)));
                         return self.hold_join(message, channel, frames, after, wait, backlog, now, out);
                     }
                     Err(text) => JoinError::Changes(text),
                 },
                 None => {
-                    let (channel, frames) = self.channel(message, &join, token, principal, &after);
+                    let begun = self.begin(&join);
+                    let cursor = begun.as_ref().ok().and_then(|begun| begun.cursor);
+                    let (channel, frames) = self.channel(message, &join, cursor, token, principal, &after);
                     out.extend(frames.into_iter().map(Effect::Send));
-                    self.joined(channel, &join, out);
+                    self.joined(channel, begun, out);
                     return self.release(backlog, now, out);
                 }
             },
@@ -322,65 +326,6 @@ impl Session {
             self.latest = Some(verified.clone());
         }
         Ok(verified)
-    }
-
-    /// A channel that asks for nothing yet, and the frames of its join reply.
-    fn channel(
-        &self,
-        message: &Message<'_>,
-        join: &Join,
-        token: Arc<str>,
-        principal: Arc<Principal>,
-        after: &[Bytes],
-    ) -> (Box<Channel>, Vec<Bytes>) {
-        let version = self.visitor.version;
-        if !join.unreadable.is_empty() {
-            debug!(connection = self.visitor.connection, fields = ?join.unreadable, "InvalidJoinPayload: read as absent");
-        }
-        let mut response = String::from(r#"{"postgres_changes":["#);
-        for (index, wanted) in join.changes.iter().enumerate() {
-            response.push_str(if index > 0 { "," } else { "" });
-            wanted.echo(&mut response);
-        }
-        response.push_str("]}");
-        let (topic, own_ref) = (Arc::<str>::from(message.topic.as_ref()), message.join_ref.or(&message.reference));
-        let reply = codec::reply(version, &message.join_ref, &message.reference, &topic, Status::Ok, &response);
-        let mut frames = vec![reply];
-        frames.extend_from_slice(after);
-        if join.presence {
-            // True: nobody can be present yet. Without it JS holds back whatever presence event follows.
-            frames.push(codec::empty_presence_state(version, &own_ref, &topic));
-        }
-        let channel = Channel {
-            id: channel::next_id(),
-            topic,
-            join_ref: message.join_ref.clone(),
-            own_ref,
-            token,
-            principal,
-            ack: join.ack,
-            feed: None,
-            kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
-            _counted: Counted::new(&self.shared.metrics),
-        };
-        (Box::new(channel), frames)
-    }
-
-    /// The join is answered; its changes are asked for.
-    fn joined(&mut self, mut channel: Box<Channel>, join: &Join, out: &mut Vec<Effect>) {
-        self.counted_join(&channel);
-        match entries(join) {
-            Ok(entries) if entries.is_empty() => {}
-            Ok(entries) => {
-                channel.feed = Some(Feed::new(entries, self.shared.config.retry));
-                out.extend(channel.ask(Request::Subscribe { again: false }));
-            }
-            Err(text) => {
-                self.refused("changes refused", &channel.topic, &channel.principal, CHANGES_REFUSED);
-                out.push(channel.notice(self.visitor.version, &Notice::Refused(text)));
-            }
-        }
-        self.topics.insert(channel.topic.clone(), Topic::Joined(channel));
     }
 
     fn refuse_join(
@@ -486,7 +431,7 @@ impl Session {
         let version = self.visitor.version;
         let Some(Topic::Joined(channel)) = self.topics.get(topic) else { return };
         let text = error.client_text();
-        let frame = codec::system(version, &channel.own_ref, &channel.topic, "system", Status::Error, &text);
+        let frame = codec::system(version, &channel.own_ref, &channel.topic, "system", Status::Error, &text, "");
         out.push(Effect::Send(frame));
         self.close(topic, out);
     }
@@ -511,7 +456,8 @@ impl Session {
         let retry = matches!(&answer, Err(error) if error.retry);
         let (notices, next) = feed.answered(answer, now.at);
         let refused = notices.iter().any(|notice| matches!(notice, Notice::Refused(_)));
-        out.extend(notices.iter().map(|notice| channel.notice(self.visitor.version, notice)));
+        let (version, key) = (self.visitor.version, &self.shared.cursor_key);
+        out.extend(notices.iter().map(|notice| channel.notice(version, key, notice)));
         out.extend(next.and_then(|request| channel.ask(request)));
         if refused && let Some(channel) = self.topics.get(name).and_then(Topic::channel) {
             match retry {
@@ -584,9 +530,4 @@ impl Session {
         let asked = |topic: &Topic| topic.channel().filter(|channel| channel.feed.is_some()).map(|channel| channel.id);
         self.topics.values().filter_map(asked).collect()
     }
-}
-
-/// What the hub needs to know of a join's entries, or the text that says which is none.
-fn entries(join: &Join) -> Result<Vec<Entry>, String> {
-    join.changes.iter().map(channel::Wanted::entry).collect()
 }

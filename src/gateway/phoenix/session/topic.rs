@@ -8,9 +8,11 @@ use bytes::Bytes;
 use super::{Effect, Now};
 use crate::channel::{Feed, Notice, Request};
 use crate::claims::Principal;
+use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Ref, Status};
-use crate::hub::{ChannelId, SUBSCRIBED, Stage, Version};
+use crate::hub::{ChannelId, Details, SUBSCRIBED, Stage, Version};
 use crate::metrics::Metrics;
+use crate::resume::CursorKey;
 
 pub(super) enum Topic {
     Joined(Box<Channel>),
@@ -209,13 +211,17 @@ impl Channel {
     }
 
     /// A `system` frame about its changes.
-    pub(super) fn notice(&self, version: Version, notice: &Notice) -> Effect {
+    pub(super) fn notice(&self, version: Version, key: &CursorKey, notice: &Notice) -> Effect {
         let (status, text) = match notice {
-            Notice::Subscribed => (Status::Ok, SUBSCRIBED),
+            Notice::Subscribed(_) => (Status::Ok, SUBSCRIBED),
             Notice::Refused(text) => (Status::Error, text.as_str()),
             Notice::Warning(warning) => (if warning.ok { Status::Ok } else { Status::Error }, warning.message.as_str()),
         };
-        Effect::Send(codec::system(version, &self.own_ref, &self.topic, "postgres_changes", status, text))
+        let more = match notice {
+            Notice::Subscribed(Some(cursor)) => details(Details::Reached(*cursor), key),
+            _ => String::new(),
+        };
+        Effect::Send(codec::system(version, &self.own_ref, &self.topic, "postgres_changes", status, text, &more))
     }
 
     pub(super) fn refuse(&self, version: Version, message: &Message<'_>, reason: &str) -> Effect {

@@ -1,7 +1,7 @@
 //! Joins that are answered when their changes are active (`protocol.md` §5.6).
 
 use super::*;
-use crate::hub::Warning;
+use crate::hub::{Activated, Warning};
 
 const NO_TABLE: &str = "Unable to subscribe to changes with given parameters. Please check Realtime is enabled";
 
@@ -38,7 +38,10 @@ fn the_reply_comes_when_the_changes_are_active_and_the_notices_after_it() {
     let (mut client, id, _) = holding(json!(null));
     assert_eq!(client.shared.metrics.channels.get(), 1);
     let warning = |ok, message: &str| Warning { ok, message: message.into() };
-    let answer = Ok(vec![warning(false, "Error 401: Unauthorized"), warning(true, "slow")]);
+    let answer = Ok(Activated {
+        warnings: vec![warning(false, "Error 401: Unauthorized"), warning(true, "slow")],
+        cursor: None,
+    });
     let frames = client.answer(id, answer);
     assert_eq!(frames.len(), 4);
     is_ok(&frames[0], "1");
@@ -111,7 +114,7 @@ fn what_may_work_later_is_tried_until_the_time_is_over() {
     client.pass(2);
     let Some(Effect::Subscribe { again: true, greeting: Some(_), stage, .. }) = client.wants.pop() else { panic!() };
     assert!(stage.greet());
-    let frames = client.answer(id, Ok(vec![]));
+    let frames = client.answer(id, Ok(Activated::default()));
     // Written by the shard already.
     assert_eq!(frames, [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
 }
@@ -125,7 +128,7 @@ fn when_the_time_is_over_the_join_is_refused_with_what_stood_in_the_way() {
     assert_eq!((frames.len(), reason(&frames[0])), (1, text));
     assert!(!stage.greet());
     assert!(matches!(client.wants.as_slice(), [Effect::Leave(left)] if *left == id));
-    assert!(client.answer(id, Ok(vec![])).is_empty(), "it comes too late");
+    assert!(client.answer(id, Ok(Activated::default())).is_empty(), "it comes too late");
 
     let (mut client, id, _) = holding(json!(2000));
     client.answer(id, refused("down", true));
@@ -146,7 +149,10 @@ fn a_shard_that_greets_at_the_last_moment_has_decided() {
     // The hub has activated it and a shard has written the reply; the hub's answer is not here yet.
     assert!(stage.greet());
     assert!(client.pass(2).is_empty());
-    assert_eq!(client.answer(id, Ok(vec![])), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
+    assert_eq!(
+        client.answer(id, Ok(Activated::default())),
+        [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]
+    );
     assert_eq!(client.send(json!(["1", "2", "realtime:t", "phx_leave", {}])).len(), 2);
 }
 
@@ -168,7 +174,7 @@ fn frames_on_its_topic_wait_in_order_and_others_do_not() {
     assert!(client.send(json!([null, "3", "realtime:t", "access_token", {"access_token": other}])).is_empty());
     assert_eq!(client.send(json!([null, "4", "phoenix", "heartbeat", {}])).len(), 1);
     assert_eq!(client.join("realtime:u", json!({})).len(), 1);
-    let frames = client.answer(id, Ok(vec![]));
+    let frames = client.answer(id, Ok(Activated::default()));
     let refs: Vec<&Value> = frames.iter().map(|frame| &frame[1]).collect();
     assert_eq!(refs, [&json!("1"), &json!(null), &json!("2")]);
     assert!(matches!(client.wants.as_slice(), [Effect::Reclaim { id: reclaimed, .. }] if *reclaimed == id));
@@ -192,8 +198,8 @@ fn a_second_join_supersedes_the_held_one() {
     let [Effect::Leave(left), Effect::Subscribe { id: new, .. }] = client.wants.as_slice() else { panic!() };
     let (left, new) = (*left, *new);
     assert_eq!(left, id);
-    assert!(client.answer(id, Ok(vec![])).is_empty());
-    let frames = client.answer(new, Ok(vec![]));
+    assert!(client.answer(id, Ok(Activated::default())).is_empty());
+    let frames = client.answer(new, Ok(Activated::default()));
     assert_eq!((frames.len(), &frames[0][0], &frames[0][1]), (2, &json!("8"), &json!("9")));
 
     // Joined before both: its close follows whichever reply there is.
@@ -281,7 +287,7 @@ fn version_one_is_held_as_well() {
     let join = json!({"topic": "realtime:t", "event": "phx_join", "payload": waiting(json!(null)), "ref": "1"});
     assert!(client.send(join).is_empty());
     let id = client.subscribed();
-    let frames = client.answer(id, Ok(vec![]));
+    let frames = client.answer(id, Ok(Activated::default()));
     assert_eq!((&frames[0]["ref"], &frames[0]["payload"]["status"]), (&json!("1"), &json!("ok")));
     assert_eq!((&frames[1]["event"], &frames[1]["ref"]), (&json!("system"), &json!(null)));
 }

@@ -109,7 +109,10 @@ fn a_new_token_waits_while_its_channel_goes_on() {
     assert!(client.send(json!(["1", "3", "realtime:t", "presence", {}])).is_empty());
     assert!(matches!(client.wants.pop(), Some(Effect::Learn)));
     // The hub's answer is heard meanwhile.
-    assert_eq!(client.answer(id, Ok(vec![])), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
+    assert_eq!(
+        client.answer(id, Ok(Activated::default())),
+        [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]
+    );
     // The old token ends, but what follows it is here.
     assert!(client.pass(6).is_empty());
     pupil.learned.store(true, Ordering::SeqCst);
@@ -143,6 +146,6 @@ fn a_join_that_waited_for_its_key_may_be_held_after_it() {
     pupil.learned.store(true, Ordering::SeqCst);
     assert!(client.learned().is_empty());
     let id = client.subscribed();
-    let refs: Vec<Value> = client.answer(id, Ok(vec![])).iter().map(|frame| frame[1].clone()).collect();
+    let refs: Vec<Value> = client.answer(id, Ok(Activated::default())).iter().map(|frame| frame[1].clone()).collect();
     assert_eq!(refs, [json!("1"), json!(null), json!("2")]);
 }

@@ -1,7 +1,7 @@
 //! What one connection may take.
 
 use super::*;
-use crate::hub::CloseReason;
+use crate::hub::{Activated, CloseReason};
 
 fn entries(count: usize) -> Value {
     let entries: Vec<Value> = (0..count).map(|n| json!({"schema": "public", "table": format!("t{n}")})).collect();
@@ -61,7 +61,7 @@ fn what_waits_on_all_topics_is_bounded_together() {
     let told = client.send(json!(["1", "3", "realtime:b", "presence", large]));
     assert_eq!(told, [no(json!(null), json!("3"), "realtime:b", "too many messages while a join is pending")]);
     // Handled, it makes room again.
-    assert_eq!(client.answer(ids[0], Ok(vec![])).len(), 3);
+    assert_eq!(client.answer(ids[0], Ok(Activated::default())).len(), 3);
     assert!(client.send(json!(["1", "4", "realtime:b", "presence", large])).is_empty());
 }
 

@@ -1,11 +1,12 @@
 //! What the session answers, without a socket: the rules of `protocol.md` §13.2–13.4 and 13.9 that need no database.
 
+mod begin;
 mod held;
 mod keys;
 mod limits;
 mod tokens;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -19,8 +20,10 @@ use crate::claims;
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::gateway::{GatewayConfig, Shared, Tokens};
-use crate::hub::{ChannelId, HubHandle, Stage, SubscribeError, Version};
+use crate::hub::{Activated, ChannelId, HubHandle, Stage, SubscribeError, Version};
+use crate::log::{self, LogWriter};
 use crate::metrics::Metrics;
+use crate::resume::CursorKey;
 use crate::task::Drain;
 
 const NOW: i64 = 1_800_000_000;
@@ -32,6 +35,8 @@ struct Client {
     now: Now,
     /// What the session wants besides frames.
     wants: Vec<Effect>,
+    /// Of the relay's log.
+    writer: Mutex<LogWriter>,
 }
 
 fn anon(lifetime: i64) -> String {
@@ -43,6 +48,8 @@ fn client_of(version: Version, config: GatewayConfig) -> Client {
 }
 
 fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Client {
+    let opened = log::testing::in_memory().unwrap();
+    let writer = Mutex::new(opened.writer);
     let shared = Arc::new(Shared {
         config,
         hub: HubHandle::new(mpsc::channel(1).0),
@@ -50,13 +57,16 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()),
         journal: crate::journal::Journal::off(),
+        log: opened.log,
+        cursor_key: Arc::new(CursorKey::new([1; 32])),
         drain: Drain::new(),
+        gate: crate::task::Gate::always(),
     });
     let token = anon(3600);
     let principal = Arc::new(claims::tests::verifier().verify(&token, NOW).unwrap());
     let visitor = Visitor { connection: 1, version, token: token.into(), principal, headers: "{}".into() };
     let now = Now { unix_millis: NOW * 1000, at: Instant::now() };
-    Client { session: Session::new(shared.clone(), visitor), shared, version, now, wants: Vec::new() }
+    Client { session: Session::new(shared.clone(), visitor), shared, version, now, wants: Vec::new(), writer }
 }
 
 fn client() -> Client {
@@ -215,7 +225,7 @@ fn join_ref_and_ref_may_differ_and_later_frames_carry_the_join_ref() {
     let reply = client.send(json!(["4", "9", "realtime:t", "phx_join", todos()]));
     assert_eq!((&reply[0][0], &reply[0][1]), (&json!("4"), &json!("9")));
     let id = client.subscribed();
-    assert_eq!(client.answer(id, Ok(vec![]))[0][0], "4");
+    assert_eq!(client.answer(id, Ok(Activated::default()))[0][0], "4");
 }
 
 #[test]
@@ -252,8 +262,11 @@ fn entries_are_echoed_in_order_with_ids_and_then_asked_for() {
     }
     let Some(Effect::Subscribe { id, entries, again: false, .. }) = client.wants.pop() else { panic!() };
     assert_eq!(entries.iter().map(|entry| i64::from(entry.id)).collect::<Vec<_>>(), ids);
-    assert_eq!(client.answer(id, Ok(vec![])), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
-    assert_eq!(client.answer(id, Ok(vec![])), [] as [Value; 0]);
+    assert_eq!(
+        client.answer(id, Ok(Activated::default())),
+        [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]
+    );
+    assert_eq!(client.answer(id, Ok(Activated::default())), [] as [Value; 0]);
 }
 
 #[test]
@@ -280,7 +293,10 @@ fn a_subscription_that_may_work_later_is_tried_again_and_told_once() {
     assert!(client.answer(id, down()).is_empty());
     client.pass(7);
     assert!(matches!(client.wants.pop(), Some(Effect::Subscribe { .. })));
-    assert_eq!(client.answer(id, Ok(vec![])), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
+    assert_eq!(
+        client.answer(id, Ok(Activated::default())),
+        [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]
+    );
     client.send(json!(["1", "2", "realtime:t", "phx_leave", {}]));
     assert!(matches!(client.wants.pop(), Some(Effect::Leave(left)) if left == id));
     assert!(client.answer(id, down()).is_empty());
@@ -346,7 +362,7 @@ fn joining_again_answers_first_and_then_closes_the_old_instance() {
         other => panic!("{other:?}"),
     }
     // The old one's answer comes too late.
-    assert!(client.answer(old, Ok(vec![])).is_empty());
+    assert!(client.answer(old, Ok(Activated::default())).is_empty());
     assert_eq!(client.session.end().len(), 1);
 }
 
@@ -480,7 +496,7 @@ proptest! {
                         if variant == 3 && let Some(stage) = client.stage() {
                             stage.greet();
                         }
-                        client.answer(id, if variant > 1 { Ok(vec![]) } else { Err(error) });
+                        client.answer(id, if variant > 1 { Ok(Activated::default()) } else { Err(error) });
                     }
                 }
             }

@@ -77,7 +77,7 @@ fn a_new_token_is_put_in_force_and_told() {
     let mut client = client();
     client.join("realtime:t", todos());
     let id = client.subscribed();
-    client.answer(id, Ok(vec![]));
+    client.answer(id, Ok(Activated::default()));
     let other = token(json!({"role": "authenticated", "exp": NOW + 60}));
     assert!(client.send(json!([null, "2", "realtime:t", "access_token", {"access_token": other}])).is_empty());
     match client.wants.pop() {
@@ -86,7 +86,10 @@ fn a_new_token_is_put_in_force_and_told() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(client.answer(id, Ok(vec![])), [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]);
+    assert_eq!(
+        client.answer(id, Ok(Activated::default())),
+        [system("postgres_changes", "ok", "Subscribed to PostgreSQL")]
+    );
 }
 
 #[test]

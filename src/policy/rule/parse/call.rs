@@ -116,6 +116,10 @@ impl<'a> Compiler<'a> {
                 .map(|f| &**f)
                 .collect(),
             (None, Some(schema)) => catalog.functions_named(schema, name).map(|f| &**f).collect(),
+            // A body that is kept parsed is printed with a schema before every name, but for those of `pg_catalog`.
+            (None, None) if !self.env.source => Vec::new(),
+            // That is searched before all others.
+            (None, None) if catalog.is_builtin(name) => return refused("a name that pg_catalog has, too"),
             (None, None) => {
                 let path = self.env.search_path.filter(|path| !path.iter().any(|schema| schema == "$user"));
                 let found = |schema: &String| -> Vec<&'a Function> {

@@ -115,6 +115,10 @@ impl<'a> Compiler<'a> {
                     function.name
                 )));
             }
+            if !goes_as(argument.ty.oid, to) {
+                // Postgres finds another function, or none.
+                return Err(NotPure(format!("an argument of {} that is of another type", function.name)));
+            }
             typed.push(self.cast(argument, to, false)?);
         }
         Ok(typed)
@@ -176,6 +180,16 @@ impl<'a> Compiler<'a> {
         self.frames.pop();
         self.env = outer;
         rows
+    }
+}
+
+/// Whether a value of one type may stand where a function takes another, without a cast.
+fn goes_as(from: u32, to: u32) -> bool {
+    let width = |oid| [oid::INT2, oid::INT4, oid::INT8, oid::NUMERIC].iter().position(|known| *known == oid);
+    match (width(from), width(to)) {
+        _ if from == to || from == UNKNOWN => true,
+        (Some(from), Some(to)) => from < to,
+        _ => is_text(from) && matches!(to, oid::TEXT | oid::VARCHAR),
     }
 }
 

@@ -46,16 +46,34 @@ impl Fault {
     ];
 }
 
-/// What was compared.
+/// What was compared. Each pair of a row and a principal, on one side of a transaction, is in one of the numbers of its kind.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    /// Verdicts in memory.
+    /// Memory said yes or no, and so did a SELECT, the same.
     pub(super) verdicts: u64,
+    /// Of these, yes.
     pub(super) permits: u64,
-    /// Rows withheld where a SELECT shows them, since an expression may raise.
+    /// Memory said no; the SELECT raised.
+    pub(super) no_for_raise: u64,
+    /// Memory said that Postgres raises; it did.
+    pub(super) raises: u64,
+    /// Memory said so; the SELECT showed nothing without raising. Nothing is sent in either case.
+    pub(super) raise_for_no: u64,
+    /// Memory said so; the SELECT showed the row: its planner did not come to what raises. The row is withheld.
     pub(super) withheld: u64,
-    /// Verdicts by asking.
+    /// Memory left it to Postgres.
+    pub(super) unsure: u64,
+    /// By policies that deny everybody, which a SELECT did as well.
+    pub(super) denied_to_all: u64,
+    /// Asking said yes or no, and so did a SELECT, the same.
     pub(super) asked: u64,
+    /// Asked for this row alone Postgres said yes, where the SELECT raised.
+    pub(super) asked_yes_for_raise: u64,
+    /// The same numbers of asking.
+    pub(super) asked_raises: u64,
+    pub(super) asked_no_for_raise: u64,
+    pub(super) asked_raise_for_no: u64,
+    pub(super) asked_withheld: u64,
     /// Policies judged in memory, asked, denied.
     pub(super) pure: u64,
     pub(super) ask: u64,
@@ -68,6 +86,24 @@ pub(super) struct Counts {
 struct Shown {
     visible: BTreeSet<i32>,
     raises: BTreeSet<i32>,
+}
+
+/// What a SELECT says of one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Says {
+    Shows,
+    Hides,
+    Raises,
+}
+
+impl Shown {
+    fn says(&self, id: i32) -> Says {
+        match (self.visible.contains(&id), self.raises.contains(&id)) {
+            (true, _) => Says::Shows,
+            (_, true) => Says::Raises,
+            _ => Says::Hides,
+        }
+    }
 }
 
 /// A database, a role, and a slot that reads its stream.
@@ -124,10 +160,11 @@ impl World {
         }
         // Its old transactions are in the snapshot.
         self.stream().await;
-        let mut round = Round { plan, rule, relation, fault, differences: Vec::new(), rules };
+        let mut round = Round { plan, rule, relation, fault, differences: Vec::new(), unsure: false, rules };
         let (mut before, mut rows) = (self.shown(&round.relation).await, self.docs(&round.relation).await);
         round.compare(&facts, Side::After, &rows, &before, &self.principals, counts);
-        if seed.is_multiple_of(4) || round.rule.is_none() {
+        // Also what memory leaves to it.
+        if seed.is_multiple_of(4) || round.rule.is_none() || round.unsure {
             self.ask(&mut round, &rows, &before, counts).await;
         }
         for _ in 0..3 {
@@ -269,21 +306,22 @@ impl World {
         for (id, row) in rows {
             let question = support::question(&bound, Change::Insert { new: row.clone() }, &self.principals);
             for (i, verdict) in self.asker.judge(&question).await.iter().enumerate() {
-                counts.asked += 1;
-                let (visible, raises) = (shown[i].visible.contains(id), shown[i].raises.contains(id));
-                let agrees = match verdict {
-                    Verdict::Permit(_) => visible || raises,
-                    Verdict::Deny(DenyReason::Policy) => !visible,
-                    // Whether it is reached is the planner's affair, and it plans the question otherwise than a SELECT.
-                    Verdict::Deny(DenyReason::PolicyError) => {
-                        counts.withheld += u64::from(visible);
-                        true
+                let count = match (verdict, shown[i].says(*id)) {
+                    (Verdict::Permit(_), Says::Shows) | (Verdict::Deny(DenyReason::Policy), Says::Hides) => {
+                        &mut counts.asked
                     }
-                    _ => false,
+                    (Verdict::Deny(DenyReason::Policy), Says::Raises) => &mut counts.asked_no_for_raise,
+                    (Verdict::Permit(_), Says::Raises) => &mut counts.asked_yes_for_raise,
+                    // Whether it is reached is the planner's affair, and it plans the question otherwise than a SELECT.
+                    (Verdict::Deny(DenyReason::PolicyError), Says::Raises) => &mut counts.asked_raises,
+                    (Verdict::Deny(DenyReason::PolicyError), Says::Hides) => &mut counts.asked_raise_for_no,
+                    (Verdict::Deny(DenyReason::PolicyError), Says::Shows) => &mut counts.asked_withheld,
+                    _ => {
+                        round.differ(*id, &self.principals[i], &format!("asked {verdict:?}"), &shown[i]);
+                        continue;
+                    }
                 };
-                if !agrees {
-                    round.differ(*id, &self.principals[i], &format!("asked {verdict:?}"), &shown[i]);
-                }
+                *count += 1;
             }
         }
     }
@@ -296,6 +334,8 @@ struct Round {
     relation: Arc<Relation>,
     fault: Option<Fault>,
     differences: Vec<String>,
+    /// Memory left something to Postgres.
+    unsure: bool,
     rules: String,
 }
 
@@ -327,20 +367,27 @@ impl Round {
                 if self.fault == Some(Fault::NullIsTrue) && truth == Truth::Null {
                     truth = Truth::True;
                 }
-                counts.verdicts += 1;
-                let (visible, raises) = (shown[i].visible.contains(id), shown[i].raises.contains(id));
-                counts.permits += u64::from(truth == Truth::True);
-                counts.withheld += u64::from(truth == Truth::Raises && visible);
-                let agrees = match truth {
-                    Truth::True => visible,
-                    Truth::False | Truth::Null => !visible,
+                let count = match (truth, shown[i].says(*id)) {
+                    (Truth::True, Says::Shows) => {
+                        counts.permits += 1;
+                        &mut counts.verdicts
+                    }
+                    (Truth::False | Truth::Null, Says::Hides) => &mut counts.verdicts,
+                    (Truth::False | Truth::Null, Says::Raises) => &mut counts.no_for_raise,
                     // Whether it is reached is the planner's affair.
-                    Truth::Raises => true,
-                    Truth::Unsure => true,
+                    (Truth::Raises, Says::Raises) => &mut counts.raises,
+                    (Truth::Raises, Says::Hides) => &mut counts.raise_for_no,
+                    (Truth::Raises, Says::Shows) => &mut counts.withheld,
+                    (Truth::Unsure, _) => {
+                        self.unsure = true;
+                        &mut counts.unsure
+                    }
+                    (Truth::True, Says::Hides | Says::Raises) | (Truth::False | Truth::Null, Says::Shows) => {
+                        self.differ(*id, principal, &format!("memory ({side:?}) {truth:?}"), &shown[i]);
+                        continue;
+                    }
                 };
-                if !(agrees || raises && truth != Truth::True) {
-                    self.differ(*id, principal, &format!("memory ({side:?}) {truth:?}"), &shown[i]);
-                }
+                *count += 1;
                 if truth != Truth::True {
                     continue;
                 }
@@ -374,19 +421,20 @@ impl Round {
         }
         for (i, principal) in principals.iter().enumerate() {
             for id in rows.keys() {
-                counts.verdicts += 1;
                 if shown[i].visible.contains(id) {
                     self.differ(*id, principal, &format!("{}", self.plan), &shown[i]);
+                } else {
+                    counts.denied_to_all += 1;
                 }
             }
         }
     }
 
     fn differ(&mut self, id: i32, principal: &Principal, ours: &str, shown: &Shown) {
-        let theirs = match (shown.visible.contains(&id), shown.raises.contains(&id)) {
-            (true, _) => "shows it",
-            (_, true) => "raises",
-            _ => "does not show it",
+        let theirs = match shown.says(id) {
+            Says::Shows => "shows it",
+            Says::Raises => "raises",
+            Says::Hides => "does not show it",
         };
         self.differences.push(format!(
             "doc {id} for {}: {ours}, a SELECT {theirs}\n{}\n{}",

@@ -1,176 +1,16 @@
 //! Ingest over a scripted stream and a disk in memory.
 
-use std::collections::VecDeque;
-use std::future::Future;
-use std::sync::{Mutex, MutexGuard};
-
-use tokio::sync::Notify;
-
-use super::origin::Source;
-use super::start::Lineage;
 use super::*;
-use crate::change::{Lsn, Timestamp, TransactionBuilder};
+use crate::change::Lsn;
 use crate::clock::Clock;
 use crate::log::testing::{DiscardingFiles, FullDisk, Torn};
-use crate::log::{Files, LogConfig, Read};
-use crate::wal::{Received, SlotState};
+use crate::log::{Epoch, Files, LogConfig, Read};
+use crate::wal::WalError;
 
-const SERVER: u64 = 42;
+mod server;
+mod slots;
 
-/// A Postgres with nothing but a slot: what was committed, and what was confirmed.
-#[derive(Clone, Default)]
-struct Server {
-    inner: Arc<Mutex<Inner>>,
-    /// Rings when something was committed, confirmed, connected or closed.
-    changed: Arc<Notify>,
-}
-
-#[derive(Default)]
-struct Inner {
-    committed: Vec<Arc<Transaction>>,
-    /// Complete up to here.
-    written: u64,
-    confirmed: u64,
-    lineage: Option<Lineage>,
-    connects: u32,
-    /// Errors for the next attempts to look at the slot.
-    failing: VecDeque<WalError>,
-    /// Another relay moves the slot to here between our look and our getting hold of it.
-    moved: Option<u64>,
-    /// A stream breaks after so many more transactions.
-    breaks_after: Option<u32>,
-    beats: u32,
-}
-
-struct Stream {
-    server: Server,
-    position: u64,
-}
-
-impl Server {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("not poisoned")
-    }
-
-    fn commit(&self, end: u64, bytes: usize) {
-        self.lock().committed.push(transaction(end, bytes));
-        self.idle(end);
-    }
-
-    fn idle(&self, written: u64) {
-        self.lock().written = written;
-        self.changed.notify_waiters();
-    }
-
-    /// Waits until it is so.
-    async fn until(&self, what: &str, mut so: impl FnMut(&Inner) -> bool) {
-        let waiting = async {
-            loop {
-                let mut changed = std::pin::pin!(self.changed.notified());
-                changed.as_mut().enable();
-                if so(&self.lock()) {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never: {what}"));
-    }
-}
-
-impl Source for Stream {
-    async fn next(&mut self) -> Result<Received, WalError> {
-        loop {
-            let changed = self.server.changed.clone();
-            let mut changed = std::pin::pin!(changed.notified());
-            changed.as_mut().enable();
-            {
-                let mut inner = self.server.lock();
-                if inner.breaks_after == Some(0) {
-                    inner.breaks_after = None;
-                    return Err(WalError::Ended);
-                }
-                let next = inner.committed.iter().find(|t| t.end_lsn.0 > self.position).cloned();
-                if let Some(next) = next {
-                    self.position = next.end_lsn.0;
-                    inner.breaks_after = inner.breaks_after.map(|left| left - 1);
-                    return Ok(Received::Transaction(next));
-                }
-                if inner.written > self.position {
-                    self.position = inner.written;
-                    return Ok(Received::Idle(Lsn(inner.written)));
-                }
-            }
-            changed.await;
-        }
-    }
-
-    fn confirm(&self, durable: Lsn) {
-        assert!(durable.0 <= self.position, "confirmed {durable} beyond what was returned");
-        let mut inner = self.server.lock();
-        inner.confirmed = inner.confirmed.max(durable.0);
-        drop(inner);
-        self.server.changed.notify_waiters();
-    }
-
-    async fn close(self, _deadline: Duration) {}
-}
-
-impl Origin for Server {
-    type Source = Stream;
-
-    async fn look(&mut self) -> Result<Found, IngestError> {
-        let mut inner = self.lock();
-        if let Some(error) = inner.failing.pop_front() {
-            return Err(error.into());
-        }
-        let slot = SlotState {
-            created: false,
-            confirmed_flush: Lsn(inner.confirmed),
-            restart_lsn: None,
-            wal_status: None,
-            active_pid: None,
-        };
-        Ok(Found { system_identifier: SERVER, slot, lineage: inner.lineage.clone() })
-    }
-
-    async fn connect(&mut self, start: Lsn) -> Result<(Stream, u64), IngestError> {
-        let mut inner = self.lock();
-        if start.0 > inner.written {
-            return Err(WalError::Ahead { start, written: Lsn(inner.written) }.into());
-        }
-        if let Some(moved) = inner.moved.take() {
-            inner.confirmed = moved;
-        }
-        // The server moves a start below the slot's position up, without a word.
-        inner.confirmed = inner.confirmed.max(start.0);
-        inner.connects += 1;
-        let position = inner.confirmed;
-        drop(inner);
-        self.changed.notify_waiters();
-        Ok((Stream { server: self.clone(), position }, SERVER))
-    }
-
-    async fn record(&mut self, epoch: Epoch) -> Result<(), IngestError> {
-        self.lock().lineage = Some(Lineage::of(epoch));
-        Ok(())
-    }
-
-    fn beat(&self) -> impl Future<Output = Result<(), IngestError>> + Send + 'static {
-        let server = self.clone();
-        async move {
-            server.lock().beats += 1;
-            server.changed.notify_waiters();
-            Ok(())
-        }
-    }
-}
-
-fn transaction(end: u64, bytes: usize) -> Arc<Transaction> {
-    let mut builder = TransactionBuilder::default();
-    builder.message(Lsn(end), b"test", &vec![b'x'; bytes]).expect("a message");
-    Arc::new(builder.finish(end as u32, Lsn(end - 1), Lsn(end), Timestamp(end as i64), None))
-}
+use server::{Server, transaction};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -201,6 +41,9 @@ impl Bench {
             retry_interval: Duration::from_millis(5),
             advance_interval: Duration::from_millis(5),
             operator_interval: Duration::from_millis(5),
+            // Only where a test is about it: a token is a transaction.
+            tend_interval: Duration::from_secs(3600),
+            tend_delay: Duration::from_secs(3600),
             ..IngestConfig::new(wal)
         };
         let full = Arc::new(FullDisk::new(Arc::new(disk.clone())));

@@ -1,0 +1,237 @@
+//! Rows that are gone before the facts are there to judge them by.
+
+use super::*;
+use crate::hub::owing::LOST;
+
+const MEMBERS: &str = "create publication rowcast_facts;
+    create table members (team text, person text, primary key (team, person)); alter table members replica identity full;
+    insert into members values ('red', 'ALICE'), ('blue', 'BOB');
+    create table posts (id text primary key, team text);
+    alter table posts replica identity full; alter table posts enable row level security;
+    create policy p on posts for select to authenticated
+        using (exists (select from members m where m.team = posts.team and m.person = auth.uid()::text));
+    create table marks (id text primary key); alter table marks replica identity full;
+    alter publication supabase_realtime add table posts, marks;";
+
+fn config(adjust: impl FnOnce(&mut FactsConfig)) -> HubConfig {
+    let mut config = HubConfig { other_publications: vec!["rowcast_facts".into()], ..HubConfig::default() };
+    config.facts.wait = DEADLINE;
+    adjust(&mut config.facts);
+    config
+}
+
+/// Alice, Bob and a stranger, all of whom want all posts but for one who wants those of team green; and the tables.
+struct Room {
+    bench: Bench,
+    alice: Arc<Port>,
+    bob: Arc<Port>,
+    green: Arc<Port>,
+    posts: Arc<Relation>,
+    members: Arc<Relation>,
+    marks: Arc<Relation>,
+    next: usize,
+}
+
+const CARL: &str = "cccccccc-cccc-cccc-cccc-cccccccccccc";
+
+impl Room {
+    async fn with(bench: Bench) -> Room {
+        let (alice, bob, green) = (port(), port(), port());
+        let both = |filter| vec![entry(1, "posts", filter), entry(2, "marks", None)];
+        bench.subscribe(&alice, both(None), ALICE).await;
+        bench.subscribe(&bob, both(None), BOB).await;
+        bench.subscribe(&green, both(Some("team=eq.green")), CARL).await;
+        let [posts, members, marks] =
+            [bench.relation("posts").await, bench.relation("members").await, bench.relation("marks").await];
+        Room { bench, alice, bob, green, posts, members, marks, next: 0 }
+    }
+
+    /// Appends a transaction of DELETEs.
+    fn delete(&mut self, xid: u32, rows: &[(&Arc<Relation>, &[&str])]) {
+        let mut builder = TransactionBuilder::default();
+        for (relation, row) in rows {
+            let mut raw = vec![b'O'];
+            Tuple::encode(row.iter().map(|text| Value::Text(text.as_bytes())), &mut raw);
+            builder.row(b'D', relation, &Bytes::from(raw)).unwrap();
+        }
+        self.bench.insert_by(xid, builder, &self.marks.clone(), &[]);
+    }
+
+    /// Deletes one post in a transaction of its own.
+    fn delete_post(&mut self, id: &str, team: &str) {
+        let posts = self.posts.clone();
+        self.delete(3, &[(&posts, &[id, team])]);
+    }
+
+    /// Everything of these channels up to a row that all get, as lines.
+    async fn so_far(&mut self) -> BTreeMap<ChannelId, Vec<String>> {
+        self.next += 1;
+        let mark = format!("mark {}", self.next);
+        let marks = self.marks.clone();
+        self.bench.insert(&marks, &[vec![&mark]]);
+        self.until(|lines| lines.values().filter(|lines| lines.contains(&mark)).count() == 3).await
+    }
+
+    async fn until(
+        &mut self,
+        enough: impl Fn(&BTreeMap<ChannelId, Vec<String>>) -> bool,
+    ) -> BTreeMap<ChannelId, Vec<String>> {
+        let mut lines: BTreeMap<ChannelId, Vec<String>> =
+            [&self.alice, &self.bob, &self.green].map(|port| (port.id, Vec::new())).into();
+        while !enough(&lines) {
+            let batch = tokio::time::timeout(DEADLINE, self.bench.batches.recv()).await;
+            for outgoing in batch.unwrap_or_else(|_| panic!("only {lines:?} came")).expect("runs").items {
+                match outgoing {
+                    Outgoing::Change(fanout) => {
+                        let line = match &fanout.event.value().row.change {
+                            crate::change::Change::Insert { new } => new.get(0).as_str().unwrap().to_owned(),
+                            crate::change::Change::Delete { old } => {
+                                format!("-{}", old.tuple().get(0).as_str().unwrap())
+                            }
+                            crate::change::Change::Update { .. } => continue,
+                        };
+                        fanout.members.iter().for_each(|member| {
+                            lines.entry(member.port.id).or_default().push(line.clone());
+                        });
+                    }
+                    Outgoing::Notice(notice) => {
+                        lines.entry(notice.port.id).or_default().push(notice.message.to_string());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        lines
+    }
+
+    /// The notices that come to Alice, up to the first; nobody else's are looked at.
+    async fn told(&mut self) -> BTreeMap<ChannelId, Vec<String>> {
+        let alice = self.alice.id;
+        self.until(|lines| lines[&alice].iter().any(|line| line == LOST)).await
+    }
+}
+
+fn without_marks(lines: &[String]) -> Vec<&str> {
+    lines.iter().map(String::as_str).filter(|line| !line.starts_with("mark")).collect()
+}
+
+/// A session in a transaction that has done this, and its id.
+async fn open(bench: &Bench, sql: &str) -> (tokio_postgres::Client, u32) {
+    let client = bench.database.config("relay").connect().await.expect("connected");
+    client.batch_execute(&format!("begin; {sql}")).await.expect("done");
+    let row = client.query_one("select (pg_current_xact_id()::text::numeric % 4294967296)::text", &[]).await;
+    let xid = row.expect("an id").get::<_, &str>(0).parse().expect("a number");
+    (client, xid)
+}
+
+fn members() -> String {
+    MEMBERS.replace("ALICE", ALICE).replace("BOB", BOB)
+}
+
+#[tokio::test]
+async fn deletes_that_come_while_facts_are_loaded_are_one_gap_for_those_whom_postgres_does_not_permit_them() {
+    let bench = Bench::with(&members(), config(|facts| facts.wait = Duration::from_millis(50))).await;
+    // The load waits for who writes.
+    let (writer, _) = open(&bench, "insert into members values ('grey', 'nobody')").await;
+    let mut room = Room::with(bench).await;
+    room.bench.database.run("delete from members where team = 'red'").await;
+    let (members, posts) = (room.members.clone(), room.posts.clone());
+    room.delete(3, &[(&members, &["red", ALICE]), (&posts, &["0", "red"])]);
+    for n in 1..50 {
+        room.delete_post(&n.to_string(), "red");
+    }
+    room.delete_post("sky", "blue");
+    let so_far = room.so_far().await;
+    assert_eq!(without_marks(&so_far[&room.bob.id]), ["-sky"], "Postgres still permits it");
+    assert_eq!(without_marks(&so_far[&room.green.id]), [""; 0], "his filter says that they are not his");
+    assert_eq!(without_marks(&so_far[&room.alice.id]), [""; 0]);
+    writer.batch_execute("commit").await.expect("committed");
+    let told = room.told().await;
+    assert_eq!(told[&room.alice.id], [LOST], "fifty rows, one gap");
+    // The facts are there, and tell what Postgres could not.
+    room.bench.database.run("delete from members").await;
+    room.delete(3, &[(&members, &["blue", BOB]), (&posts, &["sea", "blue"])]);
+    let so_far = room.so_far().await;
+    assert_eq!(without_marks(&so_far[&room.alice.id]), [""; 0]);
+    assert!(without_marks(&so_far[&room.bob.id]).contains(&"-sea"), "{so_far:?}");
+    assert_eq!(without_marks(&so_far[&room.green.id]), [""; 0]);
+    room.bench.stop().await;
+}
+
+#[tokio::test]
+async fn deletes_before_the_snapshot_of_the_facts_are_a_gap_for_those_who_are_not_permitted_them_by_it() {
+    for rows in [1, 300] {
+        let bench = Bench::with(&members(), config(|_| {})).await;
+        // It is committed, and so in the rows that are loaded, before the hub comes to it.
+        let (deleting, xid) = open(&bench, "delete from members where team = 'red'").await;
+        deleting.batch_execute("commit").await.expect("committed");
+        let mut room = Room::with(bench).await;
+        let (members, posts) = (room.members.clone(), room.posts.clone());
+        let ids: Vec<String> = (0..rows).map(|n| n.to_string()).collect();
+        let gone: Vec<[&str; 2]> = ids.iter().map(|id| [id.as_str(), "red"]).collect();
+        let mut all: Vec<(&Arc<Relation>, &[&str])> = vec![(&members, &["red", ALICE])];
+        all.extend(gone.iter().map(|row| (&posts, &row[..])));
+        all.push((&posts, &["sky", "blue"]));
+        room.delete(xid, &all);
+        let told = room.so_far().await;
+        assert_eq!(without_marks(&told[&room.bob.id]), ["-sky"]);
+        // The stream goes on, beyond the snapshot.
+        let (after, later) = open(&room.bench, "insert into members values ('red', 'nobody')").await;
+        after.batch_execute("commit").await.expect("committed");
+        let marks = room.marks.clone();
+        room.bench.insert_by(later, TransactionBuilder::default(), &marks, &[vec!["later"]]);
+        let told = room.told().await;
+        assert_eq!(told[&room.alice.id], ["later", LOST], "{rows} rows");
+        assert_eq!(room.bench.metrics.ask_rounds.get(), 0, "nobody was asked");
+        room.delete_post("dust", "red");
+        let so_far = room.so_far().await;
+        assert_eq!(without_marks(&so_far[&room.alice.id]), [""; 0], "she is no member, and that is certain");
+        room.bench.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn deletes_while_the_rules_are_ahead_of_the_stream_are_a_gap_for_those_whom_the_new_ones_deny_them() {
+    let mut room = Room::with(Bench::with(&members(), config(|_| {})).await).await;
+    room.delete_post("1", "red");
+    let so_far = room.so_far().await;
+    assert_eq!(without_marks(&so_far[&room.alice.id]), ["-1"]);
+    room.bench
+        .database
+        .run("drop policy p on posts; alter table marks add note text; delete from members where team = 'red';
+              create policy p on posts for select to authenticated
+                using (exists (select from members m where m.team = posts.team and m.person = auth.uid()::text and m.team <> 'x'))")
+        .await;
+    // The columns of marks say that the new rules are in force.
+    room.until(|lines| lines.values().all(|lines| lines.iter().any(|line| line == SUBSCRIBED))).await;
+    let (members, posts) = (room.members.clone(), room.posts.clone());
+    room.delete(3, &[(&members, &["red", ALICE]), (&posts, &["2", "red"]), (&posts, &["sky", "blue"])]);
+    let so_far = room.so_far().await;
+    assert_eq!(without_marks(&so_far[&room.bob.id]), ["-sky"]);
+    assert_eq!(without_marks(&so_far[&room.alice.id]), [""; 0]);
+    // The stream comes to the rules.
+    let (after, later) = open(&room.bench, "insert into members values ('grey', 'nobody')").await;
+    after.batch_execute("commit").await.expect("committed");
+    let marks = room.marks.clone();
+    room.bench.insert_by(later, TransactionBuilder::default(), &marks, &[vec!["later"]]);
+    let told = room.told().await;
+    assert_eq!(told[&room.alice.id], ["later", LOST]);
+    room.bench.stop().await;
+}
+
+#[tokio::test]
+async fn where_there_will_be_no_facts_postgres_says_who_gets_a_delete_and_the_operator_is_told() {
+    let many = "insert into members select 'team ' || n, 'person ' || n from generate_series(1, 20000) n;";
+    let bench = Bench::with(&format!("{}{many}", members()), config(|facts| facts.memory = 100_000)).await;
+    let mut room = Room::with(bench).await;
+    assert_eq!(room.bench.metrics.rules_left_to_postgres.get(), 1);
+    room.bench.database.run("delete from members where team = 'red'").await;
+    let (members, posts) = (room.members.clone(), room.posts.clone());
+    room.delete(3, &[(&members, &["red", ALICE]), (&posts, &["1", "red"]), (&posts, &["sky", "blue"])]);
+    let so_far = room.so_far().await;
+    assert_eq!(without_marks(&so_far[&room.alice.id]), [""; 0]);
+    assert_eq!(without_marks(&so_far[&room.bob.id]), ["-sky"]);
+    // Nobody is owed anything.
+    assert_eq!(room.bench.metrics.undecided_gaps.get(), 0);
+    room.bench.stop().await;
+}

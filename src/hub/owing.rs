@@ -1,0 +1,85 @@
+//! Rows that are gone and could not be judged because the facts were not at hand, and whom that has to be told.
+//!
+//! While facts are loaded, or are those of another moment, nobody can tell who was permitted a row before its deletion:
+//! whoever is not permitted it by what is known later is told of a gap. Not for each row: a table may lose a million, and each
+//! notice makes a client reload. All that was lost while the facts were away is one gap, told when they are back, or after a
+//! while if they stay away.
+//!
+//! Invariant: what was lost is told after it was lost; until then [`Owing::since`] says that the channel is not complete. So a
+//! client that reloads at the notice misses nothing, and one that goes away before it does not resume behind the loss.
+//!
+//! Rejected: telling at the first loss. What is lost after the client has reloaded would have to be told again and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ahash::AHashMap;
+use tokio::time::Instant;
+
+use super::{ChannelId, Port};
+use crate::change::Position;
+
+/// What a client is told.
+pub(super) const LOST: &str = "Gap: rows were deleted while the tables that the policies look into were being read, and it can't be told any \
+     more whether they were yours; reload what you show (reason: undecided)";
+
+/// What is lost within this time is told together.
+const TOGETHER: Duration = Duration::from_secs(1);
+/// Nobody waits longer to be told.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// What one channel is owed.
+pub(super) struct Owed {
+    pub(super) port: Arc<Port>,
+    /// The first row that was lost.
+    pub(super) first: Position,
+    /// The last one.
+    pub(super) last: Position,
+    began: Instant,
+}
+
+/// See the module's comment.
+#[derive(Default)]
+pub(super) struct Owing {
+    owed: AHashMap<ChannelId, Owed>,
+    /// When the oldest began.
+    began: Option<Instant>,
+}
+
+impl Owing {
+    /// A row is lost to a channel.
+    pub(super) fn add(&mut self, port: &Arc<Port>, at: Position, now: Instant) {
+        self.began.get_or_insert(now);
+        let new = || Owed { port: port.clone(), first: at, last: at, began: now };
+        let owed = self.owed.entry(port.id).or_insert_with(new);
+        (owed.first, owed.last) = (owed.first.min(at), owed.last.max(at));
+    }
+
+    /// The first row that a channel has lost and was not told of: it is complete up to before it only.
+    #[expect(dead_code, reason = "for how far a channel is, which is told soon")]
+    pub(super) fn since(&self, channel: ChannelId) -> Option<Position> {
+        self.owed.get(&channel).map(|owed| owed.first)
+    }
+
+    pub(super) fn forget(&mut self, channel: ChannelId) {
+        self.owed.remove(&channel);
+    }
+
+    /// When [`Owing::take`] has something; `over` if the facts are back.
+    pub(super) fn due_at(&self, over: bool) -> Option<Instant> {
+        self.began.map(|began| began + if over { TOGETHER } else { LONGEST })
+    }
+
+    /// Who is to be told now, by channel.
+    pub(super) fn take(&mut self, over: bool, now: Instant) -> Vec<Owed> {
+        if self.due_at(over).is_none_or(|at| now < at) {
+            return Vec::new();
+        }
+        let wait = if over { TOGETHER } else { LONGEST };
+        let mut due: Vec<Owed> =
+            self.owed.extract_if(|_, owed| now >= owed.began + wait).map(|(_, owed)| owed).collect();
+        self.began = self.owed.values().map(|owed| owed.began).min();
+        due.sort_unstable_by_key(|owed| owed.port.id);
+        due
+    }
+}

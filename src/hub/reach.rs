@@ -1,0 +1,148 @@
+//! How far a channel is: up to which place everything that is owed to it stands in its connection's outbox.
+//!
+//! A shard says how far it is once for all its channels ([`Reach`]): whatever the hub handed over with it is in the outboxes by
+//! then. A channel that is behind (it catches up, or a row of it waits for Postgres) has a *hold* at the place up to which it is
+//! complete. The hub sets a hold in or before the batch whose reach passes it, and lifts it behind the frames it was for; so
+//! whoever reads the reach first and the hold then has read a place that both had passed.
+//!
+//! Rejected: a place per channel that each batch moves on, which costs a write per connection and row that nobody gets.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::Port;
+use crate::resume::Cursor;
+
+/// How far a shard is.
+#[derive(Debug, Default)]
+pub struct Reach(Mutex<Option<Cursor>>);
+
+impl Reach {
+    /// Everything up to here is in the outboxes, but for channels with a hold. `None`: the log has no history yet.
+    pub fn set(&self, to: Option<Cursor>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = to;
+    }
+
+    /// See [`Reach::set`].
+    pub fn get(&self) -> Option<Cursor> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A channel's place in the stream: shared by the hub, which decides it, the shard, which sets it behind the frames, and the
+/// connection, which asks for it.
+#[derive(Debug, Default)]
+pub struct Place {
+    /// The shard's reach, and where the channel began; set at its activation.
+    begun: OnceLock<(Arc<Reach>, Option<Cursor>)>,
+    hold: Mutex<Option<Cursor>>,
+    pace: Pace,
+}
+
+impl Place {
+    /// The shard has written what precedes the channel's first row.
+    pub fn begin(&self, reach: Arc<Reach>, start: Option<Cursor>) {
+        let _ = self.begun.set((reach, start));
+    }
+
+    /// The channel is complete up to here only; `None`: as far as its shard.
+    pub fn hold(&self, at: Option<Cursor>) {
+        *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    /// What is on its way to the outbox.
+    pub fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    fn reached(&self) -> Option<Cursor> {
+        let (reach, start) = self.begun.get()?;
+        // In this order, see the module's comment.
+        let reach = reach.get();
+        let hold = *self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        let reached = match (reach, hold) {
+            (Some(reach), Some(hold)) if reach.epoch == hold.epoch && reach.position < hold.position => reach,
+            // Of another history: what it is complete up to is the hold.
+            (_, Some(hold)) => hold,
+            (reach, None) => reach?,
+        };
+        // Nothing at or before its start is owed to it, however far behind the hub is.
+        let start = start.filter(|start| start.epoch == reached.epoch && start.position > reached.position);
+        Some(start.unwrap_or(reached))
+    }
+}
+
+/// Bytes that the hub has sent a channel that catches up, and that are not in its outbox yet.
+#[derive(Debug, Default)]
+pub struct Pace(AtomicUsize);
+
+impl Pace {
+    /// Bytes are on their way.
+    pub fn add(&self, bytes: u32) {
+        self.0.fetch_add(bytes as usize, Ordering::AcqRel);
+    }
+
+    /// They have arrived, or will not.
+    pub fn take(&self, bytes: u32) {
+        self.0.fetch_sub(bytes as usize, Ordering::AcqRel);
+    }
+
+    /// How many there are.
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+impl Port {
+    /// Everything owed to the channel at or before this is in its connection's outbox. `None` before its activation, and before
+    /// the log's first history.
+    pub fn reached(&self) -> Option<Cursor> {
+        self.place.reached()
+    }
+
+    /// Bytes that the channel's connection has not taken yet, those on their way to its outbox included.
+    pub fn burden(&self) -> usize {
+        // In this order: what arrives in between is counted twice rather than not at all.
+        let waiting = self.outbox.waiting();
+        waiting.max(self.place.pace.bytes().saturating_add(self.outbox.waiting()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Lsn, Position};
+
+    fn cursor(epoch: u64, lsn: u64) -> Option<Cursor> {
+        Some(Cursor { epoch, position: Position { lsn: Lsn(lsn), ordinal: u32::MAX } })
+    }
+
+    #[test]
+    fn a_channel_is_as_far_as_its_shard_and_its_hold() {
+        let (place, reach) = (Place::default(), Arc::new(Reach::default()));
+        reach.set(cursor(1, 10));
+        assert_eq!(place.reached(), None, "not active");
+        place.begin(reach.clone(), cursor(1, 5));
+        assert_eq!(place.reached(), cursor(1, 10));
+        place.hold(cursor(1, 7));
+        assert_eq!(place.reached(), cursor(1, 7));
+        place.hold(cursor(1, 12));
+        assert_eq!(place.reached(), cursor(1, 10));
+        reach.set(cursor(2, 3));
+        assert_eq!(place.reached(), cursor(1, 12), "what it waits for is of the history before");
+        place.hold(None);
+        assert_eq!(place.reached(), cursor(2, 3));
+    }
+
+    #[test]
+    fn a_start_ahead_of_the_hub_is_not_taken_back() {
+        let (place, reach) = (Place::default(), Arc::new(Reach::default()));
+        reach.set(cursor(1, 10));
+        place.begin(reach.clone(), cursor(1, 20));
+        assert_eq!(place.reached(), cursor(1, 20));
+        reach.set(cursor(1, 30));
+        assert_eq!(place.reached(), cursor(1, 30));
+        reach.set(None);
+        assert_eq!(place.reached(), None);
+    }
+}

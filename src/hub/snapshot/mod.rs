@@ -1,0 +1,2 @@
+//! Snapshot and tail.
+mod seam;
