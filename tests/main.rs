@@ -12,6 +12,7 @@ mod dba;
 mod doctor;
 mod docs;
 mod load;
+mod obligation;
 mod oracle;
 mod journey;
 mod ops;

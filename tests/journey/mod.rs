@@ -14,7 +14,7 @@ mod payload;
 mod publications;
 mod refusals;
 mod restart;
-mod revocation;
+pub(crate) mod revocation;
 mod rights;
 mod rules;
 mod stock;
