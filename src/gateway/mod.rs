@@ -7,6 +7,7 @@ mod handshake;
 mod http;
 mod limits;
 pub mod shard;
+mod storm;
 mod stream;
 mod tls;
 pub mod phoenix;
@@ -19,6 +20,7 @@ pub use limits::GatewayConfig;
 pub use tls::{Tls, TlsError, TlsFiles};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 
@@ -78,4 +80,22 @@ struct Shared {
     cursor_key: Arc<CursorKey>,
     drain: Drain,
     gate: Gate,
+    turns: storm::Turns,
+}
+
+impl Shared {
+    /// How long a connection stays when all are told to go.
+    fn farewell(&self) -> Duration {
+        storm::farewell(&self.config, self.connections())
+    }
+
+    /// Resolves when the last connection has been told to go.
+    async fn stopped(&self) {
+        self.drain.draining().await;
+        tokio::time::sleep(storm::window(&self.config, self.connections())).await;
+    }
+
+    fn connections(&self) -> usize {
+        usize::try_from(self.metrics.connections.get()).unwrap_or(0)
+    }
 }

@@ -61,6 +61,7 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         cursor_key: Arc::new(CursorKey::new([1; 32])),
         drain: Drain::new(),
         gate: crate::task::Gate::always(),
+        turns: crate::gateway::storm::Turns::new(&GatewayConfig::default()),
     });
     let token = anon(3600);
     let principal = Arc::new(claims::tests::verifier().verify(&token, NOW).unwrap());
