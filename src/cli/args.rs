@@ -344,6 +344,17 @@ pub(super) struct ServeArgs {
     /// The head of a request, at least 8KiB; a larger one gets 431 [env: ROWCAST_MAX_HEADER_BYTES] [default: 16KiB]
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
     max_header_bytes: Option<String>,
+    /// A claim of the token that names the device of clients which name none, such as session_id: they go on where they were
+    /// [env: ROWCAST_DEVICE_CLAIM] [default: none]
+    #[arg(long, value_name = "NAME", help_heading = "Clients")]
+    device_claim: Option<String>,
+    /// What proves that a device has received its rows: `pong`, its answer to a WebSocket Ping; `heartbeat`, its next Phoenix
+    /// heartbeat, behind proxies that answer Pings themselves [env: ROWCAST_RECEIPT] [default: pong]
+    #[arg(long, value_name = "MODE", help_heading = "Clients")]
+    receipt: Option<String>,
+    /// Frontiers kept, one for each subscription of each device [env: ROWCAST_MAX_FRONTIERS] [default: 1000000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_frontiers: Option<String>,
 
     /// Where the log is kept; one relay per folder [env: ROWCAST_DATA_DIR] [default: /var/lib/rowcast for root, else
     /// $XDG_STATE_HOME/rowcast, else ~/.local/state/rowcast]
@@ -415,6 +426,9 @@ impl ServeArgs {
             ("max_join_wait", &self.max_join_wait),
             ("max_message_bytes", &self.max_message_bytes),
             ("max_header_bytes", &self.max_header_bytes),
+            ("device_claim", &self.device_claim),
+            ("receipt", &self.receipt),
+            ("max_frontiers", &self.max_frontiers),
             ("data_dir", &self.data_dir),
             ("log_retain_bytes", &self.log_retain_bytes),
             ("log_retain_age", &self.log_retain_age),

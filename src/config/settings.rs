@@ -11,7 +11,7 @@ use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
 use crate::claims::KeySetConfig;
-use crate::gateway::{GatewayConfig, TlsFiles};
+use crate::gateway::{GatewayConfig, Receipt, TlsFiles};
 use crate::pg::PgConfig;
 use crate::policy::Deletes;
 
@@ -55,6 +55,9 @@ const NAMES: &[(&str, &str)] = &[
     ("max_join_wait", "ROWCAST_MAX_JOIN_WAIT"),
     ("max_message_bytes", "ROWCAST_MAX_MESSAGE_BYTES"),
     ("max_header_bytes", "ROWCAST_MAX_HEADER_BYTES"),
+    ("device_claim", "ROWCAST_DEVICE_CLAIM"),
+    ("receipt", "ROWCAST_RECEIPT"),
+    ("max_frontiers", "ROWCAST_MAX_FRONTIERS"),
     ("admin_addr", "ROWCAST_ADMIN_ADDR"),
     ("log", "ROWCAST_LOG"),
     ("log_format", "ROWCAST_LOG_FORMAT"),
@@ -382,6 +385,15 @@ impl<'a> Reading<'a> {
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;
         self.limits(&mut config.gateway);
+        let receipt = self.read("receipt", "Set it to pong or heartbeat.", |text| match text {
+            "pong" => Ok(Receipt::Pong),
+            "heartbeat" => Ok(Receipt::Heartbeat),
+            other => Err(format!("is {other:?}")),
+        });
+        config.gateway.device.receipt = receipt.unwrap_or_default();
+        config.gateway.device.claim = self.settings.get("device_claim").map(Into::into);
+        let most = self.read("max_frontiers", "Set it to a number above 0.", above_zero);
+        config.frontiers.most = most.unwrap_or(config.frontiers.most);
         usable.then_some(config)
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::device::DeviceConfig;
 use super::tls::TlsFiles;
 use crate::hub::Version;
 use crate::metrics::Metrics;
@@ -73,6 +74,8 @@ pub struct GatewayConfig {
     pub retry: Duration,
     /// The longest a connection sleeps before it looks at the clock again: the bound on noticing that the clock was set.
     pub tick: Duration,
+    /// How devices are told apart, and their receipts taken.
+    pub device: DeviceConfig,
     /// Public channels are refused.
     pub private_only: bool,
     /// TLS on our own listener; `None` for none.
@@ -113,6 +116,7 @@ impl Default for GatewayConfig {
             close_timeout: Duration::from_secs(3),
             retry: Duration::from_secs(5),
             tick: Duration::from_secs(15),
+            device: DeviceConfig::default(),
             private_only: false,
             tls: None,
             tls_poll: Duration::from_secs(2),

@@ -7,7 +7,7 @@
 //!
 //! Rejected: a place per channel that each batch moves on, which costs a write per connection and row that nobody gets.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Port;
@@ -37,6 +37,8 @@ pub struct Place {
     begun: OnceLock<(Arc<Reach>, Option<Cursor>)>,
     hold: Mutex<Option<Cursor>>,
     pace: Pace,
+    /// Frames with a change.
+    delivered: AtomicU64,
 }
 
 impl Place {
@@ -48,6 +50,16 @@ impl Place {
     /// The channel is complete up to here only; `None`: as far as its shard.
     pub fn hold(&self, at: Option<Cursor>) {
         *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    /// A frame with a change is about to be written.
+    pub fn deliver(&self) {
+        self.delivered.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many there were.
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Acquire)
     }
 
     /// What is on its way to the outbox.

@@ -5,6 +5,7 @@
 
 mod client;
 mod deletes;
+mod devices;
 mod facts;
 mod filters;
 mod jwks;

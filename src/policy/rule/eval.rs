@@ -83,7 +83,7 @@ fn is_doubt(truth: Truth) -> bool {
 }
 
 /// AND, with `decisive` false, or OR, with `decisive` true, of two outcomes.
-fn connect(decisive: Truth, a: Truth, b: Truth) -> Truth {
+pub(super) fn connect(decisive: Truth, a: Truth, b: Truth) -> Truth {
     let rank = |truth: Truth| match truth {
         Truth::Unsure => 4,
         Truth::Raises => 3,
@@ -217,7 +217,7 @@ impl<'e> Eval<'e> {
         self.viewer.map_or(&Claimed::Unsure, |viewer| viewer.claimed(claim))
     }
 
-    fn column(&self, column: ColumnRef) -> Val<'e> {
+    pub(super) fn column(&self, column: ColumnRef) -> Val<'e> {
         match usize::from(column.slot).checked_sub(1) {
             None => self.row.get(usize::from(column.column)).cloned().unwrap_or(Val::Unsure),
             Some(slot) => {
@@ -306,6 +306,9 @@ impl<'e> Eval<'e> {
                 let member = self.scalar(member);
                 connect(decisive, truth, compared(op, kind, &left, &member))
             }),
+            Members::Array(column) => {
+                self.array(*column, decisive, left_doubt, &|member| compared(op, kind, &left, member))
+            }
             Members::Claim(claim) => {
                 let claimed = match self.claimed(*claim) {
                     Claimed::List(list) => Ok(list),
@@ -347,6 +350,12 @@ impl<'e> Eval<'e> {
                 value.doubt().unwrap_or(Truth::False)
             }
             Doubtful::Scalar(scalar) => self.scalar(scalar).doubt().unwrap_or(Truth::False),
+            Doubtful::Array(column, equality) => {
+                self.array(*column, Truth::True, Truth::False, &|element| match element {
+                    Val::Text(text) if canonical(*equality, text).is_none() => Truth::Unsure,
+                    _ => Truth::False,
+                })
+            }
             Doubtful::List(claim) => match self.claimed(*claim) {
                 Claimed::List(_) | Claimed::Null => Truth::False,
                 Claimed::Raises => Truth::Raises,

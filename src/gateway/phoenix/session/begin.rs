@@ -9,9 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::debug;
 
+use super::devices::Kept;
 use super::topic::{Channel, Counted, Topic};
-use super::{CHANGES_REFUSED, Effect, Session};
-use crate::change::Position;
+use super::{CHANGES_REFUSED, Effect, Now, Session};
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
 use crate::gateway::encode::details;
@@ -20,29 +20,29 @@ use crate::hub::{Details, Entry, Start};
 use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Beginning {
     /// For the hub.
     pub(super) entries: Vec<Entry>,
     /// What the reply tells: nothing owed is at or before it. `None` if that is not known yet.
     pub(super) cursor: Option<Cursor>,
+    /// Of a device.
+    pub(super) kept: Kept,
 }
 
 impl Session {
     /// Where the join begins as of now, or the text that says which entry is none.
-    pub(super) fn begin(&self, join: &Join) -> Result<Beginning, String> {
+    pub(super) fn begin(&self, join: &Join, topic: &str, principal: &Principal, now: Now) -> Result<Beginning, String> {
         if join.changes.is_empty() {
             return Ok(Beginning::default());
         }
-        let here = self
-            .shared
-            .log
-            .head()
-            .map(|(epoch, end)| Cursor { epoch: epoch.tag(), position: Position { lsn: end, ordinal: u32::MAX } });
+        let here = self.here();
         let entries: Vec<Entry> =
             join.changes.iter().map(|wanted| self.entry(wanted, here)).collect::<Result<_, _>>()?;
-        let cursor = here.and_then(|here| lowest(here, &entries));
-        Ok(Beginning { entries, cursor })
+        let mut begun = Beginning { entries, ..Beginning::default() };
+        begun.kept = self.resume(&mut begun, &join.changes, topic, principal, now);
+        begun.cursor = here.and_then(|here| lowest(here, &begun.entries));
+        Ok(begun)
     }
 
     fn entry(&self, wanted: &Wanted, here: Option<Cursor>) -> Result<Entry, String> {
@@ -100,6 +100,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
+            kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
         };
@@ -116,7 +117,8 @@ impl Session {
         self.counted_join(&channel);
         match begun {
             Ok(Beginning { entries, .. }) if entries.is_empty() => {}
-            Ok(Beginning { entries, .. }) => {
+            Ok(Beginning { entries, kept, .. }) => {
+                channel.kept = kept;
                 channel.feed = Some(Feed::new(entries, self.shared.config.retry));
                 out.extend(channel.ask(Request::Subscribe { again: false }));
             }
@@ -143,7 +145,7 @@ fn lowest(here: Cursor, entries: &[Entry]) -> Option<Cursor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Lsn, Timestamp};
+    use crate::change::{Lsn, Position, Timestamp};
     use crate::hub::{Action, Name};
 
     fn at(epoch: u64, lsn: u64) -> Cursor {
