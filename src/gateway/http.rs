@@ -22,8 +22,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 use warp::http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -34,7 +35,7 @@ use super::limits::{Admission, Admitted};
 use super::pages::{self, Pages};
 use super::stream::Stream;
 use super::tls::Tls;
-use super::{GatewayConfig, Shared, Tokens, phoenix};
+use super::{GatewayConfig, Shared, Tokens, phoenix, storm};
 use crate::claims::{Principal, TokenError};
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
@@ -130,7 +131,7 @@ impl Gateway {
     /// Reserves the port; 0 takes a free one.
     pub async fn bind(self, addr: SocketAddr) -> Result<Bound, BindError> {
         let failed = |source| BindError { addr, source };
-        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let listener = listen(addr).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         Ok(Bound { listener, local_addr, gateway: self })
     }
@@ -160,6 +161,8 @@ struct Accepted {
     admitted: Admitted,
 }
 
+/// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
+const BACKLOG: u32 = 8192;
 /// How long the accept loop waits when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -169,13 +172,15 @@ impl Bound {
         self.local_addr
     }
 
-    /// Accepts until the drain; the connections themselves end in their own set.
+    /// Accepts until the connections have been told to go, which at a drain takes a while: who comes meanwhile hears that the
+    /// relay stops. The connections themselves end in their own set.
     pub async fn serve(self) {
         let Gateway { config, deps } = self.gateway;
         let shards = deps.shards.max(1) as u64;
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
         let pages = Arc::new(Pages::new(deps.shards));
+        let turns = storm::Turns::new(&config);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
         let Deps { connections, ready, tls, .. } = deps;
         let shared = Arc::new(Shared {
@@ -190,17 +195,25 @@ impl Bound {
             frontiers,
             drain,
             gate,
+            turns,
         });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
         let next = AtomicU64::new(0);
         info!(address = %self.local_addr, tls = tls.is_some(), "listening");
+        let mut pace = storm::Pace::new(shared.config.max_connects_per_second);
         let accepting = async {
+            let mut stopped = std::pin::pin!(shared.stopped());
             loop {
+                let wait = pace.next(Instant::now());
+                let accepted = async {
+                    tokio::time::sleep(wait).await;
+                    accept(&self.listener, &pending).await
+                };
                 let (permit, stream, peer) = tokio::select! {
-                    accepted = accept(&self.listener, &pending) => accepted,
-                    () = shared.drain.draining() => return,
+                    accepted = accepted => accepted,
+                    () = stopped.as_mut() => return,
                 };
                 let connection = next.fetch_add(1, Ordering::Relaxed);
                 // A shard number fits: it is below a usize.
@@ -216,6 +229,15 @@ impl Bound {
         };
         tokio::join!(accepting, keeping);
     }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A new relay takes the port while connections of the one before linger.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(listener: &TcpListener, pending: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream, SocketAddr) {
@@ -259,7 +281,7 @@ where
             Some(tls) => {
                 let stream = tokio::select! {
                     stream = Box::pin(tls.accept(stream, shared.config.header_timeout)) => stream?,
-                    () = shared.drain.draining() => return None,
+                    () = shared.stopped() => return None,
                 };
                 speak_http(&shared, service, stream, handover.clone()).await;
             }
@@ -299,8 +321,11 @@ where
         service.call(request)
     });
     let config = &shared.config;
+    // It came while the others are told to go: one request is answered.
+    let late = shared.drain.is_draining();
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
+        .keep_alive(!late)
         .header_read_timeout(config.header_timeout)
         .max_buf_size(config.max_head_bytes.max(8192))
         .serve_connection(TokioIo::new(stream), service)
@@ -309,7 +334,9 @@ where
     let ended = tokio::select! {
         ended = http.as_mut() => Some(ended),
         () = shared.drain.draining() => {
-            http.as_mut().graceful_shutdown();
+            if !late {
+                http.as_mut().graceful_shutdown();
+            }
             tokio::time::timeout(config.close_timeout, http).await.ok()
         }
     };
@@ -433,6 +460,9 @@ async fn shake_hands(
     }
     let granted = checked.and_then(|grant| {
         let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;
+        if shared.drain.is_draining() {
+            return Err(Refusal::Restarting);
+        }
         if !shared.gate.is_open() {
             return Err(Refusal::NoSlot);
         }

@@ -106,13 +106,18 @@ impl Matcher {
         verdicts.resize(classes.len(), None);
         let table = &*table;
         let mut judges = table.judges(&row.change, facts);
-        for hits in hits.chunk_by(|a, b| a.channel == b.channel) {
-            let Some(sub) = table.sub(hits[0].sub) else { continue };
-            let class = hits[0].class as usize;
-            if verdicts[class].is_none() {
+        for (at, hit) in hits.iter().enumerate() {
+            let class = hit.class as usize;
+            // Only the first entry of a channel counts: all have its principal.
+            let is_first = at == 0 || hits[at - 1].channel != hit.channel;
+            if is_first && verdicts[class].is_none() {
                 verdicts[class] = judges.verdict(classes[class]);
             }
-            let Some(judged) = &verdicts[class] else { continue };
+        }
+        table.warm(hits);
+        for hits in hits.chunk_by(|a, b| a.channel == b.channel) {
+            let Some(sub) = table.sub(hits[0].sub) else { continue };
+            let Some(judged) = &verdicts[hits[0].class as usize] else { continue };
             judgement.channel(table, (sub, hits), row, judged, now_unix_seconds, (&mut counts, metrics));
         }
         counts.report(metrics);
