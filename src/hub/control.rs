@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::event::{Details, Greeting, Outgoing};
 use super::filters::Owner;
 use super::registry::{At, Channel};
+use super::replay::{self, Moments};
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
@@ -63,6 +64,8 @@ struct Wish {
     reply: Reply,
     /// For facts.
     waits_since: Option<Instant>,
+    /// Where the times that its entries name are in the log.
+    moments: Moments,
 }
 
 impl Hub {
@@ -154,12 +157,14 @@ impl Hub {
                     greeting,
                     reply,
                     waits_since: None,
+                    moments: Moments::new(),
                 });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(Wish { port, entries, principal, greeting: None, reply, waits_since: None });
+                    let (greeting, waits_since, moments) = (None, None, Moments::new());
+                    self.subscribe(Wish { port, entries, principal, greeting, reply, waits_since, moments });
                 }
                 None => {
                     // Ended by us, or never begun: the session asks for it anew.
@@ -184,15 +189,20 @@ impl Hub {
         self.remove(id);
     }
 
-    fn subscribe(&mut self, wish: Wish) {
+    fn subscribe(&mut self, mut wish: Wish) {
         let id = wish.port.id;
         let ticket = self.ticket(id);
         self.subscribing.insert(id);
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
+        let log = self.deps.log.clone();
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
         self.resolving.spawn(async move {
             let owner = Owner::of(&wish.principal, wish.port.outbox.number());
-            let result = resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await;
+            let result = async {
+                wish.moments = replay::moments(log, &wish.entries).await?;
+                resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await
+            };
+            let result = result.await;
             Resolved { ticket, id, why: Why::Subscribe(wish), result }
         });
     }
@@ -219,7 +229,7 @@ impl Hub {
         };
         match done.why {
             Why::Subscribe(wish) if stale => self.subscribe(wish),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply, .. }) => {
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply, moments, .. }) => {
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.
@@ -241,7 +251,8 @@ impl Hub {
                     self.note_refused(&port, &principal);
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
-                    let cursor = self.activate((port, entries, principal), greeting, targets, &current.catalog);
+                    let cursor =
+                        self.activate((port, entries, principal), (greeting, &moments), targets, &current.catalog);
                     Activated { warnings, cursor }
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
@@ -261,7 +272,7 @@ impl Hub {
     fn activate(
         &mut self,
         (port, entries, principal): (Arc<Port>, Arc<Vec<Entry>>, Arc<Principal>),
-        greeting: Option<Bytes>,
+        (greeting, moments): (Option<Bytes>, &Moments),
         targets: Vec<Target>,
         catalog: &Catalog,
     ) -> Option<Cursor> {
@@ -292,7 +303,7 @@ impl Hub {
             return None;
         }
         self.holds.forget(id);
-        let (froms, missing) = self.begin_at(&entries);
+        let (froms, missing) = self.begin_at(&entries, moments);
         let channel =
             Channel { froms, epoch: self.epoch, at: At::Paused, ..Channel::new(port.clone(), principal, entries) };
         let from = channel.from();

@@ -35,6 +35,7 @@ use super::run::Hub;
 use super::{ChannelId, Port};
 use crate::change::{Change, Position, RowChange, Tuple, Value};
 use pass::Pass;
+pub(super) use place::{Moments, moments};
 
 /// Passes at once. The last one is for starts near the present, which must not wait for anything.
 pub(super) const PASSES: usize = 5;
