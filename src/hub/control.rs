@@ -289,7 +289,7 @@ impl Hub {
                 // It may have more to look for than the pass that it is in has at hand.
                 self.pause(id);
             }
-            let Some(known) = self.registry.get(id) else { return None };
+            let known = self.registry.get(id)?;
             let channel = Channel { principal, ..known.place() };
             self.note_active(&port, &channel.principal, &channel.entries, channel.from(), true);
             self.registry.activate(channel, targets, catalog);

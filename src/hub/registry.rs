@@ -78,7 +78,7 @@ impl Channel {
         self.froms.iter().min().copied().unwrap_or_default()
     }
 
-    fn from_of(&self, target: &Target) -> Position {
+    fn start_of(&self, target: &Target) -> Position {
         let own = self.froms.get(target.entry as usize).or(self.froms.first());
         own.copied().unwrap_or_default()
     }
@@ -167,7 +167,7 @@ impl Registry {
             let table =
                 tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
             let (port, principal) = (channel.port.clone(), channel.principal.clone());
-            table.insert(slot, port, principal, target.clone(), channel.from_of(target), catalog)
+            table.insert(slot, port, principal, target.clone(), channel.start_of(target), catalog)
         });
         let subs = subs.collect();
         (channel.targets, channel.subs) = (targets, subs);

@@ -57,7 +57,7 @@ const SHARD_PAUSE: Duration = Duration::from_millis(1);
 
 /// See the module's comment.
 pub(super) struct Passes {
-    passes: [Option<Pass>; PASSES],
+    passes: [Option<Box<Pass>>; PASSES],
     /// Whose turn it is.
     next: usize,
     /// Channels for which no pass was free, by their start.
@@ -101,7 +101,7 @@ impl Passes {
 
     /// Resolves when a pass has what it waited for from the disk. Cancel-safe.
     pub(super) async fn loaded(&mut self) {
-        std::future::poll_fn(|cx| pass::poll_loaded(self.passes.iter_mut().flatten(), cx)).await;
+        std::future::poll_fn(|cx| pass::poll_loaded(self.passes.iter_mut().flatten().map(|pass| &mut **pass), cx)).await;
     }
 
     /// What a row of the past adds to the pace of each who gets it; remembers those for whom that is enough for now.

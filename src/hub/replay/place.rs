@@ -150,11 +150,11 @@ impl Hub {
         let is_near = near.is_some_and(|(count, items)| count < NEAR_TRANSACTIONS && items <= NEAR_ITEMS);
         let passes = &self.passes.passes;
         let open = |pass: &Pass| pass.open_from() <= from;
-        if is_near && passes[NEAR].as_ref().is_none_or(open) {
+        if is_near && passes[NEAR].as_ref().is_none_or(|pass| open(pass)) {
             return self.passes.passes[NEAR].is_some().then_some(NEAR).or_else(|| self.begin_pass(NEAR, from));
         }
-        let open = (0..NEAR).filter(|at| passes[*at].as_ref().is_some_and(open));
-        let nearest = open.max_by_key(|at| passes[*at].as_ref().map(Pass::open_from));
+        let open = (0..NEAR).filter(|at| passes[*at].as_ref().is_some_and(|pass| open(pass)));
+        let nearest = open.max_by_key(|at| passes[*at].as_ref().map(|pass| pass.open_from()));
         let is_close = |at: &usize| {
             let lsn = passes[*at].as_ref().map_or(0, |pass| pass.at.lsn.0);
             from.lsn.0.saturating_sub(lsn) <= SHARED_BYTES
@@ -172,7 +172,7 @@ impl Hub {
         if !reader.is_beside(&self.reader) {
             return None;
         }
-        self.passes.passes[at] = Some(Pass::new(reader, from));
+        self.passes.passes[at] = Some(Box::new(Pass::new(reader, from)));
         Some(at)
     }
 
