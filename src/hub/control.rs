@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::event::{Details, Greeting, Outgoing};
 use super::filters::Owner;
 use super::registry::{At, Channel};
+use super::replay::{self, Moments};
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
@@ -66,6 +67,8 @@ struct Wish {
     waits_since: Option<Instant>,
     /// What its entries ask for, once it is taken.
     snapped: Option<Snapped>,
+    /// Where the times that its entries name are in the log.
+    moments: Moments,
 }
 
 impl Hub {
@@ -159,20 +162,14 @@ impl Hub {
                     reply,
                     waits_since: None,
                     snapped: None,
+                    moments: Moments::new(),
                 });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(Wish {
-                        port,
-                        entries,
-                        principal,
-                        greeting: None,
-                        reply,
-                        waits_since: None,
-                        snapped: None,
-                    });
+                    let (greeting, waits_since, snapped, moments) = (None, None, None, Moments::new());
+                    self.subscribe(Wish { port, entries, principal, greeting, reply, waits_since, snapped, moments });
                 }
                 None => {
                     // Ended by us, or never begun: the session asks for it anew.
@@ -198,15 +195,20 @@ impl Hub {
         self.remove(id);
     }
 
-    fn subscribe(&mut self, wish: Wish) {
+    fn subscribe(&mut self, mut wish: Wish) {
         let id = wish.port.id;
         let ticket = self.ticket(id);
         self.subscribing.insert(id);
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
+        let log = self.deps.log.clone();
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
         self.resolving.spawn(async move {
             let owner = Owner::of(&wish.principal, wish.port.outbox.number());
-            let result = resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await;
+            let result = async {
+                wish.moments = replay::moments(log, &wish.entries).await?;
+                resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await
+            };
+            let result = result.await;
             Resolved { ticket, id, why: Why::Subscribe(wish), result }
         });
     }
@@ -236,7 +238,7 @@ impl Hub {
         };
         match done.why {
             Why::Subscribe(wish) if stale => self.subscribe(Wish { snapped: None, ..wish }),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply, snapped, .. }) => {
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply, snapped, moments, .. }) => {
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.
@@ -258,7 +260,7 @@ impl Hub {
                     self.note_refused(&port, &principal);
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
-                    let come = (greeting, snapped);
+                    let come = (greeting, snapped, &moments);
                     let cursor = self.activate((port, entries, principal), come, targets, &current.catalog);
                     Activated { warnings, cursor }
                 });
@@ -315,7 +317,7 @@ impl Hub {
     fn activate(
         &mut self,
         (port, entries, principal): (Arc<Port>, Arc<Vec<Entry>>, Arc<Principal>),
-        (greeting, snapped): (Option<Bytes>, Option<Snapped>),
+        (greeting, snapped, moments): (Option<Bytes>, Option<Snapped>, &Moments),
         targets: Vec<Target>,
         catalog: &Catalog,
     ) -> Option<Cursor> {
@@ -332,11 +334,11 @@ impl Hub {
                 // It may have more to look for than the pass that it is in has at hand.
                 self.pause(id);
             }
-            let Some(known) = self.registry.get(id) else { return None };
+            let known = self.registry.get(id)?;
             let mut channel = Channel { principal, ..known.place() };
             if let Some(snapped) = snapped {
                 // For other rights than what was being sent.
-                (channel.froms, _) = self.begin_at(&channel.entries, Some(snapped.start));
+                (channel.froms, _) = self.begin_at(&channel.entries, moments, Some(snapped.start));
                 channel.seam = Some(snapped.seam.clone());
                 self.begin_snapshot(&port, snapped);
             }
@@ -352,7 +354,7 @@ impl Hub {
             return None;
         }
         self.holds.forget(id);
-        let (froms, missing) = self.begin_at(&entries, snapped.as_ref().map(|snapped| snapped.start));
+        let (froms, missing) = self.begin_at(&entries, moments, snapped.as_ref().map(|snapped| snapped.start));
         let (at, seam) = (At::Paused, snapped.as_ref().map(|snapped| snapped.seam.clone()));
         let new = Channel::new(port.clone(), principal, entries);
         let channel = Channel { froms, epoch: self.epoch, at, seam, ..new };

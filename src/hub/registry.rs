@@ -83,7 +83,7 @@ impl Channel {
         self.froms.iter().min().copied().unwrap_or_default()
     }
 
-    fn from_of(&self, target: &Target) -> Position {
+    fn start_of(&self, target: &Target) -> Position {
         let own = self.froms.get(target.entry as usize).or(self.froms.first());
         own.copied().unwrap_or_default()
     }
@@ -177,7 +177,7 @@ impl Registry {
             let table =
                 tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
             let (port, principal) = (channel.port.clone(), channel.principal.clone());
-            let place = (channel.from_of(target), channel.seam_of(target));
+            let place = (channel.start_of(target), channel.seam_of(target));
             table.insert(slot, port, principal, target.clone(), place, catalog)
         });
         let subs = subs.collect();
