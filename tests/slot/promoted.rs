@@ -17,10 +17,11 @@ async fn standby(primary: &mut TestPg) -> TestPg {
     let mut standby = primary
         .copy(|options| {
             options.port = port;
-            let upstream = format!("host=127.0.0.1 port={upstream} user=postgres");
-            options.settings.push(("primary_conninfo".into(), upstream));
         })
         .await;
+    // Not on the command line, where nobody could change it.
+    let conninfo = format!("primary_conninfo = 'host=127.0.0.1 port={upstream} user=postgres'\n");
+    standby.write_file("postgresql.auto.conf", &conninfo);
     standby.write_file("standby.signal", "");
     primary.start_again().await;
     standby.start_again().await;
