@@ -107,8 +107,8 @@ pub(super) struct WhyArgs {
     /// The row's primary key as Postgres prints it: values in key order with commas, or column=value; may be repeated
     #[arg(long, value_name = "VALUE", requires = "table")]
     pub(super) pk: Vec<String>,
-    /// Instead of the key: the position of the change, LSN/ordinal; without an ordinal, all of its transaction
-    #[arg(long, value_name = "POSITION")]
+    /// Instead of the key: the cursor of the change, or its position LSN/ordinal; LSN alone for all of its transaction
+    #[arg(long, value_name = "CURSOR")]
     pub(super) cursor: Option<String>,
     /// The `sub` of the user's token
     #[arg(long, value_name = "SUB", conflicts_with = "token")]
