@@ -76,18 +76,22 @@ async fn a_standby_that_had_everything_goes_on_with_the_same_history_and_nothing
     let mut primary = with_slot(folder.path()).await;
     let standby = standby(&mut primary).await;
     let relay = relay_at(&primary, &url_of(&primary, &standby), folder.path()).await;
-    let epoch = relay.log().epoch().expect("an epoch");
+    let before = relay.log().epoch().expect("an epoch").tag();
     let mut phone = watcher(&relay.base()).await;
     mark(&primary, "before").await;
     next_mark(&mut phone, "before").await;
+    let common = relay.log().end();
     has_replayed(&standby, position(&primary).await).await;
     primary.kill().await;
     promote(&standby).await;
     mark(&standby, "after").await;
     next_mark(&mut phone, "after").await;
     phone.heartbeat().await;
-    assert_eq!(relay.log().epoch(), Some(epoch), "the history goes on");
-    assert_eq!(relay.metric("rowcast_epochs_total", "").await, 0.0);
+    let frames = phone.frames_of("room");
+    assert!(frames.is_empty(), "nobody is told of anything: {frames:#?}");
+    assert!(relay.log().shares(before, common) && !relay.log().shares(before, relay.log().end()));
+    assert_eq!(relay.metric("rowcast_epochs_total", "reason=\"promoted\"").await, 1.0);
+    assert_eq!(relay.metric("rowcast_epochs_total", "").await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
