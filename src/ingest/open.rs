@@ -172,14 +172,33 @@ impl<O: Origin> Core<O> {
         }
         self.renewed = None;
         self.pen.log.set_written(found.written);
-        if let Some(false) = found.slot.failover.filter(|_| self.config.wal.failover) {
-            tracing::warn!(
-                slot = self.config.wal.slot,
+        self.warn_of_standbys(&found);
+        Ok(source)
+    }
+
+    /// What a person who asked for slots on standbys should know, once.
+    fn warn_of_standbys(&self, found: &Found) {
+        if !self.config.wal.failover || self.was_up {
+            return;
+        }
+        let slot = &self.config.wal.slot;
+        match found.slot.failover {
+            Some(false) => tracing::warn!(
+                slot,
                 "the slot is not copied to standbys although ROWCAST_SLOT_FAILOVER asks for it: it was made without. Stop the \
                  relay, run sql/slot_drop_and_rebuild.sql, and start it again; clients are told of a gap"
-            );
+            ),
+            Some(true) if !found.waits_for_standbys => tracing::warn!(
+                slot,
+                "the slot is copied to standbys, but the relay may read changes before they have them: name their physical \
+                 slots in synchronized_standby_slots, or a standby that takes over takes back what it did not have"
+            ),
+            Some(true) => {}
+            None => tracing::warn!(
+                slot,
+                "ROWCAST_SLOT_FAILOVER needs PostgreSQL 17: here a standby that takes over has no slot, and clients are told of a gap"
+            ),
         }
-        Ok(source)
     }
 
     /// Another history, which shares the old one up to a limit if there is one. The database learns of it first: if it can't, the old log is still there.

@@ -54,6 +54,8 @@ pub(super) struct Found {
     pub(super) parted: Option<Parted>,
     /// Up to where WAL was flushed.
     pub(super) written: Lsn,
+    /// Whether the server sends nothing to us that its standbys do not have (17 and up).
+    pub(super) waits_for_standbys: bool,
     pub(super) slot: SlotState,
     /// Who reads the slot.
     pub(super) holder: Option<Holder>,

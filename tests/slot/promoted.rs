@@ -157,6 +157,59 @@ async fn a_standby_without_the_slot_begins_a_new_history() {
     assert_eq!(relay.metric("rowcast_epochs_total", "reason=\"slot_lost\"").await, 1.0);
 }
 
+/// The server's own copies of slots, from version 17 on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_the_server_copies_to_its_standby_survives_the_promotion() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut primary = with_marks().await;
+    if primary.major() < 17 {
+        return;
+    }
+    primary.exec("select pg_create_physical_replication_slot('standby')").await;
+    let standby = standby(&mut primary).await;
+    for setting in [
+        &format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres dbname=postgres'", primary.port()),
+        "primary_slot_name = 'standby'",
+        "hot_standby_feedback = on",
+        "sync_replication_slots = on",
+    ] {
+        standby.exec(&format!("alter system set {setting}")).await;
+    }
+    standby.exec("select pg_reload_conf()").await;
+    primary.exec("alter system set synchronized_standby_slots = 'standby'").await;
+    primary.exec("select pg_reload_conf()").await;
+    until(&primary, "select active from pg_replication_slots where slot_name = 'standby'").await;
+    let relay = Relay::with(&primary, Clock::system(), |config| {
+        *config = Config::new(&url_of(&primary, &standby), token::SECRET, folder.path()).expect("a configuration");
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.ingest.wal.failover = true;
+    })
+    .await;
+    let mut phone = watcher(&relay.base()).await;
+    mark(&primary, "before").await;
+    next_mark(&mut phone, "before").await;
+    // A copy is good once the standby has caught up with it.
+    let copied =
+        "select exists (select from pg_replication_slots where slot_name = 'rowcast' and synced and not temporary)";
+    let deadline = Instant::now() + 3 * PATIENCE;
+    let client = standby.client().await;
+    while !client.query_one(copied, &[]).await.expect("a row").get::<_, bool>(0) {
+        assert!(Instant::now() < deadline, "the slot is not copied");
+        mark(&primary, "moving").await;
+        pause().await;
+    }
+    mark(&primary, "last").await;
+    phone.changes_before("last").await;
+    has_replayed(&standby, position(&primary).await).await;
+    primary.kill().await;
+    promote(&standby).await;
+    mark(&standby, "after").await;
+    next_mark(&mut phone, "after").await;
+    phone.heartbeat().await;
+    let frames = phone.frames_of("room");
+    assert!(frames.is_empty(), "nobody is told of anything: {frames:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_copy_of_the_database_is_not_taken_for_the_original() {
     let folder = tempfile::tempdir().expect("a folder");
