@@ -15,6 +15,7 @@ use super::registry::Registry;
 use crate::catalog::Published;
 use crate::change::{Change, RowChange, Timestamp};
 use crate::claims::Principal;
+use crate::fail::{self, Point};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::facts::Facts;
@@ -112,6 +113,9 @@ impl Matcher {
             judgement.channel(table, (sub, hits), &row.change, judged, now_unix_seconds, (&mut counts, metrics));
         }
         counts.report(metrics);
+        if !judgement.permits.is_empty() {
+            fail::point(Point::Matched);
+        }
         judgement
     }
 }
