@@ -74,6 +74,7 @@ pub struct App {
     retention: Option<Retention>,
     reporter: Reporter,
     clock: Clock,
+    cursor_key: Arc<CursorKey>,
     journal: Journal,
     journal_writer: Option<Writer>,
     drains: Drains,
@@ -165,7 +166,7 @@ impl App {
             metrics: metrics.clone(),
             journal: journal.clone(),
             log: log.clone(),
-            cursor_key: key,
+            cursor_key: key.clone(),
             drain: drains.gateway.clone(),
             gate,
             connections: connections.clone(),
@@ -192,6 +193,7 @@ impl App {
             retention,
             reporter,
             clock,
+            cursor_key: key,
             journal,
             journal_writer,
             drains,
@@ -217,7 +219,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, clock, journal, journal_writer, drains, gate_keeper, .. } = self;
+        let App { retention, reporter, clock, cursor_key, journal, journal_writer, drains, gate_keeper, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -240,6 +242,7 @@ impl App {
                     validator: Arc::new(Validator::new(pool.clone(), config.hub.filter_ask.statement_timeout)),
                     verifier: verifier.clone(),
                     clock,
+                    cursor_key,
                 })),
             };
             let stop = drains.admin.clone();

@@ -170,8 +170,9 @@ impl Bound {
         let shards = deps.shards.max(1) as u64;
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
-        let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate, connections, ready, tls, .. } =
-            deps;
+        let Deps {
+            hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate, connections, ready, tls, ..
+        } = deps;
         let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready });

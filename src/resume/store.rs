@@ -201,7 +201,10 @@ impl FrontierStore {
             }
             Err(error) => {
                 self.client = None;
-                self.trouble(&error, "what devices have received can't be saved; they get some rows twice if the relay ends now");
+                self.trouble(
+                    &error,
+                    "what devices have received can't be saved; they get some rows twice if the relay ends now",
+                );
                 ("failed", false)
             }
         };
@@ -238,7 +241,16 @@ impl FrontierStore {
             let since: Vec<Option<&[u8]>> = rows.iter().map(|row| row.since.as_ref().map(Part::as_slice)).collect();
             let departed: Vec<bool> = rows.iter().map(|row| row.left).collect();
             let values: [&(dyn ToSql + Sync); 11] = [
-                &slot, &keys.owner, &keys.device, &keys.what, &keys.tab, &anonymous, &epoch, &lsn, &ordinal, &since,
+                &slot,
+                &keys.owner,
+                &keys.device,
+                &keys.what,
+                &keys.tab,
+                &anonymous,
+                &epoch,
+                &lsn,
+                &ordinal,
+                &since,
                 &departed,
             ];
             transaction.execute(WRITE, &values).await.map_err(failed())?;
