@@ -120,7 +120,10 @@ async fn judged(mut world: World, operations: &Operations, begin: &str) -> (Verd
 }
 
 /// As many worlds as are asked for.
-async fn rounds(name: &str, cast: Cast, trouble: Trouble) {
+async fn rounds(name: &str, mut cast: Cast, trouble: Trouble) {
+    if std::env::var_os("ROWCAST_OBLIGATION_ONLY").is_some_and(|only| only == "cursor") {
+        (cast.devices, cast.stock) = (0, &[]);
+    }
     let seed = number("ROWCAST_SEED").unwrap_or(SEED);
     let (mut all, mut faults) = (Verdict::default(), Tally::default());
     for n in 0..number("ROWCAST_OBLIGATION_ROUNDS").unwrap_or(1) {
@@ -130,6 +133,9 @@ async fn rounds(name: &str, cast: Cast, trouble: Trouble) {
         println!("{name}, seed {seed}: {tally}\n  {verdict}");
         for (text, times) in &verdict.told {
             println!("  told {times} times: {text}");
+        }
+        for (reason, times) in &verdict.reasons {
+            println!("  {times} gaps: {reason}");
         }
         for violation in verdict.violations.iter().take(4) {
             println!("  {violation}");
