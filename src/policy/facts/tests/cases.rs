@@ -10,7 +10,7 @@ use crate::change::{
     Lsn, Relation, RelationColumn, ReplicaIdentity, Timestamp, Transaction, TransactionBuilder, Tuple, Value,
 };
 use crate::pgtype::{Equality, Order};
-use crate::policy::facts::{FactBinding, FactState, FactTable, Facts, Side};
+use crate::policy::facts::{FactBinding, FactState, FactTable, Facts, Lookups, Side};
 use crate::policy::rule::{
     ClaimTerm, Claimed, ColumnRef, CompareOp, Expr, FactSource, Kind, KnownViewer, Members, RowKeys, Rule, RuleColumn,
     Scalar, Subquery, Truth, Viewer, ViewerKey,
@@ -433,4 +433,19 @@ fn many_verdicts_of_one_row_look_at_no_more_rows_than_one_may_but_for_what_index
         let unsure = viewers.iter().filter(|viewer| row.truth(viewer) == Truth::Unsure).count();
         assert_eq!([viewers.len() - unsure, unsure], expected);
     }
+}
+
+#[test]
+fn what_rules_look_up_is_made_before_they_are_bound() {
+    let rule = Arc::new(rule(member(1, None), 1));
+    let mut table = filled(1000);
+    table.prepare(&Lookups::of(&[memberships()], &[rule.clone()]));
+    let made = table.bytes();
+    let mut facts = Facts::new(usize::MAX);
+    facts.record(memberships());
+    facts.install(table, &Snapshot::parse("100:100:").expect("a snapshot")).expect("installed");
+    facts.bind(&rule).expect("ready");
+    assert_eq!(facts.bytes(), made, "the binding had something left to make");
+    assert!(filled(1000).bytes() < made, "the rule takes no index");
+    assert_eq!(truth(&rule, &facts, Side::After, &uuid(0), FIRST), Truth::True);
 }
