@@ -8,6 +8,7 @@
 //! trusts two machines' clocks to be equal.
 
 use std::io;
+use std::time::Duration;
 
 use super::scan::{Entry, Scanner};
 use super::segment::{HEADER, Header};
@@ -41,6 +42,14 @@ struct Segment {
     next: Option<Header>,
 }
 
+/// The part of a segment's bytes that comes after a position, as if its transactions were all of one size.
+fn share(length: u64, base: u64, next: u64, position: u64) -> u64 {
+    let (all, left) = (next.saturating_sub(base), next.saturating_sub(position.max(base)));
+    // Of two 64-bit numbers, the product fits.
+    let part = u128::from(length) * u128::from(left) / u128::from(all.max(1));
+    u64::try_from(part).unwrap_or(length)
+}
+
 /// Whether whatever was in the log at this moment of our clock had committed before that time of the database's.
 fn is_surely_after(time: Timestamp, created_millis: i64) -> bool {
     time.unix_micros().div_euclid(1000) > created_millis.saturating_add(SKEW_MILLIS)
@@ -56,6 +65,19 @@ impl Log {
         // Of a place within a transaction, the transaction is needed.
         let needed = if position.ordinal == u32::MAX { position.lsn.0 } else { position.lsn.0.saturating_sub(1) };
         if needed < self.floor().0 { Place::Expired } else { Place::Here }
+    }
+
+    /// What the log keeps: bytes, and for how long.
+    pub fn kept(&self) -> (u64, Duration) {
+        (self.shared.config.retain_bytes, self.shared.config.retain_age)
+    }
+
+    /// About how many bytes of the log come after this position.
+    pub fn bytes_since(&self, position: Lsn) -> u64 {
+        let state = self.shared.state();
+        let nexts = state.segments.iter().skip(1).map(|s| s.header.base).chain([state.end]);
+        let segments = state.segments.iter().zip(nexts);
+        segments.map(|(s, next)| share(s.length, s.header.base.0, next.0, position.0)).sum()
     }
 
     /// The place after which a [`super::Reader`] yields everything that committed at or after this time: below the floor if some

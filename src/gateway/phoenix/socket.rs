@@ -308,6 +308,9 @@ impl Connection {
     fn tick(&mut self) {
         let effects = self.session.tick(self.now());
         self.carry_out(effects);
+        let ports = &self.ports;
+        let effects = self.session.freshen(Instant::now(), |id| ports.get(&id)?.reached());
+        self.carry_out(effects);
         let timeout = self.shared.config.idle_timeout;
         if self.last_inbound.elapsed() >= timeout {
             self.close(CloseReason::Idle);

@@ -68,6 +68,18 @@ fn a_log_that_was_quiet_for_long_knows_that_nothing_was_missed() {
 }
 
 #[test]
+fn the_bytes_after_a_position_are_known_about() {
+    for segment_bytes in [300, 1 << 20] {
+        let mut opened = Bench::new(segment_bytes, 0).begin();
+        assert_eq!(opened.log.bytes_since(Lsn(0)), 0);
+        append(&mut opened.writer, &(1..=20).map(|i| (10 * i, 0)).collect::<Vec<_>>());
+        let (all, since) = (opened.log.bytes(), |lsn| opened.log.bytes_since(Lsn(lsn)));
+        assert_eq!((since(0), since(200), since(300)), (all, 0, 0));
+        assert!(since(100) > all / 3 && since(100) < all * 2 / 3, "{} of {all}", since(100));
+    }
+}
+
+#[test]
 fn a_place_is_here_expired_or_of_another_history() {
     let bench = Bench::new(300, 0);
     let mut opened = bench.begin();

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::debug;
 
+use super::fresh::Fresh;
 use super::topic::{Channel, Counted, Topic};
-use super::{CHANGES_REFUSED, Effect, Session};
+use super::{CHANGES_REFUSED, Effect, Now, Session};
 use crate::change::Position;
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
@@ -68,6 +69,7 @@ impl Session {
         token: Arc<str>,
         principal: Arc<Principal>,
         after: &[Bytes],
+        now: Now,
     ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
         if !join.unreadable.is_empty() {
@@ -100,6 +102,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
+            fresh: join.changes.iter().any(Wanted::keeps_cursors).then(|| Fresh { at: now.at, cursor }),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
         };

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::fresh::Fresh;
 use super::{Effect, Now};
 use crate::channel::{Feed, Notice, Request};
 use crate::claims::Principal;
@@ -79,6 +80,8 @@ pub(super) struct Channel {
     pub(super) principal: Arc<Principal>,
     pub(super) ack: bool,
     pub(super) feed: Option<Feed>,
+    /// Of a client that keeps cursors.
+    pub(super) fresh: Option<Fresh>,
     /// Bytes of the join, if its entries are kept.
     pub(super) kept_bytes: usize,
     pub(super) _counted: Counted,
