@@ -252,6 +252,12 @@ pub(super) struct ServeArgs {
     /// Replication slot; made if absent [env: ROWCAST_SLOT] [default: rowcast]
     #[arg(long, value_name = "NAME", help_heading = "Database")]
     slot: Option<String>,
+    /// Make a slot that standbys get a copy of (PostgreSQL 17 and up) [env: ROWCAST_SLOT_FAILOVER] [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Database")]
+    slot_failover: Option<String>,
+    /// How long clients stay when changes no longer stream; then they are sent away until they do [env: ROWCAST_SLOT_GRACE] [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = "Database")]
+    slot_grace: Option<String>,
     /// Make roles, auth helpers and the publication too, as `rowcast migrate up` does [env: ROWCAST_MIGRATE] [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Database")]
     migrate: Option<String>,
@@ -382,6 +388,8 @@ impl ServeArgs {
             ("publication", &self.publication),
             ("slot", &self.slot),
             ("migrate", &self.migrate),
+            ("slot_failover", &self.slot_failover),
+            ("slot_grace", &self.slot_grace),
             ("startup_timeout", &self.startup_timeout),
             ("retention", &self.retention),
             ("retention_interval", &self.retention_interval),

@@ -31,6 +31,8 @@ const NAMES: &[(&str, &str)] = &[
     ("api_keys", "ROWCAST_API_KEYS"),
     ("data_dir", "ROWCAST_DATA_DIR"),
     ("slot", "ROWCAST_SLOT"),
+    ("slot_failover", "ROWCAST_SLOT_FAILOVER"),
+    ("slot_grace", "ROWCAST_SLOT_GRACE"),
     ("publication", "ROWCAST_PUBLICATION"),
     ("migrate", "ROWCAST_MIGRATE"),
     ("startup_timeout", "ROWCAST_STARTUP_TIMEOUT"),
@@ -325,6 +327,8 @@ impl<'a> Reading<'a> {
         let ask_login = pg.as_ref().and_then(|pg| self.ask_login(pg));
         let questions = self.read("ask_connections", "Set it to a number above 0.", above_zero);
         let migrate = self.read("migrate", "Set it to true or false.", parse::switch);
+        let failover = self.read("slot_failover", "Set it to true or false.", parse::switch);
+        let grace = self.read("slot_grace", "Write it like 10s.", parse::duration);
         let startup = self.read("startup_timeout", "Write it like 20s.", parse::duration);
         let retention = self.read("retention", "Set it to on or off.", parse::switch);
         let retention_interval = self.read("retention_interval", "Write it like 10m, at least 1s.", |text| {
@@ -365,6 +369,8 @@ impl<'a> Reading<'a> {
         config.hub.ask.connections = questions.unwrap_or(config.hub.ask.connections);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));
+        config.ingest.wal.failover = failover.unwrap_or(config.ingest.wal.failover);
+        config.slot_grace = grace.unwrap_or(config.slot_grace);
         config.startup_timeout = startup.unwrap_or(config.startup_timeout);
         config.hub.policy.deletes = deletes.unwrap_or_default();
         config.hub.policy.open_partitions = partitions.unwrap_or_default();
