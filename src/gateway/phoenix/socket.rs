@@ -29,7 +29,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::{debug, warn};
 
 use super::codec::{self, Decoded};
-use super::session::{Effect, Now, Session, Visitor};
+use super::session::{Effect, Now, Session, Visitor, begin};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
@@ -354,8 +354,9 @@ impl Connection {
                     if let Some(before) = self.ports.insert(id, port.clone()) {
                         before.stage.close();
                     }
-                    let hub = self.shared.hub.clone();
+                    let (hub, log) = (self.shared.hub.clone(), self.shared.log.clone());
                     let asking = async move {
+                        let entries = begin::places(&log, entries).await;
                         if again {
                             hub.leave(id).await;
                         }

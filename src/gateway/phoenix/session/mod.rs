@@ -10,7 +10,7 @@
 //!
 //! Rejected: a task per channel, which costs memory and a hop for what is a table look-up.
 
-mod begin;
+pub(super) mod begin;
 mod fresh;
 mod held;
 mod topic;
