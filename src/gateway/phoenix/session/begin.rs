@@ -7,16 +7,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::devices::Kept;
+use super::fresh::Fresh;
 use super::topic::{Channel, Counted, Topic};
 use super::{CHANGES_REFUSED, Effect, Now, Session};
+use crate::change::Position;
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
+use crate::error::chain;
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Status};
 use crate::hub::{Details, Entry, Start};
+use crate::log::Log;
 use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
@@ -87,6 +91,7 @@ impl Session {
         token: Arc<str>,
         principal: Arc<Principal>,
         after: &[Bytes],
+        now: Now,
     ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
         if !join.unreadable.is_empty() {
@@ -119,6 +124,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
+            fresh: join.changes.iter().any(Wanted::keeps_cursors).then(|| Fresh { at: now.at, cursor }),
             kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
@@ -148,6 +154,23 @@ impl Session {
         }
         self.topics.insert(channel.topic.clone(), Topic::Joined(channel));
     }
+}
+
+/// Entries that begin at a commit time begin at its place in the log.
+pub(in crate::gateway::phoenix) async fn places(log: &Log, mut entries: Vec<Entry>) -> Vec<Entry> {
+    for entry in &mut entries {
+        let (Start::Time(time), Some((epoch, _))) = (entry.start, log.head()) else { continue };
+        match log.find(time).await {
+            Ok(lsn) if log.epoch() == Some(epoch) => {
+                let position = Position { lsn, ordinal: u32::MAX };
+                entry.start = Start::After(Cursor { epoch: epoch.tag(), position });
+            }
+            // Left to the hub, which begins with all that there is.
+            Ok(_) => {}
+            Err(error) => warn!(error = chain(&error), "the log could not be searched for a commit time"),
+        }
+    }
+    entries
 }
 
 /// The place with which a client that got nothing yet can come back and lose nothing. A place in another history counts as the
