@@ -128,8 +128,9 @@ impl<'a> Judge<'a> {
         tally: &'a Tally,
         records: &[Record],
     ) -> Judge<'a> {
-        let is_begin =
-            |event: &Event| matches!(event, Event::Insert { table, new } if table == "marks" && new["note"] == begin);
+        let is_begin = |event: &Event| {
+            matches!(event, Event::Insert { table, new } if table == "marks" && new["note"] == begin)
+        };
         let start = history.iter().find(|(_, events)| events.iter().any(is_begin)).expect("the first mark").0;
         let ends = std::iter::once(Lsn::ZERO).chain(history.iter().map(|(end, _)| *end)).collect();
         let events: Vec<Vec<Event>> = history.into_iter().map(|(_, events)| events).collect();
@@ -204,12 +205,7 @@ impl<'a> Judge<'a> {
                     let before = if record.kind == Kind::Cursor { last_ever } else { session.last };
                     if before >= Some(place) {
                         let sent = &self.model.sent[before.unwrap_or_default()];
-                        let text = format!(
-                            "{key} out of order, or twice: after {} (commits {} and {})",
-                            sent.key(),
-                            self.model.sent[place].commit,
-                            sent.commit
-                        );
+                        let text = format!("{key} out of order, or twice: after {} (commits {} and {})", sent.key(), self.model.sent[place].commit, sent.commit);
                         self.blame(record, text);
                     }
                     (last_ever, session.last) = (last_ever.max(Some(place)), Some(place));
@@ -251,9 +247,8 @@ impl<'a> Judge<'a> {
 
     fn explain(&mut self, record: &Record, at: Instant, reason: &str, from: Lsn, to: Lsn) {
         let is_undecided = reason == "undecided" || reason.starts_with("Gap: ");
-        let hindered = |(time, fault): &(Instant, Fault)| {
-            fault.hinders_questions() && *time <= at + HINDERED && at <= *time + HINDERED
-        };
+        let hindered =
+            |(time, fault): &(Instant, Fault)| fault.hinders_questions() && *time <= at + HINDERED && at <= *time + HINDERED;
         if !(is_undecided && self.tally.done.iter().any(hindered)) {
             self.blame(record, format!("a gap from {from} to {to} that nothing explains: {reason}"));
         }
@@ -301,8 +296,7 @@ impl<'a> Judge<'a> {
         gaps: &[(Lsn, Lsn)],
     ) {
         // Python's and JavaScript's clients subscribe to what is decided without questions.
-        let wanted =
-            |sent: &Sent| !matches!(record.kind, Kind::Stock(_)) || !["asks", "called"].contains(&&sent.table[..]);
+        let wanted = |sent: &Sent| !matches!(record.kind, Kind::Stock(_)) || !["asks", "called"].contains(&&sent.table[..]);
         let mut bound = fresh;
         for (place, at) in arrived.iter().enumerate().rev() {
             let sent = &self.model.sent[place];
@@ -329,10 +323,7 @@ impl<'a> Judge<'a> {
                 self.verdict.covered += 1;
                 continue;
             }
-            let text = format!(
-                "LOST: {sent:?} at {end} (states {from} to {last}); around it: {}",
-                around(record, sent, &self.places)
-            );
+            let text = format!("LOST: {sent:?} at {end} (states {from} to {last}); around it: {}", around(record, sent, &self.places));
             self.blame(record, text);
         }
     }

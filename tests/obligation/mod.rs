@@ -183,7 +183,6 @@ async fn every_phone_gets_what_it_is_owed_when_the_relay_crashes_at_each_failpoi
 /// What no server of the kind could do for a stock client so far.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stock_client_that_names_its_device_loses_nothing_when_the_relay_is_killed_again_and_again() {
-    let cast =
-        Cast { cursors: 0, devices: 0, stock: &[Stock::JavaScript], in_process: false, lying: false, forgetful: false };
+    let cast = Cast { cursors: 0, devices: 0, stock: &[Stock::JavaScript], in_process: false, lying: false, forgetful: false };
     rounds("a stock client", cast, Trouble::Kills(number("ROWCAST_OBLIGATION_KILLS").unwrap_or(3))).await;
 }

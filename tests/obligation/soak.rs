@@ -56,8 +56,7 @@ impl Curve {
 impl fmt::Display for Curve {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (early, late) = self.ends();
-        let (first, last) =
-            (self.samples.first().copied().unwrap_or_default(), self.samples.last().copied().unwrap_or_default());
+        let (first, last) = (self.samples.first().copied().unwrap_or_default(), self.samples.last().copied().unwrap_or_default());
         let [first, last, most, early, late] = [first, last, self.most(), early, late].map(|value| value / self.unit);
         write!(f, "{}: first {first}, last {last}, max {most}; second fifth {early}, last fifth {late}", self.name)
     }
@@ -106,8 +105,7 @@ async fn memory_and_files_and_lag_do_not_grow_with_time() {
 }
 
 async fn watch(world: &World, lasts: Duration) -> [Curve; 3] {
-    let mut curves =
-        [Curve::of("resident, KiB", 1024), Curve::of("file descriptors", 1), Curve::of("slot lag, bytes", 1)];
+    let mut curves = [Curve::of("resident, KiB", 1024), Curve::of("file descriptors", 1), Curve::of("slot lag, bytes", 1)];
     let Machine::Binary(relay) = &world.machine else { unreachable!("the binary was asked for") };
     let client = unhurried(&world.pg).await;
     let mut dice = StdRng::seed_from_u64(SEED);

@@ -224,7 +224,8 @@ impl World {
         let phones = if cast.lying { Wire::answering_pings(target).await } else { Wire::to(target).await };
         let count = users.len() * (cast.cursors + cast.devices) + cast.stock.len();
         let board = Board::of(count);
-        let mut world = World { machine, phones, db, board, tally: Tally::default(), users, pg, records: Vec::new() };
+        let mut world =
+            World { machine, phones, db, board, tally: Tally::default(), users, pg, records: Vec::new() };
         world.people(cast);
         let begun = world.begun().await;
         (world, begun)
