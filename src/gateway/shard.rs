@@ -131,11 +131,17 @@ impl Shard {
 
     /// Tells how far the channels are, now that their frames are in the outboxes.
     fn move_on(&mut self, reached: Option<Cursor>) {
-        for placing in self.places.drain(..) {
+        for placing in &self.places {
             match placing {
-                Placing::Begin(port, start) => port.place.begin(self.reach.clone(), start),
-                Placing::Hold(port, at) => port.place.hold(at),
-                Placing::Arrived(port, bytes) => port.place.pace().take(bytes),
+                Placing::Hold(port, at) => port.place.hold(*at),
+                Placing::Arrived(port, bytes) => port.place.pace().take(*bytes),
+                Placing::Begin(..) => {}
+            }
+        }
+        // Who begins behind its shard has its hold by now.
+        for placing in self.places.drain(..) {
+            if let Placing::Begin(port, start) = placing {
+                port.place.begin(self.reach.clone(), start);
             }
         }
         self.reach.set(reached);

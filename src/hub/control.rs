@@ -12,17 +12,17 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
-use super::event::{Greeting, Outgoing};
+use super::event::{Details, Greeting, Outgoing};
 use super::filters::Owner;
-use super::matching::UNDECIDED;
+use super::registry::{At, Channel};
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
 use super::run::Hub;
 use super::{Activated, ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
-use crate::change::Position;
 use crate::claims::Principal;
+use crate::resume::Cursor;
 
 type Reply = oneshot::Sender<Subscribed>;
 type Resolution = Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError>;
@@ -116,15 +116,11 @@ impl Hub {
 
     /// Goes on without this channel.
     fn release(&mut self, id: ChannelId) {
-        let held = self.revalidating.remove(&id).is_some();
-        let (Some(current), Some(channel)) = (&self.current, self.registry.get(id)) else { return };
-        let port = channel.port.clone();
-        self.registry.retarget(id, Vec::new(), &current.catalog);
-        self.note_paused(id, true);
-        if held {
-            // Once, not at every try: some clients join again at each error.
-            self.tell(&port, false, UNDECIDED);
-            self.deps.metrics.undecided_gaps.inc();
+        self.revalidating.remove(&id);
+        if self.registry.get(id).is_some_and(|channel| channel.at != At::Paused) {
+            // What it misses it gets when it is resolved.
+            self.pause(id);
+            self.note_paused(id, true);
         }
     }
 
@@ -231,10 +227,11 @@ impl Hub {
                 }
                 self.settled(done.id);
                 self.subscribing.remove(&done.id);
-                if let Some((targets, from)) = self.in_force(done.id, &principal, &entries).filter(|_| may_pass) {
+                if let Some((targets, known)) = self.in_force(done.id, &port, &principal, &entries).filter(|_| may_pass)
+                {
                     // A new token of equal rights, and the database could not be asked: what is in force stays.
-                    self.note_active(&port, &principal, &entries, from, true);
-                    self.registry.activate(port, principal, entries, targets, from, &current.catalog);
+                    self.note_active(&port, &principal, &entries, known.from(), true);
+                    self.registry.activate(Channel { principal, ..known }, targets, &current.catalog);
                     if reply.send(Ok(Activated::default())).is_err() {
                         self.remove(done.id);
                     }
@@ -244,18 +241,7 @@ impl Hub {
                     self.note_refused(&port, &principal);
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
-                    // An active channel that has a new token owes nothing of its past: rows that wait are still for it.
-                    let active = self.registry.get(done.id).map(|channel| channel.from);
-                    let from = active.unwrap_or_else(|| self.position());
-                    self.note_active(&port, &principal, &entries, from, active.is_some());
-                    if let Some(frames) = greeting {
-                        // Before any row that is emitted from here on.
-                        let shard = port.shard % self.out.len();
-                        self.out[shard].push(Outgoing::Greeting(Greeting { port: port.clone(), frames }));
-                    }
-                    self.registry.activate(port, principal, entries, targets, from, &current.catalog);
-                    // What a channel that was active is still owed may be on its way: it has no place to tell.
-                    let cursor = if active.is_none() { self.cursor(from) } else { None };
+                    let cursor = self.activate((port, entries, principal), greeting, targets, &current.catalog);
                     Activated { warnings, cursor }
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
@@ -271,16 +257,68 @@ impl Hub {
         }
     }
 
-    /// What is in force for a channel of just these rights and entries, and since when.
+    /// Puts what was resolved into force; returns where a channel that was not active begins.
+    fn activate(
+        &mut self,
+        (port, entries, principal): (Arc<Port>, Arc<Vec<Entry>>, Arc<Principal>),
+        greeting: Option<Bytes>,
+        targets: Vec<Target>,
+        catalog: &Catalog,
+    ) -> Option<Cursor> {
+        let (id, shard) = (port.id, port.shard % self.out.len());
+        if let Some(frames) = greeting {
+            // Before any row that is emitted from here on.
+            self.out[shard].push(Outgoing::Greeting(Greeting { port: port.clone(), frames }));
+        }
+        // A channel that has a new token stays where it is: rows that wait are still for it.
+        let known = self.registry.get(id).filter(|channel| same(&channel.port, &port) && channel.entries == entries);
+        if let Some(known) = known {
+            let (at, is_empty) = (known.at, known.targets.is_empty());
+            if at != At::Live {
+                // It may have more to look for than the pass that it is in has at hand.
+                self.pause(id);
+            }
+            let Some(known) = self.registry.get(id) else { return None };
+            let channel = Channel { principal, ..known.place() };
+            self.note_active(&port, &channel.principal, &channel.entries, channel.from(), true);
+            self.registry.activate(channel, targets, catalog);
+            if at == At::Paused || is_empty {
+                self.note_paused(id, false);
+            }
+            if at != At::Live {
+                self.place(id);
+            }
+            // What it is still owed may be on its way: it has no place to tell.
+            return None;
+        }
+        self.holds.forget(id);
+        let (froms, missing) = self.begin_at(&entries);
+        let channel =
+            Channel { froms, epoch: self.epoch, at: At::Paused, ..Channel::new(port.clone(), principal, entries) };
+        let from = channel.from();
+        self.note_active(&port, &channel.principal, &channel.entries, from, false);
+        self.registry.activate(channel, targets, catalog);
+        for (from, to, reason) in missing {
+            self.tell_gap(&port, from, to, reason);
+        }
+        let start = self.cursor(from);
+        self.out[shard].push(Outgoing::Begin(port, start));
+        self.place(id);
+        start
+    }
+
+    /// What is in force for a channel of just these rights and entries.
     fn in_force(
         &self,
         id: ChannelId,
+        port: &Arc<Port>,
         principal: &Principal,
         entries: &Arc<Vec<Entry>>,
-    ) -> Option<(Vec<Target>, Position)> {
-        let channel = self.registry.get(id).filter(|channel| !channel.targets.is_empty())?;
+    ) -> Option<(Vec<Target>, Channel)> {
+        let channel =
+            self.registry.get(id).filter(|channel| !channel.targets.is_empty() && same(&channel.port, port))?;
         let same = channel.principal.sharing_key == principal.sharing_key && channel.entries == *entries;
-        same.then(|| (channel.targets.clone(), channel.from))
+        same.then(|| (channel.targets.clone(), channel.place()))
     }
 
     fn on_revalidated(&mut self, id: ChannelId, result: Resolution, stale: bool, catalog: &Catalog) {
@@ -293,15 +331,25 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
             }
             Ok((targets, warnings, _)) => {
-                if channel.targets.is_empty() {
+                let (at, is_empty) = (channel.at, channel.targets.is_empty());
+                self.keeper.want(&targets, &principal.role);
+                if at != At::Live {
+                    // It may have more to look for than the pass that it is in has at hand.
+                    self.pause(id);
+                }
+                self.registry.retarget(id, targets, catalog);
+                if at == At::Paused || is_empty {
                     self.note_paused(id, false);
                 }
-                self.keeper.want(&targets, &principal.role);
-                self.registry.retarget(id, targets, catalog);
+                let reached = self.registry.get(id).and_then(|channel| self.progress(channel));
+                let reached = reached.or_else(|| self.cursor(self.judged()));
                 self.settled(id);
-                self.tell(&port, true, SUBSCRIBED);
+                self.tell(&port, true, SUBSCRIBED, reached.map(Details::Reached));
                 for warning in warnings {
-                    self.tell(&port, warning.ok, &warning.message);
+                    self.tell(&port, warning.ok, &warning.message, None);
+                }
+                if at != At::Live {
+                    self.place(id);
                 }
             }
             Err(error) => {
@@ -309,7 +357,10 @@ impl Hub {
                 self.registry.retarget(id, Vec::new(), catalog);
                 self.note_paused(id, true);
                 self.settled(id);
-                self.tell(&port, false, &error.message);
+                self.tell(&port, false, &error.message, None);
+                if self.registry.get(id).is_some_and(|channel| channel.at != At::Live) {
+                    self.place(id);
+                }
             }
         }
         self.count();
@@ -323,4 +374,9 @@ impl Hub {
     pub(super) fn count(&self) {
         self.deps.metrics.subscriptions.set(self.registry.subscriptions() as i64);
     }
+}
+
+/// A new instance of a channel begins anew.
+fn same(one: &Arc<Port>, other: &Arc<Port>) -> bool {
+    Arc::ptr_eq(one, other)
 }

@@ -7,18 +7,20 @@ use std::time::Instant;
 use ahash::AHashMap;
 use smallvec::SmallVec;
 
-use super::event::{Event, Fanout, Ids, Member, Notice, Outgoing};
+use super::event::{Details, Event, Fanout, GapReason, Ids, Member, Notice, Outgoing};
 use super::filters::Conditional;
+use super::gaps::before;
 use super::index::{Hit, Proposals, Sub, TableIndex};
 use super::lane::{Asked, Filtered, Permits, Ready, Share, Waiting};
-use super::registry::Registry;
+use super::registry::{At, Registry};
 use crate::catalog::Published;
-use crate::change::{Change, RowChange, Timestamp};
+use crate::change::{Change, Position, RowChange, Timestamp};
 use crate::claims::Principal;
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::facts::Facts;
 use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, UndecidedReason, Verdict};
+use crate::resume::Cursor;
 
 /// What a client is told when a change could not be decided for it.
 pub(super) const UNDECIDED: &str = "Gap: a change could not be checked against the database in time and was not sent; \
@@ -70,7 +72,7 @@ impl Matcher {
     /// Finds and judges the candidates of a row whose table's index fits its relation and the facts.
     pub(super) fn judge(
         &mut self,
-        registry: &mut Registry,
+        (registry, at): (&mut Registry, At),
         row: &RowChange,
         facts: &Facts,
         now_unix_seconds: i64,
@@ -85,7 +87,7 @@ impl Matcher {
             lost_to_all: false,
             principals: AHashMap::new(),
         };
-        let Some(table) = registry.table(row.relation.oid) else { return judgement };
+        let Some(table) = registry.table(at, row.relation.oid) else { return judgement };
         let mut counts = Counts::default();
         let Matcher { proposals, verdicts } = self;
         proposals.clear();
@@ -266,6 +268,7 @@ pub(super) fn emit(
     event: &Arc<Event>,
     permits: Permits,
     undecided: &[Arc<super::Port>],
+    cost: u32,
 ) -> u64 {
     let mut deliveries = 0;
     for (permit, ready) in permits {
@@ -274,11 +277,14 @@ pub(super) fn emit(
         deliveries += ready.len() as u64;
         for Ready { port, ids, cursor_as } in ready {
             let shard = port.shard % out.len();
+            if cost > 0 {
+                port.place.pace().add(cost);
+            }
             let members = &mut by_shard[shard];
             if members.is_empty() {
                 members.reserve(share);
             }
-            members.push(Member { port, ids, cursor_as, cost: 0 });
+            members.push(Member { port, ids, cursor_as, cost });
         }
         for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
             if !members.is_empty() {
@@ -286,16 +292,32 @@ pub(super) fn emit(
             }
         }
     }
+    let details = undecided_at(event.row.position, event.epoch);
     for port in undecided {
-        notify(out, port, false, UNDECIDED);
+        notify(out, port, false, UNDECIDED, details);
     }
     deliveries
 }
 
+/// What a program is told of a row that was not decided.
+pub(super) fn undecided_at(at: Position, epoch: Option<u64>) -> Option<Details> {
+    epoch.map(|epoch| Details::Gap {
+        from: Some(Cursor { epoch, position: before(at) }),
+        to: Cursor { epoch, position: at },
+        reason: GapReason::Undecided,
+    })
+}
+
 /// Queues a `system` message for a channel, in order with its changes.
-pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: bool, message: &str) {
+pub(super) fn notify(
+    out: &mut [Vec<Outgoing>],
+    port: &Arc<super::Port>,
+    ok: bool,
+    message: &str,
+    details: Option<Details>,
+) {
     let shard = port.shard % out.len();
-    out[shard].push(Outgoing::Notice(Notice { port: port.clone(), ok, message: message.into(), details: None }));
+    out[shard].push(Outgoing::Notice(Notice { port: port.clone(), ok, message: message.into(), details }));
 }
 
 /// An event of a row, not encoded yet.

@@ -293,6 +293,11 @@ impl Outbox {
         flushed
     }
 
+    /// How many bytes may wait.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes that wait.
     pub fn waiting(&self) -> usize {
         self.lock().waiting

@@ -96,7 +96,9 @@ impl Pace {
 
     /// They have arrived, or will not.
     pub fn take(&self, bytes: u32) {
-        self.0.fetch_sub(bytes as usize, Ordering::AcqRel);
+        // A channel that asked anew on another port has never heard of them.
+        let less = |before: usize| Some(before.saturating_sub(bytes as usize));
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
     }
 
     /// How many there are.
@@ -115,8 +117,8 @@ impl Port {
     /// Bytes that the channel's connection has not taken yet, those on their way to its outbox included.
     pub fn burden(&self) -> usize {
         // In this order: what arrives in between is counted twice rather than not at all.
-        let waiting = self.outbox.waiting();
-        waiting.max(self.place.pace.bytes().saturating_add(self.outbox.waiting()))
+        let on_their_way = self.place.pace.bytes();
+        on_their_way.saturating_add(self.outbox.waiting())
     }
 }
 
