@@ -77,6 +77,7 @@ pub struct App {
     reporter: Reporter,
     store: FrontierStore,
     clock: Clock,
+    cursor_key: Arc<CursorKey>,
     journal: Journal,
     journal_writer: Option<Writer>,
     drains: Drains,
@@ -126,6 +127,7 @@ impl App {
             log: log.clone(),
             pool: pool.clone(),
             ask_pool: config.ask_pg().asking_pool(config.hub.ask.connections)?,
+            snapshot_pool: config.ask_pg().asking_pool(config.hub.snapshot.connections)?,
             catalog_pool: catalog_config.pool()?,
             facts_pool: facts_config.pool()?,
             clock: clock.clone(),
@@ -179,7 +181,7 @@ impl App {
             metrics: metrics.clone(),
             journal: journal.clone(),
             log: log.clone(),
-            cursor_key: key,
+            cursor_key: key.clone(),
             frontiers,
             drain: drains.gateway.clone(),
             gate,
@@ -208,6 +210,7 @@ impl App {
             reporter,
             store,
             clock,
+            cursor_key: key,
             journal,
             journal_writer,
             drains,
@@ -233,7 +236,8 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, store, clock, journal, journal_writer, drains, gate_keeper, .. } = self;
+        let App { retention, reporter, store, clock, cursor_key, journal, .. } = self;
+        let App { journal_writer, drains, gate_keeper, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -256,6 +260,7 @@ impl App {
                     validator: Arc::new(Validator::new(pool.clone(), config.hub.filter_ask.statement_timeout)),
                     verifier: verifier.clone(),
                     clock,
+                    cursor_key,
                 })),
             };
             let stop = drains.admin.clone();

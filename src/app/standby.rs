@@ -41,7 +41,11 @@ impl Standby {
             match without_since.map(|since| since + self.grace) {
                 Some(end) if open && Instant::now() >= end => {
                     let (seconds, connections) = (self.grace.as_secs_f64(), self.connections.len());
-                    tracing::warn!(seconds, connections, "without the replication slot for too long: clients are sent away (1012) and refused (503) until changes stream again");
+                    tracing::warn!(
+                        seconds,
+                        connections,
+                        "without the replication slot for too long: clients are sent away (1012) and refused (503) until changes stream again"
+                    );
                     self.gate.send_replace(false);
                 }
                 None if !open => {

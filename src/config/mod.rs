@@ -115,7 +115,7 @@ impl Config {
             report_interval: Duration::from_secs(10),
             startup_timeout: Duration::from_secs(20),
             slot_grace: Duration::from_secs(10),
-            drain_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(8),
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(8),
             ingest: IngestConfig::new(wal),
             log: LogConfig::new(data_dir.join("log")),

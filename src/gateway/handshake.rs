@@ -9,10 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use warp::http::{HeaderMap, Method, Response, StatusCode, header};
 
-use super::{Tokens, device};
+use super::{Tokens, device, storm};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing as _;
-use crate::hub::Version;
+use crate::hub::{RESTARTING, Version};
 
 /// A request that may be upgraded.
 pub(super) struct Grant {
@@ -39,6 +39,8 @@ pub(super) enum Refusal {
     /// What is given for a device is no name.
     Device(&'static str),
     TooManyConnections,
+    /// The relay stops.
+    Restarting,
     /// What devices have received is not loaded yet.
     NotReady,
     /// The relay has been without its slot for too long.
@@ -171,6 +173,7 @@ impl Refusal {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Refusal::NotAnUpgrade(_) => "NotAnUpgrade",
+            Refusal::Restarting => "Restarting",
             Refusal::Version => "UnsupportedVersion",
             Refusal::NoKey => "MissingAPIKey",
             Refusal::Token(error) => error.code(),
@@ -190,6 +193,7 @@ impl Refusal {
             Refusal::Token(error) => error.handshake(),
             Refusal::Device(text) => (400, (*text).into()),
             Refusal::TooManyConnections => (429, "Too many connected users".into()),
+            Refusal::Restarting => (503, RESTARTING.into()),
             Refusal::NotReady => (503, "Realtime is starting, please come again".into()),
             Refusal::NoSlot => (503, "No changes come in here at present, try again".into()),
         };
@@ -197,6 +201,10 @@ impl Refusal {
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let json = header::HeaderValue::from_static("application/json; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
+        if matches!(status, 429 | 503) {
+            // No SDK reads it; gateways, workers and load balancers do.
+            response.headers_mut().insert(header::RETRY_AFTER, storm::hint().into());
+        }
         response
     }
 }

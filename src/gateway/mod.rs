@@ -7,7 +7,9 @@ mod device;
 mod handshake;
 mod http;
 mod limits;
+mod pages;
 pub mod shard;
+mod storm;
 mod stream;
 mod tls;
 pub mod phoenix;
@@ -21,6 +23,7 @@ pub use limits::GatewayConfig;
 pub use tls::{Tls, TlsError, TlsFiles};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 
@@ -81,4 +84,22 @@ struct Shared {
     frontiers: Arc<Frontiers>,
     drain: Drain,
     gate: Gate,
+    turns: storm::Turns,
+}
+
+impl Shared {
+    /// How long a connection stays when all are told to go.
+    fn farewell(&self) -> Duration {
+        storm::farewell(&self.config, self.connections())
+    }
+
+    /// Resolves when the last connection has been told to go.
+    async fn stopped(&self) {
+        self.drain.draining().await;
+        tokio::time::sleep(storm::window(&self.config, self.connections())).await;
+    }
+
+    fn connections(&self) -> usize {
+        usize::try_from(self.metrics.connections.get()).unwrap_or(0)
+    }
 }

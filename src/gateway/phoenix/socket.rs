@@ -34,6 +34,7 @@ use super::receipts::{Due, Mark, Receipts};
 use super::session::{Effect, Now, Session, Visitor};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
+use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close, frame};
 use crate::hub::{
@@ -144,6 +145,10 @@ struct Connection {
     last_inbound: Instant,
     /// Since when the peer takes no bytes.
     blocked_since: Option<Instant>,
+    /// At the hub; made when it is asked for something.
+    turns: Option<OwnTurns>,
+    /// When it is closed, because all are told to go.
+    leaves: Option<(Instant, CloseReason)>,
     /// The least number of bytes that the messages so far have had on the wire.
     read: u64,
     /// A message was so large that tungstenite's buffer should go.
@@ -215,6 +220,8 @@ pub(in crate::gateway) async fn run(
         probe,
         last_inbound: Instant::now(),
         blocked_since: None,
+        turns: None,
+        leaves: None,
         read: 0,
         heavy: false,
         shared,
@@ -290,8 +297,8 @@ impl Connection {
                     };
                     self.carry_out(effects);
                 }
-                () = draining.as_mut() => self.close(CloseReason::Drain),
-                () = closed.as_mut() => self.close(CloseReason::Slot),
+                () = draining.as_mut(), if self.leaves.is_none() => self.leave(CloseReason::Drain),
+                () = closed.as_mut(), if self.leaves.is_none() => self.leave(CloseReason::Slot),
                 () = sleep.as_mut() => self.tick(),
             }
             let wake = TokioInstant::now() + self.next_wake();
@@ -314,8 +321,9 @@ impl Connection {
         let until_timeout = config.idle_timeout - quiet.max(stuck);
         let due = self.session.next_tick(self.now()).unwrap_or(Duration::MAX);
         let due = due.min(self.receipts.wake(Instant::now()));
+        let leaves = self.leaves.map_or(Duration::MAX, |(at, _)| at.saturating_duration_since(Instant::now()));
         // A timer that is a hair early must not spin.
-        config.tick.min(until_timeout).min(due).max(Duration::from_millis(1))
+        config.tick.min(until_timeout).min(due).min(leaves).max(Duration::from_millis(1))
     }
 
     fn received(&mut self, message: Option<Result<Message, Error>>) {
@@ -361,6 +369,9 @@ impl Connection {
     fn tick(&mut self) {
         let effects = self.session.tick(self.now());
         self.carry_out(effects);
+        if let Some((_, reason)) = self.leaves.filter(|(at, _)| *at <= Instant::now()) {
+            return self.close(reason);
+        }
         self.ask_the_peer();
         let timeout = self.shared.config.idle_timeout;
         if self.last_inbound.elapsed() >= timeout {
@@ -368,6 +379,15 @@ impl Connection {
         } else if self.blocked_since.is_some_and(|since| since.elapsed() >= timeout) {
             self.close(CloseReason::Slow);
         }
+    }
+
+    /// All are told to go, this one in a moment.
+    fn leave(&mut self, reason: CloseReason) {
+        let farewell = self.shared.farewell();
+        if farewell.is_zero() {
+            return self.close(reason);
+        }
+        self.leaves = Some((Instant::now() + farewell, reason));
     }
 
     /// A Ping, if one is due.
@@ -466,6 +486,10 @@ impl Connection {
                         if let Some(reached) = before.port.reached().filter(|_| go_on) {
                             entries.iter_mut().for_each(|entry| entry.start = later(entry.start, reached));
                         }
+                        if again && before.port.place.had_snapshot() {
+                            entries.iter_mut().for_each(|entry| entry.snapshot = None);
+                            port.place.end_snapshot();
+                        }
                     }
                     let hub = self.shared.hub.clone();
                     let asking = async move {
@@ -474,7 +498,7 @@ impl Connection {
                         }
                         bounded(hub.subscribe_greeting(port, entries, principal, greeting)).await
                     };
-                    self.ask(id, asking);
+                    self.ask_in_turn(id, asking);
                 }
                 Effect::Reclaim { id, principal } => {
                     if let Some(joined) = self.ports.get_mut(&id) {
@@ -489,7 +513,7 @@ impl Connection {
                         }
                         answer
                     };
-                    self.ask(id, asking);
+                    self.ask_in_turn(id, asking);
                 }
                 Effect::Leave(id) => {
                     if let Some(joined) = self.ports.remove(&id) {
@@ -526,6 +550,16 @@ impl Connection {
         if let Some(reason) = closing {
             self.close(reason);
         }
+    }
+
+    fn ask_in_turn(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
+        let shared = self.shared.clone();
+        if self.operations.is_empty() {
+            self.turns = None;
+        }
+        let own = self.turns.get_or_insert_with(|| shared.turns.own());
+        let asking = shared.turns.run(own, asking);
+        self.ask(id, asking);
     }
 
     fn ask(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {

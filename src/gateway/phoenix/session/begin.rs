@@ -56,7 +56,26 @@ impl Session {
                 Err(error @ CursorError::Malformed) => return Err(format!("Error parsing `since`: {error}")),
             },
         };
-        Ok(Entry { start, ..wanted.entry()? })
+        let mut entry = Entry { start, ..wanted.entry()? };
+        if entry.snapshot.is_some() && wanted.since()?.is_some() && self.can_go_on(start) {
+            // It has what a snapshot would bring.
+            entry.snapshot = None;
+        }
+        Ok(entry)
+    }
+
+    /// Whether everything after this place is still there.
+    fn can_go_on(&self, start: Start) -> bool {
+        let log = &self.shared.log;
+        match start {
+            Start::After(cursor) => {
+                let at = cursor.position.lsn;
+                log.shares(cursor.epoch, at) && at >= log.floor() && log.written().is_none_or(|written| at <= written)
+            }
+            // At least once, from the first that is kept.
+            Start::Time(_) => true,
+            Start::Now | Start::Lost => false,
+        }
     }
 
     /// A channel that asks for nothing yet, and the frames of its join reply, which tells this place.
@@ -132,8 +151,11 @@ impl Session {
 }
 
 /// The place with which a client that got nothing yet can come back and lose nothing. A place in another history counts as the
-/// lowest: whoever comes back with it is told of the gap again.
+/// lowest: whoever comes back with it is told of the gap again. With a snapshot there is none before its end.
 fn lowest(here: Cursor, entries: &[Entry]) -> Option<Cursor> {
+    if entries.iter().any(|entry| entry.snapshot.is_some()) {
+        return None;
+    }
     let starts = entries.iter().map(|entry| match entry.start {
         Start::After(cursor) => Some(cursor),
         Start::Now | Start::Time(_) | Start::Lost => None,

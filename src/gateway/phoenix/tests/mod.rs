@@ -62,6 +62,7 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         frontiers: crate::resume::Frontiers::in_memory(Default::default(), Arc::new(Metrics::new())),
         drain: Drain::new(),
         gate: crate::task::Gate::always(),
+        turns: crate::gateway::storm::Turns::new(&GatewayConfig::default()),
     });
     let token = anon(3600);
     let principal = Arc::new(claims::tests::verifier().verify(&token, NOW).unwrap());
