@@ -95,6 +95,8 @@ begin
     grant select on rowcast.migrations to rowcast_relay;
     grant select, insert, update on rowcast.lineage to rowcast_relay;
     grant select, insert, update on rowcast.relay_status to rowcast_relay;
+    grant select, insert, update on rowcast.frontier_owners to rowcast_relay;
+    grant select, insert, update, delete on rowcast.frontiers to rowcast_relay;
     grant execute on function rowcast.take_sample() to rowcast_relay;
     foreach acting in array array['anon', 'authenticated', 'service_role', 'rowcast_filter']::name[] loop
         if exists (select from pg_roles where rolname = acting) then

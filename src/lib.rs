@@ -30,6 +30,7 @@
 // Ground.
 pub mod error;
 pub mod clock;
+pub mod fail;
 pub mod metrics;
 pub mod task;
 pub mod pg;

@@ -223,8 +223,22 @@ metrics! {
     jwks_keys: Gauge = "jwks_keys";
     /// Seconds from the commit to the hand-over of the frame to the socket, by the two machines' clocks
     commit_to_write: Histogram = "commit_to_write" in Seconds, latency();
-    /// Connections closed by us by reason: slow, drain, idle, slot (the relay was without it for too long), joins, protocol
-    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "slot", "joins", "protocol"];
+    /// Connections closed by us by reason: slow, drain, idle, unanswered (pings), slot (we had it not), joins, protocol
+    closes: Labelled = "closes" by "reason" ["slow", "drain", "idle", "unanswered", "slot", "joins", "protocol"];
+    /// Pings sent to clients
+    pings: Counter = "pings";
+    /// Time from a Ping to its Pong
+    pong: Histogram = "pong" in Seconds, latency();
+    /// Frontiers, one for each device, topic and entry, by kind: live (of a connection), kept (for a device that is away)
+    frontiers: LabelledGauge = "frontiers" by "kind" ["live", "kept"];
+    /// Joins of entries that began where their device had been
+    frontier_resumes: Counter = "frontier_resumes";
+    /// Frontiers given up by reason: expired, user_limit, limit, refused (a new one had no room)
+    frontiers_dropped: Labelled = "frontiers_dropped" by "reason" ["expired", "user_limit", "limit", "refused"];
+    /// Frontiers that wait to be saved
+    frontiers_unsaved: Gauge = "frontiers_unsaved";
+    /// Times frontiers were written to the database by result: saved, failed, fenced (another relay has taken over)
+    frontier_saves: Labelled = "frontier_saves" by "result" ["saved", "failed", "fenced"];
     /// TLS handshakes of clients that failed by reason: timeout, failed
     tls_handshake_failures: Labelled = "tls_handshake_failures" by "reason" ["timeout", "failed"];
     /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)

@@ -137,10 +137,12 @@ impl Running {
             drained.connections_left = self.connections.len();
             self.connections.kill();
         }
+        self.drains.frontiers.drain();
         self.drains.hub.drain();
         self.join("hub", hub, &mut drained).await;
         self.join("shard", shards, &mut drained).await;
         self.join("retention", shards, &mut drained).await;
+        self.join("frontiers", shards, &mut drained).await;
         self.join("report", shards, &mut drained).await;
         self.join("standby", shards, &mut drained).await;
         self.drains.journal.drain();

@@ -30,6 +30,7 @@ use crate::ingest::IngestConfig;
 use crate::journal::JournalConfig;
 use crate::log::LogConfig;
 use crate::pg::PgConfig;
+use crate::resume::FrontierConfig;
 use crate::wal::WalConfig;
 
 /// The shortest `JWT_SECRET`, in bytes.
@@ -81,6 +82,8 @@ pub struct Config {
     pub hub: HubConfig,
     /// Connections.
     pub gateway: GatewayConfig,
+    /// What devices have received. How long it is kept is set from the log's age when the relay is built.
+    pub frontiers: FrontierConfig,
 }
 
 impl Config {
@@ -119,6 +122,7 @@ impl Config {
             journal: JournalConfig::new(data_dir.join("journal")),
             hub: HubConfig::default(),
             gateway: GatewayConfig::default(),
+            frontiers: FrontierConfig::default(),
         }
     }
 

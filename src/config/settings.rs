@@ -11,7 +11,7 @@ use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
 use crate::claims::KeySetConfig;
-use crate::gateway::{GatewayConfig, TlsFiles};
+use crate::gateway::{GatewayConfig, Receipt, TlsFiles};
 use crate::pg::PgConfig;
 use crate::policy::Deletes;
 
@@ -31,6 +31,8 @@ const NAMES: &[(&str, &str)] = &[
     ("api_keys", "ROWCAST_API_KEYS"),
     ("data_dir", "ROWCAST_DATA_DIR"),
     ("slot", "ROWCAST_SLOT"),
+    ("slot_failover", "ROWCAST_SLOT_FAILOVER"),
+    ("slot_grace", "ROWCAST_SLOT_GRACE"),
     ("publication", "ROWCAST_PUBLICATION"),
     ("migrate", "ROWCAST_MIGRATE"),
     ("startup_timeout", "ROWCAST_STARTUP_TIMEOUT"),
@@ -56,6 +58,9 @@ const NAMES: &[(&str, &str)] = &[
     ("max_pages", "ROWCAST_MAX_PAGES"),
     ("max_message_bytes", "ROWCAST_MAX_MESSAGE_BYTES"),
     ("max_header_bytes", "ROWCAST_MAX_HEADER_BYTES"),
+    ("device_claim", "ROWCAST_DEVICE_CLAIM"),
+    ("receipt", "ROWCAST_RECEIPT"),
+    ("max_frontiers", "ROWCAST_MAX_FRONTIERS"),
     ("admin_addr", "ROWCAST_ADMIN_ADDR"),
     ("log", "ROWCAST_LOG"),
     ("log_format", "ROWCAST_LOG_FORMAT"),
@@ -329,6 +334,8 @@ impl<'a> Reading<'a> {
         let questions = self.read("ask_connections", "Set it to a number above 0.", above_zero);
         let snapshots = self.read("snapshot_connections", "Set it to a number above 0.", above_zero);
         let migrate = self.read("migrate", "Set it to true or false.", parse::switch);
+        let failover = self.read("slot_failover", "Set it to true or false.", parse::switch);
+        let grace = self.read("slot_grace", "Write it like 10s.", parse::duration);
         let startup = self.read("startup_timeout", "Write it like 20s.", parse::duration);
         let retention = self.read("retention", "Set it to on or off.", parse::switch);
         let retention_interval = self.read("retention_interval", "Write it like 10m, at least 1s.", |text| {
@@ -370,6 +377,8 @@ impl<'a> Reading<'a> {
         config.hub.snapshot.connections = snapshots.unwrap_or(config.hub.snapshot.connections);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));
+        config.ingest.wal.failover = failover.unwrap_or(config.ingest.wal.failover);
+        config.slot_grace = grace.unwrap_or(config.slot_grace);
         config.startup_timeout = startup.unwrap_or(config.startup_timeout);
         config.hub.policy.deletes = deletes.unwrap_or_default();
         config.hub.policy.open_partitions = partitions.unwrap_or_default();
@@ -382,6 +391,15 @@ impl<'a> Reading<'a> {
         config.gateway.tls = tls;
         self.limits(&mut config.gateway);
         config.hub.snapshot.max_rows = config.gateway.max_page_rows;
+        let receipt = self.read("receipt", "Set it to pong or heartbeat.", |text| match text {
+            "pong" => Ok(Receipt::Pong),
+            "heartbeat" => Ok(Receipt::Heartbeat),
+            other => Err(format!("is {other:?}")),
+        });
+        config.gateway.device.receipt = receipt.unwrap_or_default();
+        config.gateway.device.claim = self.settings.get("device_claim").map(Into::into);
+        let most = self.read("max_frontiers", "Set it to a number above 0.", above_zero);
+        config.frontiers.most = most.unwrap_or(config.frontiers.most);
         usable.then_some(config)
     }
 

@@ -42,7 +42,7 @@ use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::resume::CursorKey;
+use crate::resume::{CursorKey, Frontiers};
 use crate::task::{Connections, Drain, Gate};
 
 /// What the gateway needs from the rest of the relay.
@@ -61,6 +61,8 @@ pub struct Deps {
     pub log: Log,
     /// Seals and opens cursors.
     pub cursor_key: Arc<CursorKey>,
+    /// What devices have received.
+    pub frontiers: Arc<Frontiers>,
     /// When to stop.
     pub drain: Drain,
     /// The set that every connection's task belongs to.
@@ -174,10 +176,21 @@ impl Bound {
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
         let pages = Arc::new(Pages::new(deps.shards));
-        let Deps {
-            hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate, connections, ready, tls, ..
-        } = deps;
-        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate });
+        let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
+        let Deps { connections, ready, tls, .. } = deps;
+        let shared = Arc::new(Shared {
+            config,
+            hub,
+            verifier,
+            clock,
+            metrics,
+            journal,
+            log,
+            cursor_key,
+            frontiers,
+            drain,
+            gate,
+        });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
@@ -263,8 +276,9 @@ where
             let parts = upgraded.downcast::<TokioIo<Box<TlsStream<TcpStream>>>>().ok()?;
             (Stream::Tls(parts.io.into_inner()), parts.read_buf)
         };
-        let Grant { version, token, principal, headers, .. } = grant;
-        let visitor = phoenix::Visitor { connection, version, token, principal, headers };
+        let Grant { version, token, principal, headers, device, .. } = grant;
+        let visitor =
+            phoenix::Visitor { connection, version, token, principal, headers, device, probe: Arc::default() };
         Some(Box::pin(phoenix::run(shared, visitor, shard, stream, leftover, admitted)))
     });
     async move {
@@ -330,14 +344,23 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
         .unify()
         .or(warp::path!("websocket"))
         .unify()
+        .map(|| None)
+        .or(warp::path!("realtime" / "v1" / "device" / String / "websocket")
+            .or(warp::path!("socket" / "device" / String / "websocket"))
+            .unify()
+            .map(Some))
+        .unify()
         .and(warp::method())
         .and(warp::header::headers_cloned())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::get::<Handover>())
-        .then(move |method, headers, query, upgrade, handover| {
+        .then(move |device: Option<String>, method, headers, query: String, upgrade, handover| {
             let doors = doors.clone();
-            async move { shake_hands(&doors, &method, &headers, query, upgrade, &handover).await }
+            async move {
+                let request = Opening { method: &method, headers: &headers, query: &query, device: device.as_deref() };
+                shake_hands(&doors, &request, upgrade, &handover).await
+            }
         });
     socket.or(feeds).or(pages)
 }
@@ -376,22 +399,37 @@ async fn authenticate(doors: &Doors, token: Option<String>) -> Result<Arc<Princi
     verified.map(Arc::new).map_err(Refusal::Token)
 }
 
+/// The head of a request that is to become a WebSocket.
+struct Opening<'a> {
+    method: &'a Method,
+    headers: &'a HeaderMap,
+    query: &'a str,
+    /// The device, as it stands in the path.
+    device: Option<&'a str>,
+}
+
 async fn shake_hands(
     doors: &Doors,
-    method: &Method,
-    headers: &HeaderMap,
-    query: String,
+    request: &Opening<'_>,
     upgrade: Option<OnUpgrade>,
     handover: &Handover,
 ) -> Response<String> {
     let shared = &doors.shared;
     let Handover { connection, peer, .. } = *handover;
-    let check = || handshake::check(method, headers, &query, shared.verifier.as_ref(), shared.clock.unix_seconds());
+    let Opening { method, headers, query, device } = *request;
+    let verifier = shared.verifier.as_ref();
+    let check = || handshake::check(method, headers, query, device, verifier, shared.clock.unix_seconds());
     let mut checked = check();
     if let Err(Refusal::Token(error)) = &checked
         && learned(doors, error).await
     {
         checked = check();
+    }
+    // Without it a device would seem to be a new one, and lose what it missed.
+    if checked.as_ref().is_ok_and(|grant| grant.device.is_some() || shared.config.device.claim.is_some())
+        && !shared.frontiers.opened(shared.config.device.patience).await
+    {
+        checked = Err(Refusal::NotReady);
     }
     let granted = checked.and_then(|grant| {
         let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::device::DeviceConfig;
 use super::tls::TlsFiles;
 use crate::hub::Version;
 use crate::metrics::Metrics;
@@ -73,6 +74,8 @@ pub struct GatewayConfig {
     pub max_page_bytes: usize,
     /// The longest that a page may take.
     pub page_timeout: Duration,
+    /// How devices are told apart, and their receipts taken.
+    pub device: DeviceConfig,
     /// Public channels are refused.
     pub private_only: bool,
     /// TLS on our own listener; `None` for none.
@@ -113,6 +116,7 @@ impl Default for GatewayConfig {
             max_page_rows: 1000,
             max_page_bytes: 2 * 1024 * 1024,
             page_timeout: Duration::from_secs(20),
+            device: DeviceConfig::default(),
             private_only: false,
             tls: None,
             tls_poll: Duration::from_secs(2),

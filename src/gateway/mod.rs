@@ -3,6 +3,7 @@
 pub mod encode;
 pub mod frame;
 mod close;
+mod device;
 mod handshake;
 mod http;
 mod limits;
@@ -15,6 +16,7 @@ pub mod phoenix;
 #[cfg(test)]
 mod tests;
 
+pub use device::{DeviceConfig, Receipt};
 pub use http::{BindError, Bound, Deps, Gateway};
 pub use limits::GatewayConfig;
 pub use tls::{Tls, TlsError, TlsFiles};
@@ -29,7 +31,7 @@ use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::resume::CursorKey;
+use crate::resume::{CursorKey, Frontiers};
 use crate::task::{Drain, Gate};
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
@@ -77,6 +79,7 @@ struct Shared {
     journal: Journal,
     log: Log,
     cursor_key: Arc<CursorKey>,
+    frontiers: Arc<Frontiers>,
     drain: Drain,
     gate: Gate,
 }

@@ -203,6 +203,7 @@ impl Shard {
                     changes_frame(member.port.version, &member.port.topic, &member.ids, data)
                 }),
             };
+            member.port.place.deliver();
             self.frames.push(Frame { port: member.port.clone(), bytes: frame.clone(), greeting: false });
             last = Some((i, frame));
         }

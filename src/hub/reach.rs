@@ -7,7 +7,7 @@
 //!
 //! Rejected: a place per channel that each batch moves on, which costs a write per connection and row that nobody gets.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Port;
@@ -40,6 +40,8 @@ pub struct Place {
     /// Its snapshot or the seam is not behind it.
     in_snapshot: AtomicBool,
     had_snapshot: AtomicBool,
+    /// Frames with a change.
+    delivered: AtomicU64,
 }
 
 impl Place {
@@ -67,6 +69,16 @@ impl Place {
     /// Whether a snapshot that the channel asked for need not be taken again: it goes on from where it was.
     pub fn had_snapshot(&self) -> bool {
         self.had_snapshot.load(Ordering::Acquire)
+    }
+
+    /// A frame with a change is about to be written.
+    pub fn deliver(&self) {
+        self.delivered.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many there were.
+    pub fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Acquire)
     }
 
     /// What is on its way to the outbox.

@@ -11,6 +11,7 @@ use super::tend::Tending;
 use super::{Core, IngestError, IngestState};
 use crate::change::{Body, Lsn, Transaction};
 use crate::error::chain;
+use crate::fail::{self, Point};
 use crate::log::LogError;
 use crate::wal::Received;
 
@@ -67,7 +68,11 @@ impl<O: Origin> Core<O> {
                 () = drain.draining() => break Ok(()),
                 synced = self.pen.synced() => {
                     match synced {
-                        Ok(durable) => source.confirm(durable),
+                        Ok(durable) => {
+                            fail::point(Point::Fsynced);
+                            source.confirm(durable);
+                            fail::point(Point::Confirmed);
+                        }
                         Err(error) => break Err(error.into()),
                     }
                     self.pen.start_sync();
@@ -142,8 +147,12 @@ impl<O: Origin> Core<O> {
                 Box::pin(self.take(received, backlog, chores)).await
             }
             Received::Transaction(transaction) if backlog.error.is_none() => {
+                fail::point(Point::Received);
                 match self.pen.append(&transaction).await {
-                    Ok(()) => Ok(()),
+                    Ok(()) => {
+                        fail::point(Point::Appended);
+                        Ok(())
+                    }
                     Err(error) => self.keep(transaction, error, backlog),
                 }
             }

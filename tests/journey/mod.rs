@@ -5,6 +5,7 @@
 
 mod client;
 mod deletes;
+mod devices;
 mod facts;
 mod filters;
 mod jwks;
@@ -15,7 +16,7 @@ mod payload;
 mod publications;
 mod refusals;
 mod restart;
-mod revocation;
+pub(crate) mod revocation;
 mod rights;
 mod rules;
 mod snapshot;

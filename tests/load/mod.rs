@@ -11,8 +11,8 @@
 //! `ROWCAST_LOAD_SECONDS` (30) is how long rows are written.
 
 mod membership;
-mod phones;
-mod usage;
+pub(crate) mod phones;
+pub(crate) mod usage;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

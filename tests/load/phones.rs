@@ -107,7 +107,7 @@ impl Drop for Phones {
 }
 
 /// For this process and those that it starts: a relay with a thousand sockets needs more than the usual 1,024.
-pub(super) fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a higher limit");
     assert!(

@@ -8,6 +8,7 @@ pub(crate) mod sdk;
 pub(crate) mod signer;
 pub(crate) mod stage;
 pub(crate) mod token;
+pub(crate) mod wire;
 
 pub(crate) use change::{Change, summary, without_cursor};
 pub(crate) use pg::TestPg;
@@ -15,3 +16,4 @@ pub(crate) use phone::{Phone, Version};
 pub(crate) use relay::{Relay, RelayProcess};
 pub(crate) use sdk::Stock;
 pub(crate) use stage::{Pair, Stage};
+pub(crate) use wire::{Flow, Wire};

@@ -78,6 +78,11 @@ impl Relay {
         self.admin
     }
 
+    /// Its log.
+    pub(crate) fn log(&self) -> &rowcast::log::Log {
+        self.running.log()
+    }
+
     /// A connected raw client.
     #[track_caller]
     pub(crate) fn phone(&self, token: &str) -> impl Future<Output = Phone> + use<> {
@@ -116,6 +121,7 @@ pub(crate) struct RelayProcess {
     home: TempDir,
     child: Option<Child>,
     runs: u32,
+    settings: Vec<(String, String)>,
 }
 
 impl RelayProcess {
@@ -130,7 +136,25 @@ impl RelayProcess {
     pub(crate) fn new(pg: &TestPg) -> RelayProcess {
         let home = tempfile::tempdir().expect("a folder");
         let addr = ([127, 0, 0, 1], pg::free_port()).into();
-        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0 }
+        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0, settings: Vec::new() }
+    }
+
+    /// Reaches the database at another port, such as that of a wire; from the next start on.
+    pub(crate) fn through(&mut self, port: u16) {
+        let (head, path) = self.database_url.rsplit_once('/').expect("a URL");
+        let (login, _) = head.rsplit_once(':').expect("a port");
+        self.database_url = format!("{login}:{port}/{path}");
+    }
+
+    /// One more variable of its environment; from the next start on.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// The opposite of `set`.
+    pub(crate) fn unset(&mut self, name: &str) {
+        self.settings.retain(|(known, _)| known != name);
     }
 
     /// After `stop` or `kill`: the same port, the same data.
@@ -160,6 +184,7 @@ impl RelayProcess {
             .env("JWT_SECRET", SECRET)
             .env("ROWCAST_DATA_DIR", self.data_dir())
             .env("ROWCAST_ADMIN_ADDR", "127.0.0.1:0")
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
@@ -177,10 +202,31 @@ impl RelayProcess {
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "it had ended by itself:\n{}", self.log());
     }
 
-    async fn signal(&mut self, signal: Signal) -> ExitStatus {
-        let mut child = self.child.take().expect("it runs");
-        let id = i32::try_from(child.id()).expect("a process id");
+    /// SIGSTOP: it stands still, with its connections open.
+    pub(crate) fn freeze(&self) {
+        self.send(Signal::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&self) {
+        self.send(Signal::SIGCONT);
+    }
+
+    fn send(&self, signal: Signal) {
+        let id = i32::try_from(self.pid()).expect("a process id");
         kill(Pid::from_raw(id), signal).expect("it takes signals");
+    }
+
+    /// How it ended, if it has by itself; it may then be started again.
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
+        let ended = self.child.as_mut()?.try_wait().expect("a status")?;
+        self.child = None;
+        Some(ended)
+    }
+
+    async fn signal(&mut self, signal: Signal) -> ExitStatus {
+        self.send(signal);
+        let mut child = self.child.take().expect("it runs");
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = child.try_wait().expect("a status") {
@@ -191,6 +237,52 @@ impl RelayProcess {
                 let _ = child.wait();
                 panic!("it is still there {PATIENCE:?} after {signal}:\n{}", self.log());
             }
+            pause().await;
+        }
+    }
+
+    /// Waits until this stands in the log.
+    #[track_caller]
+    pub(crate) fn logged<'a>(&'a self, text: &'a str) -> impl Future<Output = String> + 'a {
+        let at = Location::caller();
+        async move {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                if let Some(line) = self.log().lines().find(|line| line.contains(text)) {
+                    return line.to_owned();
+                }
+                assert!(Instant::now() < deadline, "at {at}: not within {PATIENCE:?}: {text}\n{}", self.log());
+                pause().await;
+            }
+        }
+    }
+
+    /// Waits until `/readyz` has this status; its text.
+    #[track_caller]
+    pub(crate) fn readiness(&self, wanted: u16) -> impl Future<Output = String> + '_ {
+        let at = Location::caller();
+        async move {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                match get(self.addr, "/readyz").await {
+                    Some((status, text)) if status == wanted => return text,
+                    found => assert!(Instant::now() < deadline, "at {at}: {found:?}, not {wanted}\n{}", self.log()),
+                }
+                pause().await;
+            }
+        }
+    }
+
+    /// Waits until it has ended by itself; with which code.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        let child = self.child.as_mut().expect("it was started");
+        loop {
+            if let Some(status) = child.try_wait().expect("a status") {
+                self.child = None;
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it still runs");
             pause().await;
         }
     }

@@ -87,6 +87,26 @@ impl SdkPhone {
         }
     }
 
+    /// The same; `command` is the whole of what it is told, such as a device to name.
+    #[track_caller]
+    pub(crate) fn connect_as<'a>(stock: Stock, command: &'a Value) -> impl Future<Output = SdkPhone> + use<'a> {
+        let at = Location::caller();
+        async move {
+            let mut phone = SdkPhone::start(stock, None);
+            phone.wait("the client's start", at, |event| event["event"] == "ready").await;
+            phone.tell(command);
+            phone
+        }
+    }
+
+    /// Whatever it says next, complaints too, without a deadline; `None` if it has ended. Dropping the future loses nothing.
+    pub(crate) async fn next_event(&mut self) -> Option<Value> {
+        match self.inbox.pop_front() {
+            Some(event) => Some(event),
+            None => self.output.recv().await,
+        }
+    }
+
     fn start(stock: Stock, authority: Option<&Path>) -> SdkPhone {
         let mut command = stock.command();
         if let Some(authority) = authority {

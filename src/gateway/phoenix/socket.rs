@@ -22,6 +22,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -29,12 +30,16 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::{debug, warn};
 
 use super::codec::{self, Decoded};
+use super::receipts::{Due, Mark, Receipts};
 use super::session::{Effect, Now, Session, Visitor};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
-use crate::gateway::{GatewayConfig, Shared, close};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, SubscribeError, Transmit, Version};
+use crate::gateway::{GatewayConfig, Shared, close, frame};
+use crate::hub::{
+    ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Start, SubscribeError, Transmit, Version,
+};
+use crate::resume::{Cursor, Tracked};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -81,7 +86,7 @@ impl AsyncWrite for Inbound {
             self.outbox.close(CloseReason::Peer, whole);
         } else {
             // Refused on a connection that is closing; then nobody waits for a pong.
-            self.outbox.send(whole);
+            self.outbox.send_own([&whole]);
         }
         Poll::Ready(Ok(frame.len()))
     }
@@ -105,6 +110,18 @@ enum Done {
     Learned,
 }
 
+/// A channel as far as its frames and their receipts are concerned.
+struct Joined {
+    port: Arc<Port>,
+    /// Of a device's channel.
+    tracked: Option<Arc<Tracked>>,
+    /// From then on the hub withholds rows, and being past them proves nothing. Seconds since 1970.
+    expires_at: i64,
+    /// Changes that had been written at the last question, and how many of the next ones may be about them.
+    delivered: u64,
+    fresh: u8,
+}
+
 type Operation = Abortable<BoxFuture<'static, Done>>;
 
 struct Connection {
@@ -121,7 +138,9 @@ struct Connection {
     /// Stops what fetches keys.
     learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
-    ports: HashMap<ChannelId, Arc<Port>>,
+    ports: HashMap<ChannelId, Joined>,
+    receipts: Receipts,
+    probe: Arc<Notify>,
     last_inbound: Instant,
     /// Since when the peer takes no bytes.
     blocked_since: Option<Instant>,
@@ -180,6 +199,7 @@ pub(in crate::gateway) async fn run(
     let inbound = Inbound { read, outbox: outbox.clone(), taken: first.len() as u64 };
     let config = Some(reading(&shared.config));
     let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, config).await;
+    let probe = visitor.probe.clone();
     let mut connection = Connection {
         number: visitor.connection,
         version: visitor.version,
@@ -191,6 +211,8 @@ pub(in crate::gateway) async fn run(
         asked: HashMap::new(),
         learning: None,
         ports: HashMap::new(),
+        receipts: Receipts::new(shared.config.device.clone(), Instant::now()),
+        probe,
         last_inbound: Instant::now(),
         blocked_since: None,
         read: 0,
@@ -205,6 +227,15 @@ pub(in crate::gateway) async fn run(
     }
     Box::pin(connection.finish(socket.into_inner().read)).await;
     drop(place);
+}
+
+/// Where an entry goes on whose channel has reached this place.
+fn later(start: Start, reached: Cursor) -> Start {
+    match start {
+        // Added later than the others, and nothing before is owed to it.
+        Start::After(own) if own.epoch == reached.epoch && own.position > reached.position => start,
+        _ => Start::After(reached),
+    }
 }
 
 /// An answer that does not come is a "try again".
@@ -224,6 +255,9 @@ impl Connection {
             tokio::select! {
                 message = socket.next() => {
                     self.last_inbound = Instant::now();
+                    if matches!(&message, Some(Ok(message)) if !message.is_close()) {
+                        self.receipts.inbound(self.last_inbound);
+                    }
                     if let Some(Ok(message)) = &message {
                         self.read += least_wire_size(message);
                         self.heavy |= message.len() >= HEAVY_MESSAGE;
@@ -237,7 +271,13 @@ impl Connection {
                         return Served::Heavy;
                     }
                 }
-                () = self.outbox.attention() => self.flush(),
+                () = self.outbox.attention() => {
+                    self.flush();
+                    if self.outbox.noticed() {
+                        self.receipts.written(Instant::now());
+                    }
+                }
+                () = self.probe.notified() => self.receipts.probe(Instant::now()),
                 _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
                 Some(done) = self.operations.next(), if !self.operations.is_empty() => {
                     let effects = match done {
@@ -273,6 +313,7 @@ impl Connection {
         let stuck = self.blocked_since.map_or(Duration::ZERO, |since| since.elapsed().min(config.idle_timeout));
         let until_timeout = config.idle_timeout - quiet.max(stuck);
         let due = self.session.next_tick(self.now()).unwrap_or(Duration::MAX);
+        let due = due.min(self.receipts.wake(Instant::now()));
         // A timer that is a hair early must not spin.
         config.tick.min(until_timeout).min(due).max(Duration::from_millis(1))
     }
@@ -281,6 +322,13 @@ impl Connection {
         let decoded = match &message {
             Some(Ok(Message::Text(text))) => codec::decode_text(self.version, text),
             Some(Ok(Message::Binary(bytes))) => codec::decode_binary(self.version, bytes),
+            Some(Ok(Message::Pong(payload))) => {
+                if let Some(took) = self.receipts.pong(payload, Instant::now()) {
+                    self.shared.metrics.pong.observe(took.as_secs_f64());
+                    self.watch();
+                }
+                return;
+            }
             // Pings are answered by tungstenite, closes echoed.
             Some(Ok(_)) => return,
             Some(Err(error)) => {
@@ -294,6 +342,11 @@ impl Connection {
         };
         match decoded {
             Decoded::Message(message) => {
+                // Without a ref it is sent whether or not the one before was answered.
+                if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
+                    let marks = self.marks();
+                    self.receipts.heartbeat(marks, Instant::now());
+                }
                 let effects = self.session.handle(message, self.now());
                 self.carry_out(effects);
             }
@@ -308,12 +361,55 @@ impl Connection {
     fn tick(&mut self) {
         let effects = self.session.tick(self.now());
         self.carry_out(effects);
+        self.ask_the_peer();
         let timeout = self.shared.config.idle_timeout;
         if self.last_inbound.elapsed() >= timeout {
             self.close(CloseReason::Idle);
         } else if self.blocked_since.is_some_and(|since| since.elapsed() >= timeout) {
             self.close(CloseReason::Slow);
         }
+    }
+
+    /// A Ping, if one is due.
+    fn ask_the_peer(&mut self) {
+        match self.receipts.due(Instant::now()) {
+            Due::Nothing => {}
+            Due::Dead => self.close(CloseReason::Unanswered),
+            Due::Ping => {
+                let marks = self.marks();
+                let number = self.receipts.pinged(marks, Instant::now());
+                self.outbox.send_own([&frame::encode(frame::Opcode::Ping, number.to_string().as_bytes())]);
+                self.shared.metrics.pings.inc();
+                self.watch();
+            }
+        }
+    }
+
+    /// Has us hear of the next rows, if anybody wants to know what became of them.
+    fn watch(&self) {
+        if self.ports.values().any(|joined| joined.tracked.is_some()) {
+            self.outbox.watch();
+        }
+    }
+
+    /// How far the channels of a device are: whatever is queued from now on is behind that.
+    fn marks(&mut self) -> Vec<Mark> {
+        let mut marks = Vec::new();
+        for joined in self.ports.values_mut() {
+            let Some(tracked) = &joined.tracked else { continue };
+            // In this order: rows up to there were judged before the clock says so.
+            let reached = joined.port.reached();
+            let delivered = joined.port.place.delivered();
+            if std::mem::replace(&mut joined.delivered, delivered) != delivered {
+                // The hub says a moment later how far that was.
+                joined.fresh = 2;
+            }
+            let rows = joined.fresh > 0;
+            joined.fresh = joined.fresh.saturating_sub(1);
+            let to = reached.filter(|_| self.shared.clock.unix_seconds() < joined.expires_at);
+            marks.push(Mark { handles: tracked.handles(), to, rows });
+        }
+        marks
     }
 
     fn close(&self, reason: CloseReason) {
@@ -337,7 +433,18 @@ impl Connection {
                 Effect::Send(frame) => frames.push((frame, None)),
                 Effect::Greet { stage, greeting } => frames.push((greeting, Some(stage))),
                 Effect::Close(reason) => closing = Some(reason),
-                Effect::Subscribe { id, topic, join_ref, mut entries, principal, again, stage, greeting } => {
+                Effect::Subscribe {
+                    id,
+                    topic,
+                    join_ref,
+                    mut entries,
+                    principal,
+                    again,
+                    go_on,
+                    stage,
+                    greeting,
+                    tracked,
+                } => {
                     let port = Arc::new(Port {
                         id,
                         outbox: self.outbox.clone(),
@@ -348,9 +455,18 @@ impl Connection {
                         stage,
                         place: Place::default(),
                     });
-                    if let Some(before) = self.ports.insert(id, port.clone()) {
-                        before.stage.close();
-                        if again && before.place.had_snapshot() {
+                    if tracked.is_some() {
+                        self.receipts.track();
+                        self.outbox.watch();
+                    }
+                    let (expires_at, delivered) = (principal.expires_at, 0);
+                    let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
+                    if let Some(before) = self.ports.insert(id, joined) {
+                        before.port.stage.close();
+                        if let Some(reached) = before.port.reached().filter(|_| go_on) {
+                            entries.iter_mut().for_each(|entry| entry.start = later(entry.start, reached));
+                        }
+                        if go_on && before.port.place.had_snapshot() {
                             entries.iter_mut().for_each(|entry| entry.snapshot = None);
                             port.place.end_snapshot();
                         }
@@ -365,6 +481,9 @@ impl Connection {
                     self.ask(id, asking);
                 }
                 Effect::Reclaim { id, principal } => {
+                    if let Some(joined) = self.ports.get_mut(&id) {
+                        joined.expires_at = principal.expires_at;
+                    }
                     let hub = self.shared.hub.clone();
                     let asking = async move {
                         let answer = bounded(hub.reclaim(id, principal)).await;
@@ -377,8 +496,8 @@ impl Connection {
                     self.ask(id, asking);
                 }
                 Effect::Leave(id) => {
-                    if let Some(port) = self.ports.remove(&id) {
-                        port.stage.close();
+                    if let Some(joined) = self.ports.remove(&id) {
+                        joined.port.stage.close();
                     }
                     self.asked.remove(&id).inspect(AbortHandle::abort);
                     let hub = self.shared.hub.clone();
@@ -406,7 +525,7 @@ impl Connection {
             // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
             // reply that the shard has written is not written again.
             let due = |stage: &Option<Arc<Stage>>| stage.as_ref().is_none_or(|stage| stage.greet());
-            self.outbox.send_all(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
+            self.outbox.send_own(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
         }
         if let Some(reason) = closing {
             self.close(reason);
@@ -422,7 +541,7 @@ impl Connection {
 
     /// Sends what waits and says goodbye; makes the hub forget the channels. Both within the close timeout.
     async fn finish(self, mut read: ReadHalf) {
-        let Connection { shared, outbox, write, session, mut operations, asked, learning, number, .. } = self;
+        let Connection { shared, outbox, write, session, mut operations, asked, learning, number, receipts, .. } = self;
         asked.values().chain(&learning).for_each(AbortHandle::abort);
         let reason = outbox.closing();
         if let Some(reason) = reason.filter(|reason| *reason != CloseReason::Peer) {
@@ -441,7 +560,7 @@ impl Connection {
             while read.read(&mut scratch).await.is_ok_and(|size| size > 0) {}
         };
         let leaving = async {
-            for id in session.end() {
+            for id in session.end(receipts.alive()) {
                 shared.hub.leave(id).await;
             }
             while operations.next().await.is_some() {}

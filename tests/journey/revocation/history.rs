@@ -3,14 +3,15 @@
 
 use std::collections::HashMap;
 
+use rowcast::change::Lsn;
 use tokio_postgres::Client;
 
 /// A row, by column.
-pub(super) type Row = HashMap<String, String>;
+pub(crate) type Row = HashMap<String, String>;
 
 /// A change of one row, or of a whole table.
 #[derive(Debug, Clone)]
-pub(super) enum Event {
+pub(crate) enum Event {
     Insert {
         table: String,
         new: Row,
@@ -36,23 +37,32 @@ pub(super) enum Event {
 }
 
 /// Makes the slot; what is committed from now on is in [`read`].
-pub(super) async fn begin(client: &Client) {
+pub(crate) async fn begin(client: &Client) {
     let sql = "select pg_create_logical_replication_slot('history', 'test_decoding')";
     client.query(sql, &[]).await.expect("a slot of the test's own");
 }
 
 /// Every commit since [`begin`], oldest first. Empty ones too: `test_decoding` would not frame those that only carry messages.
-pub(super) async fn read(client: &Client) -> Vec<Vec<Event>> {
-    let sql = "select data from pg_logical_slot_get_changes('history', null, null, 'include-xids', '0')";
+pub(crate) async fn read(client: &Client) -> Vec<Vec<Event>> {
+    read_with_ends(client).await.into_iter().map(|(_, events)| events).collect()
+}
+
+/// The same, each with the LSN behind its commit record.
+pub(crate) async fn read_with_ends(client: &Client) -> Vec<(Lsn, Vec<Event>)> {
+    let sql = "select data, lsn::text from pg_logical_slot_get_changes('history', null, null, 'include-xids', '0')";
     let mut commits = Vec::new();
     for row in client.query(sql, &[]).await.expect("the history") {
         match row.get::<_, &str>(0) {
-            "BEGIN" => commits.push(Vec::new()),
-            "COMMIT" => {}
+            "BEGIN" => commits.push((Lsn::ZERO, Vec::new())),
+            "COMMIT" => {
+                let end = row.get::<_, &str>(1).parse().expect("an LSN");
+                commits.last_mut().expect("a transaction has begun").0 = end;
+            }
             // The relay's own.
             line if line.starts_with("table rowcast.") => {}
+            line if line.starts_with("message: transactional: 0") => {}
             line => {
-                let events: &mut Vec<Event> = commits.last_mut().expect("a transaction has begun");
+                let (_, events): &mut (_, Vec<Event>) = commits.last_mut().expect("a transaction has begun");
                 events.push(parse(line).unwrap_or_else(|| panic!("not understood: {line}")));
             }
         }

@@ -10,11 +10,11 @@
 //! A state counts as possible from the moment when its operation began. `ROWCAST_REVOCATION_SECONDS` makes it longer,
 //! `ROWCAST_SEED` repeats it as far as a race can be repeated.
 
-mod history;
+pub(crate) mod history;
 mod flood;
 mod hidden;
-mod model;
-mod writers;
+pub(crate) mod model;
+pub(crate) mod writers;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,10 +30,10 @@ use crate::support::{Change, Phone, Relay, TestPg};
 
 const TEAMS: u32 = 12;
 const ORGS: u32 = 4;
-const USERS: u32 = 6;
-const CONTENT: [&str; 6] = ["docs", "notes", "asks", "own", "lent", "called"];
+pub(crate) const USERS: u32 = 6;
+pub(crate) const CONTENT: [&str; 6] = ["docs", "notes", "asks", "own", "lent", "called"];
 /// Judged in memory, by rules that stay.
-const EXACT: [&str; 2] = ["docs", "notes"];
+pub(crate) const EXACT: [&str; 2] = ["docs", "notes"];
 
 const SCHEMA: &str = "
     create table orgs (id int primary key);
@@ -77,7 +77,7 @@ const SCHEMA: &str = "
     alter publication supabase_realtime add table docs, notes, asks, own, lent, called;";
 
 /// A database with all that, and its history's begin; users and their borrower rows.
-async fn prepared() -> (TestPg, Vec<String>) {
+pub(crate) async fn prepared() -> (TestPg, Vec<String>) {
     let pg = TestPg::start().await;
     pg.exec(MARKS).await;
     pg.exec(SCHEMA).await;

@@ -18,46 +18,46 @@ impl<T: Clone> Past<T> {
 
 /// A row that clients may be sent.
 #[derive(Debug, Clone)]
-pub(super) struct Sent {
-    pub(super) table: String,
+pub(crate) struct Sent {
+    pub(crate) table: String,
     /// `INSERT`, `UPDATE` or `DELETE`.
-    pub(super) kind: &'static str,
-    pub(super) row: Row,
+    pub(crate) kind: &'static str,
+    pub(crate) row: Row,
     /// Number of the commit.
-    pub(super) commit: usize,
+    pub(crate) commit: usize,
 }
 
 impl Sent {
     /// What no other change has: rows' ids are never used again, and each UPDATE makes `rev` larger.
-    pub(super) fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         let rev = if self.kind == "DELETE" { "" } else { &self.row["rev"] };
         format!("{} {} {} {rev}", self.kind, self.table, self.row["id"])
     }
 
     /// The first state that it may be judged in: its commit's, and for what is gone the one before.
-    pub(super) fn from(&self) -> usize {
+    pub(crate) fn from(&self) -> usize {
         self.commit - usize::from(self.kind == "DELETE")
     }
 }
 
 /// Facts and rules after every commit, and all that could be sent.
 #[derive(Debug, Default)]
-pub(super) struct Model {
+pub(crate) struct Model {
     teams: BTreeMap<String, Past<String>>,
     /// Role by team and user.
     members: BTreeMap<(String, String), Past<String>>,
     blocks: HashMap<(String, String), Past<()>>,
     /// Tables that nobody may read for now.
     closed: HashMap<String, Past<()>>,
-    pub(super) sent: Vec<Sent>,
+    pub(crate) sent: Vec<Sent>,
     /// Number of each commit's operation.
-    pub(super) operations: Vec<Option<u64>>,
+    pub(crate) operations: Vec<Option<u64>>,
 }
 
 const CONTENT: [&str; 6] = ["docs", "notes", "asks", "own", "lent", "called"];
 
 impl Model {
-    pub(super) fn of(history: &[Vec<Event>]) -> Model {
+    pub(crate) fn of(history: &[Vec<Event>]) -> Model {
         let mut model = Model::default();
         // State 0 is the empty one, so that there is always one before.
         model.operations.push(None);
@@ -131,7 +131,7 @@ impl Model {
     }
 
     /// The commits up to this one that closed or opened the table, latest first.
-    pub(super) fn turns(&self, table: &str, at: usize) -> String {
+    pub(crate) fn turns(&self, table: &str, at: usize) -> String {
         let turn = |(commit, closed): &(usize, Option<()>)| {
             format!("{commit} {}", if closed.is_some() { "closed" } else { "opened" })
         };
@@ -141,7 +141,7 @@ impl Model {
     }
 
     /// Whether the user may see the row by the facts and rules after commit `at`.
-    pub(super) fn permits(&self, sent: &Sent, user: &str, at: usize) -> bool {
+    pub(crate) fn permits(&self, sent: &Sent, user: &str, at: usize) -> bool {
         let role = |team: &str| self.members.get(&(team.to_owned(), user.to_owned())).and_then(|past| past.after(at));
         let closed = self.closed.get(&sent.table).is_some_and(|past| past.after(at).is_some());
         match &sent.table[..] {

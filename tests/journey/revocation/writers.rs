@@ -15,35 +15,35 @@ const PACE: u64 = 20;
 
 /// When each operation was begun: nothing of it was in force before.
 #[derive(Debug, Default)]
-pub(super) struct Operations {
+pub(crate) struct Operations {
     next: AtomicU64,
     begun: Mutex<Vec<Instant>>,
 }
 
 impl Operations {
-    fn begin(&self) -> u64 {
+    pub(crate) fn begin(&self) -> u64 {
         let mut begun = self.begun.lock().expect("nobody panicked");
         begun.push(Instant::now());
         self.next.fetch_add(1, Ordering::SeqCst)
     }
 
     /// By number.
-    pub(super) fn begun(&self) -> Vec<Instant> {
+    pub(crate) fn begun(&self) -> Vec<Instant> {
         self.begun.lock().expect("nobody panicked").clone()
     }
 }
 
 /// One who writes until the end.
-pub(super) struct Writer<'a> {
-    pub(super) client: Client,
-    pub(super) random: StdRng,
-    pub(super) users: &'a [String],
-    pub(super) operations: &'a Operations,
-    pub(super) until: Instant,
+pub(crate) struct Writer<'a> {
+    pub(crate) client: Client,
+    pub(crate) random: StdRng,
+    pub(crate) users: &'a [String],
+    pub(crate) operations: &'a Operations,
+    pub(crate) until: Instant,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) async fn new(
+    pub(crate) async fn new(
         client: Client,
         seed: u64,
         users: &'a [String],
@@ -57,7 +57,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Memberships, blocks, teams and organisations, with content in between.
-    pub(super) async fn rights(mut self) {
+    pub(crate) async fn rights(mut self) {
         while Instant::now() < self.until {
             let steps = self.random.random_range(1..=3);
             let sql: String =
@@ -68,7 +68,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Content only.
-    pub(super) async fn content(mut self) {
+    pub(crate) async fn content(mut self) {
         while Instant::now() < self.until {
             let steps = self.random.random_range(1..=4);
             let sql: String = (0..steps).map(|_| self.row()).collect();
@@ -78,7 +78,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Closes a table and opens it again, in one way and then in another.
-    pub(super) async fn rules(mut self) {
+    pub(crate) async fn rules(mut self) {
         while Instant::now() < self.until {
             let (table, close, open) = RULES[self.random.random_range(0..RULES.len())];
             self.run(&format!("{close}; select pg_logical_emit_message(true, 'test.closed', '{table}');")).await;
@@ -122,7 +122,8 @@ impl<'a> Writer<'a> {
         &users[self.random.random_range(0..users.len())]
     }
 
-    fn right(&mut self) -> String {
+    /// A change of rights.
+    pub(crate) fn right(&mut self) -> String {
         let (team, org) = (self.random.random_range(1..=TEAMS), self.random.random_range(1..=ORGS));
         let (user, other) = (self.user(), self.user());
         let role = ["viewer", "editor", "banned"][self.random.random_range(0..3)];
@@ -154,7 +155,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn row(&mut self) -> String {
+    /// A change of content.
+    pub(crate) fn row(&mut self) -> String {
         let (team, org) = (self.random.random_range(1..=TEAMS), self.random.random_range(1..=ORGS));
         let (user, back) = (self.user(), self.random.random_range(0..20));
         let recent = |table: &str| format!("id = (select max(id) from {table}) - {back}");
@@ -178,7 +180,7 @@ impl<'a> Writer<'a> {
 }
 
 /// The table that closes, how, and how it opens again.
-const RULES: [(&str, &str, &str); 8] = [
+pub(crate) const RULES: [(&str, &str, &str); 8] = [
     ("own", "revoke select on own from authenticated", "grant select on own to authenticated"),
     ("own", "alter policy own on own using (false)", "alter policy own on own using (user_id = auth.uid())"),
     (

@@ -1,7 +1,8 @@
 // The stock @supabase/realtime-js client, driven over its standard streams, one JSON object a line, so that the tests
 // themselves are written in Rust. tests/sdk/py/driver.py speaks the same language.
 //
-// Reads   {"do":"connect","url":…,"token":…}          url as an application gives it: ws://host/realtime/v1; "vsn" if not the default
+// Reads   {"do":"connect","url":…,"token":…}          url as an application gives it: ws://host/realtime/v1; "vsn" if not the default,
+//                                                     and "params" of the query
 //         {"do":"subscribe","topic":…,"entries":[…]}  topic without `realtime:`; a filter that is a list of calls such as
 //                                                     [["eq","id",1],["not","kind","in",["a"]]] is made by the client's builder
 //                                                     also "options", of the channel's config
@@ -52,10 +53,10 @@ function withBuiltFilter(entry) {
 }
 
 const commands = {
-  async connect({ url, token, vsn }) {
+  async connect({ url, token, vsn, params }) {
     // Before Node 22 there is no WebSocket of its own.
     const transport = typeof WebSocket === 'undefined' ? { transport: ws } : {};
-    client = new RealtimeClient(url, { params: { apikey: token }, ...(vsn && { vsn }), ...transport });
+    client = new RealtimeClient(url, { params: { apikey: token, ...params }, ...(vsn && { vsn }), ...transport });
     await client.setAuth(token);
     client.connect();
   },

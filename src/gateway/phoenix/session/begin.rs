@@ -1,4 +1,5 @@
-//! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply.
+//! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply. An entry that
+//! asks for a snapshot too needs none if all that came since is there.
 //!
 //! So the reply names a place, and everything committed after it arrives, however long the activation takes and however often
 //! it is tried again. Rejected: the hub's position at the activation, which comes after the reply, and would leave what was
@@ -9,8 +10,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::debug;
 
+use super::devices::Kept;
 use super::topic::{Channel, Counted, Topic};
-use super::{CHANGES_REFUSED, Effect, Session};
+use super::{CHANGES_REFUSED, Effect, Now, Session};
 use crate::change::Position;
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
@@ -20,29 +22,29 @@ use crate::hub::{Details, Entry, Start};
 use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Beginning {
     /// For the hub.
     pub(super) entries: Vec<Entry>,
     /// What the reply tells: nothing owed is at or before it. `None` if that is not known yet.
     pub(super) cursor: Option<Cursor>,
+    /// Of a device.
+    pub(super) kept: Kept,
 }
 
 impl Session {
     /// Where the join begins as of now, or the text that says which entry is none.
-    pub(super) fn begin(&self, join: &Join) -> Result<Beginning, String> {
+    pub(super) fn begin(&self, join: &Join, topic: &str, principal: &Principal, now: Now) -> Result<Beginning, String> {
         if join.changes.is_empty() {
             return Ok(Beginning::default());
         }
-        let here = self
-            .shared
-            .log
-            .head()
-            .map(|(epoch, end)| Cursor { epoch: epoch.tag(), position: Position { lsn: end, ordinal: u32::MAX } });
+        let here = self.here();
         let entries: Vec<Entry> =
             join.changes.iter().map(|wanted| self.entry(wanted, here)).collect::<Result<_, _>>()?;
-        let cursor = here.and_then(|here| lowest(here, &entries));
-        Ok(Beginning { entries, cursor })
+        let mut begun = Beginning { entries, ..Beginning::default() };
+        begun.kept = self.resume(&mut begun, &join.changes, topic, principal, now);
+        begun.cursor = here.and_then(|here| lowest(here, &begun.entries));
+        Ok(begun)
     }
 
     fn entry(&self, wanted: &Wanted, here: Option<Cursor>) -> Result<Entry, String> {
@@ -69,8 +71,10 @@ impl Session {
         let log = &self.shared.log;
         match start {
             Start::After(cursor) => {
-                let at = cursor.position.lsn;
-                log.shares(cursor.epoch, at) && at >= log.floor() && log.written().is_none_or(|written| at <= written)
+                let Position { lsn, ordinal } = cursor.position;
+                // The transaction that it is within is needed too.
+                let is_kept = lsn > log.floor() || (ordinal == u32::MAX && lsn == log.floor());
+                is_kept && log.shares(cursor.epoch, lsn) && log.written().is_none_or(|written| lsn <= written)
             }
             // At least once, from the first that is kept.
             Start::Time(_) => true,
@@ -119,6 +123,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
+            kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
         };
@@ -135,7 +140,8 @@ impl Session {
         self.counted_join(&channel);
         match begun {
             Ok(Beginning { entries, .. }) if entries.is_empty() => {}
-            Ok(Beginning { entries, .. }) => {
+            Ok(Beginning { entries, kept, .. }) => {
+                channel.kept = kept;
                 channel.feed = Some(Feed::new(entries, self.shared.config.retry));
                 out.extend(channel.ask(Request::Subscribe { again: false }));
             }
@@ -165,7 +171,7 @@ fn lowest(here: Cursor, entries: &[Entry]) -> Option<Cursor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Lsn, Timestamp};
+    use crate::change::{Lsn, Position, Timestamp};
     use crate::hub::{Action, Name};
 
     fn at(epoch: u64, lsn: u64) -> Cursor {
