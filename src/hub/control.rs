@@ -20,6 +20,7 @@ use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
 use super::run::Hub;
+use super::snapshot::{self, Snapped, Taking};
 use super::{Activated, ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
 use crate::claims::Principal;
@@ -66,6 +67,8 @@ struct Wish {
     waits_since: Option<Instant>,
     /// Where the times that its entries name are in the log.
     moments: Moments,
+    /// What its entries ask for, once it is taken.
+    snapped: Option<Snapped>,
 }
 
 impl Hub {
@@ -74,6 +77,7 @@ impl Hub {
         let before = self.current.replace(rules.clone());
         let catalog = &rules.catalog;
         self.xids.retain(|xid| !rules.snapshot.sees(*xid));
+        self.snapshots.unseen.seen(&rules.snapshot);
         self.shared_xids = None;
         self.keeper.look_again();
         let Some(before) = before else { return };
@@ -158,13 +162,14 @@ impl Hub {
                     reply,
                     waits_since: None,
                     moments: Moments::new(),
+                    snapped: None,
                 });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    let (greeting, waits_since, moments) = (None, None, Moments::new());
-                    self.subscribe(Wish { port, entries, principal, greeting, reply, waits_since, moments });
+                    let (greeting, waits_since, snapped, moments) = (None, None, None, Moments::new());
+                    self.subscribe(Wish { port, entries, principal, greeting, reply, waits_since, snapped, moments });
                 }
                 None => {
                     // Ended by us, or never begun: the session asks for it anew.
@@ -186,6 +191,7 @@ impl Hub {
         self.subscribing.remove(&id);
         self.tickets.remove(&id);
         self.revalidating.remove(&id);
+        self.snapshots.sending.remove(&id);
         self.remove(id);
     }
 
@@ -223,13 +229,16 @@ impl Hub {
             done
         } else {
             match self.waits_for_facts(done) {
-                Some(done) => done,
+                Some(done) => match self.snapped(done) {
+                    Some(done) => done,
+                    None => return,
+                },
                 None => return,
             }
         };
         match done.why {
-            Why::Subscribe(wish) if stale => self.subscribe(wish),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply, moments, .. }) => {
+            Why::Subscribe(wish) if stale => self.subscribe(Wish { snapped: None, ..wish }),
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply, snapped, moments, .. }) => {
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.
@@ -251,8 +260,8 @@ impl Hub {
                     self.note_refused(&port, &principal);
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
-                    let cursor =
-                        self.activate((port, entries, principal), (greeting, &moments), targets, &current.catalog);
+                    let come = (greeting, snapped, &moments);
+                    let cursor = self.activate((port, entries, principal), come, targets, &current.catalog);
                     Activated { warnings, cursor }
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
@@ -268,11 +277,47 @@ impl Hub {
         }
     }
 
+    /// Has the snapshots taken that a client's wish asks for and that it has not got; gives it back if there are none to take.
+    fn snapped(&mut self, done: Resolved) -> Option<Resolved> {
+        let Resolved { ticket, id, why: Why::Subscribe(mut wish), result: Ok((targets, warnings, rules)) } = done
+        else {
+            return Some(done);
+        };
+        let is_taken = wish.snapped.as_ref().is_some_and(|snapped| snapped.epoch == self.epoch);
+        // An active channel has it, or is getting it; for whom is another question.
+        let has_it = self.registry.get(id).is_some()
+            && self
+                .snapshots
+                .sending
+                .get(&id)
+                .is_none_or(|sending| !sending.has_rows() || sending.is_for(&wish.principal.sharing_key));
+        if is_taken || has_it || !snapshot::is_wanted(&wish.entries) {
+            return Some(Resolved { ticket, id, why: Why::Subscribe(wish), result: Ok((targets, warnings, rules)) });
+        }
+        let taking = Taking {
+            taker: self.snapshots.taker.clone(),
+            validator: self.validator.clone(),
+            options: self.config.policy,
+            ground: self.snapshots.unseen.ground(self.position()),
+            epoch: self.epoch,
+        };
+        self.resolving.spawn(async move {
+            let who = (&*wish.principal, wish.port.outbox.number());
+            let taken = taking.take(&rules.catalog, &wish.entries, &targets, who).await;
+            let result = taken.map(|snapped| {
+                wish.snapped = Some(snapped);
+                (targets, warnings, rules)
+            });
+            Resolved { ticket, id, why: Why::Subscribe(wish), result }
+        });
+        None
+    }
+
     /// Puts what was resolved into force; returns where a channel that was not active begins.
     fn activate(
         &mut self,
         (port, entries, principal): (Arc<Port>, Arc<Vec<Entry>>, Arc<Principal>),
-        (greeting, moments): (Option<Bytes>, &Moments),
+        (greeting, snapped, moments): (Option<Bytes>, Option<Snapped>, &Moments),
         targets: Vec<Target>,
         catalog: &Catalog,
     ) -> Option<Cursor> {
@@ -285,27 +330,36 @@ impl Hub {
         let known = self.registry.get(id).filter(|channel| same(&channel.port, &port) && channel.entries == entries);
         if let Some(known) = known {
             let (at, is_empty) = (known.at, known.targets.is_empty());
-            if at != At::Live {
+            let is_aside = at != At::Live || snapped.is_some();
+            if is_aside {
                 // It may have more to look for than the pass that it is in has at hand.
                 self.pause(id);
             }
             let known = self.registry.get(id)?;
-            let channel = Channel { principal, ..known.place() };
+            let mut channel = Channel { principal, ..known.place() };
+            if let Some(snapped) = snapped {
+                // For other rights than what was being sent.
+                channel.begin_snapped(snapped.start);
+                channel.seam = Some(snapped.seam.clone());
+                self.begin_snapshot(&port, snapped);
+            }
             self.note_active(&port, &channel.principal, &channel.entries, channel.from(), true);
             self.registry.activate(channel, targets, catalog);
             if at == At::Paused || is_empty {
                 self.note_paused(id, false);
             }
-            if at != At::Live {
+            if is_aside {
                 self.place(id);
             }
             // What it is still owed may be on its way: it has no place to tell.
             return None;
         }
         self.holds.forget(id);
-        let (froms, missing) = self.begin_at(&entries, moments);
-        let channel =
-            Channel { froms, epoch: self.epoch, at: At::Paused, ..Channel::new(port.clone(), principal, entries) };
+        let start = snapped.as_ref().map(|snapped| snapped.start);
+        let (froms, missing) = self.begin_at(&entries, start, moments);
+        let (at, seam) = (At::Paused, snapped.as_ref().map(|snapped| snapped.seam.clone()));
+        let new = Channel::new(port.clone(), principal, entries);
+        let channel = Channel { froms, epoch: self.epoch, at, seam, ..new };
         let from = channel.from();
         self.note_active(&port, &channel.principal, &channel.entries, from, false);
         self.registry.activate(channel, targets, catalog);
@@ -313,9 +367,14 @@ impl Hub {
             self.tell_gap(&port, from, to, reason);
         }
         let start = self.cursor(from);
-        self.out[shard].push(Outgoing::Begin(port, start));
+        self.out[shard].push(Outgoing::Begin(port.clone(), start));
+        // From within a snapshot there is no going on.
+        let told = start.filter(|_| snapped.is_none());
+        if let Some(snapped) = snapped {
+            self.begin_snapshot(&port, snapped);
+        }
         self.place(id);
-        start
+        told
     }
 
     /// What is in force for a channel of just these rights and entries.

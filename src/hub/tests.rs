@@ -82,6 +82,7 @@ impl Bench {
             log: opened.log,
             pool: pool.clone(),
             ask_pool: database.asking_pool("relay"),
+            snapshot_pool: database.asking_pool("relay"),
             catalog_pool: database.pool("relay"),
             facts_pool: database.pool("relay"),
             clock: Clock::system(),

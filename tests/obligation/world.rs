@@ -91,7 +91,7 @@ impl Machine {
         relay.spawn();
         let deadline = Instant::now() + PATIENCE;
         let ended = loop {
-            match relay.ended() {
+            match relay.has_ended() {
                 Some(status) => break status.signal() == Some(Signal::SIGABRT as i32),
                 None if Instant::now() > deadline => {
                     relay.kill().await;

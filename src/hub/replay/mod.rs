@@ -101,7 +101,8 @@ impl Passes {
 
     /// Resolves when a pass has what it waited for from the disk. Cancel-safe.
     pub(super) async fn loaded(&mut self) {
-        std::future::poll_fn(|cx| pass::poll_loaded(self.passes.iter_mut().flatten().map(|pass| &mut **pass), cx)).await;
+        std::future::poll_fn(|cx| pass::poll_loaded(self.passes.iter_mut().flatten().map(|pass| &mut **pass), cx))
+            .await;
     }
 
     /// What a row of the past adds to the pace of each who gets it; remembers those for whom that is enough for now.

@@ -43,8 +43,13 @@ pub(in crate::hub) async fn moments(log: Log, entries: &[Entry]) -> Result<Momen
 }
 
 impl Hub {
-    /// Where the entries of a channel begin, and what of it can't be given.
-    pub(in crate::hub) fn begin_at(&self, entries: &[Entry], moments: &Moments) -> (Froms, SmallVec<[Missing; 1]>) {
+    /// Where the entries of a channel begin, and what of it can't be given. `snapped`: for those that have a snapshot.
+    pub(in crate::hub) fn begin_at(
+        &self,
+        entries: &[Entry],
+        snapped: Option<Position>,
+        moments: &Moments,
+    ) -> (Froms, SmallVec<[Missing; 1]>) {
         let mut missing: SmallVec<[Missing; 1]> = SmallVec::new();
         let mut miss = |gap: Missing| {
             if !missing.contains(&gap) {
@@ -54,16 +59,17 @@ impl Hub {
         let now = self.position();
         let mut froms: Froms = entries
             .iter()
-            .map(|entry| match entry.start {
-                Start::Now => now,
-                Start::After(cursor) => match self.standing(cursor) {
+            .map(|entry| match (snapped.filter(|_| entry.snapshot.is_some()), entry.start) {
+                (Some(snapped), _) => snapped,
+                (None, Start::Now) => now,
+                (None, Start::After(cursor)) => match self.standing(cursor) {
                     Ok(()) => cursor.position,
                     Err((reason, from)) => {
                         miss((Some(cursor), self.cursor(from), reason));
                         from
                     }
                 },
-                Start::Time(time) => {
+                (None, Start::Time(time)) => {
                     let floor = self.deps.log.floor();
                     let found = moments.iter().find(|(known, _)| *known == time).map_or(floor, |(_, at)| *at);
                     if found <= floor {
@@ -72,7 +78,7 @@ impl Hub {
                     }
                     end_of(found.max(floor))
                 }
-                Start::Lost => {
+                (None, Start::Lost) => {
                     miss((None, self.cursor(now), GapReason::Unknown));
                     now
                 }
@@ -98,6 +104,10 @@ impl Hub {
     /// Has a channel served from where it begins.
     pub(in crate::hub) fn place(&mut self, id: ChannelId) {
         let (Some(current), Some(channel)) = (self.current.clone(), self.registry.get(id)) else { return };
+        if self.awaits_snapshot(id) {
+            self.registry.put(id, At::Snapshot, |_| {}, &current.catalog);
+            return self.holds.stir(id);
+        }
         let (from, port) = (channel.from(), channel.port.clone());
         let known = channel.epoch.map(|epoch| Cursor { epoch, position: from });
         let is_current = self.reader.is_current();
@@ -130,7 +140,7 @@ impl Hub {
                 let pass = self.passes.passes.get_mut(pass).and_then(Option::as_mut);
                 pass.into_iter().for_each(|pass| pass.members.push(id));
             }
-            At::Waiting | At::Parked | At::Paused => {
+            At::Waiting | At::Parked | At::Paused | At::Snapshot => {
                 self.passes.waiting.insert((from, id));
             }
         }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tracing::debug;
 
+use super::devices::Kept;
 use super::topic::{Channel, Counted, Topic};
-use super::{CHANGES_REFUSED, Effect, Session};
-use crate::change::Position;
+use super::{CHANGES_REFUSED, Effect, Now, Session};
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
 use crate::gateway::encode::details;
@@ -20,29 +20,29 @@ use crate::hub::{Details, Entry, Start};
 use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Beginning {
     /// For the hub.
     pub(super) entries: Vec<Entry>,
     /// What the reply tells: nothing owed is at or before it. `None` if that is not known yet.
     pub(super) cursor: Option<Cursor>,
+    /// Of a device.
+    pub(super) kept: Kept,
 }
 
 impl Session {
     /// Where the join begins as of now, or the text that says which entry is none.
-    pub(super) fn begin(&self, join: &Join) -> Result<Beginning, String> {
+    pub(super) fn begin(&self, join: &Join, topic: &str, principal: &Principal, now: Now) -> Result<Beginning, String> {
         if join.changes.is_empty() {
             return Ok(Beginning::default());
         }
-        let here = self
-            .shared
-            .log
-            .head()
-            .map(|(epoch, end)| Cursor { epoch: epoch.tag(), position: Position { lsn: end, ordinal: u32::MAX } });
+        let here = self.here();
         let entries: Vec<Entry> =
             join.changes.iter().map(|wanted| self.entry(wanted, here)).collect::<Result<_, _>>()?;
-        let cursor = here.and_then(|here| lowest(here, &entries));
-        Ok(Beginning { entries, cursor })
+        let mut begun = Beginning { entries, ..Beginning::default() };
+        begun.kept = self.resume(&mut begun, &join.changes, topic, principal, now);
+        begun.cursor = here.and_then(|here| lowest(here, &begun.entries));
+        Ok(begun)
     }
 
     fn entry(&self, wanted: &Wanted, here: Option<Cursor>) -> Result<Entry, String> {
@@ -56,7 +56,26 @@ impl Session {
                 Err(error @ CursorError::Malformed) => return Err(format!("Error parsing `since`: {error}")),
             },
         };
-        Ok(Entry { start, ..wanted.entry()? })
+        let mut entry = Entry { start, ..wanted.entry()? };
+        if entry.snapshot.is_some() && wanted.since()?.is_some() && self.can_go_on(start) {
+            // It has what a snapshot would bring.
+            entry.snapshot = None;
+        }
+        Ok(entry)
+    }
+
+    /// Whether everything after this place is still there.
+    fn can_go_on(&self, start: Start) -> bool {
+        let log = &self.shared.log;
+        match start {
+            Start::After(cursor) => {
+                let at = cursor.position.lsn;
+                log.shares(cursor.epoch, at) && at >= log.floor() && log.written().is_none_or(|written| at <= written)
+            }
+            // At least once, from the first that is kept.
+            Start::Time(_) => true,
+            Start::Now | Start::Lost => false,
+        }
     }
 
     /// A channel that asks for nothing yet, and the frames of its join reply, which tells this place.
@@ -100,6 +119,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
+            kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
         };
@@ -116,7 +136,8 @@ impl Session {
         self.counted_join(&channel);
         match begun {
             Ok(Beginning { entries, .. }) if entries.is_empty() => {}
-            Ok(Beginning { entries, .. }) => {
+            Ok(Beginning { entries, kept, .. }) => {
+                channel.kept = kept;
                 channel.feed = Some(Feed::new(entries, self.shared.config.retry));
                 out.extend(channel.ask(Request::Subscribe { again: false }));
             }
@@ -130,8 +151,11 @@ impl Session {
 }
 
 /// The place with which a client that got nothing yet can come back and lose nothing. A place in another history counts as the
-/// lowest: whoever comes back with it is told of the gap again.
+/// lowest: whoever comes back with it is told of the gap again. With a snapshot there is none before its end.
 fn lowest(here: Cursor, entries: &[Entry]) -> Option<Cursor> {
+    if entries.iter().any(|entry| entry.snapshot.is_some()) {
+        return None;
+    }
     let starts = entries.iter().map(|entry| match entry.start {
         Start::After(cursor) => Some(cursor),
         Start::Now | Start::Time(_) | Start::Lost => None,
@@ -143,7 +167,7 @@ fn lowest(here: Cursor, entries: &[Entry]) -> Option<Cursor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Lsn, Timestamp};
+    use crate::change::{Lsn, Position, Timestamp};
     use crate::hub::{Action, Name};
 
     fn at(epoch: u64, lsn: u64) -> Cursor {
