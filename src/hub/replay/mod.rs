@@ -28,10 +28,10 @@ use std::collections::BTreeSet;
 
 use tokio::time::{Duration, Instant};
 
-use super::lane::Waiting;
 use super::matching::Judgement;
 use super::registry::Registry;
 use super::run::Hub;
+use super::waiting::Waiting;
 use super::{ChannelId, Port};
 use crate::change::{Change, Position, RowChange, Tuple, Value};
 use pass::Pass;
