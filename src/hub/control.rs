@@ -29,6 +29,8 @@ use crate::resume::Cursor;
 type Reply = oneshot::Sender<Subscribed>;
 type Resolution = Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError>;
 
+/// Commands, and answers to them, that are taken between two turns.
+const AT_ONCE: usize = 256;
 /// How long all wait while a channel is resolved again.
 const ALL_WAIT: Duration = Duration::from_secs(2);
 
@@ -150,6 +152,26 @@ impl Hub {
     }
 
     // --- Commands.
+
+    /// What has come by now: many come at once, and each turn in between has work of its own.
+    pub(super) fn take_commands(&mut self) {
+        for _ in 0..AT_ONCE {
+            match self.commands.try_recv() {
+                Ok(command) => self.on_command(command),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The same for what was resolved.
+    pub(super) fn take_resolved(&mut self) {
+        for _ in 0..AT_ONCE {
+            match self.resolving.try_join_next() {
+                Some(done) => self.on_resolved(done),
+                None => return,
+            }
+        }
+    }
 
     pub(super) fn on_command(&mut self, command: Command) {
         match command {

@@ -47,6 +47,8 @@ struct RowAt {
 const MAX_BYTES: usize = 32 << 20;
 /// Most rows in the lane.
 const MAX_ROWS: usize = 4096;
+/// While more questions wait, none is asked about rows of the past.
+const PAST_QUESTIONS: usize = 4;
 /// What a part takes, about.
 const PART_BYTES: usize = 192;
 /// Where nothing is kept: of notices.
@@ -462,9 +464,16 @@ impl Lane {
         self.start();
     }
 
-    /// Room for rows of the past, which leave some to the present.
+    /// Room for rows of the past, which leave some to the present, and whose questions can wait in the log: no policy may seem
+    /// to be behind for what is asked here.
     pub(super) fn has_room_to_spare(&self) -> bool {
-        self.rows.len() - self.free.len() < MAX_ROWS / 2 && self.bytes < MAX_BYTES / 2
+        let waiting = self.turns.waiting() + self.parts.len();
+        waiting < PAST_QUESTIONS && self.rows.len() - self.free.len() < MAX_ROWS / 2 && self.bytes < MAX_BYTES / 2
+    }
+
+    /// Whether something of this channel waits.
+    pub(super) fn waits(&self, channel: ChannelId) -> bool {
+        self.line.waits(channel)
     }
 
     /// See [`Line::stirred`].
