@@ -13,11 +13,13 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 
@@ -295,6 +297,11 @@ impl TestDatabase {
         self.config(user).asking_pool(4).expect("a pool")
     }
 
+    /// A way to it for this user; see [`Way`].
+    pub(crate) fn way(&self, user: &str) -> Way {
+        Way::new(self, user)
+    }
+
     /// The server's, such as 15.
     pub(crate) async fn major(&self) -> u32 {
         self.server.major().await
@@ -320,4 +327,54 @@ fn login(server: &TestServer, user: &str, database: &str) -> PgConfig {
     let mut config = server.pg(&format!("user={user} dbname={database}"));
     config.connect_timeout = PATIENCE;
     config
+}
+
+/// A way to the server through the test. Everything that the server said before the end of a session arrives, and then the end:
+/// a socket that the server closes while something comes in is reset, and a client may notice that before it has read what was
+/// there. It can also be cut.
+pub(crate) struct Way {
+    /// How to log in over it.
+    pub(crate) config: PgConfig,
+    /// So many bytes of the server's are let through before all sessions are cut, and new ones too.
+    pub(crate) left: Arc<AtomicUsize>,
+    _home: TempDir,
+}
+
+impl Way {
+    fn new(database: &TestDatabase, user: &str) -> Way {
+        let mut config = database.config(user);
+        let (server, home) = (database.server.home().join(".s.PGSQL.5432"), tempfile::tempdir().expect("a folder"));
+        let dbname = config.connection.get_dbname().expect("a database");
+        let text = format!("host={} user={user} dbname={dbname}", home.path().display());
+        config.connection = PgConfig::from_url(&text).expect("parameters").connection;
+        let listener = UnixListener::bind(home.path().join(".s.PGSQL.5432")).expect("a socket");
+        let left = Arc::new(AtomicUsize::new(usize::MAX));
+        let bound = left.clone();
+        drop(crate::task::spawn("way", async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = UnixStream::connect(&server).await.expect("the server takes it");
+                carry(client, server, bound.clone());
+            }
+        }));
+        Way { config, left, _home: home }
+    }
+}
+
+fn carry(client: UnixStream, server: UnixStream, left: Arc<AtomicUsize>) {
+    let ((mut said, mut told), (mut asked, mut answers)) = (server.into_split(), client.into_split());
+    drop(crate::task::spawn("answers", async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = said.read(&mut buffer).await {
+            let passes = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(length));
+            if passes.is_err() || answers.write_all(&buffer[..length]).await.is_err() {
+                break;
+            }
+        }
+        drop(answers.shutdown().await);
+    }));
+    drop(crate::task::spawn("questions", async move {
+        drop(tokio::io::copy(&mut asked, &mut told).await);
+        // What is asked of nobody is taken, too.
+        drop(tokio::io::copy(&mut asked, &mut tokio::io::sink()).await);
+    }));
 }

@@ -69,7 +69,8 @@ pub fn what_would_make_it_pure(reason: &str) -> String {
             "is not a table that we know",
             "The tables behind the view, in the policy itself: what a view shows is not followed.",
         ),
-        ("array column", ELEMENTS),
+        ("an array that is not a column", ELEMENTS),
+        ("no array of plain values", ELEMENTS),
         ("containment in a column", ELEMENTS),
         ("search_path", "Tables with their schema in the function's body, or a function with set search_path = ''."),
         (

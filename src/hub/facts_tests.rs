@@ -424,3 +424,102 @@ async fn nothing_is_published_that_would_break_its_writers_or_the_slot() {
     facts::add(&pool, "rowcast_facts", &stream("nothing"), &desk.table("keyed")).await.expect("added");
     desk.database.run("insert into bare values (1); update bare set n = 2; update parts set id = 3").await;
 }
+
+#[tokio::test]
+async fn facts_are_not_put_into_force_under_rules_that_were_read_before_them() {
+    let mut desk = Desk::new(MEMBERS).await;
+    desk.look_into("members", &["team", "person"]);
+    desk.until("members", "loading", |_, label| label == "loading").await;
+    // A hub that has no newer reading than this one.
+    let before = desk.rules.latest().expect("read");
+    let loaded = |desk: &Desk| desk.metrics.fact_loads.get_or_create(&[("result", "loaded")]).get();
+    tokio::time::timeout(PATIENCE, desk.keeper.finished()).await.expect("the load ends");
+    for _ in 0..10 {
+        desk.rules.changed().await;
+        desk.keeper.look_again();
+        desk.keeper.tend(&mut desk.facts, &before, &desk.rules);
+        assert!(matches!(desk.facts.state(desk.table("members").oid), FactState::Recording { .. }));
+        assert_eq!(loaded(&desk), 0, "together they would be the rights of no moment");
+    }
+    // The stream goes on meanwhile.
+    let xid = desk.commit("insert into members values ('red', 'bob')").await;
+    desk.play(xid, "members", &[('+', &["red", "bob"])]);
+    desk.ready("members").await;
+    assert_eq!(loaded(&desk), 1);
+    assert!(desk.is_member("red", "ann") && desk.is_member("red", "bob"));
+}
+
+#[tokio::test]
+async fn rows_wait_for_facts_that_are_on_their_way_and_no_longer_than_they_may() {
+    let wait = Duration::from_millis(300);
+    let mut desk = Desk::with(MEMBERS, "relay", FactsConfig { wait, ..FactsConfig::default() }).await;
+    let (writer, _) = desk.open("insert into members values ('red', 'bob')").await;
+    let posts = relation(&desk.table("posts"));
+    desk.look_into("members", &["team", "person"]);
+    let began = Instant::now();
+    let rules = desk.rules.latest().expect("read");
+    desk.keeper.tend(&mut desk.facts, &rules, &desk.rules);
+    assert!(desk.keeper.holds(std::slice::from_ref(&posts)) || began.elapsed() >= wait);
+    assert!(desk.keeper.wake_at().is_some_and(|at| at <= began + wait + PATIENCE));
+    desk.until("members", "loading", |_, label| label == "loading").await;
+    while desk.keeper.holds(std::slice::from_ref(&posts)) {
+        assert!(began.elapsed() < wait + PATIENCE, "it waits for ever");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(began.elapsed() >= wait, "it did not wait: {:?}", began.elapsed());
+    assert!(desk.keeper.hopes(), "and yet it comes");
+    let other = relation(&desk.table("members"));
+    assert!(!desk.keeper.holds(&[other]), "what no rule decides about by these facts does not wait");
+    writer.batch_execute("commit").await.expect("committed");
+    desk.ready("members").await;
+    assert!(!desk.keeper.hopes());
+}
+
+#[tokio::test]
+async fn a_load_that_is_cut_off_leaves_nothing_and_is_tried_again() {
+    let rows = "insert into members select 'team ' || n, 'person ' || n from generate_series(1, 20000) n;";
+    let mut desk = Desk::new(&format!("{MEMBERS} {rows} alter publication rowcast_facts add table members;")).await;
+    let way = desk.database.way("relay");
+    let pool = way.config.pool().expect("a pool");
+    let layout = layout(&desk, "members");
+    let half = 300_000;
+    way.left.store(half, std::sync::atomic::Ordering::Relaxed);
+    let outcome = facts::load(&pool, &layout, &LoadLimits { bytes: 64 << 20, deadline: PATIENCE }).await;
+    let error = outcome.err().expect("half of the rows are no rows");
+    assert!(matches!(error, facts::LoadError::Pg(_)), "{error}");
+    assert!(way.left.load(std::sync::atomic::Ordering::Relaxed) < half / 2, "the rows were on their way");
+    // The same under a keeper.
+    let config = FactsConfig::default();
+    let stream = vec!["supabase_realtime".into(), config.publication.clone()];
+    desk.keeper = Keeper::new(pool, config, stream, Options::default(), desk.metrics.clone());
+    desk.look_into("members", &["team", "person"]);
+    desk.until("members", "resting", |state, label| label == "resting" && *state == FactState::Absent).await;
+    assert!(desk.keeper.hopes(), "it may pass: {:?}", desk.keeper.describe(&desk.facts));
+    assert!(desk.keeper.describe(&desk.facts)[0].why.contains("could not be read"));
+    way.left.store(usize::MAX, std::sync::atomic::Ordering::Relaxed);
+    desk.ready("members").await;
+    assert!(desk.is_member("team 20000", "person 20000") && desk.is_member("red", "ann"));
+}
+
+#[tokio::test]
+async fn a_table_that_changes_more_than_there_is_room_for_while_it_is_loaded_is_loaded_again_later() {
+    let config = FactsConfig { memory: 100_000, ..FactsConfig::default() };
+    let mut desk = Desk::with(MEMBERS, "relay", config).await;
+    let (writer, _) = desk.open("insert into members values ('red', 'bob')").await;
+    desk.look_into("members", &["team", "person"]);
+    desk.until("members", "loading", |_, label| label == "loading").await;
+    let members = desk.table("members").oid;
+    for n in 0.. {
+        desk.play(2_000_000 + n, "members", &[('+', &["blue", &format!("person {n}")])]);
+        assert!(desk.facts.bytes() <= 100_000, "more than there may be");
+        if let FactState::Broken(why) = desk.facts.state(members) {
+            assert!(why.contains("while it was loaded"), "{why}");
+            break;
+        }
+    }
+    desk.until("members", "resting", |state, label| label == "resting" && *state == FactState::Absent).await;
+    assert_eq!(desk.metrics.fact_loads.get_or_create(&[("result", "broken")]).get(), 1);
+    writer.batch_execute("commit").await.expect("committed");
+    desk.ready("members").await;
+    assert!(desk.is_member("red", "bob") && !desk.is_member("blue", "person 0"), "the played ones were never there");
+}

@@ -182,3 +182,38 @@ async fn a_connection_that_ends_while_it_is_asked_costs_no_row() {
     assert_eq!((of(&came, &alice), of(&came, &bob)), (vec!["1", "3"], vec!["2", "4"]));
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn a_slow_policy_has_no_more_rows_waiting_than_it_answers_in_a_few_seconds_and_each_other_is_told() {
+    let slow = "create table slow (id text primary key, user_id uuid, kind text); alter table slow enable row level security;
+        create policy own on slow for select to authenticated using (pg_sleep(0.2) is not null and user_id = auth.uid());
+        alter publication supabase_realtime add table slow;";
+    let mut bench = Bench::with(&format!("{OWNED}{ASKED}{slow}"), patient(|_| {})).await;
+    let (alice, quick, asked) = (port(), port(), port());
+    bench.subscribe(&alice, vec![entry(1, "slow", None)], ALICE).await;
+    bench.subscribe(&quick, vec![entry(2, "owned", None)], ALICE).await;
+    bench.subscribe(&asked, vec![entry(3, "asked", None)], ALICE).await;
+    let tables = [bench.relation("slow").await, bench.relation("owned").await, bench.relation("asked").await];
+    let [slow, owned, other] = &tables;
+    // How slow it is must be known.
+    bench.insert(slow, &[vec!["first", ALICE, "q"]]);
+    came_until(&mut bench, |came| has(came, &alice, "first")).await;
+    let began = tokio::time::Instant::now();
+    let ids: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    bench.insert(slow, &ids.iter().map(|id| vec![id.as_str(), ALICE, "q"]).collect::<Vec<_>>());
+    bench.insert(owned, &[vec!["owned", ALICE, "q"]]);
+    bench.insert(other, &[vec!["asked", ALICE, "q"]]);
+    let came = came_until(&mut bench, |came| has(came, &quick, "owned") && has(came, &asked, "asked")).await;
+    assert!(of(&came, &alice).len() < 1000, "the others' rows did not wait for it");
+    let mut all = of(&came, &alice).into_iter().map(str::to_owned).collect::<Vec<_>>();
+    while all.len() < 1000 {
+        let came = came_until(&mut bench, |came| !of(came, &alice).is_empty()).await;
+        all.extend(of(&came, &alice).into_iter().map(str::to_owned));
+    }
+    // All of them would take a minute at four places.
+    assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
+    let rows: Vec<&String> = all.iter().filter(|what| !what.starts_with("Gap:")).collect();
+    assert!((20..=200).contains(&rows.len()), "{} of 1000 were answered", rows.len());
+    assert!(rows.is_sorted_by_key(|id| id.parse::<u32>().unwrap()), "in order");
+    bench.stop().await;
+}

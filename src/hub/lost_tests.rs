@@ -235,3 +235,25 @@ async fn where_there_will_be_no_facts_postgres_says_who_gets_a_delete_and_the_op
     assert_eq!(room.bench.metrics.undecided_gaps.get(), 0);
     room.bench.stop().await;
 }
+
+#[tokio::test]
+async fn after_a_hole_in_the_stream_rows_wait_for_the_facts_and_then_postgres_is_asked() {
+    let wait = Duration::from_millis(500);
+    let mut room = Room::with(Bench::with(&members(), config(|facts| facts.wait = wait)).await).await;
+    // It can't be loaded again before this ends.
+    let (writer, _) = open(&room.bench, "insert into members values ('grey', 'nobody')").await;
+    room.bench.writer.begin_epoch(Epoch { system_identifier: 1, incarnation: 2 }, Lsn(room.bench.lsn + 100)).unwrap();
+    room.bench.lsn += 100;
+    let began = tokio::time::Instant::now();
+    let posts = room.posts.clone();
+    room.bench.insert(&posts, &[vec!["1", "red"], vec!["2", "blue"]]);
+    let so_far = room.so_far().await;
+    assert!(began.elapsed() >= wait, "they did not wait: {:?}", began.elapsed());
+    assert!(room.bench.metrics.ask_rounds.get() > 0, "nobody was asked");
+    let gap = |line: &&str| !line.starts_with("Gap:");
+    let rows = |port: &Arc<Port>| without_marks(&so_far[&port.id]).into_iter().filter(gap).collect::<Vec<_>>();
+    assert_eq!((rows(&room.alice), rows(&room.bob)), (vec!["1"], vec!["2"]));
+    assert!(so_far[&room.alice.id][0].starts_with("Gap:"), "the hole is told first: {so_far:?}");
+    drop(writer);
+    room.bench.stop().await;
+}

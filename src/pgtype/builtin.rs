@@ -89,6 +89,14 @@ pub(super) fn kind_of(types: &Types, oid: u32) -> TypeKind {
     }
 }
 
+/// The type of the elements of an array whose text divides them by commas; `None` for any other type.
+pub fn element_of(types: &Types, oid: u32) -> Option<u32> {
+    match kind_of(types, oid) {
+        TypeKind::Array { element, delimiter: b',' } => Some(element),
+        _ => None,
+    }
+}
+
 /// `pg_type.typname`, as clients see it in `columns[].type`; `unknown` if neither the catalog nor we know the type.
 pub fn type_name(types: &Types, oid: u32) -> &str {
     if let Some(info) = types.get(oid) {

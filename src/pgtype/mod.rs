@@ -16,9 +16,10 @@ mod against_postgres;
 #[cfg(test)]
 mod generated;
 
-pub use builtin::{array_over, interchangeable, oid, type_name};
+pub use builtin::{array_over, element_of, interchangeable, oid, type_name};
 pub use equality::{Equality, canonical, equality};
 pub use json::{JsonKind, json_kind, write_json};
+pub use nested::elements;
 pub use order::{Order, compare, order};
 pub use string::{json_string_len, write_json_string};
 pub use types::{TypeInfo, TypeKind, Types};

@@ -99,6 +99,52 @@ pub(super) fn write_array(element: &JsonKind, delimiter: u8, text: &[u8], out: &
     }
 }
 
+/// Calls `each` for the elements of an array whose elements are divided by commas, whatever its dimensions; `None` for NULL. What
+/// it has been called for when this answers `None` is nothing.
+pub fn elements(text: &[u8], each: &mut dyn FnMut(Option<&[u8]>)) -> Option<()> {
+    let mut at = skip_bounds(text)?;
+    if &text[at..] == b"{}" {
+        return Some(());
+    }
+    let mut scratch = Vec::new();
+    let mut depth = 0;
+    loop {
+        match *text.get(at)? {
+            b'{' if depth < MAX_DIMENSIONS => {
+                depth += 1;
+                at += 1;
+                continue;
+            }
+            _ if depth == 0 => return None,
+            b'"' => {
+                let (content, end) = quoted(text, at + 1, &mut scratch)?;
+                each(Some(content));
+                at = end;
+            }
+            _ => {
+                let length = text[at..].iter().position(|b| matches!(b, b',' | b'}'))?;
+                let content = &text[at..at + length];
+                if content.is_empty() || content.iter().any(|b| matches!(b, b'{' | b'"' | b'\\')) {
+                    return None;
+                }
+                each((!content.eq_ignore_ascii_case(b"null")).then_some(content));
+                at += length;
+            }
+        }
+        while text.get(at) == Some(&b'}') {
+            at += 1;
+            depth -= 1;
+            if depth == 0 {
+                return (at == text.len()).then_some(());
+            }
+        }
+        if *text.get(at)? != b',' {
+            return None;
+        }
+        at += 1;
+    }
+}
+
 /// Appends a JSON array of the words between single blanks.
 pub(super) fn write_vector(element: &JsonKind, text: &[u8], out: &mut Vec<u8>) -> Option<()> {
     out.push(b'[');

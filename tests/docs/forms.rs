@@ -22,6 +22,7 @@ const COMMON: &[(&str, &[&str])] = &[
             "owner or public",
             "others' rows",
             "who is logged in",
+            "an array column",
         ],
     ),
     (
@@ -91,7 +92,7 @@ const OTHERS: &[(&str, &[&str])] = &[
     (
         "Only Postgres can say",
         &[
-            "an array column",
+            "an array column, contains",
             "JSON in a column",
             "a pattern",
             "case folding",

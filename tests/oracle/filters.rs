@@ -121,6 +121,12 @@ impl Condition {
         if self.negated { format!("(not ({truth}))") } else { format!("({truth})") }
     }
 
+    /// Whether it is a pattern whose last character would need another one behind it.
+    pub(super) fn ends_with_escape(&self) -> bool {
+        let pattern = self.literal().filter(|_| matches!(self.operator, "like" | "ilike"));
+        pattern.is_some_and(|text| text.chars().rev().take_while(|c| *c == '\\').count() % 2 == 1)
+    }
+
     /// The one value, if it is one.
     pub(super) fn literal(&self) -> Option<&str> {
         match &self.operand {

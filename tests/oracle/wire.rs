@@ -156,10 +156,9 @@ async fn accepted(stage: &Stage, relay: &Relay, part: &Part) -> Result<Vec<Optio
         let message = system["message"].as_str().unwrap_or_default();
         let answer = match (system["status"] == "ok", answer) {
             (true, Ok(matching)) => Some(matching),
-            // A literal too long for a domain is refused, where a cast would cut it.
-            (false, answer) if answer.is_err() || message.contains("ERROR 22001") => None,
-            // So is a condition that Postgres has no operator for, also if another one keeps a SELECT from reaching it.
-            (false, _) if message.contains("ERROR 0A000") && no_operator(stage, part, filter).await => None,
+            (false, Err(_)) => None,
+            // One of its conditions is wrong that another one keeps a SELECT from reaching.
+            (false, Ok(_)) if refused_alone(stage, part, filter, message).await => None,
             (_, answer) => {
                 let what = format!("the relay says {message:?}, Postgres {answer:?}");
                 let difference = Difference { what, step: None, who: None, filter: Some(0) };
@@ -173,14 +172,13 @@ async fn accepted(stage: &Stage, relay: &Relay, part: &Part) -> Result<Vec<Optio
     Ok(taken)
 }
 
-/// Whether Postgres refuses one of the conditions alone.
-async fn no_operator(stage: &Stage, part: &Part, filter: &Filter) -> bool {
-    for condition in &filter.0 {
-        if stage.condition(&part.round, &part.truth, condition).await.is_err() {
-            return true;
-        }
+/// Whether Postgres refuses one of the conditions with the code of this message.
+async fn refused_alone(stage: &Stage, part: &Part, filter: &Filter, message: &str) -> bool {
+    let code = message.split_once("ERROR ").and_then(|(_, rest)| rest.get(..5));
+    match code {
+        Some(code) => stage.refuses(&part.round, &part.truth, filter, code).await.is_ok(),
+        None => false,
     }
-    false
 }
 
 /// One or two on a table that this subscriber may make.

@@ -218,7 +218,7 @@ impl RelayProcess {
     }
 
     /// How it ended, if it has by itself; it may then be started again.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
         let ended = self.child.as_mut()?.try_wait().expect("a status")?;
         self.child = None;
         Some(ended)

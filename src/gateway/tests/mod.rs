@@ -100,6 +100,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
         journal: crate::journal::Journal::off(),
         log: crate::log::testing::in_memory().unwrap().log,
         cursor_key: Arc::new(crate::resume::CursorKey::new([1; 32])),
+        frontiers: crate::resume::Frontiers::in_memory(Default::default(), Arc::new(Metrics::new())),
         drain: drain.clone(),
         gate: task::Gate::always(),
         connections: connections.clone(),

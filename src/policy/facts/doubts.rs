@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::pgtype::Equality;
 use crate::policy::rule::{ColumnRef, CompareOp, Conversion, Expr, Members, Scalar, Subquery};
 
 /// Something that may raise or be unsure.
@@ -10,6 +11,8 @@ pub(in crate::policy) enum Doubtful {
     Scalar(Scalar),
     /// An array claim.
     List(u16),
+    /// An array of the judged row, compared under this equality.
+    Array(ColumnRef, Equality),
 }
 
 /// Collects what may raise or be unsure in a sub-select.
@@ -60,11 +63,12 @@ impl<'a> Doubts<'a> {
                 self.scalar(&pair.0, lazy);
                 self.scalar(&pair.1, lazy);
             }
-            Expr::Any(_, _, left, members) | Expr::All(_, _, left, members) => {
+            Expr::Any(_, kind, left, members) | Expr::All(_, kind, left, members) => {
                 self.scalar(left, lazy);
                 match members {
                     Members::List(list) => list.iter().for_each(|scalar| self.scalar(scalar, lazy)),
                     Members::Claim(claim) => self.add(Doubtful::List(*claim), lazy),
+                    Members::Array(column) => self.add(Doubtful::Array(*column, kind.equality), lazy),
                 }
             }
             Expr::Is(inner, _) | Expr::Not(inner) => self.expr(inner, lazy),

@@ -103,6 +103,7 @@ impl Expr {
                 match members {
                     Members::List(list) => list.iter_mut().for_each(|member| member.visit_mut(visitor)),
                     Members::Claim(claim) => visitor.claim(claim),
+                    Members::Array(column) => visitor.column(column),
                 }
             }
             Expr::Is(inner, _) | Expr::Not(inner) => inner.visit_mut(visitor),

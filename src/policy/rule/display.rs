@@ -118,6 +118,7 @@ impl Writer<'_> {
                 self.push(")");
             }
             Members::Claim(claim) => self.claim(*claim),
+            Members::Array(column) => self.scalar(&Scalar::Column(*column)),
         }
     }
 

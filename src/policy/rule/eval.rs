@@ -8,6 +8,8 @@
 //! How a sub-select's rows are found is in [`crate::policy::facts`]; here is one loop for all of it. Nothing is allocated for
 //! comparisons of columns, claims and constants.
 
+mod walk;
+
 use std::borrow::Cow;
 use std::cell::Cell;
 
@@ -25,8 +27,11 @@ use crate::policy::facts::{
 use crate::policy::rule::Claimed;
 use crate::policy::term::Fault;
 
-/// Rows of facts that one verdict may look at. What no index answers is Postgres's work, not the hub's.
+/// Rows of facts that the verdicts of one row may look at, all together, beside those in [`ROWS_EACH`]. What no index answers is
+/// Postgres's work, not the hub's, which judges no other row meanwhile.
 const MOST_ROWS: usize = 50_000;
+/// Those that each of them may look at in any case: what indexes find.
+const ROWS_EACH: usize = 64;
 
 impl Rule {
     /// The truth of the rule for a row and a viewer. `column(i)` is the row's value for `reads[i]`, as the stream has it;
@@ -68,7 +73,7 @@ impl<'e> RowEval<'e> {
         let Some(eval) = &mut self.eval else { return Truth::Unsure };
         eval.viewer = Some(viewer.viewer());
         eval.hint = Some(viewer.hint());
-        eval.budget = MOST_ROWS;
+        eval.budget = (eval.budget + ROWS_EACH).min(MOST_ROWS);
         match eval.truth(&eval.rule.condition) {
             _ if eval.budget == 0 => Truth::Unsure,
             truth => truth,
@@ -81,7 +86,7 @@ fn is_doubt(truth: Truth) -> bool {
 }
 
 /// AND, with `decisive` false, or OR, with `decisive` true, of two outcomes.
-fn connect(decisive: Truth, a: Truth, b: Truth) -> Truth {
+pub(super) fn connect(decisive: Truth, a: Truth, b: Truth) -> Truth {
     let rank = |truth: Truth| match truth {
         Truth::Unsure => 4,
         Truth::Raises => 3,
@@ -215,7 +220,7 @@ impl<'e> Eval<'e> {
         self.viewer.map_or(&Claimed::Unsure, |viewer| viewer.claimed(claim))
     }
 
-    fn column(&self, column: ColumnRef) -> Val<'e> {
+    pub(super) fn column(&self, column: ColumnRef) -> Val<'e> {
         match usize::from(column.slot).checked_sub(1) {
             None => self.row.get(usize::from(column.column)).cloned().unwrap_or(Val::Unsure),
             Some(slot) => {
@@ -304,6 +309,9 @@ impl<'e> Eval<'e> {
                 let member = self.scalar(member);
                 connect(decisive, truth, compared(op, kind, &left, &member))
             }),
+            Members::Array(column) => {
+                self.array(*column, decisive, left_doubt, &|member| compared(op, kind, &left, member))
+            }
             Members::Claim(claim) => {
                 let claimed = match self.claimed(*claim) {
                     Claimed::List(list) => Ok(list),
@@ -340,7 +348,17 @@ impl<'e> Eval<'e> {
             Doubtful::Scalar(Scalar::Claim(claim)) if self.last_hint().is_some_and(|hint| hint.claim == *claim) => {
                 Truth::False
             }
+            Doubtful::Scalar(Scalar::Column(ColumnRef { slot: 0, column })) => {
+                let value = self.row.get(usize::from(*column)).unwrap_or(&Val::Unsure);
+                value.doubt().unwrap_or(Truth::False)
+            }
             Doubtful::Scalar(scalar) => self.scalar(scalar).doubt().unwrap_or(Truth::False),
+            Doubtful::Array(column, equality) => {
+                self.array(*column, Truth::True, Truth::False, &|element| match element {
+                    Val::Text(text) if canonical(*equality, text).is_none() => Truth::Unsure,
+                    _ => Truth::False,
+                })
+            }
             Doubtful::List(claim) => match self.claimed(*claim) {
                 Claimed::List(_) | Claimed::Null => Truth::False,
                 Claimed::Raises => Truth::Raises,
@@ -449,7 +467,7 @@ impl<'e> Eval<'e> {
 
     /// Runs the loops of a join. `each` is called for every combination of rows that passes, until it says true; the doubt of
     /// whatever was evaluated is added up.
-    pub(super) fn descend(
+    fn descend(
         &mut self,
         levels: &'e [Level],
         doubt: &mut Truth,
@@ -473,8 +491,20 @@ impl<'e> Eval<'e> {
                         None => return false,
                     }
                 }
+                // Nothing but being there is asked of the row: any that is will do.
+                let any = rest.is_empty() && level.filters.is_empty();
+                let hint = self.last_hint().filter(|hint| any && hint.epoch == store.epoch());
+                if let Some(row) = hint.and_then(|hint| hint.row)
+                    && store.has_key(*index, row, &symbols)
+                    && self.visit(store, row, level, rest, doubt, each)
+                {
+                    return true;
+                }
                 for row in store.rows(*index, &symbols) {
                     if self.visit(store, row, level, rest, doubt, each) {
+                        if let (Some(hint), Some(place)) = (hint, self.hint) {
+                            place.set(Some(Hint { row: Some(row), ..hint }));
+                        }
                         return true;
                     }
                 }
@@ -523,7 +553,13 @@ impl<'e> Eval<'e> {
                 let value = self.scalar(scalar);
                 let symbol = find(store, *equality, &value, doubt);
                 if let (Some(hint), Some(symbol)) = (self.hint, symbol) {
-                    hint.set(Some(Hint { epoch: store.epoch(), symbol, claim: *claim, equality: *equality }));
+                    hint.set(Some(Hint {
+                        epoch: store.epoch(),
+                        symbol,
+                        row: None,
+                        claim: *claim,
+                        equality: *equality,
+                    }));
                 }
                 symbol
             }
@@ -565,7 +601,7 @@ impl<'e> Eval<'e> {
     }
 
     /// Calls `found` with a fact column's table and number, if it is not NULL.
-    pub(super) fn with_fact(&self, column: ColumnRef, found: &mut dyn FnMut(&Store, Symbol)) {
+    fn with_fact(&self, column: ColumnRef, found: &mut dyn FnMut(&Store, Symbol)) {
         if let Val::Fact(store, symbol, _) = self.column(column) {
             found(store, symbol);
         }

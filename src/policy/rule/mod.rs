@@ -17,6 +17,7 @@
 //!
 //! Rejected: a tree of closures, which neither prints nor compares.
 
+mod array;
 mod build;
 mod compile;
 mod display;
@@ -165,6 +166,8 @@ pub enum Members {
     List(Vec<Scalar>),
     /// A claims expression of type array; a NULL array makes the whole NULL.
     Claim(u16),
+    /// A column of the judged row, of an array type. The kind is that of its elements.
+    Array(ColumnRef),
 }
 
 /// An expression that is true, false or null.

@@ -53,6 +53,26 @@ impl Expr {
     }
 }
 
+impl Expr {
+    /// Whether it compares with an array of the judged row.
+    pub(in crate::policy) fn reads_array(&self) -> bool {
+        match self {
+            Expr::Any(_, _, _, Members::Array(_)) | Expr::All(_, _, _, Members::Array(_)) => true,
+            Expr::Is(inner, _) | Expr::Not(inner) => inner.reads_array(),
+            Expr::And(parts) | Expr::Or(parts) => parts.iter().any(Expr::reads_array),
+            other => {
+                let mut found = false;
+                other.visit(&mut |_| {}, &mut |scalar| match scalar {
+                    Scalar::Truth(inner) => found |= inner.reads_array(),
+                    Scalar::Case(arms, _) => found |= arms.iter().any(|(condition, _)| condition.reads_array()),
+                    _ => {}
+                });
+                found
+            }
+        }
+    }
+}
+
 impl Subquery {
     fn visit<'a>(&'a self, sub: &mut dyn FnMut(&'a Subquery), scalar: &mut dyn FnMut(&'a Scalar)) {
         sub(self);

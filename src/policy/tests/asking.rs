@@ -4,14 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
-use tokio_postgres::config::Host;
 
 use super::support::*;
 use crate::change::{Change, OldRow, ReplicaIdentity};
 use crate::metrics::Metrics;
-use crate::pg::{PgConfig, Pool};
 use crate::policy::{AskConfig, Asker, Bound, DenyReason, UndecidedReason, Verdict};
 use crate::testing::TestDatabase;
 
@@ -228,39 +224,6 @@ async fn a_function_over_the_row_judges_a_deleted_row_too() {
     assert!(is_permit(&verdicts[0]) && verdicts[1] == DENIED, "{verdicts:?}");
 }
 
-/// A way to the server on which everything that it said before its end arrives, and then the end. A socket that the server
-/// closes while something comes in is reset, and the client may notice that before it has read what was there.
-fn to_the_last_word(database: &TestDatabase) -> (tempfile::TempDir, Pool) {
-    let config = database.config("plain_relay").connection;
-    let [Host::Unix(folder)] = config.get_hosts() else { panic!("a socket") };
-    let (server, home) = (folder.join(".s.PGSQL.5432"), tempfile::tempdir().expect("a folder"));
-    let listener = UnixListener::bind(home.path().join(".s.PGSQL.5432")).expect("a socket");
-    drop(crate::task::spawn("proxy", async move {
-        while let Ok((client, _)) = listener.accept().await {
-            let server = UnixStream::connect(&server).await.expect("the server takes it");
-            let ((mut said, mut told), (mut asked, mut answers)) = (server.into_split(), client.into_split());
-            drop(crate::task::spawn("answers", async move {
-                let mut buffer = vec![0; 64 << 10];
-                while let Ok(length @ 1..) = said.read(&mut buffer).await {
-                    if answers.write_all(&buffer[..length]).await.is_err() {
-                        return;
-                    }
-                }
-                drop(answers.shutdown().await);
-            }));
-            drop(crate::task::spawn("questions", async move {
-                drop(tokio::io::copy(&mut asked, &mut told).await);
-                // What is asked of nobody is taken, too.
-                drop(tokio::io::copy(&mut asked, &mut tokio::io::sink()).await);
-            }));
-        }
-    }));
-    let text =
-        format!("host={} user=plain_relay dbname={}", home.path().display(), config.get_dbname().expect("a database"));
-    let pool = PgConfig::from_url(&text).and_then(|config| config.asking_pool(4)).expect("a pool");
-    (home, pool)
-}
-
 /// Everything is on its way before the first answer comes: what happens to one must not become another's.
 #[tokio::test]
 async fn what_fails_in_the_middle_of_the_pipeline_is_nobody_elses_answer() {
@@ -280,7 +243,8 @@ async fn what_fails_in_the_middle_of_the_pipeline_is_nobody_elses_answer() {
         .await;
     let mut database = database;
     let bound = bind(&plan(&mut database, "t", "authenticated").await);
-    let ((_home, pool), metrics) = (to_the_last_word(&database), Arc::new(Metrics::new()));
+    let (way, metrics) = (database.way("plain_relay"), Arc::new(Metrics::new()));
+    let pool = way.config.asking_pool(4).expect("a pool");
     let config = AskConfig { deadline: Duration::from_secs(20), ..AskConfig::default() };
     let asker = Asker::new(pool, config, metrics.clone());
     let who = |sub: &str, does: &str| principal("authenticated", json!({ "sub": sub, "does": does }));

@@ -1,5 +1,6 @@
 //! `policy` against a real Postgres: what `SET ROLE` and a SELECT say is right.
 
+mod arrays;
 mod asking;
 mod compiled;
 mod compiling;

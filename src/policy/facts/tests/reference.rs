@@ -115,6 +115,8 @@ impl<'a> Reference<'a> {
                 Claimed::Raises => return any([left.err().unwrap_or(Truth::False), Truth::Raises]),
                 Claimed::Value(_) | Claimed::Unsure => return Truth::Unsure,
             },
+            // Compared with a SELECT only.
+            Members::Array(_) => return Truth::Unsure,
         };
         if left == Ok(None) && self.mistake == Mistake::NullIsNotAny {
             return bool(!is_any);
@@ -201,6 +203,7 @@ impl<'a> Reference<'a> {
                         Claimed::Raises => Truth::Raises,
                         Claimed::Value(_) | Claimed::Unsure => Truth::Unsure,
                     }),
+                    Members::Array(_) => doubts.push(Truth::Unsure),
                 }
             }
             Expr::Is(inner, _) | Expr::Not(inner) => self.outside(inner, rows, doubts),

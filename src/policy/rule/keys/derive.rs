@@ -55,6 +55,8 @@ struct Necessary<'r> {
     bonds: Vec<(&'r Kind, &'r Scalar, &'r Scalar)>,
     /// Columns that equal a claim, or an element of one.
     targets: Vec<(u16, ColumnRef)>,
+    /// Arrays of the judged row, one of whose elements equals a claim.
+    arrays: Vec<(u16, u16, Equality)>,
     /// Conditions over the judged row.
     rows: Vec<&'r Expr>,
     /// Conditions over claims.
@@ -97,6 +99,14 @@ impl<'r> Necessary<'r> {
                     self.target(rule, kind.equality, *column, *claim);
                 }
             }
+            Expr::Any(CompareOp::Eq, kind, left, Members::Array(column)) => {
+                if let Scalar::Claim(claim) = &**left
+                    && column.slot == 0
+                    && rule.claims.get(usize::from(*claim)).is_some_and(|claim| exact_under(&claim.kind, kind.equality))
+                {
+                    self.arrays.push((*claim, column.column, kind.equality));
+                }
+            }
             _ => {}
         }
     }
@@ -122,6 +132,7 @@ impl<'r> Necessary<'r> {
             _ => {}
         });
         expr.array_claims(&mut |_| claims = true);
+        columns |= expr.reads_array();
         match (subs || facts, claims, columns) {
             (false, false, _) => self.rows.push(expr),
             (false, true, false) => self.gates.push(expr),
@@ -191,6 +202,10 @@ impl<'r> Derivation<'r> {
             if let Some((cost, source)) = found {
                 offer(cost, vec![Key { claim: *claim, when: when.clone(), source }], Vec::new());
             }
+        }
+        for (claim, column, equality) in &necessary.arrays {
+            let source = Source::Elements(*column, *equality);
+            offer(1, vec![Key { claim: *claim, when: when.clone(), source }], Vec::new());
         }
         if !when.is_empty() {
             offer(ROW, vec![Key { claim: EVERYBODY, when: when.clone(), source: Source::Row }], Vec::new());

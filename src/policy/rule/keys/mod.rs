@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use super::eval::Eval;
 use super::{Claimed, ColumnRef, Expr, Rule, Scalar, Truth, Viewer};
 use crate::change::Value;
-use crate::pgtype::canonical;
+use crate::pgtype::{Equality, canonical, elements};
 use crate::policy::facts::{FactBinding, Facts, PathStep, Side, Store, Symbol};
 
 /// In place of a claim: the index that has everybody under the empty value.
@@ -51,6 +51,8 @@ struct Key {
 enum Source {
     /// `Rule::reads[i]`.
     Column(u16),
+    /// The elements of an array, `Rule::reads[i]`, under this equality.
+    Elements(u16, Equality),
     /// A column of facts, reached from the row.
     Path { steps: Vec<PathStep>, target: ColumnRef },
     /// Everybody.
@@ -133,7 +135,7 @@ impl Keys {
     pub(in crate::policy) fn paths(&self) -> impl Iterator<Item = &[PathStep]> {
         self.keys.iter().filter_map(|key| match &key.source {
             Source::Path { steps, .. } => Some(&steps[..]),
-            Source::Column(_) | Source::Row => None,
+            Source::Column(_) | Source::Elements(..) | Source::Row => None,
         })
     }
 
@@ -205,6 +207,21 @@ impl Keys {
                         text.map(|text| found(key.claim, RowValue(Held::Row(&text)))).is_some()
                     }
                 },
+                Source::Elements(read, equality) => match column(usize::from(*read)) {
+                    Value::Unchanged => return RowKeys::Absent,
+                    Value::Null => true,
+                    Value::Text(text) => {
+                        let mut known = true;
+                        let all = elements(text, &mut |element| {
+                            let Some(element) = element else { return };
+                            match canonical(*equality, element) {
+                                Some(element) => found(key.claim, RowValue(Held::Row(&element))),
+                                None => known = false,
+                            }
+                        });
+                        all.is_some() && known
+                    }
+                },
                 Source::Path { steps, target } => {
                     if self.lacks_start(steps, column) {
                         return RowKeys::Absent;
@@ -256,10 +273,7 @@ impl Keys {
         let Some(mut eval) = Eval::new(&self.rule, binding, facts, side, column, None) else { return false };
         eval.budget = limit;
         let mut doubt = Truth::False;
-        let gave_up = eval.descend(&join.levels, &mut doubt, &mut |eval, _| {
-            eval.with_fact(target, found);
-            false
-        });
+        let gave_up = eval.walk(&join.levels, target, &mut doubt, found);
         !gave_up && doubt == Truth::False
     }
 }
@@ -275,6 +289,7 @@ impl fmt::Display for Keys {
             or(f)?;
             match &key.source {
                 Source::Column(read) => f.write_str(&self.bare.reads[usize::from(*read)].name)?,
+                Source::Elements(read, _) => write!(f, "each of {}", self.bare.reads[usize::from(*read)].name)?,
                 Source::Path { steps, .. } => {
                     for (at, step) in steps.iter().enumerate() {
                         let source = &self.rule.sources[usize::from(step.slot) - 1];

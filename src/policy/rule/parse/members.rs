@@ -1,15 +1,15 @@
 //! The right side of `ANY`, `ALL` and `IN`.
 
-use sqlparser::ast::{CastKind, Expr as Ast, FunctionArguments, Query};
+use sqlparser::ast::{CastKind, Expr as Ast, FunctionArguments, Ident, Query};
 
 use super::claims::strip;
 use super::condition::Want;
 use super::literal::{self, Target};
 use super::select::Select;
-use super::typed::{Typed, Val};
+use super::typed::{Ty, Typed, Val, is_text};
 use super::{Compiler, NotPure, Result, not_pure};
-use crate::pgtype::oid;
-use crate::policy::rule::{CompareOp, Expr, Members};
+use crate::pgtype::{self, oid};
+use crate::policy::rule::{ColumnRef, CompareOp, Expr, Members, Scalar};
 use crate::policy::term::{Term, TermType};
 
 /// Values to compare with.
@@ -18,6 +18,8 @@ pub(super) enum Set {
     List(Vec<Typed>),
     /// A list from the token.
     Claim(Term),
+    /// An array of the judged row, and the type of its elements.
+    Array(ColumnRef, Ty),
     /// Rows of one column; each select adds some.
     Rows(Vec<Select>),
 }
@@ -70,6 +72,7 @@ impl<'a> Compiler<'a> {
         let list = match &set {
             Set::List(list) => list.iter().map(|member| member.ty.clone()).collect(),
             Set::Claim(term) => vec![Typed::term(term.clone()).ty],
+            Set::Array(_, ty) => vec![ty.clone()],
             Set::Rows(_) => Vec::new(),
         };
         let mut ty = left.ty.clone();
@@ -89,6 +92,7 @@ impl<'a> Compiler<'a> {
                 Members::List(list.into_iter().map(|member| self.lower(member, kind)).collect::<Result<_>>()?)
             }
             Set::Claim(term) => Members::Claim(self.claim(term)?),
+            Set::Array(column, _) => Members::Array(column),
             Set::Rows(_) => return Err(NotPure("a sub-select".into())),
         };
         Ok(match any {
@@ -131,7 +135,8 @@ impl<'a> Compiler<'a> {
                 }
                 self.split(call)
             }
-            Ast::Identifier(_) | Ast::CompoundIdentifier(_) => not_pure("an array column", ast),
+            Ast::Identifier(name) => self.array_column(std::slice::from_ref(name)),
+            Ast::CompoundIdentifier(names) => self.array_column(names),
             other => match literal::quoted(other) {
                 Some(text) => {
                     let list = literal::array(text)?;
@@ -139,6 +144,19 @@ impl<'a> Compiler<'a> {
                 }
                 None => not_pure("an array", other),
             },
+        }
+    }
+
+    /// A column of the judged row. Of tables in memory single values are kept, not arrays.
+    fn array_column(&mut self, names: &[Ident]) -> Result<Set> {
+        let Typed { ty, val } = self.column(names)?;
+        let Val::Scalar(Scalar::Column(column @ ColumnRef { slot: 0, .. })) = val else {
+            return Err(NotPure("an array that is not a column of the table".into()));
+        };
+        let types = self.catalog.types();
+        match pgtype::element_of(types, ty.oid).filter(|element| types.base_of(*element) == *element) {
+            Some(oid) => Ok(Set::Array(column, Ty { oid, collated: ty.collated })),
+            None => Err(NotPure("a column that is no array of plain values".into())),
         }
     }
 
@@ -172,6 +190,13 @@ impl<'a> Compiler<'a> {
                     Some(term) if !sized => Set::Claim(term),
                     _ => return Err(NotPure("a cast of an array".into())),
                 }
+            }
+            Set::Array(column, ty) => {
+                let same = ty.oid == to || (is_text(ty.oid) && matches!(to, oid::TEXT | oid::VARCHAR));
+                if sized || !same {
+                    return Err(NotPure("a cast of an array".into()));
+                }
+                Set::Array(column, Ty { oid: to, collated: ty.collated })
             }
             Set::Rows(mut rows) => {
                 for select in &mut rows {
