@@ -16,5 +16,6 @@ mod obligation;
 mod oracle;
 mod journey;
 mod ops;
+mod slot;
 mod startup;
 mod stock;

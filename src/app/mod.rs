@@ -37,7 +37,7 @@ use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::report::Reporter;
-use crate::resume::CursorKey;
+use crate::resume::{CursorKey, FrontierConfig, FrontierStore, Frontiers, StoreDeps};
 use crate::retention::Retention;
 use crate::task::{Connections, Drain, Gate};
 use crate::why::{Why, WhyDeps};
@@ -51,6 +51,8 @@ struct Drains {
     ingest: Drain,
     /// Retention and the report: they need nobody and nobody needs them.
     chores: Drain,
+    /// Who saves what devices have received, when no connection can receive more.
+    frontiers: Drain,
     /// Who writes down how the others ended.
     journal: Drain,
     admin: Drain,
@@ -73,7 +75,9 @@ pub struct App {
     pool: Pool,
     retention: Option<Retention>,
     reporter: Reporter,
+    store: FrontierStore,
     clock: Clock,
+    cursor_key: Arc<CursorKey>,
     journal: Journal,
     journal_writer: Option<Writer>,
     drains: Drains,
@@ -123,6 +127,7 @@ impl App {
             log: log.clone(),
             pool: pool.clone(),
             ask_pool: config.ask_pg().asking_pool(config.hub.ask.connections)?,
+            snapshot_pool: config.ask_pg().asking_pool(config.hub.snapshot.connections)?,
             catalog_pool: catalog_config.pool()?,
             facts_pool: facts_config.pool()?,
             clock: clock.clone(),
@@ -158,6 +163,17 @@ impl App {
             Some(files) => Some(Arc::new(Tls::load(files, config.gateway.tls_poll, metrics.clone())?)),
             None => None,
         };
+        let keep = config.log.retain_age * 2;
+        let frontiers = Frontiers::new(FrontierConfig { keep, ..config.frontiers }, metrics.clone());
+        let store = FrontierStore::new(StoreDeps {
+            frontiers: frontiers.clone(),
+            pg: config.pg.clone(),
+            slot: config.ingest.wal.slot.clone(),
+            ready: handle.ready.clone(),
+            log: log.clone(),
+            metrics: metrics.clone(),
+            drain: drains.frontiers.clone(),
+        });
         let deps = gateway::Deps {
             hub: commands.clone(),
             verifier: verifier.clone(),
@@ -165,7 +181,8 @@ impl App {
             metrics: metrics.clone(),
             journal: journal.clone(),
             log: log.clone(),
-            cursor_key: key,
+            cursor_key: key.clone(),
+            frontiers,
             drain: drains.gateway.clone(),
             gate,
             connections: connections.clone(),
@@ -191,7 +208,9 @@ impl App {
             pool,
             retention,
             reporter,
+            store,
             clock,
+            cursor_key: key,
             journal,
             journal_writer,
             drains,
@@ -217,7 +236,8 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, clock, journal, journal_writer, drains, gate_keeper, .. } = self;
+        let App { retention, reporter, store, clock, cursor_key, journal, .. } = self;
+        let App { journal_writer, drains, gate_keeper, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
         let mut services = Vec::new();
@@ -240,6 +260,7 @@ impl App {
                     validator: Arc::new(Validator::new(pool.clone(), config.hub.filter_ask.statement_timeout)),
                     verifier: verifier.clone(),
                     clock,
+                    cursor_key,
                 })),
             };
             let stop = drains.admin.clone();
@@ -269,6 +290,10 @@ impl App {
                 Ok(())
             }));
         }
+        services.push(service("frontiers", async move {
+            store.run().await;
+            Ok(())
+        }));
         services.push(service("report", async move {
             reporter.run().await;
             Ok(())

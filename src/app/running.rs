@@ -126,7 +126,7 @@ impl Running {
         let deadline = Instant::now() + self.drain_timeout;
         // Each stage leaves time for those after it.
         let stage = |part: u32| deadline.min(Instant::now() + self.drain_timeout * part / 10);
-        let (clients, hub, shards, ingest, admin) = (stage(5), stage(6), stage(6), deadline, deadline);
+        let (clients, hub, shards, ingest, admin) = (stage(7), stage(8), stage(8), deadline, deadline);
         let mut drained = Drained::default();
         tracing::info!(connections = self.connections.len(), "draining");
         self.drains.chores.drain();
@@ -137,10 +137,12 @@ impl Running {
             drained.connections_left = self.connections.len();
             self.connections.kill();
         }
+        self.drains.frontiers.drain();
         self.drains.hub.drain();
         self.join("hub", hub, &mut drained).await;
         self.join("shard", shards, &mut drained).await;
         self.join("retention", shards, &mut drained).await;
+        self.join("frontiers", shards, &mut drained).await;
         self.join("report", shards, &mut drained).await;
         self.join("standby", shards, &mut drained).await;
         self.drains.journal.drain();

@@ -24,9 +24,13 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// How far the forecast looks back.
 const WINDOW: Duration = Duration::from_secs(300);
 
+/// A limit this near is worth a line.
+const NEAR: f64 = 6.0 * 3600.0;
+
 const SQL: &str = "with here as (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() \
      else pg_current_wal_lsn() end as lsn) \
-     select active, wal_status, safe_wal_size, (lsn - confirmed_flush_lsn)::int8, (lsn - restart_lsn)::int8 \
+     select active, wal_status, safe_wal_size, (lsn - confirmed_flush_lsn)::int8, (lsn - restart_lsn)::int8, \
+     (select setting::int8 from pg_settings where name = 'idle_replication_slot_timeout') \
      from pg_replication_slots, here where slot_name = $1";
 
 /// What the server said at one look.
@@ -38,6 +42,8 @@ struct Look {
     safe: Option<i64>,
     lag: i64,
     retained: i64,
+    /// Seconds without a reader after which the server gives the slot up; 0 for never.
+    idle_timeout: i64,
 }
 
 /// Looks until the drain.
@@ -48,12 +54,16 @@ pub(super) struct Watch {
     drain: Drain,
     /// Of the last five minutes, oldest first.
     history: VecDeque<(Instant, i64)>,
+    /// The limit is near, and that was said.
+    near: bool,
+    /// What was said of the time without a reader.
+    idle_timeout: i64,
 }
 
 impl Watch {
     pub(super) fn new(pool: Pool, slot: &str, metrics: Arc<Metrics>, drain: Drain) -> Watch {
         metrics.slot_forecast.set(f64::INFINITY);
-        Watch { pool, slot: slot.to_owned(), metrics, drain, history: VecDeque::new() }
+        Watch { pool, slot: slot.to_owned(), metrics, drain, history: VecDeque::new(), near: false, idle_timeout: 0 }
     }
 
     pub(super) async fn run(mut self) {
@@ -89,6 +99,7 @@ impl Watch {
             safe: number(2),
             lag: number(3).unwrap_or(0).max(0),
             retained: number(4).unwrap_or(0).max(0),
+            idle_timeout: number(5).unwrap_or(0),
         }))
     }
 
@@ -98,8 +109,49 @@ impl Watch {
         metrics.slot_active.set(i64::from(look.active));
         metrics.slot_lag.set(look.lag);
         metrics.slot_retained.set(look.retained);
-        metrics.slot_forecast.set(if look.lost { 0.0 } else { forecast(&mut self.history, look.safe, now) });
+        let forecast = if look.lost { 0.0 } else { forecast(&mut self.history, look.safe, now) };
+        metrics.slot_forecast.set(forecast);
+        self.warn(look, forecast);
         if look.lost { "lost" } else { "seen" }
+    }
+}
+
+impl Watch {
+    /// Says once what a person can still do something about.
+    fn warn(&mut self, look: Look, forecast: f64) {
+        if look.idle_timeout != self.idle_timeout {
+            self.idle_timeout = look.idle_timeout;
+            if look.idle_timeout > 0 {
+                let hours = look.idle_timeout as f64 / 3600.0;
+                tracing::warn!(
+                    hours,
+                    advice = "ALTER SYSTEM SET idle_replication_slot_timeout = 0, or never stop the relay for longer",
+                    "the server gives up a slot that nobody reads for so many hours (idle_replication_slot_timeout): a relay \
+                     that is stopped for longer begins a new history, and clients are told of a gap"
+                );
+            }
+        }
+        // Back from the edge only with some distance, so that it is not said again and again.
+        let near = look.safe.is_some() && forecast < if self.near { 2.0 * NEAR } else { NEAR };
+        if near && !self.near {
+            let advice = if look.active {
+                "The relay reads, so something else keeps the slot back: a transaction that is open for long (SELECT pid, \
+                 usename, xact_start FROM pg_stat_activity WHERE backend_xid IS NOT NULL ORDER BY xact_start), or a full disk \
+                 here. End it, or raise max_slot_wal_keep_size."
+            } else {
+                "Nobody reads the slot. Get changes streaming again (the lines before say why they don't), or raise \
+                 max_slot_wal_keep_size."
+            };
+            tracing::warn!(
+                seconds = forecast,
+                retained = look.retained,
+                left = look.safe,
+                advice,
+                "the server keeps so much WAL for the slot that it will soon be over max_slot_wal_keep_size; it then gives the \
+                 slot up, and clients are told of a gap"
+            );
+        }
+        self.near = near;
     }
 }
 

@@ -73,6 +73,11 @@ impl Feed {
         &self.entries
     }
 
+    /// The same entries begin elsewhere from the next request on.
+    pub fn begin_at(&mut self, entries: Vec<Entry>) {
+        self.entries = entries;
+    }
+
     /// When [`Feed::due`] has something to ask.
     pub fn wakes_at(&self) -> Option<Instant> {
         match self.state {

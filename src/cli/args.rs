@@ -107,8 +107,8 @@ pub(super) struct WhyArgs {
     /// The row's primary key as Postgres prints it: values in key order with commas, or column=value; may be repeated
     #[arg(long, value_name = "VALUE", requires = "table")]
     pub(super) pk: Vec<String>,
-    /// Instead of the key: the position of the change, LSN/ordinal; without an ordinal, all of its transaction
-    #[arg(long, value_name = "POSITION")]
+    /// Instead of the key: the cursor of the change, or its position LSN/ordinal; LSN alone for all of its transaction
+    #[arg(long, value_name = "CURSOR")]
     pub(super) cursor: Option<String>,
     /// The `sub` of the user's token
     #[arg(long, value_name = "SUB", conflicts_with = "token")]
@@ -246,12 +246,21 @@ pub(super) struct ServeArgs {
     /// Connections on which Postgres is asked about rows [env: ROWCAST_ASK_CONNECTIONS] [default: 4]
     #[arg(long, value_name = "NUMBER", help_heading = "Database")]
     ask_connections: Option<String>,
+    /// Connections on which snapshots are read [env: ROWCAST_SNAPSHOT_CONNECTIONS] [default: 4]
+    #[arg(long, value_name = "NUMBER", help_heading = "Database")]
+    snapshot_connections: Option<String>,
     /// Publications that clients may subscribe to, with commas [env: ROWCAST_PUBLICATION] [default: supabase_realtime]
     #[arg(long, value_name = "NAMES", help_heading = "Database")]
     publication: Option<String>,
     /// Replication slot; made if absent [env: ROWCAST_SLOT] [default: rowcast]
     #[arg(long, value_name = "NAME", help_heading = "Database")]
     slot: Option<String>,
+    /// Make a slot that standbys get a copy of (PostgreSQL 17 and up) [env: ROWCAST_SLOT_FAILOVER] [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Database")]
+    slot_failover: Option<String>,
+    /// How long clients stay when changes no longer stream; then they are sent away until they do [env: ROWCAST_SLOT_GRACE] [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = "Database")]
+    slot_grace: Option<String>,
     /// Make roles, auth helpers and the publication too, as `rowcast migrate up` does [env: ROWCAST_MIGRATE] [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", help_heading = "Database")]
     migrate: Option<String>,
@@ -331,6 +340,13 @@ pub(super) struct ServeArgs {
     /// [env: ROWCAST_MAX_JOIN_WAIT] [default: 20s]
     #[arg(long, value_name = "TIME", help_heading = "Clients")]
     max_join_wait: Option<String>,
+    /// Rows of one snapshot, and of a page of history [env: ROWCAST_MAX_SNAPSHOT_ROWS] [default: 1000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_snapshot_rows: Option<String>,
+    /// Pages of history and snapshots that are read over HTTP at a time; more get 429 [env: ROWCAST_MAX_PAGES]
+    /// [default: 32]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_pages: Option<String>,
     /// A message from a client; a larger one closes its connection with 1009 [env: ROWCAST_MAX_MESSAGE_BYTES]
     /// [default: 5MB]
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
@@ -338,6 +354,17 @@ pub(super) struct ServeArgs {
     /// The head of a request, at least 8KiB; a larger one gets 431 [env: ROWCAST_MAX_HEADER_BYTES] [default: 16KiB]
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
     max_header_bytes: Option<String>,
+    /// A claim of the token that names the device of clients which name none, such as session_id: they go on where they were
+    /// [env: ROWCAST_DEVICE_CLAIM] [default: none]
+    #[arg(long, value_name = "NAME", help_heading = "Clients")]
+    device_claim: Option<String>,
+    /// What proves that a device has received its rows: `pong`, its answer to a WebSocket Ping; `heartbeat`, its next Phoenix
+    /// heartbeat, behind proxies that answer Pings themselves [env: ROWCAST_RECEIPT] [default: pong]
+    #[arg(long, value_name = "MODE", help_heading = "Clients")]
+    receipt: Option<String>,
+    /// Frontiers kept, one for each subscription of each device [env: ROWCAST_MAX_FRONTIERS] [default: 1000000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_frontiers: Option<String>,
 
     /// Where the log is kept; one relay per folder [env: ROWCAST_DATA_DIR] [default: /var/lib/rowcast for root, else
     /// $XDG_STATE_HOME/rowcast, else ~/.local/state/rowcast]
@@ -379,9 +406,12 @@ impl ServeArgs {
             ("ask_user", &self.ask_user),
             ("ask_password", &self.ask_password),
             ("ask_connections", &self.ask_connections),
+            ("snapshot_connections", &self.snapshot_connections),
             ("publication", &self.publication),
             ("slot", &self.slot),
             ("migrate", &self.migrate),
+            ("slot_failover", &self.slot_failover),
+            ("slot_grace", &self.slot_grace),
             ("startup_timeout", &self.startup_timeout),
             ("retention", &self.retention),
             ("retention_interval", &self.retention_interval),
@@ -405,8 +435,13 @@ impl ServeArgs {
             ("max_entries_per_connection", &self.max_entries_per_connection),
             ("max_joins_per_second", &self.max_joins_per_second),
             ("max_join_wait", &self.max_join_wait),
+            ("max_snapshot_rows", &self.max_snapshot_rows),
+            ("max_pages", &self.max_pages),
             ("max_message_bytes", &self.max_message_bytes),
             ("max_header_bytes", &self.max_header_bytes),
+            ("device_claim", &self.device_claim),
+            ("receipt", &self.receipt),
+            ("max_frontiers", &self.max_frontiers),
             ("data_dir", &self.data_dir),
             ("log_retain_bytes", &self.log_retain_bytes),
             ("log_retain_age", &self.log_retain_age),

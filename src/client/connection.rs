@@ -35,6 +35,18 @@ pub struct Change {
     pub data: Box<RawValue>,
 }
 
+impl Change {
+    /// Its place: with this for [`Asked::since`], what comes after it is got. `None` from a server that has none.
+    pub fn cursor(&self) -> Option<String> {
+        serde_json::from_str::<Placed>(self.data.get()).ok()?.cursor
+    }
+}
+
+#[derive(Deserialize)]
+struct Placed {
+    cursor: Option<String>,
+}
+
 /// A `system` frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
@@ -42,6 +54,8 @@ pub struct Notice {
     pub ok: bool,
     /// The message.
     pub text: String,
+    /// Everything before this place is behind the client, or lost to it.
+    pub cursor: Option<String>,
 }
 
 /// What comes on a subscribed channel.
@@ -58,6 +72,8 @@ pub struct Connection {
     socket: WebSocketStream<Box<dyn Stream>>,
     topic: String,
     wanted: String,
+    /// Where its changes begin.
+    begins: Option<String>,
     /// What came while something else was waited for.
     waiting: VecDeque<Message>,
     next_ref: u64,
@@ -96,6 +112,7 @@ impl Connection {
             socket,
             topic: format!("realtime:{}", asked.channel),
             wanted: asked.wanted.to_string(),
+            begins: None,
             waiting: VecDeque::new(),
             next_ref: 1,
             last_sent: now,
@@ -107,7 +124,7 @@ impl Connection {
 
     async fn join(&mut self, asked: &Asked) -> Result<(), ClientError> {
         let mut payload = json!({ "config": {
-            "postgres_changes": [asked.wanted.entry()],
+            "postgres_changes": [asked.wanted.entry(asked.since.as_deref())],
             "postgres_changes_options": { "wait": true, "timeout": HOLD_MILLIS },
         } });
         if let Some(token) = &asked.token {
@@ -119,15 +136,26 @@ impl Connection {
         loop {
             let received = self.read().await?;
             match self.understand(&received)? {
-                Some(Understood::Joined) => replied = true,
-                Some(Understood::Subscribed) if replied => return Ok(()),
-                Some(Understood::Message(Message::Notice(notice))) if !notice.ok => {
+                Some(Understood::Joined(cursor)) => {
+                    replied = true;
+                    self.begins = cursor;
+                }
+                Some(Understood::Subscribed(cursor)) if replied => {
+                    self.begins = cursor.or(self.begins.take());
+                    return Ok(());
+                }
+                Some(Understood::Message(Message::Notice(notice))) if !notice.ok && notice.cursor.is_none() => {
                     return Err(self.subscription_refused(notice.text));
                 }
                 Some(Understood::Message(message)) => self.waiting.push_back(message),
                 _ => {}
             }
         }
+    }
+
+    /// The place after which everything comes; `None` from a server that tells none.
+    pub fn begins(&self) -> Option<&str> {
+        self.begins.as_deref()
     }
 
     /// The next thing that comes; an error ends the connection. Dropping the future loses nothing.
@@ -150,7 +178,7 @@ impl Connection {
                     let received = received?;
                     match self.understand(&received)? {
                         Some(Understood::Message(message)) => return Ok(message),
-                        Some(Understood::Subscribed | Understood::Joined) | None => {}
+                        Some(Understood::Subscribed(_) | Understood::Joined(_)) | None => {}
                     }
                 }
                 () = tokio::time::sleep_until(silence) => {
@@ -180,7 +208,8 @@ impl Connection {
             "phx_reply" => {
                 let reply: Value = parse(payload)?;
                 if reply["status"] == "ok" {
-                    return Ok(Some(Understood::Joined));
+                    let cursor = reply["response"]["cursor"].as_str().map(str::to_owned);
+                    return Ok(Some(Understood::Joined(cursor)));
                 }
                 let reason = reply["response"]["reason"].as_str().unwrap_or("no reason given");
                 Err(self.join_refused(reason))
@@ -190,7 +219,7 @@ impl Connection {
                 let ok = system.status == "ok";
                 if system.extension == "postgres_changes" {
                     if ok && system.message == "Subscribed to PostgreSQL" {
-                        return Ok(Some(Understood::Subscribed));
+                        return Ok(Some(Understood::Subscribed(system.cursor)));
                     }
                     // The relay has given this subscription up for good.
                     if system.message.starts_with("Subscription ended:") {
@@ -200,7 +229,8 @@ impl Connection {
                     self.reason = Some(system.message);
                     return Ok(None);
                 }
-                Ok(Some(Understood::Message(Message::Notice(Notice { ok, text: system.message }))))
+                let cursor = system.cursor.or_else(|| system.gap.map(|gap| gap.to));
+                Ok(Some(Understood::Message(Message::Notice(Notice { ok, text: system.message, cursor }))))
             }
             "phx_close" | "phx_error" => {
                 let why = self.reason.take().map(|reason| format!(": {reason}")).unwrap_or_default();
@@ -267,8 +297,9 @@ impl Connection {
 }
 
 enum Understood {
-    Joined,
-    Subscribed,
+    /// And where its changes begin, if that is known.
+    Joined(Option<String>),
+    Subscribed(Option<String>),
     Message(Message),
 }
 
@@ -285,6 +316,13 @@ struct System {
     status: String,
     #[serde(default)]
     message: String,
+    cursor: Option<String>,
+    gap: Option<Gap>,
+}
+
+#[derive(Deserialize)]
+struct Gap {
+    to: String,
 }
 
 /// Our text for what can't be read: the library's might quote a row.

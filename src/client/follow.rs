@@ -1,6 +1,7 @@
 //! A subscription that outlives its connections.
 //!
-//! What ended by itself is begun again, with growing and random pauses; what a person must mend ends it. The first
+//! What ended by itself is begun again, with growing and random pauses, after the last change that was handed out: none is
+//! missed and none comes twice, if the server gives cursors. What a person must mend ends it. The first
 //! subscription has a deadline, since an address that was mistyped answers never.
 
 use std::time::Duration;
@@ -23,8 +24,10 @@ const GOOD: Duration = Duration::from_secs(10);
 pub enum News {
     /// Changes flow from here on.
     Subscribed {
-        /// Not for the first time: what was committed in between was not seen.
+        /// Not for the first time.
         again: bool,
+        /// After the last thing that was told: what was committed in between comes, or is told to be lost.
+        resumed: bool,
     },
     /// A change.
     Change(Change),
@@ -71,8 +74,14 @@ impl Follow {
     pub async fn next(&mut self) -> Result<News, ClientError> {
         let Some((connection, since)) = &mut self.connection else { return self.connect().await };
         match connection.next().await {
-            Ok(Message::Change(change)) => Ok(News::Change(change)),
-            Ok(Message::Notice(notice)) => Ok(News::Notice(notice)),
+            Ok(Message::Change(change)) => {
+                self.reached(change.cursor());
+                Ok(News::Change(change))
+            }
+            Ok(Message::Notice(notice)) => {
+                self.reached(notice.cursor.clone());
+                Ok(News::Notice(notice))
+            }
             Err(why) => {
                 if since.elapsed() >= GOOD {
                     self.backoff.reset();
@@ -89,12 +98,27 @@ impl Follow {
         let limit = if self.was_subscribed { ATTEMPT } else { ATTEMPT.min(self.first_until.duration_since(now)) };
         match Connection::open(&self.asked, limit).await {
             Ok(connection) => {
+                let resumed = connection.begins().is_some() && self.asked.since.is_some();
+                self.reached(connection.begins().map(str::to_owned));
                 self.connection = Some((connection, Instant::now()));
                 let again = std::mem::replace(&mut self.was_subscribed, true);
-                Ok(News::Subscribed { again })
+                Ok(News::Subscribed { again, resumed })
             }
             Err(why) => self.lost(why),
         }
+    }
+
+    /// The next connection goes on after this place.
+    fn reached(&mut self, cursor: Option<String>) {
+        if cursor.is_some() {
+            self.asked.since = cursor;
+        }
+    }
+
+    /// The place after the last thing that was told: with it, nothing is missed and nothing repeated. `None` from a server
+    /// that tells none; before the first change, what was asked for.
+    pub fn cursor(&self) -> Option<&str> {
+        self.asked.since.as_deref()
     }
 
     fn lost(&mut self, why: ClientError) -> Result<News, ClientError> {

@@ -42,6 +42,8 @@ pub struct Asked {
     pub channel: String,
     /// Which changes.
     pub wanted: Wanted,
+    /// From where on: a cursor, or a commit time, as text or in milliseconds since 1970. `None`: from now on.
+    pub since: Option<String>,
 }
 
 /// One entry of `postgres_changes`. A text that is `None` is left out.
@@ -65,7 +67,7 @@ impl Wanted {
         Wanted { event: "*".into(), schema: schema.into(), table: Some(table.into()), filter: None, select: Vec::new() }
     }
 
-    fn entry(&self) -> Value {
+    fn entry(&self, since: Option<&str>) -> Value {
         let mut entry = json!({ "event": self.event, "schema": self.schema });
         if let Some(table) = &self.table {
             entry["table"] = json!(table);
@@ -76,6 +78,9 @@ impl Wanted {
         if !self.select.is_empty() {
             entry["select"] = json!(self.select);
         }
+        // Null too: it says that we keep cursors, and are to be given fresh ones while it is quiet.
+        entry["since"] = since
+            .map_or(Value::Null, |since| since.parse::<i64>().map_or_else(|_| json!(since), |millis| json!(millis)));
         entry
     }
 }
@@ -219,6 +224,10 @@ fn refusal_advice(wanted: &str, text: &str) -> String {
             "does not exist",
             "The token's role must exist in the database; `rowcast migrate up` makes anon, authenticated and service_role."
                 .to_owned(),
+        ),
+        (
+            "parsing `since`",
+            "Give a cursor as it was printed, or a time such as 10m or 2026-11-21T10:15:30Z.".to_owned(),
         ),
         ("Subscription ended", "Use a simpler filter, such as an equality.".to_owned()),
     ];

@@ -22,7 +22,7 @@ async fn listener() -> (TcpListener, Asked) {
     let url = format!("ws://{}", listener.local_addr().expect("an address"));
     let address = Address::parse(&url, None).expect("an address");
     let wanted = Wanted::table("public", "notes");
-    (listener, Asked { address, key: "hunter2".into(), token: None, channel: "room".into(), wanted })
+    (listener, Asked { address, key: "hunter2".into(), token: None, channel: "room".into(), wanted, since: None })
 }
 
 async fn accepted(listener: &TcpListener) -> Socket {
@@ -245,7 +245,8 @@ async fn a_lost_connection_is_followed_by_another_until_a_person_must_act() {
                 assert!(pause <= crate::wal::Backoff::CAP);
                 story.push(format!("lost: {why}"));
             }
-            Ok(News::Subscribed { again }) => story.push(format!("subscribed {again}")),
+            Ok(News::Subscribed { again, resumed: false }) => story.push(format!("subscribed {again}")),
+            Ok(other @ News::Subscribed { .. }) => panic!("{other:?} from a server without cursors"),
             Ok(News::Change(change)) => story.push(change.data.get().to_owned()),
             Ok(News::Notice(notice)) => story.push(notice.text),
             Err(error) => break error,
@@ -271,11 +272,67 @@ async fn a_lost_connection_is_followed_by_another_until_a_person_must_act() {
     server.await.expect("the server did what it was told");
 }
 
+#[tokio::test]
+async fn each_connection_goes_on_where_the_one_before_it_ended() {
+    let (listener, asked) = listener().await;
+    let server = task::spawn("server", async move {
+        let mut since = Vec::new();
+        let reply = |cursor: &str| json!({ "status": "ok", "response": { "postgres_changes": [], "cursor": cursor } });
+        let placed = |mut payload: Value, cursor: &str| {
+            payload["cursor"] = cursor.into();
+            payload
+        };
+        for round in 0..6 {
+            let mut socket = accepted(&listener).await;
+            let join = received(&mut socket).await;
+            since.push(join[4]["config"]["postgres_changes"][0]["since"].clone());
+            say(&mut socket, "phx_reply", reply("reply")).await;
+            let subscribed = system("ok", "Subscribed to PostgreSQL");
+            match round {
+                0 => say(&mut socket, "system", subscribed).await,
+                1 => say(&mut socket, "system", placed(subscribed, "subscribed")).await,
+                2 => {
+                    say(&mut socket, "system", subscribed).await;
+                    say(&mut socket, "postgres_changes", json!({ "ids": [1], "data": { "cursor": "change" } })).await;
+                }
+                3 => {
+                    say(&mut socket, "system", subscribed).await;
+                    say(&mut socket, "system", placed(system("ok", "Cursor"), "quiet")).await;
+                }
+                _ => {
+                    // Ahead of the word that it is subscribed: no refusal.
+                    let mut gap = system("error", "Gap: reload");
+                    gap["gap"] = json!({ "from": null, "to": "gap", "reason": "expired" });
+                    say(&mut socket, "system", gap).await;
+                    say(&mut socket, "system", subscribed).await;
+                }
+            }
+            drop(socket);
+        }
+        since
+    });
+    let mut follow = Follow::new(asked);
+    let mut lost = 0;
+    while lost < 6 {
+        if let News::Lost { .. } = tokio::time::timeout(LIMIT, follow.next()).await.expect("in time").expect("no end") {
+            lost += 1;
+        }
+    }
+    assert_eq!(follow.cursor(), Some("gap"));
+    let since = server.await.expect("the server did what it was told");
+    assert_eq!(
+        since,
+        [json!(null), json!("reply"), json!("subscribed"), json!("change"), json!("quiet"), json!("gap")]
+    );
+}
+
 #[test]
 fn what_is_not_given_is_left_out_of_the_entry() {
-    assert_eq!(Wanted::table("public", "t").entry(), json!({ "event": "*", "schema": "public", "table": "t" }));
+    let entry = Wanted::table("public", "t").entry(None);
+    assert_eq!(entry, json!({ "event": "*", "schema": "public", "table": "t", "since": null }));
     let all = Wanted { table: None, select: vec!["a".into()], ..Wanted::table("s", "") };
-    assert_eq!(all.entry(), json!({ "event": "*", "schema": "s", "select": ["a"] }));
+    assert_eq!(all.entry(Some("c")), json!({ "event": "*", "schema": "s", "select": ["a"], "since": "c" }));
+    assert_eq!(all.entry(Some("15"))["since"], 15);
     assert_eq!(all.to_string(), "s.*");
 }
 

@@ -30,6 +30,7 @@ use crate::ingest::IngestConfig;
 use crate::journal::JournalConfig;
 use crate::log::LogConfig;
 use crate::pg::PgConfig;
+use crate::resume::FrontierConfig;
 use crate::wal::WalConfig;
 
 /// The shortest `JWT_SECRET`, in bytes.
@@ -81,6 +82,8 @@ pub struct Config {
     pub hub: HubConfig,
     /// Connections.
     pub gateway: GatewayConfig,
+    /// What devices have received. How long it is kept is set from the log's age when the relay is built.
+    pub frontiers: FrontierConfig,
 }
 
 impl Config {
@@ -112,13 +115,14 @@ impl Config {
             report_interval: Duration::from_secs(10),
             startup_timeout: Duration::from_secs(20),
             slot_grace: Duration::from_secs(10),
-            drain_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(8),
             shards: std::thread::available_parallelism().map_or(1, usize::from).min(8),
             ingest: IngestConfig::new(wal),
             log: LogConfig::new(data_dir.join("log")),
             journal: JournalConfig::new(data_dir.join("journal")),
             hub: HubConfig::default(),
             gateway: GatewayConfig::default(),
+            frontiers: FrontierConfig::default(),
         }
     }
 

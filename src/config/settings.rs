@@ -11,7 +11,7 @@ use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
 use crate::claims::KeySetConfig;
-use crate::gateway::{GatewayConfig, TlsFiles};
+use crate::gateway::{GatewayConfig, Receipt, TlsFiles};
 use crate::pg::PgConfig;
 use crate::policy::Deletes;
 
@@ -31,6 +31,8 @@ const NAMES: &[(&str, &str)] = &[
     ("api_keys", "ROWCAST_API_KEYS"),
     ("data_dir", "ROWCAST_DATA_DIR"),
     ("slot", "ROWCAST_SLOT"),
+    ("slot_failover", "ROWCAST_SLOT_FAILOVER"),
+    ("slot_grace", "ROWCAST_SLOT_GRACE"),
     ("publication", "ROWCAST_PUBLICATION"),
     ("migrate", "ROWCAST_MIGRATE"),
     ("startup_timeout", "ROWCAST_STARTUP_TIMEOUT"),
@@ -51,8 +53,14 @@ const NAMES: &[(&str, &str)] = &[
     ("max_entries_per_connection", "ROWCAST_MAX_ENTRIES_PER_CONNECTION"),
     ("max_joins_per_second", "ROWCAST_MAX_JOINS_PER_SECOND"),
     ("max_join_wait", "ROWCAST_MAX_JOIN_WAIT"),
+    ("max_snapshot_rows", "ROWCAST_MAX_SNAPSHOT_ROWS"),
+    ("snapshot_connections", "ROWCAST_SNAPSHOT_CONNECTIONS"),
+    ("max_pages", "ROWCAST_MAX_PAGES"),
     ("max_message_bytes", "ROWCAST_MAX_MESSAGE_BYTES"),
     ("max_header_bytes", "ROWCAST_MAX_HEADER_BYTES"),
+    ("device_claim", "ROWCAST_DEVICE_CLAIM"),
+    ("receipt", "ROWCAST_RECEIPT"),
+    ("max_frontiers", "ROWCAST_MAX_FRONTIERS"),
     ("admin_addr", "ROWCAST_ADMIN_ADDR"),
     ("log", "ROWCAST_LOG"),
     ("log_format", "ROWCAST_LOG_FORMAT"),
@@ -324,7 +332,10 @@ impl<'a> Reading<'a> {
         let admin = self.read("admin_addr", "Write it like 127.0.0.1:4001, or off.", parse::admin);
         let ask_login = pg.as_ref().and_then(|pg| self.ask_login(pg));
         let questions = self.read("ask_connections", "Set it to a number above 0.", above_zero);
+        let snapshots = self.read("snapshot_connections", "Set it to a number above 0.", above_zero);
         let migrate = self.read("migrate", "Set it to true or false.", parse::switch);
+        let failover = self.read("slot_failover", "Set it to true or false.", parse::switch);
+        let grace = self.read("slot_grace", "Write it like 10s.", parse::duration);
         let startup = self.read("startup_timeout", "Write it like 20s.", parse::duration);
         let retention = self.read("retention", "Set it to on or off.", parse::switch);
         let retention_interval = self.read("retention_interval", "Write it like 10m, at least 1s.", |text| {
@@ -363,8 +374,11 @@ impl<'a> Reading<'a> {
         config.admin = admin.unwrap_or(config.admin);
         config.ask_login = ask_login.map(Box::new);
         config.hub.ask.connections = questions.unwrap_or(config.hub.ask.connections);
+        config.hub.snapshot.connections = snapshots.unwrap_or(config.hub.snapshot.connections);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));
+        config.ingest.wal.failover = failover.unwrap_or(config.ingest.wal.failover);
+        config.slot_grace = grace.unwrap_or(config.slot_grace);
         config.startup_timeout = startup.unwrap_or(config.startup_timeout);
         config.hub.policy.deletes = deletes.unwrap_or_default();
         config.hub.policy.open_partitions = partitions.unwrap_or_default();
@@ -376,6 +390,16 @@ impl<'a> Reading<'a> {
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;
         self.limits(&mut config.gateway);
+        let receipt = self.read("receipt", "Set it to pong or heartbeat.", |text| match text {
+            "pong" => Ok(Receipt::Pong),
+            "heartbeat" => Ok(Receipt::Heartbeat),
+            other => Err(format!("is {other:?}")),
+        });
+        config.gateway.device.receipt = receipt.unwrap_or_default();
+        config.gateway.device.claim = self.settings.get("device_claim").map(Into::into);
+        let most = self.read("max_frontiers", "Set it to a number above 0.", above_zero);
+        config.frontiers.most = most.unwrap_or(config.frontiers.most);
+        config.hub.snapshot.max_rows = config.gateway.max_page_rows;
         usable.then_some(config)
     }
 
@@ -385,6 +409,7 @@ impl<'a> Reading<'a> {
             ("max_channels", &mut gateway.max_channels),
             ("max_entries_per_join", &mut gateway.max_entries),
             ("max_entries_per_connection", &mut gateway.max_connection_entries),
+            ("max_pages", &mut gateway.max_pages),
         ];
         for (name, limit) in counts {
             *limit = self.read(name, "Set it to a number above 0.", above_zero).unwrap_or(*limit);
@@ -392,6 +417,7 @@ impl<'a> Reading<'a> {
         gateway.max_joins_per_second = self
             .read("max_joins_per_second", "Set it to a number above 0.", above_zero)
             .map_or(gateway.max_joins_per_second, |most| u32::try_from(most).unwrap_or(u32::MAX));
+        gateway.max_page_rows = self.rows().unwrap_or(gateway.max_page_rows);
         // Below the first, no SDK could say what it wants; below the second, no request could be read.
         let sizes = [
             ("max_message_bytes", 1024, &mut gateway.max_message_bytes),
@@ -411,6 +437,14 @@ impl<'a> Reading<'a> {
             if good { Ok(wait) } else { Err(format!("is {text:?}")) }
         });
         gateway.max_join_wait = wait.unwrap_or(gateway.max_join_wait);
+    }
+
+    /// Most rows of a snapshot, and of a page.
+    fn rows(&mut self) -> Option<u32> {
+        self.read("max_snapshot_rows", "Set it to a number from 1 to 100000.", |text| {
+            let rows = above_zero(text)?;
+            u32::try_from(rows).ok().filter(|rows| *rows <= 100_000).ok_or_else(|| format!("is {rows}"))
+        })
     }
 
     fn secret(&mut self) -> Option<Vec<u8>> {

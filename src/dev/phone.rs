@@ -35,6 +35,7 @@ impl Phone {
             token: Some(user.token.clone()),
             channel: TABLE.into(),
             wanted: Wanted::table("public", TABLE),
+            since: None,
         };
         Ok(Phone { who, connection: Connection::open(&asked, limit).await.map_err(failed)? })
     }

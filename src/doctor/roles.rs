@@ -105,13 +105,15 @@ fn small_login(facts: &Facts, roles: &BTreeMap<&str, &Role>, tokens: &[&str]) ->
     lines.join("\n")
 }
 
-fn schema_grants(login: &str) -> [String; 5] {
+fn schema_grants(login: &str) -> [String; 7] {
     let login = ident(login);
     [
         format!("grant usage on schema rowcast to {login};"),
         format!("grant select on rowcast.migrations to {login};"),
         format!("grant select, insert, update on rowcast.lineage to {login};"),
         format!("grant select, insert, update on rowcast.relay_status to {login};"),
+        format!("grant select, insert, update on rowcast.frontier_owners to {login};"),
+        format!("grant select, insert, update, delete on rowcast.frontiers to {login};"),
         format!("grant execute on function rowcast.take_sample() to {login};"),
     ]
 }

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use tokio_tungstenite::tungstenite::Error;
 
-use super::frame;
+use super::{frame, storm};
 use crate::hub::CloseReason;
 use crate::journal::Note;
 
@@ -14,9 +14,10 @@ use crate::journal::Note;
 pub(super) fn frame_for(reason: CloseReason) -> Bytes {
     match reason {
         CloseReason::Slow => frame::close(1013, "slow consumer, resume"),
-        CloseReason::Drain => frame::close(1012, "server restarting, reconnect"),
+        CloseReason::Drain => frame::close(1012, &format!("server restarting, reconnect in {} s", storm::hint())),
         CloseReason::Idle => frame::close(1012, "idle, reconnect"),
-        CloseReason::Slot => frame::close(1012, "no changes come in here, reconnect"),
+        CloseReason::Unanswered => frame::close(1012, "pings unanswered, reconnect"),
+        CloseReason::Slot => frame::close(1012, &format!("no changes come in here, reconnect in {} s", storm::hint())),
         CloseReason::Joins => frame::close(1012, "too many joins, reconnect"),
         CloseReason::Protocol => frame::close(1002, "protocol error"),
         CloseReason::Peer => frame::encode(frame::Opcode::Close, &[]),
@@ -27,7 +28,9 @@ pub(super) fn frame_for(reason: CloseReason) -> Bytes {
 pub(super) fn note(connection: u64, reason: Option<CloseReason>) -> Note {
     let code = match reason {
         Some(CloseReason::Slow) => 1013,
-        Some(CloseReason::Drain | CloseReason::Idle | CloseReason::Slot | CloseReason::Joins) => 1012,
+        Some(
+            CloseReason::Drain | CloseReason::Idle | CloseReason::Unanswered | CloseReason::Slot | CloseReason::Joins,
+        ) => 1012,
         // Of the protocol errors one of several; and of the others, the peer's or none.
         Some(CloseReason::Protocol | CloseReason::Peer) | None => 0,
     };

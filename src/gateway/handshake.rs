@@ -9,10 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use warp::http::{HeaderMap, Method, Response, StatusCode, header};
 
-use super::Tokens;
+use super::{Tokens, device, storm};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing as _;
-use crate::hub::Version;
+use crate::hub::{RESTARTING, Version};
 
 /// A request that may be upgraded.
 pub(super) struct Grant {
@@ -21,6 +21,8 @@ pub(super) struct Grant {
     pub(super) principal: Arc<Principal>,
     /// The request's `x-…` headers as a JSON object.
     pub(super) headers: Box<str>,
+    /// The device that the client names.
+    pub(super) device: Option<Arc<str>>,
     /// The value of `Sec-WebSocket-Accept`.
     accept: String,
 }
@@ -34,16 +36,23 @@ pub(super) enum Refusal {
     Version,
     NoKey,
     Token(TokenError),
+    /// What is given for a device is no name.
+    Device(&'static str),
     TooManyConnections,
+    /// The relay stops.
+    Restarting,
+    /// What devices have received is not loaded yet.
+    NotReady,
     /// The relay has been without its slot for too long.
     NoSlot,
 }
 
-/// All checks but the number of connections, which is asked last and by the caller.
+/// All checks but the number of connections, which is asked last and by the caller. `device`: as it stands in the path.
 pub(super) fn check(
     method: &Method,
     headers: &HeaderMap,
     query: &str,
+    device: Option<&str>,
     verifier: &dyn Tokens,
     now_unix_seconds: i64,
 ) -> Result<Grant, Refusal> {
@@ -58,8 +67,9 @@ pub(super) fn check(
         None => parameter(query, "apikey").ok_or(Refusal::NoKey)?,
     };
     let principal = verifier.verify(&token, now_unix_seconds).map_err(Refusal::Token)?;
+    let device = device::named(device, query, headers).map_err(Refusal::Device)?;
     let headers = kept_headers(headers);
-    Ok(Grant { version, token: token.into(), principal: Arc::new(principal), headers, accept })
+    Ok(Grant { version, token: token.into(), principal: Arc::new(principal), headers, device, accept })
 }
 
 /// How much of a request's `x-…` headers a connection keeps, as JSON.
@@ -119,7 +129,7 @@ fn version(text: &str) -> Option<Version> {
 }
 
 /// The last value of a query parameter, decoded as a form field.
-fn parameter(query: &str, name: &str) -> Option<String> {
+pub(super) fn parameter(query: &str, name: &str) -> Option<String> {
     let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.rev().find(|(key, _)| decode(key) == name).map(|(_, value)| decode(value))
 }
@@ -163,10 +173,13 @@ impl Refusal {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Refusal::NotAnUpgrade(_) => "NotAnUpgrade",
+            Refusal::Restarting => "Restarting",
             Refusal::Version => "UnsupportedVersion",
             Refusal::NoKey => "MissingAPIKey",
             Refusal::Token(error) => error.code(),
+            Refusal::Device(_) => "InvalidDevice",
             Refusal::TooManyConnections => "ConnectionRateLimitReached",
+            Refusal::NotReady => "NotReady",
             Refusal::NoSlot => "NoSlot",
         }
     }
@@ -178,13 +191,20 @@ impl Refusal {
             Refusal::Version => return plain(StatusCode::FORBIDDEN, String::new()),
             Refusal::NoKey => (401, "API key is missing".into()),
             Refusal::Token(error) => error.handshake(),
+            Refusal::Device(text) => (400, (*text).into()),
             Refusal::TooManyConnections => (429, "Too many connected users".into()),
+            Refusal::Restarting => (503, RESTARTING.into()),
+            Refusal::NotReady => (503, "Realtime is starting, please come again".into()),
             Refusal::NoSlot => (503, "No changes come in here at present, try again".into()),
         };
         let mut response = Response::new(serde_json::json!({ "error": text }).to_string());
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let json = header::HeaderValue::from_static("application/json; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, json);
+        if matches!(status, 429 | 503) {
+            // No SDK reads it; gateways, workers and load balancers do.
+            response.headers_mut().insert(header::RETRY_AFTER, storm::hint().into());
+        }
         response
     }
 }

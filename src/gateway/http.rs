@@ -22,8 +22,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 use warp::http::{HeaderMap, Method, Request, Response, StatusCode};
@@ -31,16 +32,18 @@ use warp::{Filter, Rejection, Reply};
 
 use super::handshake::{self, Grant, Refusal, plain};
 use super::limits::{Admission, Admitted};
+use super::pages::{self, Pages};
 use super::stream::Stream;
 use super::tls::Tls;
-use super::{GatewayConfig, Shared, Tokens, phoenix};
+use super::{GatewayConfig, Shared, Tokens, phoenix, storm};
+use crate::claims::{Principal, TokenError};
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::resume::CursorKey;
+use crate::resume::{CursorKey, Frontiers};
 use crate::task::{Connections, Drain, Gate};
 
 /// What the gateway needs from the rest of the relay.
@@ -59,6 +62,8 @@ pub struct Deps {
     pub log: Log,
     /// Seals and opens cursors.
     pub cursor_key: Arc<CursorKey>,
+    /// What devices have received.
+    pub frontiers: Arc<Frontiers>,
     /// When to stop.
     pub drain: Drain,
     /// The set that every connection's task belongs to.
@@ -126,7 +131,7 @@ impl Gateway {
     /// Reserves the port; 0 takes a free one.
     pub async fn bind(self, addr: SocketAddr) -> Result<Bound, BindError> {
         let failed = |source| BindError { addr, source };
-        let listener = TcpListener::bind(addr).await.map_err(failed)?;
+        let listener = listen(addr).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
         Ok(Bound { listener, local_addr, gateway: self })
     }
@@ -139,6 +144,7 @@ struct Doors {
     /// Turns of handshakes that wait for keys.
     learning: Semaphore,
     ready: watch::Receiver<bool>,
+    pages: Arc<Pages>,
 }
 
 /// How a request of an upgraded connection leaves the HTTP half of the task.
@@ -155,6 +161,8 @@ struct Accepted {
     admitted: Admitted,
 }
 
+/// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
+const BACKLOG: u32 = 8192;
 /// How long the accept loop waits when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -164,26 +172,48 @@ impl Bound {
         self.local_addr
     }
 
-    /// Accepts until the drain; the connections themselves end in their own set.
+    /// Accepts until the connections have been told to go, which at a drain takes a while: who comes meanwhile hears that the
+    /// relay stops. The connections themselves end in their own set.
     pub async fn serve(self) {
         let Gateway { config, deps } = self.gateway;
         let shards = deps.shards.max(1) as u64;
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
-        let Deps {
-            hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate, connections, ready, tls, ..
-        } = deps;
-        let shared = Arc::new(Shared { config, hub, verifier, clock, metrics, journal, log, cursor_key, drain, gate });
+        let pages = Arc::new(Pages::new(deps.shards));
+        let turns = storm::Turns::new(&config);
+        let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
+        let Deps { connections, ready, tls, .. } = deps;
+        let shared = Arc::new(Shared {
+            config,
+            hub,
+            verifier,
+            clock,
+            metrics,
+            journal,
+            log,
+            cursor_key,
+            frontiers,
+            drain,
+            gate,
+            turns,
+        });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
-        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready });
+        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
         let next = AtomicU64::new(0);
         info!(address = %self.local_addr, tls = tls.is_some(), "listening");
+        let mut pace = storm::Pace::new(shared.config.max_connects_per_second);
         let accepting = async {
+            let mut stopped = std::pin::pin!(shared.stopped());
             loop {
+                let wait = pace.next(Instant::now());
+                let accepted = async {
+                    tokio::time::sleep(wait).await;
+                    accept(&self.listener, &pending).await
+                };
                 let (permit, stream, peer) = tokio::select! {
-                    accepted = accept(&self.listener, &pending) => accepted,
-                    () = shared.drain.draining() => return,
+                    accepted = accepted => accepted,
+                    () = stopped.as_mut() => return,
                 };
                 let connection = next.fetch_add(1, Ordering::Relaxed);
                 // A shard number fits: it is below a usize.
@@ -199,6 +229,15 @@ impl Bound {
         };
         tokio::join!(accepting, keeping);
     }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A new relay takes the port while connections of the one before linger.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 async fn accept(listener: &TcpListener, pending: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream, SocketAddr) {
@@ -242,7 +281,7 @@ where
             Some(tls) => {
                 let stream = tokio::select! {
                     stream = Box::pin(tls.accept(stream, shared.config.header_timeout)) => stream?,
-                    () = shared.drain.draining() => return None,
+                    () = shared.stopped() => return None,
                 };
                 speak_http(&shared, service, stream, handover.clone()).await;
             }
@@ -259,8 +298,9 @@ where
             let parts = upgraded.downcast::<TokioIo<Box<TlsStream<TcpStream>>>>().ok()?;
             (Stream::Tls(parts.io.into_inner()), parts.read_buf)
         };
-        let Grant { version, token, principal, headers, .. } = grant;
-        let visitor = phoenix::Visitor { connection, version, token, principal, headers };
+        let Grant { version, token, principal, headers, device, .. } = grant;
+        let visitor =
+            phoenix::Visitor { connection, version, token, principal, headers, device, probe: Arc::default() };
         Some(Box::pin(phoenix::run(shared, visitor, shard, stream, leftover, admitted)))
     });
     async move {
@@ -281,8 +321,11 @@ where
         service.call(request)
     });
     let config = &shared.config;
+    // It came while the others are told to go: one request is answered.
+    let late = shared.drain.is_draining();
     let http = http1::Builder::new()
         .timer(TokioTimer::new())
+        .keep_alive(!late)
         .header_read_timeout(config.header_timeout)
         .max_buf_size(config.max_head_bytes.max(8192))
         .serve_connection(TokioIo::new(stream), service)
@@ -291,7 +334,9 @@ where
     let ended = tokio::select! {
         ended = http.as_mut() => Some(ended),
         () = shared.drain.draining() => {
-            http.as_mut().graceful_shutdown();
+            if !late {
+                http.as_mut().graceful_shutdown();
+            }
             tokio::time::timeout(config.close_timeout, http).await.ok()
         }
     };
@@ -301,6 +346,7 @@ where
 }
 
 fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
+    let (shared, shown) = (doors.shared.clone(), doors.pages.clone());
     let text = |text: &'static str| move || plain(StatusCode::OK, text.into());
     let json =
         || warp::reply::with_header(r#"{"message":"Success"}"#, "content-type", "application/json; charset=utf-8");
@@ -311,22 +357,39 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
         let doors = doors.clone();
         warp::path!("readyz").map(move || readiness(&doors))
     };
+    let feeds = {
+        let doors = doors.clone();
+        let authenticate = move |token| {
+            let doors = doors.clone();
+            async move { authenticate(&doors, token).await }
+        };
+        pages::routes(shown, shared, authenticate)
+    };
     let pages = warp::get().and(health.or(ready).or(check).or(ping));
     let socket = warp::path!("realtime" / "v1" / "websocket")
         .or(warp::path!("socket" / "websocket"))
         .unify()
         .or(warp::path!("websocket"))
         .unify()
+        .map(|| None)
+        .or(warp::path!("realtime" / "v1" / "device" / String / "websocket")
+            .or(warp::path!("socket" / "device" / String / "websocket"))
+            .unify()
+            .map(Some))
+        .unify()
         .and(warp::method())
         .and(warp::header::headers_cloned())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::get::<Handover>())
-        .then(move |method, headers, query, upgrade, handover| {
+        .then(move |device: Option<String>, method, headers, query: String, upgrade, handover| {
             let doors = doors.clone();
-            async move { shake_hands(&doors, &method, &headers, query, upgrade, &handover).await }
+            async move {
+                let request = Opening { method: &method, headers: &headers, query: &query, device: device.as_deref() };
+                shake_hands(&doors, &request, upgrade, &handover).await
+            }
         });
-    socket.or(pages)
+    socket.or(feeds).or(pages)
 }
 
 fn readiness(doors: &Doors) -> Response<String> {
@@ -339,28 +402,67 @@ fn readiness(doors: &Doors) -> Response<String> {
     }
 }
 
+/// The head of a request that is to become a WebSocket.
+struct Opening<'a> {
+    method: &'a Method,
+    headers: &'a HeaderMap,
+    query: &'a str,
+    /// The device, as it stands in the path.
+    device: Option<&'a str>,
+}
+
+/// Whether keys were asked for since the token was refused; in time or not, what is known by now decides.
+async fn learned(doors: &Doors, refused: &TokenError) -> bool {
+    let Shared { verifier, config, .. } = &*doors.shared;
+    if !verifier.may_learn(refused) {
+        return false;
+    }
+    let Ok(_turn) = doors.learning.try_acquire() else { return false };
+    let _ = tokio::time::timeout(config.learn_timeout, verifier.learn()).await;
+    true
+}
+
+/// Who a request speaks for that is not to be upgraded.
+async fn authenticate(doors: &Doors, token: Option<String>) -> Result<Arc<Principal>, Refusal> {
+    let token = token.ok_or(Refusal::NoKey)?;
+    let verify = || doors.shared.verifier.verify(&token, doors.shared.clock.unix_seconds());
+    let mut verified = verify();
+    if let Err(error) = &verified
+        && learned(doors, error).await
+    {
+        verified = verify();
+    }
+    verified.map(Arc::new).map_err(Refusal::Token)
+}
+
 async fn shake_hands(
     doors: &Doors,
-    method: &Method,
-    headers: &HeaderMap,
-    query: String,
+    request: &Opening<'_>,
     upgrade: Option<OnUpgrade>,
     handover: &Handover,
 ) -> Response<String> {
     let shared = &doors.shared;
     let Handover { connection, peer, .. } = *handover;
-    let check = || handshake::check(method, headers, &query, shared.verifier.as_ref(), shared.clock.unix_seconds());
+    let Opening { method, headers, query, device } = *request;
+    let verifier = shared.verifier.as_ref();
+    let check = || handshake::check(method, headers, query, device, verifier, shared.clock.unix_seconds());
     let mut checked = check();
     if let Err(Refusal::Token(error)) = &checked
-        && shared.verifier.may_learn(error)
-        && let Ok(_turn) = doors.learning.try_acquire()
+        && learned(doors, error).await
     {
-        // In time or not: what is known by then decides.
-        let _ = tokio::time::timeout(shared.config.learn_timeout, shared.verifier.learn()).await;
         checked = check();
+    }
+    // Without it a device would seem to be a new one, and lose what it missed.
+    if checked.as_ref().is_ok_and(|grant| grant.device.is_some() || shared.config.device.claim.is_some())
+        && !shared.frontiers.opened(shared.config.device.patience).await
+    {
+        checked = Err(Refusal::NotReady);
     }
     let granted = checked.and_then(|grant| {
         let upgrade = upgrade.ok_or(Refusal::NotAnUpgrade("not a WebSocket upgrade"))?;
+        if shared.drain.is_draining() {
+            return Err(Refusal::Restarting);
+        }
         if !shared.gate.is_open() {
             return Err(Refusal::NoSlot);
         }

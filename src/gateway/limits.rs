@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::device::DeviceConfig;
 use super::tls::TlsFiles;
 use crate::hub::Version;
 use crate::metrics::Metrics;
@@ -35,6 +36,16 @@ pub struct GatewayConfig {
     pub max_channels: usize,
     /// Joins per second of a connection, on average over a minute; more close it with 1012.
     pub max_joins_per_second: u32,
+    /// Subscriptions that the hub is asked for at a time, of all connections; more wait their turn.
+    pub max_subscribing: usize,
+    /// Those of one connection.
+    pub max_connection_subscribing: usize,
+    /// TCP connections accepted in a second, evenly; more wait in the kernel's queue.
+    pub max_connects_per_second: u32,
+    /// Connections closed in a second at a drain, while that takes no longer than `drain_window`.
+    pub max_closes_per_second: u32,
+    /// The longest over which connections are closed at a drain.
+    pub drain_window: Duration,
     /// The longest that a join's reply is held until its changes are active.
     pub max_join_wait: Duration,
     /// Bytes of an inbound message; more close the connection with 1009.
@@ -63,6 +74,18 @@ pub struct GatewayConfig {
     pub retry: Duration,
     /// The longest a connection sleeps before it looks at the clock again: the bound on noticing that the clock was set.
     pub tick: Duration,
+    /// How devices are told apart, and their receipts taken.
+    pub device: DeviceConfig,
+    /// Pages of history and snapshots over HTTP that are read at a time; more get 429.
+    pub max_pages: usize,
+    /// The same for one user.
+    pub max_user_pages: usize,
+    /// Rows of a page.
+    pub max_page_rows: u32,
+    /// Bytes of a page: one of history ends there, a snapshot is refused beyond.
+    pub max_page_bytes: usize,
+    /// The longest that a page may take.
+    pub page_timeout: Duration,
     /// Public channels are refused.
     pub private_only: bool,
     /// TLS on our own listener; `None` for none.
@@ -84,6 +107,11 @@ impl Default for GatewayConfig {
             max_learning: 256,
             max_channels: 1000,
             max_joins_per_second: 100,
+            max_subscribing: 256,
+            max_connection_subscribing: 8,
+            max_connects_per_second: 2000,
+            max_closes_per_second: 1000,
+            drain_window: Duration::from_millis(2500),
             max_join_wait: Duration::from_secs(20),
             max_message_bytes: 5_000_000,
             max_join_bytes: 256 * 1024,
@@ -98,6 +126,12 @@ impl Default for GatewayConfig {
             close_timeout: Duration::from_secs(3),
             retry: Duration::from_secs(5),
             tick: Duration::from_secs(15),
+            device: DeviceConfig::default(),
+            max_pages: 32,
+            max_user_pages: 4,
+            max_page_rows: 1000,
+            max_page_bytes: 2 * 1024 * 1024,
+            page_timeout: Duration::from_secs(20),
             private_only: false,
             tls: None,
             tls_poll: Duration::from_secs(2),

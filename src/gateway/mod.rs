@@ -3,10 +3,13 @@
 pub mod encode;
 pub mod frame;
 mod close;
+mod device;
 mod handshake;
 mod http;
 mod limits;
+mod pages;
 pub mod shard;
+mod storm;
 mod stream;
 mod tls;
 pub mod phoenix;
@@ -14,11 +17,13 @@ pub mod phoenix;
 #[cfg(test)]
 mod tests;
 
+pub use device::{DeviceConfig, Receipt};
 pub use http::{BindError, Bound, Deps, Gateway};
 pub use limits::GatewayConfig;
 pub use tls::{Tls, TlsError, TlsFiles};
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 
@@ -28,7 +33,7 @@ use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::resume::CursorKey;
+use crate::resume::{CursorKey, Frontiers};
 use crate::task::{Drain, Gate};
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
@@ -76,6 +81,25 @@ struct Shared {
     journal: Journal,
     log: Log,
     cursor_key: Arc<CursorKey>,
+    frontiers: Arc<Frontiers>,
     drain: Drain,
     gate: Gate,
+    turns: storm::Turns,
+}
+
+impl Shared {
+    /// How long a connection stays when all are told to go.
+    fn farewell(&self) -> Duration {
+        storm::farewell(&self.config, self.connections())
+    }
+
+    /// Resolves when the last connection has been told to go.
+    async fn stopped(&self) {
+        self.drain.draining().await;
+        tokio::time::sleep(storm::window(&self.config, self.connections())).await;
+    }
+
+    fn connections(&self) -> usize {
+        usize::try_from(self.metrics.connections.get()).unwrap_or(0)
+    }
 }

@@ -12,17 +12,19 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
-use super::event::{Greeting, Outgoing};
+use super::event::{Details, Greeting, Outgoing};
 use super::filters::Owner;
-use super::matching::UNDECIDED;
+use super::registry::{At, Channel};
+use super::replay::{self, Moments};
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
 use super::run::Hub;
+use super::snapshot::{self, Snapped, Taking};
 use super::{Activated, ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
-use crate::change::Position;
 use crate::claims::Principal;
+use crate::resume::Cursor;
 
 type Reply = oneshot::Sender<Subscribed>;
 type Resolution = Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError>;
@@ -63,6 +65,10 @@ struct Wish {
     reply: Reply,
     /// For facts.
     waits_since: Option<Instant>,
+    /// What its entries ask for, once it is taken.
+    snapped: Option<Snapped>,
+    /// Where the times that its entries name are in the log.
+    moments: Moments,
 }
 
 impl Hub {
@@ -71,6 +77,7 @@ impl Hub {
         let before = self.current.replace(rules.clone());
         let catalog = &rules.catalog;
         self.xids.retain(|xid| !rules.snapshot.sees(*xid));
+        self.snapshots.unseen.seen(&rules.snapshot);
         self.shared_xids = None;
         self.keeper.look_again();
         let Some(before) = before else { return };
@@ -116,15 +123,11 @@ impl Hub {
 
     /// Goes on without this channel.
     fn release(&mut self, id: ChannelId) {
-        let held = self.revalidating.remove(&id).is_some();
-        let (Some(current), Some(channel)) = (&self.current, self.registry.get(id)) else { return };
-        let port = channel.port.clone();
-        self.registry.retarget(id, Vec::new(), &current.catalog);
-        self.note_paused(id, true);
-        if held {
-            // Once, not at every try: some clients join again at each error.
-            self.tell(&port, false, UNDECIDED);
-            self.deps.metrics.undecided_gaps.inc();
+        self.revalidating.remove(&id);
+        if self.registry.get(id).is_some_and(|channel| channel.at != At::Paused) {
+            // What it misses it gets when it is resolved.
+            self.pause(id);
+            self.note_paused(id, true);
         }
     }
 
@@ -158,12 +161,15 @@ impl Hub {
                     greeting,
                     reply,
                     waits_since: None,
+                    snapped: None,
+                    moments: Moments::new(),
                 });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(Wish { port, entries, principal, greeting: None, reply, waits_since: None });
+                    let (greeting, waits_since, snapped, moments) = (None, None, None, Moments::new());
+                    self.subscribe(Wish { port, entries, principal, greeting, reply, waits_since, snapped, moments });
                 }
                 None => {
                     // Ended by us, or never begun: the session asks for it anew.
@@ -185,18 +191,24 @@ impl Hub {
         self.subscribing.remove(&id);
         self.tickets.remove(&id);
         self.revalidating.remove(&id);
+        self.snapshots.sending.remove(&id);
         self.remove(id);
     }
 
-    fn subscribe(&mut self, wish: Wish) {
+    fn subscribe(&mut self, mut wish: Wish) {
         let id = wish.port.id;
         let ticket = self.ticket(id);
         self.subscribing.insert(id);
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
+        let log = self.deps.log.clone();
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
         self.resolving.spawn(async move {
             let owner = Owner::of(&wish.principal, wish.port.outbox.number());
-            let result = resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await;
+            let result = async {
+                wish.moments = replay::moments(log, &wish.entries).await?;
+                resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await
+            };
+            let result = result.await;
             Resolved { ticket, id, why: Why::Subscribe(wish), result }
         });
     }
@@ -217,13 +229,16 @@ impl Hub {
             done
         } else {
             match self.waits_for_facts(done) {
-                Some(done) => done,
+                Some(done) => match self.snapped(done) {
+                    Some(done) => done,
+                    None => return,
+                },
                 None => return,
             }
         };
         match done.why {
-            Why::Subscribe(wish) if stale => self.subscribe(wish),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply, .. }) => {
+            Why::Subscribe(wish) if stale => self.subscribe(Wish { snapped: None, ..wish }),
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply, snapped, moments, .. }) => {
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.
@@ -231,10 +246,11 @@ impl Hub {
                 }
                 self.settled(done.id);
                 self.subscribing.remove(&done.id);
-                if let Some((targets, from)) = self.in_force(done.id, &principal, &entries).filter(|_| may_pass) {
+                if let Some((targets, known)) = self.in_force(done.id, &port, &principal, &entries).filter(|_| may_pass)
+                {
                     // A new token of equal rights, and the database could not be asked: what is in force stays.
-                    self.note_active(&port, &principal, &entries, from, true);
-                    self.registry.activate(port, principal, entries, targets, from, &current.catalog);
+                    self.note_active(&port, &principal, &entries, known.from(), true);
+                    self.registry.activate(Channel { principal, ..known }, targets, &current.catalog);
                     if reply.send(Ok(Activated::default())).is_err() {
                         self.remove(done.id);
                     }
@@ -244,18 +260,8 @@ impl Hub {
                     self.note_refused(&port, &principal);
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
-                    // An active channel that has a new token owes nothing of its past: rows that wait are still for it.
-                    let active = self.registry.get(done.id).map(|channel| channel.from);
-                    let from = active.unwrap_or_else(|| self.position());
-                    self.note_active(&port, &principal, &entries, from, active.is_some());
-                    if let Some(frames) = greeting {
-                        // Before any row that is emitted from here on.
-                        let shard = port.shard % self.out.len();
-                        self.out[shard].push(Outgoing::Greeting(Greeting { port: port.clone(), frames }));
-                    }
-                    self.registry.activate(port, principal, entries, targets, from, &current.catalog);
-                    // What a channel that was active is still owed may be on its way: it has no place to tell.
-                    let cursor = if active.is_none() { self.cursor(from) } else { None };
+                    let come = (greeting, snapped, &moments);
+                    let cursor = self.activate((port, entries, principal), come, targets, &current.catalog);
                     Activated { warnings, cursor }
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
@@ -271,16 +277,116 @@ impl Hub {
         }
     }
 
-    /// What is in force for a channel of just these rights and entries, and since when.
+    /// Has the snapshots taken that a client's wish asks for and that it has not got; gives it back if there are none to take.
+    fn snapped(&mut self, done: Resolved) -> Option<Resolved> {
+        let Resolved { ticket, id, why: Why::Subscribe(mut wish), result: Ok((targets, warnings, rules)) } = done
+        else {
+            return Some(done);
+        };
+        let is_taken = wish.snapped.as_ref().is_some_and(|snapped| snapped.epoch == self.epoch);
+        // An active channel has it, or is getting it; for whom is another question.
+        let has_it = self.registry.get(id).is_some()
+            && self
+                .snapshots
+                .sending
+                .get(&id)
+                .is_none_or(|sending| !sending.has_rows() || sending.is_for(&wish.principal.sharing_key));
+        if is_taken || has_it || !snapshot::is_wanted(&wish.entries) {
+            return Some(Resolved { ticket, id, why: Why::Subscribe(wish), result: Ok((targets, warnings, rules)) });
+        }
+        let taking = Taking {
+            taker: self.snapshots.taker.clone(),
+            validator: self.validator.clone(),
+            options: self.config.policy,
+            ground: self.snapshots.unseen.ground(self.position()),
+            epoch: self.epoch,
+        };
+        self.resolving.spawn(async move {
+            let who = (&*wish.principal, wish.port.outbox.number());
+            let taken = taking.take(&rules.catalog, &wish.entries, &targets, who).await;
+            let result = taken.map(|snapped| {
+                wish.snapped = Some(snapped);
+                (targets, warnings, rules)
+            });
+            Resolved { ticket, id, why: Why::Subscribe(wish), result }
+        });
+        None
+    }
+
+    /// Puts what was resolved into force; returns where a channel that was not active begins.
+    fn activate(
+        &mut self,
+        (port, entries, principal): (Arc<Port>, Arc<Vec<Entry>>, Arc<Principal>),
+        (greeting, snapped, moments): (Option<Bytes>, Option<Snapped>, &Moments),
+        targets: Vec<Target>,
+        catalog: &Catalog,
+    ) -> Option<Cursor> {
+        let (id, shard) = (port.id, port.shard % self.out.len());
+        if let Some(frames) = greeting {
+            // Before any row that is emitted from here on.
+            self.out[shard].push(Outgoing::Greeting(Greeting { port: port.clone(), frames }));
+        }
+        // A channel that has a new token stays where it is: rows that wait are still for it.
+        let known = self.registry.get(id).filter(|channel| same(&channel.port, &port) && channel.entries == entries);
+        if let Some(known) = known {
+            let (at, is_empty) = (known.at, known.targets.is_empty());
+            if at != At::Live {
+                // It may have more to look for than the pass that it is in has at hand.
+                self.pause(id);
+            }
+            let known = self.registry.get(id)?;
+            let mut channel = Channel { principal, ..known.place() };
+            if let Some(snapped) = snapped {
+                // For other rights than what was being sent.
+                (channel.froms, _) = self.begin_at(&channel.entries, moments, Some(snapped.start));
+                channel.seam = Some(snapped.seam.clone());
+                self.begin_snapshot(&port, snapped);
+            }
+            self.note_active(&port, &channel.principal, &channel.entries, channel.from(), true);
+            self.registry.activate(channel, targets, catalog);
+            if at == At::Paused || is_empty {
+                self.note_paused(id, false);
+            }
+            if at != At::Live {
+                self.place(id);
+            }
+            // What it is still owed may be on its way: it has no place to tell.
+            return None;
+        }
+        self.holds.forget(id);
+        let (froms, missing) = self.begin_at(&entries, moments, snapped.as_ref().map(|snapped| snapped.start));
+        let (at, seam) = (At::Paused, snapped.as_ref().map(|snapped| snapped.seam.clone()));
+        let new = Channel::new(port.clone(), principal, entries);
+        let channel = Channel { froms, epoch: self.epoch, at, seam, ..new };
+        let from = channel.from();
+        self.note_active(&port, &channel.principal, &channel.entries, from, false);
+        self.registry.activate(channel, targets, catalog);
+        for (from, to, reason) in missing {
+            self.tell_gap(&port, from, to, reason);
+        }
+        let start = self.cursor(from);
+        self.out[shard].push(Outgoing::Begin(port.clone(), start));
+        // From within a snapshot there is no going on.
+        let told = start.filter(|_| snapped.is_none());
+        if let Some(snapped) = snapped {
+            self.begin_snapshot(&port, snapped);
+        }
+        self.place(id);
+        told
+    }
+
+    /// What is in force for a channel of just these rights and entries.
     fn in_force(
         &self,
         id: ChannelId,
+        port: &Arc<Port>,
         principal: &Principal,
         entries: &Arc<Vec<Entry>>,
-    ) -> Option<(Vec<Target>, Position)> {
-        let channel = self.registry.get(id).filter(|channel| !channel.targets.is_empty())?;
+    ) -> Option<(Vec<Target>, Channel)> {
+        let channel =
+            self.registry.get(id).filter(|channel| !channel.targets.is_empty() && same(&channel.port, port))?;
         let same = channel.principal.sharing_key == principal.sharing_key && channel.entries == *entries;
-        same.then(|| (channel.targets.clone(), channel.from))
+        same.then(|| (channel.targets.clone(), channel.place()))
     }
 
     fn on_revalidated(&mut self, id: ChannelId, result: Resolution, stale: bool, catalog: &Catalog) {
@@ -293,15 +399,25 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
             }
             Ok((targets, warnings, _)) => {
-                if channel.targets.is_empty() {
+                let (at, is_empty) = (channel.at, channel.targets.is_empty());
+                self.keeper.want(&targets, &principal.role);
+                if at != At::Live {
+                    // It may have more to look for than the pass that it is in has at hand.
+                    self.pause(id);
+                }
+                self.registry.retarget(id, targets, catalog);
+                if at == At::Paused || is_empty {
                     self.note_paused(id, false);
                 }
-                self.keeper.want(&targets, &principal.role);
-                self.registry.retarget(id, targets, catalog);
+                let reached = self.registry.get(id).and_then(|channel| self.progress(channel));
+                let reached = reached.or_else(|| self.cursor(self.judged()));
                 self.settled(id);
-                self.tell(&port, true, SUBSCRIBED);
+                self.tell(&port, true, SUBSCRIBED, reached.map(Details::Reached));
                 for warning in warnings {
-                    self.tell(&port, warning.ok, &warning.message);
+                    self.tell(&port, warning.ok, &warning.message, None);
+                }
+                if at != At::Live {
+                    self.place(id);
                 }
             }
             Err(error) => {
@@ -309,7 +425,10 @@ impl Hub {
                 self.registry.retarget(id, Vec::new(), catalog);
                 self.note_paused(id, true);
                 self.settled(id);
-                self.tell(&port, false, &error.message);
+                self.tell(&port, false, &error.message, None);
+                if self.registry.get(id).is_some_and(|channel| channel.at != At::Live) {
+                    self.place(id);
+                }
             }
         }
         self.count();
@@ -323,4 +442,9 @@ impl Hub {
     pub(super) fn count(&self) {
         self.deps.metrics.subscriptions.set(self.registry.subscriptions() as i64);
     }
+}
+
+/// A new instance of a channel begins anew.
+fn same(one: &Arc<Port>, other: &Arc<Port>) -> bool {
+    Arc::ptr_eq(one, other)
 }

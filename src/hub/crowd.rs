@@ -8,11 +8,11 @@ use bytes::Bytes;
 
 use super::event::{Event, Outgoing};
 use super::matching::{Judgement, Matcher, emit, event};
-use super::registry::Registry;
+use super::registry::{At, Channel, Registry};
 use super::resolve::Target;
 use super::{Action, ChannelId, Outbox, Place, Port, Stage, Transmit, Version};
 use crate::catalog::Catalog;
-use crate::change::{Position, RowChange, Timestamp};
+use crate::change::{RowChange, Timestamp};
 use crate::claims::Principal;
 use crate::filter::Predicate;
 use crate::metrics::Metrics;
@@ -45,7 +45,7 @@ impl Transmit for Hole {
 impl Crowd {
     pub(crate) fn new(catalog: Catalog, options: Options) -> Crowd {
         Crowd {
-            registry: Registry::new(options),
+            registry: Registry::new(options, 0),
             facts: Facts::new(usize::MAX),
             matcher: Matcher::default(),
             catalog: Arc::new(catalog),
@@ -80,8 +80,8 @@ impl Crowd {
             stage: self.stage.clone(),
             place: Place::default(),
         });
-        let (entries, from) = (Arc::default(), Position::default());
-        self.registry.activate(port, principal.clone(), entries, vec![target], from, &self.catalog);
+        let channel = Channel::new(port, principal.clone(), Arc::default());
+        self.registry.activate(channel, vec![target], &self.catalog);
     }
 
     pub(crate) fn leave(&mut self, id: ChannelId) {
@@ -94,10 +94,10 @@ impl Crowd {
 
     /// Finds and judges the candidates of a row.
     pub(super) fn judge(&mut self, row: &RowChange) -> Judgement {
-        if let Some(table) = self.registry.table(row.relation.oid) {
+        if let Some(table) = self.registry.table(At::Live, row.relation.oid) {
             table.fit(&row.relation, &self.catalog, &self.facts);
         }
-        self.matcher.judge(&mut self.registry, row, &self.facts, 0, &self.metrics)
+        self.matcher.judge((&mut self.registry, At::Live), (row, (0, None)), &self.facts, 0, &self.metrics)
     }
 
     /// How many judgements the latest row took.
@@ -107,7 +107,7 @@ impl Crowd {
 
     /// The next row is looked up, whatever rows were before it.
     pub(crate) fn forget_rooms(&mut self, table_oid: u32) {
-        self.registry.table(table_oid).into_iter().for_each(|table| table.forget_rooms());
+        self.registry.table(At::Live, table_oid).into_iter().for_each(|table| table.forget_rooms());
     }
 
     /// The rules changed.
@@ -125,7 +125,7 @@ impl Crowd {
     /// What the hub does for a row, up to the batches for the shards. Returns how many get it.
     pub(crate) fn deliver(&mut self, event: &Arc<Event>) -> u64 {
         let judgement = self.judge(&event.row);
-        let deliveries = emit(&mut self.out, event, judgement.permits, &judgement.undecided);
+        let deliveries = emit(&mut self.out, event, judgement.permits, &judgement.undecided, 0);
         self.out.iter_mut().for_each(Vec::clear);
         deliveries
     }

@@ -318,7 +318,7 @@ async fn who_is_found_is_who_a_look_at_everybody_permits() {
         }
         let last = crowd.join(&dice.principal(), relation.oid, Predicate::everything());
         members.drain(..).for_each(|(id, ..)| crowd.leave(id));
-        let index = crowd.registry.table(relation.oid).expect("one is left");
+        let index = crowd.registry.table(super::registry::At::Live, relation.oid).expect("one is left");
         assert!(index.footprint() <= 4, "{policy}: {} of one", index.footprint());
         members.push((last, dice.principal(), Predicate::everything()));
         crowd.activate(last, &members[0].1, relation.oid, Predicate::everything());

@@ -21,8 +21,9 @@ use smallvec::SmallVec;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::event::{Event, Ids};
+use super::event::{Details, Event, Ids};
 use super::filters::{Conditional, Failures, Outcome, Owner, Refusal, RowFilters};
+use super::gaps::before;
 use super::line::{Line, Place};
 use super::registry::Registry;
 use super::settle::{self, Released, Settled};
@@ -32,6 +33,7 @@ use crate::claims::Principal;
 use crate::filter::{FilterAnswer, FilterAskConfig, FilterAsker, FilterQuestion, MAX_TERMS};
 use crate::metrics::Metrics;
 use crate::policy::{Answers, Asker, Bound, ColumnMask, Permit, Question, UndecidedReason, Verdict};
+use crate::resume::Cursor;
 
 /// A channel's part in a row: its matching entries of one selection.
 pub(super) struct Share {
@@ -90,6 +92,8 @@ pub(super) struct LaneRow {
     /// Transactions up to this row that others may not see yet.
     pub(super) xids: Arc<[u32]>,
     pub(super) bytes: usize,
+    /// What each of its parts adds to its channel's pace; 0 for a row that is not of the past.
+    pub(super) cost: u32,
 }
 
 /// A row on its way, as long as a part of it waits.
@@ -101,6 +105,7 @@ pub(super) struct Kept {
     pub(super) filters: RowFilters,
     xids: Arc<[u32]>,
     bytes: usize,
+    cost: u32,
     /// Since when.
     since: Instant,
     sequence: u64,
@@ -252,7 +257,7 @@ impl Lane {
     /// Takes a row in and starts its questions as far as there is room for them. What of it need not wait is given back and
     /// goes first; other parts may be ready too ([`Lane::released`]).
     pub(super) fn push(&mut self, row: LaneRow, registry: &Registry) -> Passed {
-        let LaneRow { event, mut permits, asked, filtered, mut undecided, xids, bytes } = row;
+        let LaneRow { event, mut permits, asked, filtered, mut undecided, xids, bytes, cost } = row;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.rows.push(None);
             self.rows.len() - 1
@@ -265,6 +270,7 @@ impl Lane {
             filters: RowFilters::default(),
             xids,
             bytes,
+            cost,
             since: Instant::now(),
             sequence: at.sequence,
             parts: 0,
@@ -291,6 +297,13 @@ impl Lane {
             permits.retain(|(_, members)| !members.is_empty());
             for port in undecided.extract_if(.., |port| self.line.waits(port.id)) {
                 ready.push((port.id, place(), settle::Outcome::Undecided));
+            }
+        }
+        if cost > 0 {
+            let asked = kept.asked.iter().flat_map(|asked| asked.waiting.iter().map(|w| w.share.channel));
+            let others = kept.filtered.iter().map(|filtered| filtered.share.channel);
+            for channel in asked.chain(others).chain(ready.iter().map(|(channel, ..)| *channel)) {
+                registry.get(channel).inspect(|known| known.port.place.pace().add(cost));
             }
         }
         let mut questions = questions.into_iter();
@@ -555,14 +568,36 @@ impl Lane {
         self.start();
     }
 
+    /// Room for rows of the past, which leave some to the present.
+    pub(super) fn has_room_to_spare(&self) -> bool {
+        self.rows.len() - self.free.len() < MAX_ROWS / 2 && self.bytes < MAX_BYTES / 2
+    }
+
+    /// See [`Line::stirred`].
+    pub(super) fn stirred(&mut self) -> Vec<ChannelId> {
+        self.line.stirred()
+    }
+
+    /// The place just before the first row that a channel waits for.
+    pub(super) fn complete_to(&self, channel: ChannelId) -> Option<Cursor> {
+        let Place { slot, sequence, .. } = self.line.front(channel)?;
+        let row = self.rows.get(slot)?.as_ref().filter(|row| row.sequence == sequence)?;
+        Some(Cursor { epoch: row.event.epoch?, position: before(row.event.row.position) })
+    }
+
     /// What to tell a channel, in order with its changes. Says whether it has to wait; if not, the caller tells.
-    pub(super) fn notice(&mut self, port: &Arc<Port>, ok: bool, message: &str) -> bool {
+    pub(super) fn notice(&mut self, port: &Arc<Port>, ok: bool, message: &str, details: Option<Details>) -> bool {
         if !self.line.waits(port.id) {
             return false;
         }
         let place = Place { sequence: self.next_sequence(), number: 0, slot: NO_ROW };
         self.bytes += PART_BYTES;
-        self.line.park(port.id, place, "".into(), Some(settle::Outcome::Notice(port.clone(), ok, message.into())));
+        self.line.park(
+            port.id,
+            place,
+            "".into(),
+            Some(settle::Outcome::Notice(port.clone(), ok, message.into(), details)),
+        );
         true
     }
 
@@ -579,7 +614,10 @@ impl Lane {
                 *bytes -= PART_BYTES;
                 return Released { part, event: None };
             };
-            let event = Some(row.event.clone());
+            let event = Some((row.event.clone(), row.cost));
+            if row.cost > 0 {
+                registry.get(part.channel).inspect(|known| known.port.place.pace().take(row.cost));
+            }
             row.parts -= 1;
             if row.parts == 0 {
                 *bytes -= row.bytes;

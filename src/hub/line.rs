@@ -48,11 +48,13 @@ pub(super) struct Line<T> {
     channels: AHashMap<ChannelId, VecDeque<Part<T>>>,
     left: Vec<Left<T>>,
     parts: usize,
+    /// Channels that began or ended to wait.
+    stirred: Vec<ChannelId>,
 }
 
 impl<T> Line<T> {
     pub(super) fn new() -> Line<T> {
-        Line { channels: AHashMap::new(), left: Vec::new(), parts: 0 }
+        Line { channels: AHashMap::new(), left: Vec::new(), parts: 0, stirred: Vec::new() }
     }
 
     /// Nobody waits.
@@ -75,6 +77,9 @@ impl<T> Line<T> {
         let queue = self.channels.entry(channel).or_default();
         debug_assert!(queue.back().is_none_or(|last| last.place < place), "out of order");
         queue.push_back(Part { place, waits_as, outcome });
+        if queue.len() == 1 {
+            self.stirred.push(channel);
+        }
         self.parts += 1;
         self.leave(channel);
     }
@@ -101,6 +106,17 @@ impl<T> Line<T> {
             self.left.push(Left { place, channel, waits_as, outcome });
         }
         self.channels.remove(&channel);
+        self.stirred.push(channel);
+    }
+
+    /// Which channels may have begun or ended to wait since this was asked last.
+    pub(super) fn stirred(&mut self) -> Vec<ChannelId> {
+        std::mem::take(&mut self.stirred)
+    }
+
+    /// The first part that a channel waits for.
+    pub(super) fn front(&self, channel: ChannelId) -> Option<Place> {
+        Some(self.channels.get(&channel)?.front()?.place)
     }
 
     /// All parts that may leave now, by row.

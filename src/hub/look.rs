@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::registry::At;
 use super::resolve;
 use super::run::Hub;
 use super::{Action, Entry, Name, Start};
@@ -96,9 +97,9 @@ impl Hub {
             topic: channel.port.topic.clone(),
             principal: channel.principal.clone(),
             entries: channel.entries.clone(),
-            from: channel.from,
+            from: channel.from(),
             waiting: channel.port.outbox.waiting(),
-            in_force: !channel.targets.is_empty(),
+            in_force: !channel.targets.is_empty() && channel.at != At::Paused,
         };
         let known = |role: &Arc<str>| self.current.as_ref().is_some_and(|rules| rules.roles.contains(&**role));
         let role_known = look.role.as_ref().is_none_or(known);

@@ -7,18 +7,21 @@ use std::time::Instant;
 use ahash::AHashMap;
 use smallvec::SmallVec;
 
-use super::event::{Event, Fanout, Ids, Member, Notice, Outgoing};
+use super::event::{Details, Event, Fanout, GapReason, Ids, Member, Notice, Outgoing};
 use super::filters::Conditional;
+use super::gaps::before;
 use super::index::{Hit, Proposals, Sub, TableIndex};
 use super::lane::{Asked, Filtered, Permits, Ready, Share, Waiting};
-use super::registry::Registry;
+use super::registry::{At, Registry};
 use crate::catalog::Published;
-use crate::change::{Change, RowChange, Timestamp};
+use crate::change::{Change, Position, RowChange, Timestamp};
 use crate::claims::Principal;
+use crate::fail::{self, Point};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::facts::Facts;
 use crate::policy::{Bound, ColumnMask, DenyReason, Judged, Permit, UndecidedReason, Verdict};
+use crate::resume::Cursor;
 
 /// What a client is told when a change could not be decided for it.
 pub(super) const UNDECIDED: &str = "Gap: a change could not be checked against the database in time and was not sent; \
@@ -67,11 +70,12 @@ impl Matcher {
         self.verdicts.iter().flatten().count()
     }
 
-    /// Finds and judges the candidates of a row whose table's index fits its relation and the facts.
+    /// Finds and judges the candidates of a row whose table's index fits its relation and the facts. With the row the id of its
+    /// transaction, and the history that this is in.
     pub(super) fn judge(
         &mut self,
-        registry: &mut Registry,
-        row: &RowChange,
+        (registry, at): (&mut Registry, At),
+        (row, transaction): (&RowChange, (u32, Option<u64>)),
         facts: &Facts,
         now_unix_seconds: i64,
         metrics: &Metrics,
@@ -85,13 +89,14 @@ impl Matcher {
             lost_to_all: false,
             principals: AHashMap::new(),
         };
-        let Some(table) = registry.table(row.relation.oid) else { return judgement };
+        let Some(table) = registry.table(at, row.relation.oid) else { return judgement };
         let mut counts = Counts::default();
         let Matcher { proposals, verdicts } = self;
         proposals.clear();
         if table.search(row, facts, proposals) {
             counts.deny(metrics, DenyReason::MissingEvidence.as_str());
         }
+        table.leave_out(transaction, row.position.lsn, proposals);
         let Proposals { hits, classes, all_doubt, .. } = proposals;
         judgement.lost_to_all = *all_doubt;
         let order = |hit: &Hit| (hit.channel, hit.entry_id);
@@ -102,16 +107,24 @@ impl Matcher {
         verdicts.resize(classes.len(), None);
         let table = &*table;
         let mut judges = table.judges(&row.change, facts);
-        for hits in hits.chunk_by(|a, b| a.channel == b.channel) {
-            let Some(sub) = table.sub(hits[0].sub) else { continue };
-            let class = hits[0].class as usize;
-            if verdicts[class].is_none() {
+        for (at, hit) in hits.iter().enumerate() {
+            let class = hit.class as usize;
+            // Only the first entry of a channel counts: all have its principal.
+            let is_first = at == 0 || hits[at - 1].channel != hit.channel;
+            if is_first && verdicts[class].is_none() {
                 verdicts[class] = judges.verdict(classes[class]);
             }
-            let Some(judged) = &verdicts[class] else { continue };
-            judgement.channel(table, (sub, hits), &row.change, judged, now_unix_seconds, (&mut counts, metrics));
+        }
+        table.warm(hits);
+        for hits in hits.chunk_by(|a, b| a.channel == b.channel) {
+            let Some(sub) = table.sub(hits[0].sub) else { continue };
+            let Some(judged) = &verdicts[hits[0].class as usize] else { continue };
+            judgement.channel(table, (sub, hits), row, judged, now_unix_seconds, (&mut counts, metrics));
         }
         counts.report(metrics);
+        if !judgement.permits.is_empty() {
+            fail::point(Point::Matched);
+        }
         judgement
     }
 }
@@ -132,7 +145,7 @@ impl Judgement {
         &mut self,
         table: &TableIndex,
         (sub, hits): (&Sub, &[Hit]),
-        change: &Change,
+        row: &RowChange,
         judged: &Judged,
         now_unix_seconds: i64,
         (counts, metrics): (&mut Counts, &Metrics),
@@ -149,8 +162,8 @@ impl Judgement {
                 Ready { port: sub.port.clone(), ids: Ids::from_slice(&[hit.entry_id]), cursor_as: None },
             );
         }
-        let doubted = table.doubts(sub, change);
-        for Selected { keep, cursor_as, ids, open } in by_selection(table, hits, change) {
+        let doubted = table.doubts(sub, &row.change);
+        for Selected { keep, cursor_as, ids, open } in by_selection(table, hits, row) {
             let cursor_as = cursor_as.cloned();
             match judged {
                 Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
@@ -225,11 +238,11 @@ struct Selected<'a> {
 }
 
 /// The matching entries of one channel, by what they select: each selection is a frame of its own.
-fn by_selection<'a>(table: &'a TableIndex, hits: &[Hit], change: &Change) -> SmallVec<[Selected<'a>; 1]> {
+fn by_selection<'a>(table: &'a TableIndex, hits: &[Hit], row: &RowChange) -> SmallVec<[Selected<'a>; 1]> {
     let mut groups: SmallVec<[Selected<'a>; 1]> = SmallVec::new();
     for hit in hits {
         let Some(sub) = table.sub(hit.sub) else { continue };
-        let (keep, cursor_as, terms) = (sub.keep(), sub.cursor_as(), sub.open(change));
+        let (keep, cursor_as, terms) = (sub.keep(), sub.cursor_as(row.position), sub.open(&row.change));
         let at = groups.iter().position(|group| group.keep == keep && group.cursor_as == cursor_as);
         let at = at.unwrap_or_else(|| {
             groups.push(Selected { keep, cursor_as, ids: Ids::new(), open: Vec::new() });
@@ -266,6 +279,7 @@ pub(super) fn emit(
     event: &Arc<Event>,
     permits: Permits,
     undecided: &[Arc<super::Port>],
+    cost: u32,
 ) -> u64 {
     let mut deliveries = 0;
     for (permit, ready) in permits {
@@ -274,11 +288,14 @@ pub(super) fn emit(
         deliveries += ready.len() as u64;
         for Ready { port, ids, cursor_as } in ready {
             let shard = port.shard % out.len();
+            if cost > 0 {
+                port.place.pace().add(cost);
+            }
             let members = &mut by_shard[shard];
             if members.is_empty() {
                 members.reserve(share);
             }
-            members.push(Member { port, ids, cursor_as, cost: 0 });
+            members.push(Member { port, ids, cursor_as, cost });
         }
         for (members, out) in by_shard.into_iter().zip(out.iter_mut()) {
             if !members.is_empty() {
@@ -286,16 +303,32 @@ pub(super) fn emit(
             }
         }
     }
+    let details = undecided_at(event.row.position, event.epoch);
     for port in undecided {
-        notify(out, port, false, UNDECIDED);
+        notify(out, port, false, UNDECIDED, details);
     }
     deliveries
 }
 
+/// What a program is told of a row that was not decided.
+pub(super) fn undecided_at(at: Position, epoch: Option<u64>) -> Option<Details> {
+    epoch.map(|epoch| Details::Gap {
+        from: Some(Cursor { epoch, position: before(at) }),
+        to: Cursor { epoch, position: at },
+        reason: GapReason::Undecided,
+    })
+}
+
 /// Queues a `system` message for a channel, in order with its changes.
-pub(super) fn notify(out: &mut [Vec<Outgoing>], port: &Arc<super::Port>, ok: bool, message: &str) {
+pub(super) fn notify(
+    out: &mut [Vec<Outgoing>],
+    port: &Arc<super::Port>,
+    ok: bool,
+    message: &str,
+    details: Option<Details>,
+) {
     let shard = port.shard % out.len();
-    out[shard].push(Outgoing::Notice(Notice { port: port.clone(), ok, message: message.into(), details: None }));
+    out[shard].push(Outgoing::Notice(Notice { port: port.clone(), ok, message: message.into(), details }));
 }
 
 /// An event of a row, not encoded yet.

@@ -207,9 +207,12 @@ impl Hub {
             connection: channel.port.outbox.number(),
             topic: channel.port.topic.clone(),
             user: user(&channel.principal),
-            from: channel.from,
+            from: channel.from(),
             // In the middle of a transaction nobody can tell which of its rows were before this.
-            at: Position { ordinal: if self.work.is_some() { 0 } else { u32::MAX }, ..self.position() },
+            at: match self.progress(channel) {
+                Some(progress) => progress.position,
+                None => Position { ordinal: if self.work.is_some() { 0 } else { u32::MAX }, ..self.position() },
+            },
         });
     }
 
@@ -218,6 +221,7 @@ impl Hub {
         if let Some(channel) = self.registry.get(id) {
             self.note_left(channel);
             self.registry.remove(id);
+            self.holds.stir(id);
             self.owing.forget(id);
         }
     }

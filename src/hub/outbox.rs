@@ -52,6 +52,8 @@ pub enum CloseReason {
     Drain,
     /// No inbound frame for the idle timeout (1012).
     Idle,
+    /// Two Pings without a sign of life (1012).
+    Unanswered,
     /// The relay has been without its slot for too long (1012).
     Slot,
     /// The client joined more often than it may (1012).
@@ -69,6 +71,7 @@ impl CloseReason {
             CloseReason::Slow => "slow",
             CloseReason::Drain => "drain",
             CloseReason::Idle => "idle",
+            CloseReason::Unanswered => "unanswered",
             CloseReason::Slot => "slot",
             CloseReason::Joins => "joins",
             CloseReason::Protocol => "protocol",
@@ -94,6 +97,10 @@ struct State {
     phase: Phase,
     /// The socket was full at the last write: only the connection's task writes until it has flushed.
     blocked: bool,
+    /// The connection's task wants to hear of the next frames that others send.
+    watched: bool,
+    /// And there were some.
+    noticed: bool,
 }
 
 /// See the module's comment. Shared by the connection's task, the shard and whoever closes.
@@ -112,7 +119,15 @@ const FRAMES_PER_WRITE: usize = 64;
 impl Outbox {
     /// `limit`: bytes that may wait. `slow_close`: the complete WebSocket close frame for a slow consumer.
     pub fn new(socket: Box<dyn Transmit>, limit: usize, slow_close: Bytes) -> Outbox {
-        let state = State { queue: VecDeque::new(), written: 0, waiting: 0, phase: Phase::Open, blocked: false };
+        let state = State {
+            queue: VecDeque::new(),
+            written: 0,
+            waiting: 0,
+            phase: Phase::Open,
+            blocked: false,
+            watched: false,
+            noticed: false,
+        };
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Outbox { number, state: Mutex::new(state), socket, attention: Notify::new(), limit, slow_close }
@@ -135,6 +150,25 @@ impl Outbox {
     /// Queues several complete frames and writes them together. The iterator runs while the outbox is held, so what it leaves
     /// out is decided at the instant at which the rest takes its place in the order.
     pub fn send_all<'a>(&self, frames: impl IntoIterator<Item = &'a Bytes>) -> bool {
+        self.queue(frames, true)
+    }
+
+    /// The same for the connection's own frames, of which it need not be told.
+    pub fn send_own<'a>(&self, frames: impl IntoIterator<Item = &'a Bytes>) -> bool {
+        self.queue(frames, false)
+    }
+
+    /// Has [`Outbox::attention`] resolve at the next frames that others send; [`Outbox::noticed`] then says so.
+    pub fn watch(&self) {
+        self.lock().watched = true;
+    }
+
+    /// Whether others have sent frames since [`Outbox::watch`]. True once.
+    pub fn noticed(&self) -> bool {
+        std::mem::take(&mut self.lock().noticed)
+    }
+
+    fn queue<'a>(&self, frames: impl IntoIterator<Item = &'a Bytes>, others: bool) -> bool {
         let mut state = self.lock();
         if state.phase != Phase::Open {
             return false;
@@ -145,6 +179,10 @@ impl Outbox {
         if state.waiting > 0 && state.waiting + size > self.limit {
             self.shed(&mut state);
             return false;
+        }
+        if others && state.watched && size > 0 {
+            (state.watched, state.noticed) = (false, true);
+            self.attention.notify_one();
         }
         state.queue.extend(frames);
         state.waiting += size;
@@ -253,6 +291,11 @@ impl Outbox {
         let flushed = self.write(&mut state);
         state.blocked = flushed == Flushed::Blocked;
         flushed
+    }
+
+    /// How many bytes may wait.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Bytes that wait.

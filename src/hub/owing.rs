@@ -56,7 +56,6 @@ impl Owing {
     }
 
     /// The first row that a channel has lost and was not told of: it is complete up to before it only.
-    #[expect(dead_code, reason = "for how far a channel is, which is told soon")]
     pub(super) fn since(&self, channel: ChannelId) -> Option<Position> {
         self.owed.get(&channel).map(|owed| owed.first)
     }

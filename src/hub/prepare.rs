@@ -9,9 +9,11 @@ use ahash::AHashMap;
 use tokio::time::Instant;
 
 use super::control::Resolved;
+use super::gaps::before;
 use super::owing::LOST;
+use super::registry::At;
 use super::run::Hub;
-use super::{Action, Port};
+use super::{Action, Details, GapReason, Port};
 use crate::change::RowChange;
 use crate::policy::UndecidedReason;
 
@@ -53,12 +55,14 @@ impl Hub {
     }
 
     /// Channels that may have been permitted this row, or all that want its like, get nothing of it; they are told together.
-    pub(super) fn lose(&mut self, mut lost: Vec<Arc<Port>>, to_all: bool, row: &RowChange) {
+    pub(super) fn lose(&mut self, served: At, mut lost: Vec<Arc<Port>>, to_all: bool, row: &RowChange) {
         if to_all {
             let wants = |action| matches!(action, Action::All | Action::Delete);
             let (oid, at) = (row.relation.oid, row.position);
             let concerned = self.registry.channels().filter(|channel| {
-                at > channel.from && channel.targets.iter().any(|t| t.table_oid == oid && wants(t.action))
+                channel.at == served
+                    && at > channel.from()
+                    && channel.targets.iter().any(|t| t.table_oid == oid && wants(t.action))
             });
             lost = concerned.map(|channel| channel.port.clone()).collect();
         }
@@ -68,7 +72,10 @@ impl Hub {
         self.deps.metrics.undecided_gaps.inc_by(lost.len() as u64);
         self.note_undecided(lost.iter().map(|port| (port, FACTS)), row);
         let now = Instant::now();
-        lost.iter().for_each(|port| self.owing.add(port, row.position, now));
+        for port in &lost {
+            self.owing.add(port, row.position, now);
+            self.holds.stir(port.id);
+        }
     }
 
     /// Tells of the rows that were lost, once the facts are back or have been away for long.
@@ -86,7 +93,12 @@ impl Hub {
         );
         for owed in owed {
             if self.registry.get(owed.port.id).is_some() {
-                self.tell(&owed.port, false, LOST);
+                let (from, to) = (self.cursor(before(owed.first)), self.cursor(owed.last));
+                let reason = GapReason::Undecided;
+                let details = to.map(|to| Details::Gap { from, to, reason });
+                self.deps.metrics.gaps.get_or_create(&[("reason", reason.as_str())]).inc();
+                self.tell(&owed.port, false, LOST, details);
+                self.holds.stir(owed.port.id);
             }
         }
     }

@@ -1,17 +1,52 @@
 //! Who has subscribed to what: the channels with their entries, and an index per table.
+//!
+//! Each channel is in one place ([`At`]): among those who are served live, in a pass through the past, or in none while it waits
+//! for something. Live and each pass have indexes of their own, so that a row is looked up among those it may be for.
 
 use std::sync::Arc;
 
 use ahash::AHashMap;
+use smallvec::SmallVec;
 
 use super::index::TableIndex;
 use super::resolve::Target;
 use super::slots::Slots;
+use super::snapshot::Seam;
 use super::{ChannelId, Entry, Port};
 use crate::catalog::Catalog;
 use crate::change::Position;
 use crate::claims::Principal;
 use crate::policy;
+
+/// Where the subscriptions of a channel are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum At {
+    /// By every row that the stream brings.
+    Live,
+    /// By the rows of this pass.
+    Pass(usize),
+    /// Nowhere: it waits for a pass.
+    Waiting,
+    /// Nowhere: its connection has not taken enough of what it was sent.
+    Parked,
+    /// Nowhere: its entries are being resolved again.
+    Paused,
+    /// Nowhere: its snapshot comes first.
+    Snapshot,
+}
+
+impl At {
+    fn set(self) -> Option<usize> {
+        match self {
+            At::Live => Some(0),
+            At::Pass(pass) => Some(pass + 1),
+            At::Waiting | At::Parked | At::Paused | At::Snapshot => None,
+        }
+    }
+}
+
+/// Where each entry of a channel begins, in the order of the entries; one for all if they are the same.
+pub(super) type Froms = SmallVec<[Position; 1]>;
 
 /// A channel with active entries.
 pub(super) struct Channel {
@@ -20,46 +55,74 @@ pub(super) struct Channel {
     pub(super) entries: Arc<Vec<Entry>>,
     pub(super) targets: Vec<Target>,
     /// The number of each target in its table's index.
-    subs: Vec<u32>,
+    pub(super) subs: Vec<u32>,
     /// Rows at or before this are not for it.
-    pub(super) from: Position,
+    pub(super) froms: Froms,
+    /// Of the history that they belong to.
+    pub(super) epoch: Option<u64>,
+    pub(super) at: At,
+    /// What the entries that have had a snapshot must not get again.
+    pub(super) seam: Option<Arc<Seam>>,
 }
+
+impl Channel {
+    pub(super) fn new(port: Arc<Port>, principal: Arc<Principal>, entries: Arc<Vec<Entry>>) -> Channel {
+        let (targets, subs) = (Vec::new(), Vec::new());
+        Channel { port, principal, entries, targets, subs, froms: Froms::new(), epoch: None, at: At::Live, seam: None }
+    }
+
+    /// The same channel in the same place, its targets not yet looked for.
+    pub(super) fn place(&self) -> Channel {
+        let (port, principal, entries) = (self.port.clone(), self.principal.clone(), self.entries.clone());
+        let (froms, epoch, at, seam) = (self.froms.clone(), self.epoch, self.at, self.seam.clone());
+        Channel { froms, epoch, at, seam, ..Channel::new(port, principal, entries) }
+    }
+
+    /// Rows at or before this are not for any of its entries.
+    pub(super) fn from(&self) -> Position {
+        self.froms.iter().min().copied().unwrap_or_default()
+    }
+
+    fn start_of(&self, target: &Target) -> Position {
+        let own = self.froms.get(target.entry as usize).or(self.froms.first());
+        own.copied().unwrap_or_default()
+    }
+
+    fn seam_of(&self, target: &Target) -> Option<Arc<Seam>> {
+        let entry = self.entries.get(target.entry as usize)?;
+        self.seam.clone().filter(|_| entry.snapshot.is_some())
+    }
+}
+
+type Tables = AHashMap<u32, TableIndex>;
 
 /// All channels. Slots are reused, [`ChannelId`]s are not.
 pub(super) struct Registry {
     options: policy::Options,
     slots: Slots<Channel>,
     by_id: AHashMap<ChannelId, u32>,
-    tables: AHashMap<u32, TableIndex>,
+    /// Those of the live ones, then those of each pass.
+    sets: Vec<Tables>,
     subscriptions: usize,
     /// The rules that the stream has come to, if they are not those in force.
     passed: Option<Arc<Catalog>>,
 }
 
 impl Registry {
-    pub(super) fn new(options: policy::Options) -> Registry {
+    pub(super) fn new(options: policy::Options, passes: usize) -> Registry {
         Registry {
             options,
             slots: Slots::new(),
             by_id: AHashMap::new(),
-            tables: AHashMap::new(),
+            sets: (0..=passes).map(|_| Tables::new()).collect(),
             subscriptions: 0,
             passed: None,
         }
     }
 
     /// Activates a channel, in place of what it had before: with the same slot, and the same classes if its rights are the same.
-    pub(super) fn activate(
-        &mut self,
-        port: Arc<Port>,
-        principal: Arc<Principal>,
-        entries: Arc<Vec<Entry>>,
-        targets: Vec<Target>,
-        from: Position,
-        catalog: &Catalog,
-    ) {
-        let id = port.id;
-        let channel = Channel { port, principal, entries, targets: Vec::new(), subs: Vec::new(), from };
+    pub(super) fn activate(&mut self, channel: Channel, targets: Vec<Target>, catalog: &Catalog) {
+        let id = channel.port.id;
         let (slot, before) = match self.by_id.get(&id) {
             Some(slot) => (*slot, self.slots.get_mut(*slot).map(|known| std::mem::replace(known, channel))),
             None => (self.slots.insert(channel), None),
@@ -67,18 +130,30 @@ impl Registry {
         self.by_id.insert(id, slot);
         self.point(slot, targets, catalog);
         if let Some(before) = before {
-            self.unpoint(before.targets, before.subs);
+            self.unpoint(before.at, &before.targets, before.subs);
         }
     }
 
     /// The stream goes on from an earlier position, in another history: nobody may wait until it has passed the old one.
     pub(super) fn rebase(&mut self, from: Position) {
-        for channel in self.slots.values_mut() {
-            channel.from = channel.from.min(from);
+        for channel in self.slots.values_mut().filter(|channel| channel.at == At::Live) {
+            channel.froms.iter_mut().for_each(|own| *own = from.min(*own));
         }
-        for table in self.tables.values_mut() {
-            table.rebase(from);
+        if let Some(live) = self.sets.first_mut() {
+            live.values_mut().for_each(|table| table.rebase(from));
         }
+    }
+
+    /// Has a channel looked for elsewhere, from where `begin` says.
+    pub(super) fn put(&mut self, id: ChannelId, at: At, begin: impl FnOnce(&mut Channel), catalog: &Catalog) {
+        let Some(slot) = self.by_id.get(&id).copied() else { return };
+        let Some(channel) = self.slots.get_mut(slot) else { return };
+        let (targets, subs, before) =
+            (std::mem::take(&mut channel.targets), std::mem::take(&mut channel.subs), channel.at);
+        begin(channel);
+        channel.at = at;
+        self.unpoint(before, &targets, subs);
+        self.point(slot, targets, catalog);
     }
 
     /// Gives a channel new targets, after the rules changed.
@@ -86,32 +161,37 @@ impl Registry {
         let Some(slot) = self.by_id.get(&id).copied() else { return };
         let Some(channel) = self.slots.get_mut(slot) else { return };
         let before = (std::mem::take(&mut channel.targets), std::mem::take(&mut channel.subs));
+        let at = channel.at;
         self.point(slot, targets, catalog);
-        self.unpoint(before.0, before.1);
+        self.unpoint(at, &before.0, before.1);
     }
 
     fn point(&mut self, slot: u32, targets: Vec<Target>, catalog: &Catalog) {
         let Some(channel) = self.slots.get_mut(slot) else { return };
+        self.subscriptions += targets.len();
+        let Some(tables) = channel.at.set().and_then(|set| self.sets.get_mut(set)) else {
+            channel.targets = targets;
+            return;
+        };
         let subs = targets.iter().map(|target| {
-            let table = self
-                .tables
-                .entry(target.table_oid)
-                .or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
+            let table =
+                tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
             let (port, principal) = (channel.port.clone(), channel.principal.clone());
-            table.insert(slot, port, principal, target.clone(), channel.from, catalog)
+            let place = (channel.start_of(target), channel.seam_of(target));
+            table.insert(slot, port, principal, target.clone(), place, catalog)
         });
         let subs = subs.collect();
-        self.subscriptions += targets.len();
         (channel.targets, channel.subs) = (targets, subs);
     }
 
-    fn unpoint(&mut self, targets: Vec<Target>, subs: Vec<u32>) {
+    fn unpoint(&mut self, at: At, targets: &[Target], subs: Vec<u32>) {
         self.subscriptions -= targets.len();
-        for (Target { table_oid, .. }, sub) in targets.into_iter().zip(subs) {
-            if let Some(table) = self.tables.get_mut(&table_oid) {
+        let Some(tables) = at.set().and_then(|set| self.sets.get_mut(set)) else { return };
+        for (Target { table_oid, .. }, sub) in targets.iter().zip(subs) {
+            if let Some(table) = tables.get_mut(table_oid) {
                 table.remove(sub);
                 if table.is_empty() {
-                    self.tables.remove(&table_oid);
+                    tables.remove(table_oid);
                 }
             }
         }
@@ -120,7 +200,7 @@ impl Registry {
     /// Forgets a channel.
     pub(super) fn remove(&mut self, id: ChannelId) {
         if let Some(channel) = self.by_id.remove(&id).and_then(|slot| self.slots.remove(slot)) {
-            self.unpoint(channel.targets, channel.subs);
+            self.unpoint(channel.at, &channel.targets, channel.subs);
         }
     }
 
@@ -140,8 +220,18 @@ impl Registry {
         self.slots.iter().map(|(_, channel)| channel)
     }
 
-    pub(super) fn table(&mut self, oid: u32) -> Option<&mut TableIndex> {
-        self.tables.get_mut(&oid)
+    pub(super) fn table(&mut self, at: At, oid: u32) -> Option<&mut TableIndex> {
+        self.sets.get_mut(at.set()?)?.get_mut(&oid)
+    }
+
+    /// Somebody who is looked for there has subscribed to this table.
+    pub(super) fn has_table(&self, at: At, oid: u32) -> bool {
+        at.set().and_then(|set| self.sets.get(set)).is_some_and(|tables| tables.contains_key(&oid))
+    }
+
+    /// Nobody is looked for there.
+    pub(super) fn is_empty(&self, at: At) -> bool {
+        at.set().and_then(|set| self.sets.get(set)).is_none_or(|tables| tables.is_empty())
     }
 
     /// Puts the plans of these rules into force. The facts are those of the stream, which may be behind the rules: a plan that is
@@ -149,7 +239,7 @@ impl Registry {
     /// by the old facts what nobody ever had.
     pub(super) fn apply_rules(&mut self, catalog: &Catalog, before: &Arc<Catalog>) {
         self.passed.get_or_insert_with(|| before.clone());
-        for table in self.tables.values_mut() {
+        for table in self.sets.iter_mut().flat_map(|tables| tables.values_mut()) {
             table.apply_rules(catalog, self.passed.as_ref());
         }
     }
@@ -157,12 +247,16 @@ impl Registry {
     /// The stream has come to the rules in force.
     pub(super) fn catch_up(&mut self) {
         self.passed = None;
-        self.tables.values_mut().for_each(TableIndex::catch_up);
+        self.sets.iter_mut().flat_map(|tables| tables.values_mut()).for_each(TableIndex::catch_up);
     }
 
     /// Tables that somebody subscribes to, by oid, with the number of subscriptions.
-    pub(super) fn by_table(&self) -> impl Iterator<Item = (u32, usize)> {
-        self.tables.iter().map(|(oid, table)| (*oid, table.len()))
+    pub(super) fn by_table(&self) -> AHashMap<u32, usize> {
+        let mut counts = AHashMap::new();
+        for (oid, table) in self.sets.iter().flatten() {
+            *counts.entry(*oid).or_default() += table.len();
+        }
+        counts
     }
 
     pub(super) fn subscriptions(&self) -> usize {

@@ -24,25 +24,24 @@ use tokio::time::Instant;
 use super::control::Resolved;
 use super::event::Outgoing;
 use super::facts::Keeper;
-use super::lane::{Lane, LaneRow};
-use super::matching::{self, Judgement, Matcher, UNDECIDED};
+use super::holds::Holds;
+use super::lane::Lane;
+use super::matching::Matcher;
 use super::noting::NotedFacts;
 use super::owing::Owing;
-use super::prepare::FACTS;
-use super::registry::Registry;
-use super::resolve;
+use super::registry::{At, Registry};
+use super::replay::{PASSES, Passes};
+use super::rows::Origin;
 use super::rules::{Rules, RulesHandle, RulesReader};
-use super::settle::{Leaving, Settled};
-use super::{Batch, ChannelId, Command, HubConfig, HubDeps, HubError, HubHandle, Port};
+use super::snapshot::Snapshots;
+use super::{ChannelId, Command, GapReason, HubConfig, HubDeps, HubError, HubHandle};
 use crate::catalog::Snapshot;
-use crate::change::{Change, Item, Items, Lsn, Position, RULES_PREFIX, Relation, RowChange, Transaction};
+use crate::change::{Item, Items, Lsn, Position, RULES_PREFIX, Relation, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
-use crate::journal::Note;
 use crate::log::{Epoch, LogError, Read, Reader};
-use crate::policy::Asker;
 use crate::policy::facts::Facts;
-use crate::resume::Cursor;
+use crate::policy::{Asker, Taker};
 
 /// Rows handled before commands are looked at again.
 const SLICE: usize = 256;
@@ -61,10 +60,10 @@ const MAX_QUEUED: usize = 65_536;
 
 /// The transaction at hand.
 pub(super) struct Work {
-    transaction: Arc<Transaction>,
+    pub(super) transaction: Arc<Transaction>,
     items: Items,
     /// When it was taken from the log: rules read since then are no older than its commit, however old they are by now.
-    received: Instant,
+    pub(super) received: Instant,
     /// It brings a relation that was not seen yet: rules must be read after this, under a snapshot that sees it.
     gate: Option<Instant>,
     /// The gate has been closed for too long; whether the transaction may have changed rules itself, so that it stays closed.
@@ -72,6 +71,8 @@ pub(super) struct Work {
     /// Its rows are being judged, by facts that have been folded if it concerns any.
     begun: bool,
     folded: bool,
+    /// The last of its rows that was judged.
+    pub(super) last: Option<Position>,
 }
 
 /// See the module's comment.
@@ -99,11 +100,19 @@ pub struct Hub {
     /// Since subscriptions that wait for facts were looked at.
     pub(super) facts_changed: bool,
     pub(super) reader: Reader,
+    /// The end of what was judged in full, or skipped.
+    pub(super) done: Lsn,
+    /// [`Epoch::tag`] of the history that it is in; `None` before the first.
+    pub(super) epoch: Option<u64>,
+    /// Channels that catch up.
+    pub(super) passes: Passes,
+    pub(super) holds: Holds,
     pub(super) work: Option<Work>,
     /// The shape of each table as last seen in the stream.
     pub(super) relations: AHashMap<u32, Arc<Relation>>,
     /// Transactions that the latest snapshot did not see yet, oldest first.
     pub(super) xids: VecDeque<u32>,
+    pub(super) snapshots: Snapshots,
     /// The same, as questions share them.
     pub(super) shared_xids: Option<Arc<[u32]>>,
     pub(super) resolving: JoinSet<Resolved>,
@@ -141,6 +150,7 @@ impl Hub {
         let stream = config.publications.iter().chain(&config.other_publications).cloned().collect();
         let (pool, metrics) = (deps.facts_pool.clone(), deps.metrics.clone());
         let keeper = Keeper::new(pool, config.facts.clone(), stream, config.policy, metrics);
+        let reader = deps.log.reader(deps.log.end());
         let hub = Hub {
             facts: Facts::new(config.facts.memory),
             keeper,
@@ -152,15 +162,24 @@ impl Hub {
             current: None,
             ahead: None,
             validator: Arc::new(Validator::new(deps.pool.clone(), config.filter_ask.statement_timeout)),
-            registry: Registry::new(config.policy),
+            registry: Registry::new(config.policy, PASSES),
             matcher: Matcher::default(),
             noted: NotedFacts::default(),
             lane: Lane::new(asker, filter_asker, deps.metrics.clone()),
-            reader: deps.log.reader(deps.log.end()),
+            passes: Passes::new(),
+            holds: Holds::new(deps.shards.len()),
+            done: reader.position(),
+            epoch: reader.epoch().map(Epoch::tag),
+            reader,
             work: None,
             relations: AHashMap::new(),
             xids: VecDeque::new(),
             shared_xids: None,
+            snapshots: Snapshots::new(Taker::new(
+                deps.snapshot_pool.clone(),
+                config.snapshot.clone(),
+                deps.metrics.clone(),
+            )),
             resolving: JoinSet::new(),
             awaiting: Vec::new(),
             tickets: AHashMap::new(),
@@ -191,12 +210,15 @@ impl Hub {
             self.tend_facts();
             self.release_waiting();
             self.note_fact_states();
+            self.send_snapshots();
             self.turn().await;
+            let more = self.replay();
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
-            let (runnable, reads) = (self.is_runnable(), self.may_read());
+            let (runnable, reads) = (self.is_runnable() || more, self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
-            let facts_at = self.facts_at();
+            let (replay_at, flush_at) = (self.passes.wake_at, self.holds.due_at);
+            let (facts_at, snapshots_at) = (self.facts_at(), self.snapshots_at());
             let overdue_at = self.revalidating.values().min().copied();
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
             tokio::select! {
@@ -222,18 +244,17 @@ impl Hub {
                 }
                 () = sleep_until(overdue_at), if overdue_at.is_some() => self.on_overdue(),
                 () = sleep_until(facts_at), if facts_at.is_some() => self.keeper.look_again(),
+                () = sleep_until(snapshots_at), if snapshots_at.is_some() => {}
                 () = sleep_until(read_at), if read_at.is_some() => self.read_at = None,
+                () = sleep_until(replay_at), if replay_at.is_some() => {}
+                () = sleep_until(flush_at), if flush_at.is_some() => {}
+                () = self.passes.loaded() => {}
                 read = self.reader.next(), if reads => self.on_read(read),
             }
         }
         self.flush().await;
         let _ = rules_task.await;
         Ok(())
-    }
-
-    /// The position as clients keep it; `None` before the first history.
-    pub(super) fn cursor(&self, position: Position) -> Option<Cursor> {
-        self.reader.epoch().map(|epoch| Cursor { epoch: epoch.tag(), position })
     }
 
     pub(super) fn position(&self) -> Position {
@@ -270,6 +291,12 @@ impl Hub {
         if read.is_ok() {
             self.failed_reads = 0;
         }
+        let before = self.cursor(self.judged());
+        let known = std::mem::replace(&mut self.epoch, self.reader.epoch().map(Epoch::tag));
+        if known.is_some() && known != self.epoch && !matches!(read, Ok(Read::Gap { .. })) {
+            // Another server goes on with the history. What was loaded from the one before may hold what never happened here.
+            self.keeper.distrust(&mut self.facts);
+        }
         match read {
             Ok(Read::Transaction(transaction)) => {
                 if let Some(appended) = self.reader.appended_at() {
@@ -277,6 +304,7 @@ impl Hub {
                 }
                 self.note_facts(&transaction);
                 self.xids.push_back(transaction.xid);
+                self.snapshots.unseen.push(transaction.xid, transaction.end_lsn);
                 self.shared_xids = None;
                 let gate = self.needs_reading(&transaction).then(|| {
                     self.rules.request();
@@ -291,14 +319,18 @@ impl Hub {
                     overdue: None,
                     begun: false,
                     folded: false,
+                    last: None,
                 });
             }
-            Ok(Read::Idle(_)) => {}
-            // The log's very first epoch: whoever subscribed before it is told, but there is nothing to alarm a person.
-            Ok(Read::Gap { from: from @ Lsn::ZERO, resumed }) => self.gap(from, resumed),
+            Ok(Read::Idle(lsn)) => self.done = lsn,
             Ok(Read::Gap { from, resumed }) => {
-                tracing::error!(%from, %resumed, "changes are missing from the log; all subscribers are told of a gap");
-                self.gap(from, resumed);
+                self.done = resumed;
+                let same = before.map(|before| before.epoch) == self.epoch;
+                // The log's very first epoch: whoever subscribed before it is told, but there is nothing to alarm a person.
+                if from != Lsn::ZERO {
+                    tracing::error!(%from, %resumed, "changes are missing from the log; all subscribers are told of a gap");
+                }
+                self.gap(before, resumed, if same { GapReason::Expired } else { GapReason::Lost });
             }
             // No file descriptor left, and the like: it may pass, and asking again reads again.
             Err(LogError::Io { .. }) if self.failed_reads < MAX_FAILED_READS => {
@@ -309,7 +341,9 @@ impl Hub {
                 let (from, resumed) = (self.reader.position(), self.deps.log.end());
                 tracing::error!(%from, %resumed, error = %chain(&error), "the log can't be read here; skipping to its end, all subscribers are told of a gap");
                 self.reader = self.deps.log.reader(resumed);
-                self.gap(from, resumed);
+                self.epoch = self.reader.epoch().map(Epoch::tag);
+                self.done = resumed;
+                self.gap(before, resumed, GapReason::Lost);
             }
         }
     }
@@ -322,22 +356,6 @@ impl Hub {
         !transaction.relations.iter().all(known) || (transaction.rules_changed && !seen())
     }
 
-    fn gap(&mut self, from: Lsn, resumed: Lsn) {
-        self.deps.journal.note(Note::Gap { from, resumed });
-        self.keeper.distrust(&mut self.facts);
-        if resumed < from {
-            // Another history, whose positions and transaction ids begin lower.
-            self.xids.clear();
-            self.shared_xids = None;
-            self.relations.clear();
-            self.registry.rebase(Position { lsn: resumed, ordinal: u32::MAX });
-        }
-        let message =
-            format!("Gap: changes between {from} and {resumed} are lost to this stream; reload what you show");
-        let ports: Vec<Arc<Port>> = self.registry.channels().map(|channel| channel.port.clone()).collect();
-        ports.iter().for_each(|port| self.tell(port, false, &message));
-    }
-
     /// Whether the transaction at hand may be judged now; if not, what it waits for has been asked for.
     fn is_runnable(&mut self) -> bool {
         let Some(work) = &mut self.work else { return false };
@@ -346,7 +364,7 @@ impl Hub {
         }
         let (received, max_age) = (work.received, self.config.max_rules_age);
         let Some(rules) = self.current.as_ref().filter(|r| r.is_fresh(max_age) || r.read_at >= received) else {
-            self.poke_at.get_or_insert_with(|| Instant::now() + POKE);
+            self.poke_soon();
             return false;
         };
         let Some(since) = work.gate else { return self.begin() };
@@ -411,6 +429,11 @@ impl Hub {
         true
     }
 
+    /// Has the rules read again, unless that is under way.
+    pub(super) fn poke_soon(&mut self) {
+        self.poke_at.get_or_insert_with(|| Instant::now() + POKE);
+    }
+
     /// Some rows of the transaction at hand are judged and others not.
     pub(super) fn is_within(&self) -> bool {
         self.work.as_ref().is_some_and(|work| work.begun)
@@ -418,7 +441,9 @@ impl Hub {
 
     /// The transaction at hand is over.
     fn end(&mut self) {
-        if self.work.take().is_some_and(|work| work.folded) {
+        let Some(work) = self.work.take() else { return };
+        self.done = work.transaction.end_lsn;
+        if work.folded {
             self.facts.end();
         }
     }
@@ -431,13 +456,18 @@ impl Hub {
             }
             let Some(work) = &mut self.work else { return true };
             match work.items.next() {
-                Some(Ok(Item::Row(row))) => self.row(row),
+                Some(Ok(Item::Row(row))) => {
+                    work.last = Some(row.position);
+                    let origin = Origin::of(&work.transaction, work.received, self.epoch);
+                    self.row(At::Live, row, &origin);
+                }
                 Some(Ok(Item::Truncate(_) | Item::Message(_))) => {}
                 Some(Err(error)) => {
                     let lsn = work.transaction.end_lsn;
                     tracing::error!(%lsn, error = %chain(&error), "a transaction can't be read back; all subscribers are told of a gap");
+                    let from = self.cursor(self.judged());
                     self.end();
-                    self.gap(lsn, lsn);
+                    self.gap(from, lsn, GapReason::Lost);
                     return true;
                 }
                 None => {
@@ -448,126 +478,18 @@ impl Hub {
         }
         false
     }
-
-    fn row(&mut self, row: RowChange) {
-        let (Some(rules), Some(work)) = (&self.current, &self.work) else { return };
-        if work.transaction.is_retention() && matches!(row.change, Change::Delete { .. }) {
-            self.deps.metrics.retention_deletes_hidden.inc();
-            return;
-        }
-        let oid = row.relation.oid;
-        let Some(table) = rules.catalog.table(oid) else { return self.unknown_table(&row) };
-        if !table.published.as_ref().is_some_and(|p| matching::is_published(p, &row.change)) {
-            return;
-        }
-        let Some(index) = self.registry.table(oid) else { return };
-        index.fit(&row.relation, &rules.catalog, &self.facts);
-        let now = self.deps.clock.unix_seconds();
-        let metrics = &self.deps.metrics;
-        let mut judgement = self.matcher.judge(&mut self.registry, &row, &self.facts, now, metrics);
-        self.lose(std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row);
-        let (Some(rules), Some(work)) = (&self.current, &self.work) else { return };
-        let metrics = &self.deps.metrics;
-        if judgement.is_empty() {
-            return;
-        }
-        let bytes = (work.transaction.body.len() / u64::from(work.transaction.items.max(1))) as usize + 512;
-        let times = (work.transaction.commit_time, work.received.into_std());
-        let event = matching::event(row, times, rules.catalog.types(), self.reader.epoch().map(Epoch::tag));
-        if !judgement.must_wait() && self.lane.is_empty() {
-            let sent = matching::emit(&mut self.out, &event, judgement.permits, &judgement.undecided);
-            metrics.undecided_gaps.inc_by(judgement.undecided.len() as u64);
-            self.note_undecided(judgement.undecided.iter().map(|port| (port, "catalog")), &event.row);
-            metrics.deliveries.inc_by(sent);
-            self.queued += sent as usize;
-            return;
-        }
-        let xids = self.shared_xids.get_or_insert_with(|| self.xids.iter().copied().collect()).clone();
-        let Judgement { permits, asked, filtered, undecided, .. } = judgement;
-        let row = LaneRow { event: event.clone(), permits, asked, filtered, undecided, xids, bytes };
-        let passed = self.lane.push(row, &self.registry);
-        let sent = matching::emit(&mut self.out, &event, passed.permits, &passed.undecided);
-        self.deps.metrics.undecided_gaps.inc_by(passed.undecided.len() as u64);
-        self.note_undecided(passed.undecided.iter().map(|port| (port, "catalog")), &event.row);
-        self.deps.metrics.deliveries.inc_by(sent);
-        self.queued += sent as usize;
-        self.leave_lane();
-    }
-
-    /// A table that is in the stream and not in the catalog: dropped since, or not visible yet. Whoever asked for all tables
-    /// may have been owed its rows.
-    fn unknown_table(&mut self, row: &RowChange) {
-        let Some(rules) = &self.current else { return };
-        if rules.snapshot.sees(self.work.as_ref().map_or(0, |w| w.transaction.xid)) {
-            // The catalog is newer than the row: the table was dropped, or left the publication.
-            return;
-        }
-        let (schema, table) = (&row.relation.schema, &row.relation.table);
-        let concerned = self.registry.channels().filter(|c| c.entries.iter().any(|e| resolve::names(e, schema, table)));
-        let ports: Vec<Arc<Port>> = concerned.map(|channel| channel.port.clone()).collect();
-        self.deps.metrics.undecided_gaps.inc_by(ports.len() as u64);
-        ports.iter().for_each(|port| self.tell(port, false, UNDECIDED));
-        self.note_undecided(ports.iter().map(|port| (port, "unknown table")), row);
-    }
-
-    fn leave_lane(&mut self) {
-        let now = self.deps.clock.unix_seconds();
-        for settled in self.lane.released(&self.registry, now) {
-            let Leaving { event, permits, undecided, reasons, ended } = match settled {
-                Settled::Row(row) => row,
-                Settled::Notice(port, ok, message) => {
-                    matching::notify(&mut self.out, &port, ok, &message);
-                    continue;
-                }
-            };
-            let (lost, undecided) = undecided.into_iter().zip(reasons).partition::<Vec<_>, _>(|(_, why)| *why == FACTS);
-            self.lose(lost.into_iter().map(|(port, _)| port).collect(), false, &event.row);
-            self.deps.metrics.undecided_gaps.inc_by(undecided.len() as u64);
-            self.note_undecided(undecided.iter().map(|(port, why)| (port, *why)), &event.row);
-            let undecided: Vec<Arc<Port>> = undecided.into_iter().map(|(port, _)| port).collect();
-            let sent = matching::emit(&mut self.out, &event, permits, &undecided);
-            self.deps.metrics.deliveries.inc_by(sent);
-            self.queued += sent as usize;
-            for (port, message) in ended {
-                let table = &event.row.relation.table;
-                tracing::warn!(table, message, "a subscription was ended for its filter");
-                self.deps.journal.note(Note::Ended { channel: port.id.0, at: event.row.position });
-                self.remove(port.id);
-                matching::notify(&mut self.out, &port, false, &message);
-                self.count();
-            }
-        }
-    }
-
-    /// Queues a `system` message for a channel behind what it waits for.
-    pub(super) fn tell(&mut self, port: &Arc<Port>, ok: bool, message: &str) {
-        if !self.lane.notice(port, ok, message) {
-            matching::notify(&mut self.out, port, ok, message);
-        }
-    }
-
-    async fn flush(&mut self) {
-        self.queued = 0;
-        for (out, shard) in self.out.iter_mut().zip(&self.deps.shards) {
-            if !out.is_empty() {
-                let batch = Batch::from(std::mem::take(out));
-                // A shard never waits for a socket, so this waits for processor time only. It is gone at the drain.
-                let _ = shard.send(batch).await;
-            }
-        }
-    }
 }
 
 /// Whether rules may have changed in this very transaction: it carries the hint, or a table that was known is described again.
 /// Of one that is new to us we know nothing older, so there is nothing to be wrong about.
-fn may_change_rules(transaction: &Transaction, known: &AHashMap<u32, Arc<Relation>>) -> bool {
+pub(super) fn may_change_rules(transaction: &Transaction, known: &AHashMap<u32, Arc<Relation>>) -> bool {
     let hint = |item| matches!(item, Ok(Item::Message(message)) if message.prefix == RULES_PREFIX);
     transaction.rules_changed
         && (transaction.relations.iter().any(|relation| known.contains_key(&relation.oid))
             || transaction.iter().any(hint))
 }
 
-async fn sleep_until(at: Option<Instant>) {
+pub(super) async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ahash::AHashSet;
 
-use super::event::{Event, Ids};
+use super::event::{Details, Event, Ids};
 use super::filters::Match;
 use super::lane::{Kept, Lane, Permits, Ready, Share};
 use super::line::Left;
@@ -25,7 +25,7 @@ pub(super) enum Outcome {
     /// Undecided in memory, and counted.
     Undecided,
     /// Nothing of a row: what to tell a channel.
-    Notice(Arc<Port>, bool, Arc<str>),
+    Notice(Arc<Port>, bool, Arc<str>, Option<Details>),
     Answered(Box<Answered>),
 }
 
@@ -48,12 +48,15 @@ type Delivered = (Permit, Ids, Option<Arc<str>>);
 /// A part that leaves, with its row unless it is a notice.
 pub(super) struct Released {
     pub(super) part: Left<Outcome>,
-    pub(super) event: Option<Arc<Event>>,
+    /// Also what it adds to a channel's pace.
+    pub(super) event: Option<(Arc<Event>, u32)>,
 }
 
 /// What leaves of one row.
 pub(super) struct Leaving {
     pub(super) event: Arc<Event>,
+    /// See [`super::lane::LaneRow::cost`].
+    pub(super) cost: u32,
     pub(super) permits: Permits,
     /// Channels that were not decided.
     pub(super) undecided: Vec<Arc<Port>>,
@@ -66,7 +69,7 @@ pub(super) struct Leaving {
 /// What leaves, in order.
 pub(super) enum Settled {
     Row(Leaving),
-    Notice(Arc<Port>, bool, Arc<str>),
+    Notice(Arc<Port>, bool, Arc<str>, Option<Details>),
 }
 
 /// Of a share whose filters, if any, need not be asked about.
@@ -158,20 +161,21 @@ pub(super) fn settle(
 }
 
 impl Settling<'_> {
-    fn part(&mut self, part: Left<Outcome>, event: Option<Arc<Event>>) {
+    fn part(&mut self, part: Left<Outcome>, event: Option<(Arc<Event>, u32)>) {
         let Left { place, channel, waits_as, outcome } = part;
         let outcome = match (outcome, event) {
-            (Outcome::Notice(port, ok, message), _) => {
-                self.settled.push(Settled::Notice(port, ok, message));
+            (Outcome::Notice(port, ok, message, details), _) => {
+                self.settled.push(Settled::Notice(port, ok, message, details));
                 return;
             }
             (_, None) => return,
-            (outcome, Some(event)) => {
+            (outcome, Some((event, cost))) => {
                 if place.sequence != self.sequence {
                     self.report();
                     self.sequence = place.sequence;
                     let (permits, undecided, ended) = (Permits::new(), Vec::new(), Vec::new());
-                    self.settled.push(Settled::Row(Leaving { event, permits, undecided, reasons: Vec::new(), ended }));
+                    let reasons = Vec::new();
+                    self.settled.push(Settled::Row(Leaving { event, cost, permits, undecided, reasons, ended }));
                 }
                 outcome
             }

@@ -78,6 +78,7 @@ impl Hub {
         let mut tables: Vec<TableCount> = self
             .registry
             .by_table()
+            .into_iter()
             .map(|(oid, subscriptions)| TableCount { table: name(oid), subscriptions })
             .collect();
         tables.sort_by(|a, b| (Reverse(a.subscriptions), &a.table).cmp(&(Reverse(b.subscriptions), &b.table)));

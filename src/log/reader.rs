@@ -81,6 +81,16 @@ impl Reader {
         self.epoch
     }
 
+    /// Whether no other history has begun since the latest thing was yielded.
+    pub fn is_current(&self) -> bool {
+        self.generation == self.shared.state().generation
+    }
+
+    /// Whether both are in the same history, as far as they know.
+    pub fn is_beside(&self, other: &Reader) -> bool {
+        self.generation == other.generation
+    }
+
     /// When the latest thing yielded was appended, if it is a transaction that did not have to be read from disk.
     pub fn appended_at(&self) -> Option<Instant> {
         self.appended_at

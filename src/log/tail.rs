@@ -47,6 +47,17 @@ impl Tail {
         self.from = self.from.min(lsn);
     }
 
+    /// How many transactions, and items in them, end above `after` and not above `to`; `None` if some of them are not here. Stops
+    /// counting at so many transactions.
+    pub(super) fn count(&self, after: Lsn, to: Lsn, most: usize) -> Option<(usize, u64)> {
+        if after < self.from {
+            return None;
+        }
+        let first = self.entries.partition_point(|(t, _)| t.end_lsn <= after);
+        let entries = self.entries.range(first..).map(|(t, _)| t).take_while(|t| t.end_lsn <= to);
+        Some(entries.take(most).fold((0, 0), |(count, items), t| (count + 1, items + u64::from(t.items))))
+    }
+
     /// The first transaction that ends above `lsn`, which must not be below [`Tail::from`], and when it was appended.
     pub(super) fn after(&self, lsn: Lsn) -> Option<&(Arc<Transaction>, Instant)> {
         // A reader who keeps up wants the newest one.

@@ -6,8 +6,15 @@
 use smallvec::SmallVec;
 
 /// A set of columns of one relation, by index.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, PartialEq, Eq, Hash, Default)]
 pub struct ColumnMask(SmallVec<[u64; 2]>);
+
+impl Clone for ColumnMask {
+    /// One for each recipient: whole words at once.
+    fn clone(&self) -> ColumnMask {
+        ColumnMask(SmallVec::from_slice(&self.0))
+    }
+}
 
 impl ColumnMask {
     /// No column.

@@ -13,7 +13,8 @@ pub struct Request {
     pub table: Option<String>,
     /// The primary key of the row as Postgres prints it: values in key order, or `column=value`.
     pub pk: Vec<String>,
-    /// The position of the change: `LSN/ordinal` or `LSN#ordinal`; without an ordinal, all of its transaction.
+    /// The change's `cursor` as clients have it; or its position: `LSN/ordinal` or `LSN#ordinal`; without an ordinal, all of its
+    /// transaction.
     pub cursor: Option<String>,
     /// The token's `sub`.
     pub user: Option<String>,

@@ -29,15 +29,17 @@ use tokio::sync::Semaphore;
 pub use answer::{Answer, Explained, Outcome, Request, Says, Step};
 
 use crate::catalog::Catalog;
+use crate::change::{Lsn, Position};
 use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
 use crate::error::{ClientFacing, Fault, Remedy};
 use crate::filter::{FilterAskConfig, Validator};
 use crate::hub::{HubHandle, Look, Looked};
 use crate::journal::Journal;
-use crate::log::{Log, LogError};
+use crate::log::{Log, LogError, Place};
 use crate::pg::Pool;
 use crate::policy::AskConfig;
+use crate::resume::{CursorError, CursorKey};
 use evidence::Evidence;
 use scene::Scene;
 use search::{Searched, TableName};
@@ -68,6 +70,8 @@ pub struct WhyDeps {
     pub verifier: Arc<Verifier>,
     /// For their expiry.
     pub clock: Clock,
+    /// For cursors as clients have them.
+    pub cursor_key: Arc<CursorKey>,
 }
 
 /// Why there is no answer.
@@ -241,14 +245,13 @@ impl Why {
         let types = catalog.types();
         match &request.cursor {
             Some(cursor) => {
-                let advice = "A position is a commit's end LSN and the change's number in its transaction.";
-                let (lsn, ordinal) = search::position(cursor).map_err(|text| wrong(text, advice))?;
+                let (lsn, ordinal) = self.position(cursor)?;
                 let wanted = search::Wanted { table: table.cloned(), key, ordinal };
                 Ok(search::at(&self.deps.log, lsn, &wanted, types).await?)
             }
             None if table.is_none() || key.is_empty() => Err(wrong(
                 "the question names no row",
-                "Give --table and --pk, or --cursor with the position of the change.",
+                "Give --table and --pk, or --cursor with the cursor or the position of the change.",
             )),
             None => {
                 let since = request.since_seconds.map(|seconds| {
@@ -259,6 +262,30 @@ impl Why {
                 Ok(search::newest(&self.deps.log, &wanted, types, since).await?)
             }
         }
+    }
+
+    /// What is meant by `--cursor`: a cursor as clients have it, or a position as the log has it.
+    fn position(&self, text: &str) -> Result<(Lsn, Option<u32>), WhyError> {
+        let cursor = match self.deps.cursor_key.open(text) {
+            Ok(cursor) => cursor,
+            Err(CursorError::Malformed) => {
+                let advice = "Give `data.cursor` as the client has it; or a position: a commit's end LSN and the \
+                              change's number in its transaction.";
+                return search::position(text).map_err(|text| wrong(text, advice));
+            }
+            Err(error @ CursorError::OtherKey) => {
+                let advice = "Ask the relay that gave it, or give the key of the row or the position of the change.";
+                return Err(wrong(error.to_string(), advice));
+            }
+        };
+        let Position { lsn, ordinal } = cursor.position;
+        if self.deps.log.place(cursor.epoch, cursor.position) == Place::Diverged {
+            let problem =
+                "the cursor is of another history: of another database, or from before the slot was made anew";
+            return Err(wrong(problem, "Give the key of the row instead: --table and --pk."));
+        }
+        // The place of a join or a notice stands between transactions.
+        Ok((lsn, (ordinal != u32::MAX).then_some(ordinal)))
     }
 
     async fn evidence(&self, subject: &Subject, looked: &Looked) -> Result<Evidence, WhyError> {

@@ -284,7 +284,8 @@ async fn matching(transaction: &Arc<Transaction>, wanted: &Wanted, types: &Arc<T
 
 /// `LSN/ordinal`, `LSN#ordinal` or `LSN`.
 pub(super) fn position(text: &str) -> Result<(Lsn, Option<u32>), String> {
-    let wrong = || format!("--cursor is {text:?}; write it like 16/B374D848/0 or 16/B374D848");
+    let wrong =
+        || format!("--cursor is {text:?}, which is no cursor; a position is written like 16/B374D848/0 or 16/B374D848");
     let slash = || text.match_indices('/').nth(1).map(|(at, _)| text.split_at(at));
     let (lsn, ordinal) = match text.split_once('#').or_else(|| slash().map(|(lsn, rest)| (lsn, &rest[1..]))) {
         Some((lsn, ordinal)) => (lsn, Some(ordinal.parse().map_err(|_| wrong())?)),

@@ -123,12 +123,24 @@ enum Breaks {
     Tokens(&'static str),
     /// `rowcast.relay_status` stays empty.
     Report,
+    /// What devices have received is not saved.
+    Frontiers,
     /// Rows are not removed.
     Retention,
 }
 
+/// What the relay does with the frontiers of devices.
+const SAVING: &str = "begin; \
+    insert into rowcast.frontier_owners (slot, relay) values ('s', 'r') on conflict (slot) do update set relay = excluded.relay; \
+    select from rowcast.frontier_owners where slot = 's' and relay = 'r' for share; \
+    insert into rowcast.frontiers (slot, owner, device, what, tab, anonymous, epoch, lsn, ordinal, departed) \
+    values ('s', '', '', '', 0, false, 0, '0/0', 0, false) \
+    on conflict (slot, owner, device, what, tab) do update set lsn = excluded.lsn; \
+    select * from rowcast.frontiers; \
+    delete from rowcast.frontiers where slot = 's'; rollback";
+
 fn needed() -> Vec<(&'static str, Breaks)> {
-    use Breaks::{Asking, Report, Retention, Start, Tokens};
+    use Breaks::{Asking, Frontiers, Report, Retention, Start, Tokens};
     vec![
         ("attribute login", Start("is not permitted to log in")),
         ("attribute replication", Start("no replication right")),
@@ -145,6 +157,13 @@ fn needed() -> Vec<(&'static str, Breaks)> {
         ("table rowcast.relay_status INSERT", Report),
         ("table rowcast.relay_status UPDATE", Report),
         ("function rowcast.take_sample() EXECUTE", Report),
+        ("table rowcast.frontier_owners SELECT", Frontiers),
+        ("table rowcast.frontier_owners INSERT", Frontiers),
+        ("table rowcast.frontier_owners UPDATE", Frontiers),
+        ("table rowcast.frontiers SELECT", Frontiers),
+        ("table rowcast.frontiers INSERT", Frontiers),
+        ("table rowcast.frontiers UPDATE", Frontiers),
+        ("table rowcast.frontiers DELETE", Frontiers),
         ("member rowcast_retention", Retention),
         ("table rowcast.retention SELECT", Retention),
         ("table rowcast.retention_runs SELECT", Retention),
@@ -224,6 +243,7 @@ async fn every_right_of_the_relays_login_is_needed_and_there_is_no_other() {
                 let relay = Relay::with(&pg, Clock::system(), as_relay(&pg)).await;
                 reaches(&relay, "rowcast_reports_total", "failed", 1.0).await
             }
+            Breaks::Frontiers => pg.client_as("rowcast_relay").await.batch_execute(SAVING).await.is_err(),
             Breaks::Retention => {
                 let relay = Relay::with(&pg, Clock::system(), as_relay(&pg)).await;
                 reaches(&relay, "rowcast_retention_runs_total", "failed", 1.0).await

@@ -5,11 +5,13 @@
 
 mod client;
 mod deletes;
+mod devices;
 mod facts;
 mod filters;
 mod jwks;
 mod held;
 mod order;
+mod pages;
 mod payload;
 mod publications;
 mod refusals;
@@ -17,6 +19,7 @@ mod restart;
 pub(crate) mod revocation;
 mod rights;
 mod rules;
+mod snapshot;
 mod stock;
 mod subscriptions;
 mod tokens;

@@ -134,6 +134,33 @@ impl TestPg {
         }
     }
 
+    /// A copy of a stopped server's files, not started yet: another machine, a standby, a restored backup. On the same port,
+    /// unless its options are changed.
+    pub(crate) async fn copy(&self, change: impl FnOnce(&mut ServerOptions)) -> TestPg {
+        assert!(self.server.is_none(), "it runs");
+        let (account, from) = (self.account.clone(), self.options.data.clone());
+        let home = blocking(move || {
+            let home = new_home(account.as_ref());
+            copy_dir(&from, &home.join("data"), account.as_ref());
+            home
+        })
+        .await;
+        let mut options = ServerOptions {
+            data: home.join("data"),
+            log: home.join("server.log"),
+            socket_dir: Some(home.clone()),
+            ..self.options.clone()
+        };
+        change(&mut options);
+        let (binaries, account) = (self.binaries.clone(), self.account.clone());
+        TestPg { server: None, binaries, account, options, home, client: tokio::sync::Mutex::new(None) }
+    }
+
+    /// Writes a file into the data directory of a stopped server.
+    pub(crate) fn write_file(&self, name: &str, text: &str) {
+        write_private(&self.data().join(name), text, self.account.as_ref());
+    }
+
     /// After `stop` or `kill`.
     pub(crate) async fn start_again(&mut self) {
         let (binaries, options, account) = (self.binaries.clone(), self.options.clone(), self.account.clone());

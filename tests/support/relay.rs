@@ -78,6 +78,11 @@ impl Relay {
         self.admin
     }
 
+    /// Its log.
+    pub(crate) fn log(&self) -> &rowcast::log::Log {
+        self.running.log()
+    }
+
     /// A connected raw client.
     #[track_caller]
     pub(crate) fn phone(&self, token: &str) -> impl Future<Output = Phone> + use<> {
@@ -100,6 +105,16 @@ impl Relay {
             (found == name && with.contains(labels)).then(|| value.parse::<f64>().expect("a number"))
         };
         text.lines().filter_map(value).sum()
+    }
+
+    /// From where on the log can be read.
+    pub(crate) fn floor(&self) -> rowcast::change::Lsn {
+        self.running.log().floor()
+    }
+
+    /// Up to where.
+    pub(crate) fn end(&self) -> rowcast::change::Lsn {
+        self.running.log().end()
     }
 
     /// Says goodbye to all and ends, in order.
@@ -213,7 +228,7 @@ impl RelayProcess {
     }
 
     /// How it ended, if it has by itself; it may then be started again.
-    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
         let ended = self.child.as_mut()?.try_wait().expect("a status")?;
         self.child = None;
         Some(ended)
@@ -232,6 +247,52 @@ impl RelayProcess {
                 let _ = child.wait();
                 panic!("it is still there {PATIENCE:?} after {signal}:\n{}", self.log());
             }
+            pause().await;
+        }
+    }
+
+    /// Waits until this stands in the log.
+    #[track_caller]
+    pub(crate) fn logged<'a>(&'a self, text: &'a str) -> impl Future<Output = String> + 'a {
+        let at = Location::caller();
+        async move {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                if let Some(line) = self.log().lines().find(|line| line.contains(text)) {
+                    return line.to_owned();
+                }
+                assert!(Instant::now() < deadline, "at {at}: not within {PATIENCE:?}: {text}\n{}", self.log());
+                pause().await;
+            }
+        }
+    }
+
+    /// Waits until `/readyz` has this status; its text.
+    #[track_caller]
+    pub(crate) fn readiness(&self, wanted: u16) -> impl Future<Output = String> + '_ {
+        let at = Location::caller();
+        async move {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                match get(self.addr, "/readyz").await {
+                    Some((status, text)) if status == wanted => return text,
+                    found => assert!(Instant::now() < deadline, "at {at}: {found:?}, not {wanted}\n{}", self.log()),
+                }
+                pause().await;
+            }
+        }
+    }
+
+    /// Waits until it has ended by itself; with which code.
+    pub(crate) async fn end_by_itself(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        let child = self.child.as_mut().expect("it was started");
+        loop {
+            if let Some(status) = child.try_wait().expect("a status") {
+                self.child = None;
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "it still runs");
             pause().await;
         }
     }

@@ -12,7 +12,7 @@ use crate::config::duration;
 #[derive(Args)]
 #[command(
     after_help = "Changes go to standard output, a line each; everything else to standard error. A connection that is lost is made \
-                  again; until then changes are missed.\n\n\
+                  again, and goes on after the last change: none is missed, unless standard error says so.\n\n\
                   Exit codes: 0 after --count, --for or Ctrl-C, 1 refused or never subscribed, 2 wrong usage."
 )]
 pub(crate) struct TailArgs {
@@ -48,9 +48,16 @@ pub(crate) struct TailArgs {
     #[arg(long, value_name = "COLUMNS", value_delimiter = ',', help_heading = "Which changes")]
     select: Vec<String>,
 
+    /// From where on: a cursor, a commit time such as 2026-11-21T10:15:30Z, or so long ago, such as 10m [default: now]
+    #[arg(long, value_name = "CURSOR|TIME", help_heading = "Which changes")]
+    pub(super) since: Option<String>,
+
     /// Each change as the JSON object that applications get
     #[arg(long, help_heading = "Output")]
     pub(super) json: bool,
+    /// Show the cursor of each change, and at the end the last one, for --since
+    #[arg(long, help_heading = "Output")]
+    pub(super) cursors: bool,
     /// End after so many changes
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Output")]
     pub(super) count: Option<u64>,

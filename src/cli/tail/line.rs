@@ -35,23 +35,13 @@ struct Column {
     name: String,
 }
 
-/// Where resuming could begin: `cursor` of a change, if the relay gives one.
-pub(super) fn cursor(data: &RawValue) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Cursor {
-        cursor: Option<Box<RawValue>>,
-    }
-    let cursor = serde_json::from_str::<Cursor>(data.get()).ok()?.cursor?;
-    Some(clean(cursor.get().trim_matches('"')))
-}
-
 /// The object as it came, on one line: between its values JSON may have line breaks, in them it has none.
 pub(super) fn json(data: &RawValue) -> String {
     data.get().replace(['\n', '\r'], " ")
 }
 
-/// One line, with colours if asked for.
-pub(super) fn pretty(data: &RawValue, coloured: bool) -> String {
+/// One line, with colours and the cursor if asked for.
+pub(super) fn pretty(data: &RawValue, coloured: bool, cursors: bool) -> String {
     let Ok(data) = serde_json::from_str::<Data>(data.get()) else { return clean(data.get()) };
     let dim = |text: &str| paint(coloured, Style::Dim, text);
     let style = match &*data.r#type {
@@ -76,7 +66,7 @@ pub(super) fn pretty(data: &RawValue, coloured: bool) -> String {
     for error in data.errors.iter().flatten() {
         let _ = write!(line, "  {}", paint(coloured, Style::Red, &clean(error)));
     }
-    if let Some(cursor) = &data.cursor {
+    if let Some(cursor) = data.cursor.as_ref().filter(|_| cursors) {
         let _ = write!(line, "  {}", dim(&format!("@{}", clean(cursor.get().trim_matches('"')))));
     }
     line
@@ -139,7 +129,7 @@ mod tests {
     use super::*;
 
     fn shown(data: &str) -> String {
-        pretty(&RawValue::from_string(data.to_owned()).expect("JSON"), false)
+        pretty(&RawValue::from_string(data.to_owned()).expect("JSON"), false, true)
     }
 
     const COLUMNS: &str = r#""schema":"public","table":"notes","errors":null,"commit_timestamp":"2026-11-20T10:15:30.123Z","columns":[{"name":"id","type":"int8"},{"name":"title","type":"text"},{"name":"price","type":"numeric"}]"#;
@@ -166,9 +156,6 @@ mod tests {
     fn a_delete_shows_the_row_that_is_gone_and_a_cursor_stands_at_the_end() {
         let line = shown(&format!(r#"{{{COLUMNS},"type":"DELETE","old_record":{{"id":5}},"cursor":"0/1-2"}}"#));
         assert_eq!(line, "10:15:30.123Z  DELETE  public.notes  id=5  @0/1-2");
-        let raw = RawValue::from_string(r#"{"cursor":"0/1-2"}"#.into()).expect("JSON");
-        assert_eq!(cursor(&raw).as_deref(), Some("0/1-2"));
-        assert_eq!(cursor(&RawValue::from_string("{}".into()).expect("JSON")), None);
     }
 
     #[test]

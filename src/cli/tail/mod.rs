@@ -20,6 +20,8 @@ pub(super) use args::TailArgs;
 use super::serve::Signals;
 use super::{Environment, Failure};
 use crate::client::{Address, Asked, ClientError, Follow, News};
+use crate::clock::Clock;
+use crate::config::duration;
 use crate::error::{Fault, Remedy, chain};
 use printer::Printer;
 
@@ -82,7 +84,7 @@ pub(super) async fn tail(args: &TailArgs, environment: &Environment) -> Result<(
     let printer = Printer::stdout();
     let watching = format!("{} at {}", line::clean(&asked.wanted.to_string()), asked.address);
     let mut follow = Follow::new(asked);
-    let output = Output { lines: printer.lines(), json: args.json, coloured, watching };
+    let output = Output { lines: printer.lines(), json: args.json, coloured, cursors: args.cursors, watching };
     let stopped = {
         let mut printing = pin!(output.print(&mut follow, args.count));
         let mut reader_gone = pin!(printer::reader_gone());
@@ -96,6 +98,9 @@ pub(super) async fn tail(args: &TailArgs, environment: &Environment) -> Result<(
     };
     drop(output);
     let was_subscribed = follow.was_subscribed();
+    if let Some(cursor) = follow.cursor().filter(|_| args.cursors && was_subscribed) {
+        say(&format!("last cursor {}", line::clean(cursor)));
+    }
     follow.close().await;
     let finished = async { printer.finish().await.map_err(TailError::Output) };
     match (stopped, args.time) {
@@ -129,7 +134,21 @@ fn asked(args: &TailArgs, environment: &Environment) -> Result<Asked, TailError>
     };
     let token = token.map(|token| token.trim().to_owned());
     let key = args.api_key.clone().or_else(|| token.clone()).ok_or(TailError::NoToken)?;
-    Ok(Asked { address: Address::parse(url, ca)?, key, token, channel: CHANNEL.into(), wanted: args.wanted() })
+    Ok(Asked {
+        address: Address::parse(url, ca)?,
+        key,
+        token,
+        channel: CHANNEL.into(),
+        wanted: args.wanted(),
+        since: args.since.as_deref().map(since),
+    })
+}
+
+/// As the relay reads it: what is a duration to us is a time to it.
+fn since(text: &str) -> String {
+    let Ok(ago) = duration(text) else { return text.to_owned() };
+    let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
+    Clock::system().unix_millis().saturating_sub(ago).to_string()
 }
 
 fn read(path: &Path) -> Result<String, TailError> {
@@ -141,6 +160,7 @@ struct Output {
     lines: mpsc::Sender<String>,
     json: bool,
     coloured: bool,
+    cursors: bool,
     watching: String,
 }
 
@@ -148,15 +168,15 @@ impl Output {
     /// Until `count` changes are handed over, or there is nobody to read them.
     async fn print(&self, follow: &mut Follow, count: Option<u64>) -> Result<Stopped, ClientError> {
         let mut left = count;
-        let mut cursor = None;
         // Said once, not at every try of a long outage.
         let mut told = String::new();
         loop {
             match follow.next().await? {
                 News::Change(change) => {
-                    cursor = line::cursor(&change.data).or(cursor);
-                    let line =
-                        if self.json { line::json(&change.data) } else { line::pretty(&change.data, self.coloured) };
+                    let line = match self.json {
+                        true => line::json(&change.data),
+                        false => line::pretty(&change.data, self.coloured, self.cursors),
+                    };
                     if self.lines.send(line).await.is_err() {
                         return Ok(Stopped::Asked);
                     }
@@ -165,20 +185,22 @@ impl Output {
                         return Ok(Stopped::Counted);
                     }
                 }
-                News::Subscribed { again: false } => say(&format!("subscribed to {}", self.watching)),
-                News::Subscribed { again: true } => {
+                News::Subscribed { again: false, .. } => say(&format!("subscribed to {}", self.watching)),
+                News::Subscribed { again: true, resumed } => {
                     told.clear();
-                    say("subscribed again; what was committed in between is not shown");
+                    say(match resumed {
+                        true => "subscribed again; going on after the last change",
+                        false => "subscribed again; what was committed in between is not shown",
+                    });
                 }
                 News::Notice(notice) => {
                     let kind = if notice.ok { "relay" } else { "relay error" };
                     say(&format!("{kind}: {}", line::clean(&notice.text)));
                 }
                 News::Lost { why, pause: _ } => {
-                    let last = cursor.as_ref().map(|cursor| format!("; last cursor {cursor}")).unwrap_or_default();
                     let why = line::clean(&chain(&why));
                     if why != told {
-                        say(&format!("{why}{last}; trying again"));
+                        say(&format!("{why}; trying again"));
                         told = why;
                     }
                 }

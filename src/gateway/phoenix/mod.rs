@@ -1,6 +1,7 @@
 //! The Phoenix channel protocol over WebSocket, as the Supabase Realtime SDKs speak it (`protocol.md` §2–4).
 
 pub mod codec;
+mod receipts;
 mod session;
 mod socket;
 

@@ -22,6 +22,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -29,12 +30,17 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::{debug, warn};
 
 use super::codec::{self, Decoded};
-use super::session::{Effect, Now, Session, Visitor};
+use super::receipts::{Due, Mark, Receipts};
+use super::session::{Effect, Now, Session, Visitor, begin};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
+use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
-use crate::gateway::{GatewayConfig, Shared, close};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, SubscribeError, Transmit, Version};
+use crate::gateway::{GatewayConfig, Shared, close, frame};
+use crate::hub::{
+    ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Start, SubscribeError, Transmit, Version,
+};
+use crate::resume::{Cursor, Tracked};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -81,7 +87,7 @@ impl AsyncWrite for Inbound {
             self.outbox.close(CloseReason::Peer, whole);
         } else {
             // Refused on a connection that is closing; then nobody waits for a pong.
-            self.outbox.send(whole);
+            self.outbox.send_own([&whole]);
         }
         Poll::Ready(Ok(frame.len()))
     }
@@ -105,6 +111,18 @@ enum Done {
     Learned,
 }
 
+/// A channel as far as its frames and their receipts are concerned.
+struct Joined {
+    port: Arc<Port>,
+    /// Of a device's channel.
+    tracked: Option<Arc<Tracked>>,
+    /// From then on the hub withholds rows, and being past them proves nothing. Seconds since 1970.
+    expires_at: i64,
+    /// Changes that had been written at the last question, and how many of the next ones may be about them.
+    delivered: u64,
+    fresh: u8,
+}
+
 type Operation = Abortable<BoxFuture<'static, Done>>;
 
 struct Connection {
@@ -121,10 +139,16 @@ struct Connection {
     /// Stops what fetches keys.
     learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
-    ports: HashMap<ChannelId, Arc<Port>>,
+    ports: HashMap<ChannelId, Joined>,
+    receipts: Receipts,
+    probe: Arc<Notify>,
     last_inbound: Instant,
     /// Since when the peer takes no bytes.
     blocked_since: Option<Instant>,
+    /// At the hub; made when it is asked for something.
+    turns: Option<OwnTurns>,
+    /// When it is closed, because all are told to go.
+    leaves: Option<(Instant, CloseReason)>,
     /// The least number of bytes that the messages so far have had on the wire.
     read: u64,
     /// A message was so large that tungstenite's buffer should go.
@@ -180,6 +204,7 @@ pub(in crate::gateway) async fn run(
     let inbound = Inbound { read, outbox: outbox.clone(), taken: first.len() as u64 };
     let config = Some(reading(&shared.config));
     let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, config).await;
+    let probe = visitor.probe.clone();
     let mut connection = Connection {
         number: visitor.connection,
         version: visitor.version,
@@ -191,8 +216,12 @@ pub(in crate::gateway) async fn run(
         asked: HashMap::new(),
         learning: None,
         ports: HashMap::new(),
+        receipts: Receipts::new(shared.config.device.clone(), Instant::now()),
+        probe,
         last_inbound: Instant::now(),
         blocked_since: None,
+        turns: None,
+        leaves: None,
         read: 0,
         heavy: false,
         shared,
@@ -205,6 +234,15 @@ pub(in crate::gateway) async fn run(
     }
     Box::pin(connection.finish(socket.into_inner().read)).await;
     drop(place);
+}
+
+/// Where an entry goes on whose channel has reached this place.
+fn later(start: Start, reached: Cursor) -> Start {
+    match start {
+        // Added later than the others, and nothing before is owed to it.
+        Start::After(own) if own.epoch == reached.epoch && own.position > reached.position => start,
+        _ => Start::After(reached),
+    }
 }
 
 /// An answer that does not come is a "try again".
@@ -224,6 +262,9 @@ impl Connection {
             tokio::select! {
                 message = socket.next() => {
                     self.last_inbound = Instant::now();
+                    if matches!(&message, Some(Ok(message)) if !message.is_close()) {
+                        self.receipts.inbound(self.last_inbound);
+                    }
                     if let Some(Ok(message)) = &message {
                         self.read += least_wire_size(message);
                         self.heavy |= message.len() >= HEAVY_MESSAGE;
@@ -237,7 +278,13 @@ impl Connection {
                         return Served::Heavy;
                     }
                 }
-                () = self.outbox.attention() => self.flush(),
+                () = self.outbox.attention() => {
+                    self.flush();
+                    if self.outbox.noticed() {
+                        self.receipts.written(Instant::now());
+                    }
+                }
+                () = self.probe.notified() => self.receipts.probe(Instant::now()),
                 _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
                 Some(done) = self.operations.next(), if !self.operations.is_empty() => {
                     let effects = match done {
@@ -250,8 +297,8 @@ impl Connection {
                     };
                     self.carry_out(effects);
                 }
-                () = draining.as_mut() => self.close(CloseReason::Drain),
-                () = closed.as_mut() => self.close(CloseReason::Slot),
+                () = draining.as_mut(), if self.leaves.is_none() => self.leave(CloseReason::Drain),
+                () = closed.as_mut(), if self.leaves.is_none() => self.leave(CloseReason::Slot),
                 () = sleep.as_mut() => self.tick(),
             }
             let wake = TokioInstant::now() + self.next_wake();
@@ -273,14 +320,23 @@ impl Connection {
         let stuck = self.blocked_since.map_or(Duration::ZERO, |since| since.elapsed().min(config.idle_timeout));
         let until_timeout = config.idle_timeout - quiet.max(stuck);
         let due = self.session.next_tick(self.now()).unwrap_or(Duration::MAX);
+        let due = due.min(self.receipts.wake(Instant::now()));
+        let leaves = self.leaves.map_or(Duration::MAX, |(at, _)| at.saturating_duration_since(Instant::now()));
         // A timer that is a hair early must not spin.
-        config.tick.min(until_timeout).min(due).max(Duration::from_millis(1))
+        config.tick.min(until_timeout).min(due).min(leaves).max(Duration::from_millis(1))
     }
 
     fn received(&mut self, message: Option<Result<Message, Error>>) {
         let decoded = match &message {
             Some(Ok(Message::Text(text))) => codec::decode_text(self.version, text),
             Some(Ok(Message::Binary(bytes))) => codec::decode_binary(self.version, bytes),
+            Some(Ok(Message::Pong(payload))) => {
+                if let Some(took) = self.receipts.pong(payload, Instant::now()) {
+                    self.shared.metrics.pong.observe(took.as_secs_f64());
+                    self.watch();
+                }
+                return;
+            }
             // Pings are answered by tungstenite, closes echoed.
             Some(Ok(_)) => return,
             Some(Err(error)) => {
@@ -294,6 +350,11 @@ impl Connection {
         };
         match decoded {
             Decoded::Message(message) => {
+                // Without a ref it is sent whether or not the one before was answered.
+                if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
+                    let marks = self.marks();
+                    self.receipts.heartbeat(marks, Instant::now());
+                }
                 let effects = self.session.handle(message, self.now());
                 self.carry_out(effects);
             }
@@ -308,12 +369,70 @@ impl Connection {
     fn tick(&mut self) {
         let effects = self.session.tick(self.now());
         self.carry_out(effects);
+        let ports = &self.ports;
+        let effects = self.session.freshen(Instant::now(), |id| ports.get(&id)?.port.reached());
+        self.carry_out(effects);
+        if let Some((_, reason)) = self.leaves.filter(|(at, _)| *at <= Instant::now()) {
+            return self.close(reason);
+        }
+        self.ask_the_peer();
         let timeout = self.shared.config.idle_timeout;
         if self.last_inbound.elapsed() >= timeout {
             self.close(CloseReason::Idle);
         } else if self.blocked_since.is_some_and(|since| since.elapsed() >= timeout) {
             self.close(CloseReason::Slow);
         }
+    }
+
+    /// All are told to go, this one in a moment.
+    fn leave(&mut self, reason: CloseReason) {
+        let farewell = self.shared.farewell();
+        if farewell.is_zero() {
+            return self.close(reason);
+        }
+        self.leaves = Some((Instant::now() + farewell, reason));
+    }
+
+    /// A Ping, if one is due.
+    fn ask_the_peer(&mut self) {
+        match self.receipts.due(Instant::now()) {
+            Due::Nothing => {}
+            Due::Dead => self.close(CloseReason::Unanswered),
+            Due::Ping => {
+                let marks = self.marks();
+                let number = self.receipts.pinged(marks, Instant::now());
+                self.outbox.send_own([&frame::encode(frame::Opcode::Ping, number.to_string().as_bytes())]);
+                self.shared.metrics.pings.inc();
+                self.watch();
+            }
+        }
+    }
+
+    /// Has us hear of the next rows, if anybody wants to know what became of them.
+    fn watch(&self) {
+        if self.ports.values().any(|joined| joined.tracked.is_some()) {
+            self.outbox.watch();
+        }
+    }
+
+    /// How far the channels of a device are: whatever is queued from now on is behind that.
+    fn marks(&mut self) -> Vec<Mark> {
+        let mut marks = Vec::new();
+        for joined in self.ports.values_mut() {
+            let Some(tracked) = &joined.tracked else { continue };
+            // In this order: rows up to there were judged before the clock says so.
+            let reached = joined.port.reached();
+            let delivered = joined.port.place.delivered();
+            if std::mem::replace(&mut joined.delivered, delivered) != delivered {
+                // The hub says a moment later how far that was.
+                joined.fresh = 2;
+            }
+            let rows = joined.fresh > 0;
+            joined.fresh = joined.fresh.saturating_sub(1);
+            let to = reached.filter(|_| self.shared.clock.unix_seconds() < joined.expires_at);
+            marks.push(Mark { handles: tracked.handles(), to, rows });
+        }
+        marks
     }
 
     fn close(&self, reason: CloseReason) {
@@ -337,7 +456,18 @@ impl Connection {
                 Effect::Send(frame) => frames.push((frame, None)),
                 Effect::Greet { stage, greeting } => frames.push((greeting, Some(stage))),
                 Effect::Close(reason) => closing = Some(reason),
-                Effect::Subscribe { id, topic, join_ref, entries, principal, again, stage, greeting } => {
+                Effect::Subscribe {
+                    id,
+                    topic,
+                    join_ref,
+                    mut entries,
+                    principal,
+                    again,
+                    go_on,
+                    stage,
+                    greeting,
+                    tracked,
+                } => {
                     let port = Arc::new(Port {
                         id,
                         outbox: self.outbox.clone(),
@@ -348,19 +478,36 @@ impl Connection {
                         stage,
                         place: Place::default(),
                     });
-                    if let Some(before) = self.ports.insert(id, port.clone()) {
-                        before.stage.close();
+                    if tracked.is_some() {
+                        self.receipts.track();
+                        self.outbox.watch();
                     }
-                    let hub = self.shared.hub.clone();
+                    let (expires_at, delivered) = (principal.expires_at, 0);
+                    let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
+                    if let Some(before) = self.ports.insert(id, joined) {
+                        before.port.stage.close();
+                        if let Some(reached) = before.port.reached().filter(|_| go_on) {
+                            entries.iter_mut().for_each(|entry| entry.start = later(entry.start, reached));
+                        }
+                        if go_on && before.port.place.had_snapshot() {
+                            entries.iter_mut().for_each(|entry| entry.snapshot = None);
+                            port.place.end_snapshot();
+                        }
+                    }
+                    let (hub, log) = (self.shared.hub.clone(), self.shared.log.clone());
                     let asking = async move {
+                        let entries = begin::places(&log, entries).await;
                         if again {
                             hub.leave(id).await;
                         }
                         bounded(hub.subscribe_greeting(port, entries, principal, greeting)).await
                     };
-                    self.ask(id, asking);
+                    self.ask_in_turn(id, asking);
                 }
                 Effect::Reclaim { id, principal } => {
+                    if let Some(joined) = self.ports.get_mut(&id) {
+                        joined.expires_at = principal.expires_at;
+                    }
                     let hub = self.shared.hub.clone();
                     let asking = async move {
                         let answer = bounded(hub.reclaim(id, principal)).await;
@@ -370,11 +517,11 @@ impl Connection {
                         }
                         answer
                     };
-                    self.ask(id, asking);
+                    self.ask_in_turn(id, asking);
                 }
                 Effect::Leave(id) => {
-                    if let Some(port) = self.ports.remove(&id) {
-                        port.stage.close();
+                    if let Some(joined) = self.ports.remove(&id) {
+                        joined.port.stage.close();
                     }
                     self.asked.remove(&id).inspect(AbortHandle::abort);
                     let hub = self.shared.hub.clone();
@@ -402,11 +549,21 @@ impl Connection {
             // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
             // reply that the shard has written is not written again.
             let due = |stage: &Option<Arc<Stage>>| stage.as_ref().is_none_or(|stage| stage.greet());
-            self.outbox.send_all(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
+            self.outbox.send_own(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
         }
         if let Some(reason) = closing {
             self.close(reason);
         }
+    }
+
+    fn ask_in_turn(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
+        let shared = self.shared.clone();
+        if self.operations.is_empty() {
+            self.turns = None;
+        }
+        let own = self.turns.get_or_insert_with(|| shared.turns.own());
+        let asking = shared.turns.run(own, asking);
+        self.ask(id, asking);
     }
 
     fn ask(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
@@ -418,7 +575,7 @@ impl Connection {
 
     /// Sends what waits and says goodbye; makes the hub forget the channels. Both within the close timeout.
     async fn finish(self, mut read: ReadHalf) {
-        let Connection { shared, outbox, write, session, mut operations, asked, learning, number, .. } = self;
+        let Connection { shared, outbox, write, session, mut operations, asked, learning, number, receipts, .. } = self;
         asked.values().chain(&learning).for_each(AbortHandle::abort);
         let reason = outbox.closing();
         if let Some(reason) = reason.filter(|reason| *reason != CloseReason::Peer) {
@@ -437,7 +594,7 @@ impl Connection {
             while read.read(&mut scratch).await.is_ok_and(|size| size > 0) {}
         };
         let leaving = async {
-            for id in session.end() {
+            for id in session.end(receipts.alive()) {
                 shared.hub.leave(id).await;
             }
             while operations.next().await.is_some() {}

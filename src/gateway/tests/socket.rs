@@ -132,6 +132,42 @@ async fn a_drain_closes_all_with_1012_and_ends_in_time() {
 }
 
 #[tokio::test]
+async fn at_a_drain_the_phones_are_closed_one_after_the_other_and_who_comes_meanwhile_hears_why() {
+    let window = Duration::from_millis(1500);
+    let config = GatewayConfig { max_closes_per_second: 1, drain_window: window, ..quick() };
+    let relay = relay(config).await;
+    relay.ready.send_replace(true);
+    assert_eq!(relay.http("GET /readyz", "").await.0, 200);
+    let mut phones = Vec::new();
+    for _ in 0..30 {
+        phones.push(relay.phone().await);
+    }
+    let started = std::time::Instant::now();
+    relay.drain.drain();
+    let late = async {
+        let (status, head, _) = relay.http("GET /readyz", "").await;
+        assert_eq!(status, 503, "{head}");
+        let (status, head, _) = relay.upgrade(&format!("/websocket?apikey={}", relay.token(60)), "").await;
+        assert_eq!(status, 503, "{head}");
+        assert!(head.to_lowercase().contains("retry-after: "), "{head}");
+        assert!(
+            started.elapsed() > window || relay.metrics.connections.get() > 0,
+            "told before the last one was closed"
+        );
+    };
+    let closed = phones.iter_mut().map(|phone| async {
+        assert_eq!(close_code(phone).await, Some(1012));
+        started.elapsed()
+    });
+    let ((), moments) = tokio::join!(late, futures_util::future::join_all(closed));
+    let first = moments.iter().min().copied().unwrap_or_default();
+    let last = moments.iter().max().copied().unwrap_or_default();
+    assert!(last - first > window / 4, "all at once: {moments:?}");
+    assert!(relay.connections.join(PATIENCE).await);
+    until("the port is free", || std::net::TcpStream::connect(relay.addr).is_err()).await;
+}
+
+#[tokio::test]
 async fn a_phone_that_stops_reading_is_closed_with_1013() {
     let relay = relay(GatewayConfig { max_outbox_bytes: 10_000, ..quick() }).await;
     let mut phone = relay.phone().await;

@@ -129,6 +129,8 @@ pub(super) struct Keeper {
     wake_at: Option<Instant>,
     /// Tables whose rows wait for facts, and until when.
     held: Vec<(u32, Instant)>,
+    /// Tables whose rules look into one that is under way, however long it takes.
+    awaited: Vec<u32>,
     /// Beside what the plans look into.
     #[cfg(test)]
     pub(super) also: Vec<(Use, FactSource)>,
@@ -161,6 +163,7 @@ impl Keeper {
             generation: 0,
             wake_at: None,
             held: Vec::new(),
+            awaited: Vec::new(),
             #[cfg(test)]
             also: Vec::new(),
         }
@@ -228,6 +231,11 @@ impl Keeper {
         let now = Instant::now();
         let held = |relation: &Arc<Relation>| self.held.iter().any(|(oid, at)| *oid == relation.oid && now < *at);
         !self.held.is_empty() && relations.iter().any(held)
+    }
+
+    /// Facts for rows of one of these tables are under way, however long that takes.
+    pub(super) fn is_awaited(&self, relations: &[Arc<Relation>]) -> bool {
+        relations.iter().any(|relation| self.awaited.contains(&relation.oid))
     }
 
     /// Facts that are needed are not at hand, and will be by themselves.
@@ -540,9 +548,13 @@ impl Keeper {
 
     fn hold_and_wake(&mut self, needs: &BTreeMap<u32, Need>, now: Instant) {
         self.held.clear();
+        self.awaited.clear();
         let mut wake: Option<Instant> = None;
         let mut at = |time: Instant| wake = Some(wake.map_or(time, |known| known.min(time)));
         for (oid, entry) in &self.entries {
+            if entry.step.is_under_way() {
+                self.awaited.extend(needs.get(oid).into_iter().flat_map(|need| &need.judged));
+            }
             if let Some(until) = entry.patience.filter(|until| entry.step.is_under_way() && now < *until) {
                 at(until);
                 let judged = needs.get(oid).map_or(&[][..], |need| &need.judged);

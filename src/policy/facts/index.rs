@@ -64,12 +64,14 @@ impl Index {
 
     /// The rows whose columns have these values, in the index's order of columns.
     pub(super) fn rows(&self, cells: Cells<'_>, key: &[Symbol]) -> Chain<'_> {
-        let is = |row: Row| {
-            let row = cells.row(row);
-            self.columns.iter().zip(key).all(|(column, symbol)| row[usize::from(*column)] == *symbol)
-        };
-        let first = self.heads.find(hash(key.iter().copied()), is);
+        let first = self.heads.find(hash(key.iter().copied()), |row| self.is(cells, row, key));
         Chain { links: &self.links, next: first.unwrap_or(NONE) }
+    }
+
+    /// Whether the row's columns have these values.
+    pub(super) fn is(&self, cells: Cells<'_>, row: Row, key: &[Symbol]) -> bool {
+        let row = cells.row(row);
+        self.columns.iter().zip(key).all(|(column, symbol)| row[usize::from(*column)] == *symbol)
     }
 
     /// Adds a row whose cells are there already.

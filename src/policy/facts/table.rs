@@ -131,6 +131,11 @@ impl Store {
         self.index(index).rows(self.view(), key)
     }
 
+    /// Whether a version has these values in the columns of an index.
+    pub(in crate::policy) fn has_key(&self, index: usize, row: Row, key: &[Symbol]) -> bool {
+        (row as usize) < self.now.len() && self.index(index).is(self.view(), row, key)
+    }
+
     fn index(&self, index: usize) -> &Index {
         match self.indexes[index].get() {
             Some(index) => index,

@@ -8,6 +8,8 @@
 //! How a sub-select's rows are found is in [`crate::policy::facts`]; here is one loop for all of it. Nothing is allocated for
 //! comparisons of columns, claims and constants.
 
+mod walk;
+
 use std::borrow::Cow;
 use std::cell::Cell;
 
@@ -346,6 +348,10 @@ impl<'e> Eval<'e> {
             Doubtful::Scalar(Scalar::Claim(claim)) if self.last_hint().is_some_and(|hint| hint.claim == *claim) => {
                 Truth::False
             }
+            Doubtful::Scalar(Scalar::Column(ColumnRef { slot: 0, column })) => {
+                let value = self.row.get(usize::from(*column)).unwrap_or(&Val::Unsure);
+                value.doubt().unwrap_or(Truth::False)
+            }
             Doubtful::Scalar(scalar) => self.scalar(scalar).doubt().unwrap_or(Truth::False),
             Doubtful::Array(column, equality) => {
                 self.array(*column, Truth::True, Truth::False, &|element| match element {
@@ -461,7 +467,7 @@ impl<'e> Eval<'e> {
 
     /// Runs the loops of a join. `each` is called for every combination of rows that passes, until it says true; the doubt of
     /// whatever was evaluated is added up.
-    pub(super) fn descend(
+    fn descend(
         &mut self,
         levels: &'e [Level],
         doubt: &mut Truth,
@@ -485,8 +491,20 @@ impl<'e> Eval<'e> {
                         None => return false,
                     }
                 }
+                // Nothing but being there is asked of the row: any that is will do.
+                let any = rest.is_empty() && level.filters.is_empty();
+                let hint = self.last_hint().filter(|hint| any && hint.epoch == store.epoch());
+                if let Some(row) = hint.and_then(|hint| hint.row)
+                    && store.has_key(*index, row, &symbols)
+                    && self.visit(store, row, level, rest, doubt, each)
+                {
+                    return true;
+                }
                 for row in store.rows(*index, &symbols) {
                     if self.visit(store, row, level, rest, doubt, each) {
+                        if let (Some(hint), Some(place)) = (hint, self.hint) {
+                            place.set(Some(Hint { row: Some(row), ..hint }));
+                        }
                         return true;
                     }
                 }
@@ -535,7 +553,13 @@ impl<'e> Eval<'e> {
                 let value = self.scalar(scalar);
                 let symbol = find(store, *equality, &value, doubt);
                 if let (Some(hint), Some(symbol)) = (self.hint, symbol) {
-                    hint.set(Some(Hint { epoch: store.epoch(), symbol, claim: *claim, equality: *equality }));
+                    hint.set(Some(Hint {
+                        epoch: store.epoch(),
+                        symbol,
+                        row: None,
+                        claim: *claim,
+                        equality: *equality,
+                    }));
                 }
                 symbol
             }
@@ -577,7 +601,7 @@ impl<'e> Eval<'e> {
     }
 
     /// Calls `found` with a fact column's table and number, if it is not NULL.
-    pub(super) fn with_fact(&self, column: ColumnRef, found: &mut dyn FnMut(&Store, Symbol)) {
+    fn with_fact(&self, column: ColumnRef, found: &mut dyn FnMut(&Store, Symbol)) {
         if let Val::Fact(store, symbol, _) = self.column(column) {
             found(store, symbol);
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Rule;
 use crate::claims::Principal;
 use crate::pgtype::Equality;
-use crate::policy::facts::Symbol;
+use crate::policy::facts::{Row, Symbol};
 
 /// A claims expression's value.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -29,13 +29,14 @@ pub enum Claimed {
 /// The claims that a rule reads, evaluated once for one principal. Two viewers that are equal share every verdict.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Viewer {
-    values: Arc<[Claimed]>,
+    /// Behind one thin pointer: there is one for each of a million users, and few rows look at it.
+    values: Arc<Box<[Claimed]>>,
 }
 
 impl Viewer {
     /// From the values of [`Rule::claims`], in that order.
     pub fn new(values: impl IntoIterator<Item = Claimed>) -> Viewer {
-        Viewer { values: values.into_iter().collect() }
+        Viewer { values: Arc::new(values.into_iter().collect()) }
     }
 
     /// The value of `Rule::claims[index]`. An index that the rule does not have is unsure.
@@ -58,6 +59,9 @@ pub(super) struct Hint {
     /// Of the table's symbols: as long as it is the same, so is what the number means.
     pub(super) epoch: u64,
     pub(super) symbol: Symbol,
+    /// The table's row that a lookup by this claim and the row's columns found last, if any: most users are in few rooms. To be
+    /// compared before it is believed.
+    pub(super) row: Option<Row>,
     pub(super) claim: u16,
     pub(super) equality: Equality,
 }

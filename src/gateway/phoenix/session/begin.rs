@@ -1,4 +1,5 @@
-//! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply.
+//! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply. An entry that
+//! asks for a snapshot too needs none if all that came since is there.
 //!
 //! So the reply names a place, and everything committed after it arrives, however long the activation takes and however often
 //! it is tried again. Rejected: the hub's position at the activation, which comes after the reply, and would leave what was
@@ -7,42 +8,46 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use super::devices::Kept;
+use super::fresh::Fresh;
 use super::topic::{Channel, Counted, Topic};
-use super::{CHANGES_REFUSED, Effect, Session};
+use super::{CHANGES_REFUSED, Effect, Now, Session};
 use crate::change::Position;
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
+use crate::error::chain;
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Status};
 use crate::hub::{Details, Entry, Start};
+use crate::log::Log;
 use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Beginning {
     /// For the hub.
     pub(super) entries: Vec<Entry>,
     /// What the reply tells: nothing owed is at or before it. `None` if that is not known yet.
     pub(super) cursor: Option<Cursor>,
+    /// Of a device.
+    pub(super) kept: Kept,
 }
 
 impl Session {
     /// Where the join begins as of now, or the text that says which entry is none.
-    pub(super) fn begin(&self, join: &Join) -> Result<Beginning, String> {
+    pub(super) fn begin(&self, join: &Join, topic: &str, principal: &Principal, now: Now) -> Result<Beginning, String> {
         if join.changes.is_empty() {
             return Ok(Beginning::default());
         }
-        let here = self
-            .shared
-            .log
-            .head()
-            .map(|(epoch, end)| Cursor { epoch: epoch.tag(), position: Position { lsn: end, ordinal: u32::MAX } });
+        let here = self.here();
         let entries: Vec<Entry> =
             join.changes.iter().map(|wanted| self.entry(wanted, here)).collect::<Result<_, _>>()?;
-        let cursor = here.and_then(|here| lowest(here, &entries));
-        Ok(Beginning { entries, cursor })
+        let mut begun = Beginning { entries, ..Beginning::default() };
+        begun.kept = self.resume(&mut begun, &join.changes, topic, principal, now);
+        begun.cursor = here.and_then(|here| lowest(here, &begun.entries));
+        Ok(begun)
     }
 
     fn entry(&self, wanted: &Wanted, here: Option<Cursor>) -> Result<Entry, String> {
@@ -56,7 +61,28 @@ impl Session {
                 Err(error @ CursorError::Malformed) => return Err(format!("Error parsing `since`: {error}")),
             },
         };
-        Ok(Entry { start, ..wanted.entry()? })
+        let mut entry = Entry { start, ..wanted.entry()? };
+        if entry.snapshot.is_some() && wanted.since()?.is_some() && self.can_go_on(start) {
+            // It has what a snapshot would bring.
+            entry.snapshot = None;
+        }
+        Ok(entry)
+    }
+
+    /// Whether everything after this place is still there.
+    fn can_go_on(&self, start: Start) -> bool {
+        let log = &self.shared.log;
+        match start {
+            Start::After(cursor) => {
+                let Position { lsn, ordinal } = cursor.position;
+                // The transaction that it is within is needed too.
+                let is_kept = lsn > log.floor() || (ordinal == u32::MAX && lsn == log.floor());
+                is_kept && log.shares(cursor.epoch, lsn) && log.written().is_none_or(|written| lsn <= written)
+            }
+            // At least once, from the first that is kept.
+            Start::Time(_) => true,
+            Start::Now | Start::Lost => false,
+        }
     }
 
     /// A channel that asks for nothing yet, and the frames of its join reply, which tells this place.
@@ -68,6 +94,7 @@ impl Session {
         token: Arc<str>,
         principal: Arc<Principal>,
         after: &[Bytes],
+        now: Now,
     ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
         if !join.unreadable.is_empty() {
@@ -100,6 +127,8 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
+            fresh: join.changes.iter().any(Wanted::keeps_cursors).then(|| Fresh { at: now.at, cursor }),
+            kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
         };
@@ -116,7 +145,8 @@ impl Session {
         self.counted_join(&channel);
         match begun {
             Ok(Beginning { entries, .. }) if entries.is_empty() => {}
-            Ok(Beginning { entries, .. }) => {
+            Ok(Beginning { entries, kept, .. }) => {
+                channel.kept = kept;
                 channel.feed = Some(Feed::new(entries, self.shared.config.retry));
                 out.extend(channel.ask(Request::Subscribe { again: false }));
             }
@@ -129,9 +159,29 @@ impl Session {
     }
 }
 
+/// Entries that begin at a commit time begin at its place in the log.
+pub(in crate::gateway::phoenix) async fn places(log: &Log, mut entries: Vec<Entry>) -> Vec<Entry> {
+    for entry in &mut entries {
+        let (Start::Time(time), Some((epoch, _))) = (entry.start, log.head()) else { continue };
+        match log.find(time).await {
+            Ok(lsn) if log.epoch() == Some(epoch) => {
+                let position = Position { lsn, ordinal: u32::MAX };
+                entry.start = Start::After(Cursor { epoch: epoch.tag(), position });
+            }
+            // Left to the hub, which begins with all that there is.
+            Ok(_) => {}
+            Err(error) => warn!(error = chain(&error), "the log could not be searched for a commit time"),
+        }
+    }
+    entries
+}
+
 /// The place with which a client that got nothing yet can come back and lose nothing. A place in another history counts as the
-/// lowest: whoever comes back with it is told of the gap again.
+/// lowest: whoever comes back with it is told of the gap again. With a snapshot there is none before its end.
 fn lowest(here: Cursor, entries: &[Entry]) -> Option<Cursor> {
+    if entries.iter().any(|entry| entry.snapshot.is_some()) {
+        return None;
+    }
     let starts = entries.iter().map(|entry| match entry.start {
         Start::After(cursor) => Some(cursor),
         Start::Now | Start::Time(_) | Start::Lost => None,
@@ -143,7 +193,7 @@ fn lowest(here: Cursor, entries: &[Entry]) -> Option<Cursor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Lsn, Timestamp};
+    use crate::change::{Lsn, Position, Timestamp};
     use crate::hub::{Action, Name};
 
     fn at(epoch: u64, lsn: u64) -> Cursor {

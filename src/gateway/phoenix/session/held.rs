@@ -111,7 +111,8 @@ impl Session {
     }
 
     pub(super) fn refuse_held(&mut self, name: &str, error: JoinError, now: Now, out: &mut Vec<Effect>) {
-        let Some((channel, held, backlog)) = self.take_held(name, now, out) else { return };
+        let Some((mut channel, held, backlog)) = self.take_held(name, now, out) else { return };
+        channel.kept.end(false, now.at, now.at);
         let asker = Asker { join_ref: &channel.join_ref, reference: &held.reference, topic: &channel.topic };
         self.refuse_join(&asker, &error, held.after, backlog, now, out);
     }
@@ -123,9 +124,10 @@ impl Session {
         if leaves && topic.and_then(Topic::channel).is_some_and(|channel| channel.is_stale(&message)) {
             return;
         }
-        let Some((_, held, backlog)) = self.take_held(&message.topic, now, out) else {
+        let Some((mut channel, held, backlog)) = self.take_held(&message.topic, now, out) else {
             return self.dispatch(message, now, out);
         };
+        channel.kept.end(leaves, now.at, now.at);
         // There is no channel any more that they could be for.
         self.release(backlog, now, out);
         if leaves {

@@ -10,7 +10,9 @@
 //!
 //! Rejected: a task per channel, which costs memory and a hop for what is a table look-up.
 
-mod begin;
+pub(super) mod begin;
+mod devices;
+mod fresh;
 mod held;
 mod topic;
 mod waiting;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tracing::{debug, info};
 
 use self::begin::Beginning;
@@ -30,8 +33,9 @@ use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::Shared;
 use crate::gateway::limits::JoinRate;
-use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
+use crate::hub::{Activated, ChannelId, CloseReason, Entry, Stage, Version};
 use crate::journal::Note;
+use crate::resume::Tracked;
 
 /// Characters of a topic that is none, in the audit log.
 const MAX_AUDITED_TOPIC: usize = 64;
@@ -47,7 +51,8 @@ pub(super) enum Effect {
     Send(Bytes),
     /// Queue a held join's reply, if the stage says so by then.
     Greet { stage: Arc<Stage>, greeting: Bytes },
-    /// Ask the hub, `again`: after making it forget the channel; hand its answer to [`Session::answered`].
+    /// Ask the hub, `again`: after making it forget the channel, `go_on`: from where the channel was; hand its answer to
+    /// [`Session::answered`].
     Subscribe {
         id: ChannelId,
         topic: Arc<str>,
@@ -55,8 +60,10 @@ pub(super) enum Effect {
         entries: Vec<Entry>,
         principal: Arc<Principal>,
         again: bool,
+        go_on: bool,
         stage: Arc<Stage>,
         greeting: Option<Bytes>,
+        tracked: Option<Arc<Tracked>>,
     },
     /// Ask the hub, and make it forget the channel if it refuses; hand its answer to [`Session::answered`].
     Reclaim { id: ChannelId, principal: Arc<Principal> },
@@ -90,6 +97,10 @@ pub(in crate::gateway) struct Visitor {
     /// The `x-…` headers of the handshake as a JSON object: `request.headers` of policies on messages.
     #[expect(dead_code, reason = "read when private channels are served")]
     pub(in crate::gateway) headers: Box<str>,
+    /// The device that it names.
+    pub(in crate::gateway) device: Option<Arc<str>>,
+    /// Notified when the connection is to ask the client whether it is there.
+    pub(in crate::gateway) probe: Arc<Notify>,
 }
 
 pub(super) struct Session {
@@ -148,7 +159,7 @@ impl Session {
                 _ => self.hold(message, out),
             },
             _ if message.event == "phx_join" => self.join(&message, Vec::new(), now, out),
-            Some(Topic::Joined(_)) if message.event == "phx_leave" => self.leave(&message, out),
+            Some(Topic::Joined(_)) if message.event == "phx_leave" => self.leave(&message, now, out),
             Some(Topic::Joined(channel)) => match message.event.as_ref() {
                 "access_token" => self.renew(&message, true, now, out),
                 // Never pretend that something was delivered: who asked to know is told.
@@ -188,7 +199,11 @@ impl Session {
         }
         let too_often = !self.joins.admit(now.at, config.max_joins_per_second);
         // The old instance ends first, whether or not the new one begins; its close is told after the new one's reply.
-        let old = self.topics.remove(message.topic.as_ref());
+        let mut old = self.topics.remove(message.topic.as_ref());
+        // Before the new one asks where it begins.
+        if let Some(channel) = old.as_mut().and_then(Topic::channel_mut) {
+            channel.kept.end(false, now.at, now.at);
+        }
         if let Some(Topic::Pending(pending)) = &old
             && let What::Held { channel, held } = &pending.what
         {
@@ -226,18 +241,19 @@ impl Session {
         let refused = match self.admit(message, now) {
             // A client that has left or joined anew meanwhile waits for nothing.
             Ok((join, token, principal)) => match join.wait.filter(|_| !join.changes.is_empty() && !backlog.ends()) {
-                Some(wait) => match self.begin(&join) {
-                    Ok(Beginning { entries, cursor }) => {
-                        let (mut channel, frames) = self.channel(message, &join, cursor, token, principal, &after);
+                Some(wait) => match self.begin(&join, &message.topic, &principal, now) {
+                    Ok(Beginning { entries, cursor, kept }) => {
+                        let (mut channel, frames) = self.channel(message, &join, cursor, token, principal, &after, now);
+                        channel.kept = kept;
                         channel.feed = Some(Feed::new(entries, self.shared.config.retry.min(HELD_RETRY)));
                         return self.hold_join(message, channel, frames, after, wait, backlog, now, out);
                     }
                     Err(text) => JoinError::Changes(text),
                 },
                 None => {
-                    let begun = self.begin(&join);
+                    let begun = self.begin(&join, &message.topic, &principal, now);
                     let cursor = begun.as_ref().ok().and_then(|begun| begun.cursor);
-                    let (channel, frames) = self.channel(message, &join, cursor, token, principal, &after);
+                    let (channel, frames) = self.channel(message, &join, cursor, token, principal, &after, now);
                     out.extend(frames.into_iter().map(Effect::Send));
                     self.joined(channel, begun, out);
                     return self.release(backlog, now, out);
@@ -373,7 +389,7 @@ impl Session {
         self.audit("joined", &channel.topic, &channel.principal, None);
     }
 
-    fn leave(&mut self, message: &Message<'_>, out: &mut Vec<Effect>) {
+    fn leave(&mut self, message: &Message<'_>, now: Now, out: &mut Vec<Effect>) {
         let version = self.visitor.version;
         let Some(Topic::Joined(channel)) = self.topics.get(message.topic.as_ref()) else { return };
         if channel.is_stale(message) {
@@ -383,12 +399,13 @@ impl Session {
         out.push(Effect::Send(reply));
         self.shared.metrics.leaves.inc();
         self.audit("left", &channel.topic, &channel.principal, None);
-        self.close(&message.topic, out);
+        self.close(&message.topic, true, now, out);
     }
 
-    /// Ends a joined channel with its `phx_close`.
-    fn close(&mut self, topic: &str, out: &mut Vec<Effect>) {
-        if let Some(Topic::Joined(channel)) = self.topics.remove(topic) {
+    /// Ends a joined channel with its `phx_close`. `left`: its client wanted that.
+    fn close(&mut self, topic: &str, left: bool, now: Now, out: &mut Vec<Effect>) {
+        if let Some(Topic::Joined(mut channel)) = self.topics.remove(topic) {
+            channel.kept.end(left, now.at, now.at);
             out.push(Effect::Send(codec::close(self.visitor.version, &channel.join_ref, &channel.topic)));
             out.extend(channel.feed.is_some().then_some(Effect::Leave(channel.id)));
         }
@@ -403,11 +420,14 @@ impl Session {
         }
         match self.verify(&token, now) {
             Ok((token, principal)) => {
-                let Some(Topic::Joined(channel)) = self.topics.get_mut(topic) else { return };
-                (channel.token, channel.principal) = (token, principal.clone());
+                let Some((name, Topic::Joined(mut channel))) = self.topics.remove_entry(topic) else { return };
+                channel.token = token;
+                let before = std::mem::replace(&mut channel.principal, principal.clone());
+                self.change_user(&mut channel, &before, now);
                 if let Some(request) = channel.feed.as_mut().and_then(Feed::principal_changed) {
-                    out.extend(channel.ask(request));
+                    out.extend(channel.ask_as_due(request));
                 }
+                self.topics.insert(name, Topic::Joined(channel));
                 self.shared.metrics.token_refreshes.inc();
                 self.audit("token refreshed", topic, &principal, None);
             }
@@ -421,19 +441,19 @@ impl Session {
                 if let Some(channel) = self.topics.get(topic).and_then(Topic::channel) {
                     self.refused("token refused", topic, &channel.principal, error.code());
                 }
-                self.expel(topic, &error, out);
+                self.expel(topic, &error, now, out);
             }
         }
     }
 
     /// Ends a channel whose token is no good: `system` error, then `phx_close`.
-    fn expel(&mut self, topic: &str, error: &TokenError, out: &mut Vec<Effect>) {
+    fn expel(&mut self, topic: &str, error: &TokenError, now: Now, out: &mut Vec<Effect>) {
         let version = self.visitor.version;
         let Some(Topic::Joined(channel)) = self.topics.get(topic) else { return };
         let text = error.client_text();
         let frame = codec::system(version, &channel.own_ref, &channel.topic, "system", Status::Error, &text, "");
         out.push(Effect::Send(frame));
-        self.close(topic, out);
+        self.close(topic, false, now, out);
     }
 
     /// The hub has answered a [`Effect::Subscribe`] or [`Effect::Reclaim`].
@@ -454,11 +474,14 @@ impl Session {
         let Some(channel) = self.topics.get_mut(name).and_then(Topic::channel_mut) else { return };
         let Some(feed) = channel.feed.as_mut() else { return };
         let retry = matches!(&answer, Err(error) if error.retry);
+        if let (Some(fresh), Ok(Activated { cursor: cursor @ Some(_), .. })) = (&mut channel.fresh, &answer) {
+            fresh.cursor = *cursor;
+        }
         let (notices, next) = feed.answered(answer, now.at);
         let refused = notices.iter().any(|notice| matches!(notice, Notice::Refused(_)));
         let (version, key) = (self.visitor.version, &self.shared.cursor_key);
         out.extend(notices.iter().map(|notice| channel.notice(version, key, notice)));
-        out.extend(next.and_then(|request| channel.ask(request)));
+        out.extend(next.and_then(|request| channel.ask_as_due(request)));
         if refused && let Some(channel) = self.topics.get(name).and_then(Topic::channel) {
             match retry {
                 true => self.audit("changes delayed", name, &channel.principal, None),
@@ -494,7 +517,7 @@ impl Session {
                 self.shared.metrics.expiries.inc();
                 self.shared.journal.note(Note::Expired { channel: channel.id.0 });
                 self.audit("expired", name, &channel.principal, None);
-                self.expel(name, &expired, out);
+                self.expel(name, &expired, now, out);
             }
             (_, Some(_)) if is_expired => self.refuse_held(name, JoinError::Token(expired), now, out),
             (_, Some(held)) => {
@@ -525,8 +548,12 @@ impl Session {
             "disconnected");
     }
 
-    /// The connection is over: the channels that the hub must forget.
-    pub(super) fn end(self) -> Vec<ChannelId> {
+    /// The connection is over, `seen` being when its client last showed life: the channels that the hub must forget.
+    pub(super) fn end(mut self, seen: Instant) -> Vec<ChannelId> {
+        let now = Instant::now();
+        for channel in self.topics.values_mut().filter_map(Topic::channel_mut) {
+            channel.kept.end(false, seen, now);
+        }
         let asked = |topic: &Topic| topic.channel().filter(|channel| channel.feed.is_some()).map(|channel| channel.id);
         self.topics.values().filter_map(asked).collect()
     }

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::devices::Kept;
+use super::fresh::Fresh;
 use super::{Effect, Now};
 use crate::channel::{Feed, Notice, Request};
 use crate::claims::Principal;
@@ -79,6 +81,10 @@ pub(super) struct Channel {
     pub(super) principal: Arc<Principal>,
     pub(super) ack: bool,
     pub(super) feed: Option<Feed>,
+    /// Of a client that keeps cursors.
+    pub(super) fresh: Option<Fresh>,
+    /// Of its device.
+    pub(super) kept: Kept,
     /// Bytes of the join, if its entries are kept.
     pub(super) kept_bytes: usize,
     pub(super) _counted: Counted,
@@ -142,7 +148,7 @@ impl Topic {
         {
             return channel.ask_held(held, matches!(request, Request::Subscribe { again: true }));
         }
-        self.channel()?.ask(request)
+        self.channel_mut()?.ask_as_due(request)
     }
 
     /// Whether its time is over: the token's, the held join's, the refusal's. A channel whose new token is being looked at is
@@ -207,7 +213,9 @@ impl Channel {
     fn subscribe(&self, again: bool, stage: Arc<Stage>, greeting: Option<Bytes>) -> Option<Effect> {
         let entries = self.feed.as_ref()?.entries().to_vec();
         let (topic, join_ref, principal) = (self.topic.clone(), self.own_ref.clone(), self.principal.clone());
-        Some(Effect::Subscribe { id: self.id, topic, join_ref, entries, principal, again, stage, greeting })
+        let (tracked, go_on) = (self.kept.tracked(), again);
+        let id = self.id;
+        Some(Effect::Subscribe { id, topic, join_ref, entries, principal, again, go_on, stage, greeting, tracked })
     }
 
     /// A `system` frame about its changes.

@@ -260,7 +260,7 @@ fn a_token_that_expires_refuses_the_held_join() {
 fn the_end_of_the_connection_names_the_held_join() {
     let (client, id, _) = holding(json!(null));
     let metrics = client.shared.metrics.clone();
-    assert_eq!(client.session.end(), [id]);
+    assert_eq!(client.session.end(Instant::now()), [id]);
     assert_eq!(metrics.channels.get(), 0);
 }
 

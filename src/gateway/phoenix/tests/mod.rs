@@ -59,12 +59,22 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         journal: crate::journal::Journal::off(),
         log: opened.log,
         cursor_key: Arc::new(CursorKey::new([1; 32])),
+        frontiers: crate::resume::Frontiers::in_memory(Default::default(), Arc::new(Metrics::new())),
         drain: Drain::new(),
         gate: crate::task::Gate::always(),
+        turns: crate::gateway::storm::Turns::new(&GatewayConfig::default()),
     });
     let token = anon(3600);
     let principal = Arc::new(claims::tests::verifier().verify(&token, NOW).unwrap());
-    let visitor = Visitor { connection: 1, version, token: token.into(), principal, headers: "{}".into() };
+    let visitor = Visitor {
+        connection: 1,
+        version,
+        token: token.into(),
+        principal,
+        headers: "{}".into(),
+        device: None,
+        probe: Arc::default(),
+    };
     let now = Now { unix_millis: NOW * 1000, at: Instant::now() };
     Client { session: Session::new(shared.clone(), visitor), shared, version, now, wants: Vec::new(), writer }
 }
@@ -363,7 +373,7 @@ fn joining_again_answers_first_and_then_closes_the_old_instance() {
     }
     // The old one's answer comes too late.
     assert!(client.answer(old, Ok(Activated::default())).is_empty());
-    assert_eq!(client.session.end().len(), 1);
+    assert_eq!(client.session.end(Instant::now()).len(), 1);
 }
 
 #[test]
@@ -514,7 +524,7 @@ proptest! {
             }
         }
         let metrics = client.shared.metrics.clone();
-        left.extend(client.session.end());
+        left.extend(client.session.end(Instant::now()));
         asked.sort();
         asked.dedup();
         left.sort();

@@ -273,10 +273,7 @@ impl Keys {
         let Some(mut eval) = Eval::new(&self.rule, binding, facts, side, column, None) else { return false };
         eval.budget = limit;
         let mut doubt = Truth::False;
-        let gave_up = eval.descend(&join.levels, &mut doubt, &mut |eval, _| {
-            eval.with_fact(target, found);
-            false
-        });
+        let gave_up = eval.walk(&join.levels, target, &mut doubt, found);
         !gave_up && doubt == Truth::False
     }
 }

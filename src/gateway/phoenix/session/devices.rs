@@ -1,0 +1,147 @@
+//! Channels of a device begin where the device was, and what they receive is kept under its name.
+//!
+//! Invariants:
+//! * What is kept belongs to a user, and only his receipts move it: when a channel's token becomes another user's, the channel
+//!   begins anew, where *that* user was on this device.
+//! * An entry that asks for a snapshot gets one each time, and is not resumed: its rows come before everything that follows.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::begin::Beginning;
+use super::topic::Channel;
+use super::{Effect, Now, Session};
+use crate::channel::{Request, Wanted};
+use crate::claims::Principal;
+use crate::gateway::device;
+use crate::hub::{Entry, Start};
+use crate::resume::{self, Cursor, Key, Tracked};
+
+/// What of an entry tells it from others, and whether the client has a place of its own. Kept for a change of user.
+pub(super) struct Wish {
+    canonical: Box<str>,
+    since: Option<Box<str>>,
+}
+
+/// A channel's part of what is kept of its device.
+#[derive(Default)]
+pub(super) struct Kept {
+    device: Option<Arc<str>>,
+    wishes: Vec<Wish>,
+    tracked: Option<Arc<Tracked>>,
+    /// The user has changed; when asked the next time, the channel begins anew.
+    anew: bool,
+}
+
+impl Kept {
+    /// For receipts.
+    pub(super) fn tracked(&self) -> Option<Arc<Tracked>> {
+        self.tracked.clone()
+    }
+
+    /// The channel is over, or has another user.
+    pub(super) fn end(&mut self, left: bool, seen: Instant, now: Instant) {
+        if let Some(tracked) = self.tracked.take() {
+            tracked.end(left, seen, now);
+        }
+    }
+
+    /// Whether the next request is to begin the channel anew. True once.
+    pub(super) fn takes_anew(&mut self) -> bool {
+        std::mem::take(&mut self.anew)
+    }
+}
+
+impl Session {
+    /// Has the entries begin where the device was.
+    pub(super) fn resume(
+        &self,
+        begun: &mut Beginning,
+        changes: &[Wanted],
+        topic: &str,
+        principal: &Principal,
+        now: Now,
+    ) -> Kept {
+        let config = &self.shared.config.device;
+        let named = self.visitor.device.clone();
+        let Some(device) = named.or_else(|| device::claimed(config.claim.as_deref(), principal)) else {
+            return Kept::default();
+        };
+        let wish = |wanted: &Wanted| {
+            let since = wanted.since().ok().flatten().map(|since| format!("{since:?}").into());
+            Wish { canonical: wanted.canonical_without_place().into(), since }
+        };
+        let wishes: Vec<Wish> = changes.iter().map(wish).collect();
+        let tracked = self.track(&mut begun.entries, &wishes, &device, topic, principal, now);
+        Kept { device: Some(device), wishes, tracked: Some(tracked), anew: false }
+    }
+
+    fn track(
+        &self,
+        entries: &mut [Entry],
+        wishes: &[Wish],
+        device: &str,
+        topic: &str,
+        principal: &Principal,
+        now: Now,
+    ) -> Arc<Tracked> {
+        let place = |entry: &Entry| match entry.start {
+            Start::After(cursor) => Some(cursor),
+            Start::Now | Start::Time(_) | Start::Lost => None,
+        };
+        let wanted: Vec<resume::Wanted<'_>> = wishes
+            .iter()
+            .zip(entries.iter())
+            .map(|(wish, entry)| resume::Wanted {
+                key: Key::new(principal, device, topic, &wish.canonical),
+                since: wish.since.as_deref(),
+                otherwise: place(entry),
+            })
+            .collect();
+        let epoch = self.shared.log.epoch().map(crate::log::Epoch::tag);
+        let (starts, tracked) = self.shared.frontiers.join(&wanted, epoch, &self.visitor.probe, now.at);
+        for (entry, start) in entries.iter_mut().zip(starts) {
+            if let Some(start) = start.filter(|_| entry.snapshot.is_none()) {
+                entry.start = Start::After(start);
+                self.shared.metrics.frontier_resumes.inc();
+            }
+        }
+        tracked
+    }
+
+    /// The channel's token is now this principal's. If that is another user, what follows is kept for him, and begins where he
+    /// was on this device.
+    pub(super) fn change_user(&self, channel: &mut Channel, before: &Principal, now: Now) {
+        let principal = channel.principal.clone();
+        if (&before.role, &before.subject) == (&principal.role, &principal.subject) {
+            return;
+        }
+        let (Some(device), Some(feed)) = (channel.kept.device.clone(), channel.feed.as_mut()) else { return };
+        channel.kept.end(false, now.at, now.at);
+        let start = self.here().map_or(Start::Now, Start::After);
+        let mut entries = feed.entries().to_vec();
+        entries.iter_mut().for_each(|entry| entry.start = start);
+        let tracked = self.track(&mut entries, &channel.kept.wishes, &device, &channel.topic, &principal, now);
+        feed.begin_at(entries);
+        channel.kept.tracked = Some(tracked);
+        channel.kept.anew = true;
+    }
+
+    /// The end of the log as a place.
+    pub(super) fn here(&self) -> Option<Cursor> {
+        let (epoch, end) = self.shared.log.head()?;
+        Some(Cursor { epoch: epoch.tag(), position: crate::change::Position { lsn: end, ordinal: u32::MAX } })
+    }
+}
+
+impl Channel {
+    /// The request as the hub is to get it: where the user has changed, the channel begins anew.
+    pub(super) fn ask_as_due(&mut self, request: Request) -> Option<Effect> {
+        let anew = self.kept.takes_anew();
+        let mut effect = self.ask(if anew { Request::Subscribe { again: true } } else { request })?;
+        if let Effect::Subscribe { go_on, .. } = &mut effect {
+            *go_on &= !anew;
+        }
+        Some(effect)
+    }
+}

@@ -1,0 +1,270 @@
+//! Where a channel belongs: live, in which pass, or aside.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::pass::Pass;
+use super::{MOVED, NEAR, NEAR_ITEMS, NEAR_TRANSACTIONS, PARKED_LOOK, PAUSE, SHARED_BYTES};
+use crate::change::{Lsn, Position, Timestamp};
+use crate::error::chain;
+use crate::hub::gaps::end_of;
+use crate::hub::registry::{At, Channel, Froms};
+use crate::hub::run::Hub;
+use crate::hub::{ChannelId, Entry, GapReason, Outgoing, Port, Start, SubscribeError};
+use crate::log::{Log, LogError, Place};
+use crate::resume::Cursor;
+
+/// A gap that a channel begins with: from where, to where, why.
+pub(in crate::hub) type Missing = (Option<Cursor>, Option<Cursor>, GapReason);
+
+/// Times that entries begin at, and behind which place of the log what committed since is.
+pub(in crate::hub) type Moments = Vec<(Timestamp, Lsn)>;
+
+/// Looks the times up at which entries begin.
+pub(in crate::hub) async fn moments(log: Log, entries: &[Entry]) -> Result<Moments, SubscribeError> {
+    let times: Vec<Timestamp> = entries
+        .iter()
+        .filter_map(|entry| match entry.start {
+            Start::Time(time) => Some(time),
+            Start::Now | Start::After(_) | Start::Lost => None,
+        })
+        .collect();
+    if times.is_empty() {
+        return Ok(Moments::new());
+    }
+    let find = move || times.into_iter().map(|time| Ok((time, log.position_at(time)?))).collect();
+    let found: Result<Moments, LogError> = tokio::task::spawn_blocking(find).await.unwrap_or(Err(LogError::Aborted));
+    found.map_err(|error| {
+        tracing::error!(error = %chain(&error), "the log can't be searched for a time");
+        SubscribeError { message: "Unable to subscribe to changes: the log can't be searched".into(), retry: true }
+    })
+}
+
+impl Hub {
+    /// Where the entries of a channel begin, and what of it can't be given. `snapped`: for those that have a snapshot.
+    pub(in crate::hub) fn begin_at(
+        &self,
+        entries: &[Entry],
+        moments: &Moments,
+        snapped: Option<Position>,
+    ) -> (Froms, SmallVec<[Missing; 1]>) {
+        let mut missing: SmallVec<[Missing; 1]> = SmallVec::new();
+        let mut miss = |gap: Missing| {
+            if !missing.contains(&gap) {
+                missing.push(gap);
+            }
+        };
+        let now = self.position();
+        let mut froms: Froms = entries
+            .iter()
+            .map(|entry| match (snapped.filter(|_| entry.snapshot.is_some()), entry.start) {
+                (Some(snapped), _) => snapped,
+                (None, Start::Now) => now,
+                (None, Start::After(cursor)) => match self.standing(cursor) {
+                    Ok(()) => cursor.position,
+                    Err((reason, from)) => {
+                        miss((Some(cursor), self.cursor(from), reason));
+                        from
+                    }
+                },
+                (None, Start::Time(time)) => {
+                    let floor = self.deps.log.floor();
+                    let found = moments.iter().find(|(known, _)| *known == time).map_or(floor, |(_, at)| *at);
+                    if found <= floor {
+                        // Nothing that is kept is older, so nobody can tell whether something is missing.
+                        miss((None, self.cursor(end_of(floor)), GapReason::Expired));
+                    }
+                    end_of(found.max(floor))
+                }
+                (None, Start::Lost) => {
+                    miss((None, self.cursor(now), GapReason::Unknown));
+                    now
+                }
+            })
+            .collect();
+        if froms.iter().all(|from| Some(from) == froms.first()) {
+            froms.truncate(1);
+        }
+        (froms, missing)
+    }
+
+    /// Whether everything after a place can be given; if not, why, and from where on it can.
+    fn standing(&self, cursor: Cursor) -> Result<(), (GapReason, Position)> {
+        let (log, at) = (&self.deps.log, cursor.position);
+        match log.place(cursor.epoch, at) {
+            Place::Expired => Err((GapReason::Expired, end_of(log.floor()))),
+            Place::Here if log.written().is_none_or(|written| at.lsn <= written) => Ok(()),
+            // Also of a place that this history has never come to: of a copy, or of what a crash took back.
+            Place::Here | Place::Diverged => Err((GapReason::Diverged, self.position())),
+        }
+    }
+
+    /// Has a channel served from where it begins.
+    pub(in crate::hub) fn place(&mut self, id: ChannelId) {
+        let (Some(current), Some(channel)) = (self.current.clone(), self.registry.get(id)) else { return };
+        if self.awaits_snapshot(id) {
+            self.registry.put(id, At::Snapshot, |_| {}, &current.catalog);
+            return self.holds.stir(id);
+        }
+        let (from, port) = (channel.from(), channel.port.clone());
+        let known = channel.epoch.map(|epoch| Cursor { epoch, position: from });
+        let is_current = self.reader.is_current();
+        if let Some(known) = known.filter(|known| is_current && !self.deps.log.shares(known.epoch, known.position.lsn))
+        {
+            // Another history has begun while it was aside.
+            let now = self.position();
+            self.tell_gap(&port, Some(known), self.cursor(now), GapReason::Lost);
+            let (epoch, froms) = (self.epoch, Froms::from_slice(&[now]));
+            self.registry.put(
+                id,
+                At::Live,
+                |channel| (channel.epoch, channel.froms) = (epoch, froms),
+                &current.catalog,
+            );
+            return self.is_live(id, &port, now);
+        }
+        let at = if from >= self.judged() || channel.targets.is_empty() {
+            At::Live
+        } else if is_current {
+            self.choose(from).map_or(At::Waiting, At::Pass)
+        } else {
+            At::Waiting
+        };
+        let epoch = self.epoch;
+        self.registry.put(id, at, |channel| channel.epoch = epoch, &current.catalog);
+        match at {
+            At::Live => return self.is_live(id, &port, from),
+            At::Pass(pass) => {
+                let pass = self.passes.passes.get_mut(pass).and_then(Option::as_mut);
+                pass.into_iter().for_each(|pass| pass.members.push(id));
+            }
+            At::Waiting | At::Parked | At::Paused | At::Snapshot => {
+                self.passes.waiting.insert((from, id));
+            }
+        }
+        self.holds.stir(id);
+    }
+
+    fn is_live(&mut self, id: ChannelId, port: &Arc<Port>, from: Position) {
+        let at = self.cursor(from.max(self.judged()));
+        let shard = port.shard % self.out.len();
+        self.out[shard].push(Outgoing::Live(port.clone(), at));
+        self.holds.stir(id);
+    }
+
+    /// A pass for what begins here, behind the stream: one that is not past it, or a new one.
+    fn choose(&mut self, from: Position) -> Option<usize> {
+        let near = self.deps.log.distance(Pass::first(from), self.done, NEAR_TRANSACTIONS);
+        let is_near = near.is_some_and(|(count, items)| count < NEAR_TRANSACTIONS && items <= NEAR_ITEMS);
+        let passes = &self.passes.passes;
+        let open = |pass: &Pass| pass.open_from() <= from;
+        if is_near && passes[NEAR].as_ref().is_none_or(|pass| open(pass)) {
+            return self.passes.passes[NEAR].is_some().then_some(NEAR).or_else(|| self.begin_pass(NEAR, from));
+        }
+        let open = (0..NEAR).filter(|at| passes[*at].as_ref().is_some_and(|pass| open(pass)));
+        let nearest = open.max_by_key(|at| passes[*at].as_ref().map(|pass| pass.open_from()));
+        let is_close = |at: &usize| {
+            let lsn = passes[*at].as_ref().map_or(0, |pass| pass.at.lsn.0);
+            from.lsn.0.saturating_sub(lsn) <= SHARED_BYTES
+        };
+        if let Some(close) = nearest.filter(is_close) {
+            return Some(close);
+        }
+        let free = (0..NEAR).find(|at| passes[*at].is_none());
+        free.and_then(|free| self.begin_pass(free, from)).or(nearest)
+    }
+
+    fn begin_pass(&mut self, at: usize, from: Position) -> Option<usize> {
+        let reader = self.deps.log.reader(Pass::first(from));
+        // Another history has begun in this moment, which the stream comes to first.
+        if !reader.is_beside(&self.reader) {
+            return None;
+        }
+        self.passes.passes[at] = Some(Box::new(Pass::new(reader, from)));
+        Some(at)
+    }
+
+    /// Channels that were aside and can go on, the one farthest behind first. Says whether there are more.
+    pub(super) fn place_again(&mut self, now: Instant) -> bool {
+        if !self.passes.parked.is_empty() {
+            if now >= self.passes.looked_at + PARKED_LOOK {
+                self.passes.looked_at = now;
+                self.unpark();
+            }
+            let at = self.passes.looked_at + PARKED_LOOK;
+            self.passes.wake(at);
+        }
+        let is_free = std::mem::take(&mut self.passes.is_free) || self.passes.passes.iter().any(Option::is_none);
+        if self.passes.waiting.is_empty() || !is_free {
+            return false;
+        }
+        // Tried again after a moment if nothing helped.
+        self.passes.wake(now + PAUSE);
+        if !self.reader.is_current() {
+            return false;
+        }
+        let waiting: Vec<_> = self.passes.waiting.iter().copied().take(MOVED).collect();
+        let all = waiting.len() == self.passes.waiting.len();
+        let is_waiting = |hub: &Hub, id: ChannelId| hub.registry.get(id).is_some_and(|c| c.at == At::Waiting);
+        let mut placed = false;
+        for key in waiting {
+            self.passes.waiting.remove(&key);
+            if is_waiting(self, key.1) {
+                self.place(key.1);
+            }
+            placed |= !is_waiting(self, key.1);
+        }
+        placed && !all
+    }
+
+    fn unpark(&mut self) {
+        let is_parked = |hub: &Hub, id: ChannelId| hub.registry.get(id).is_some_and(|c| c.at == At::Parked);
+        let mut ready: Vec<(Position, ChannelId)> = Vec::new();
+        let mut parked = std::mem::take(&mut self.passes.parked);
+        parked.retain(|id| {
+            let Some(channel) = self.registry.get(*id).filter(|channel| channel.at == At::Parked) else { return false };
+            if channel.port.burden() > channel.port.outbox.limit() / 8 {
+                return true;
+            }
+            ready.push((channel.from(), *id));
+            false
+        });
+        self.passes.parked = parked;
+        ready.sort_unstable();
+        for (_, id) in ready {
+            if is_parked(self, id) {
+                self.place(id);
+            }
+        }
+    }
+
+    /// A channel of a pass gets no more until its connection has taken what it has.
+    pub(super) fn park(&mut self, id: ChannelId, at: Position, epoch: Option<u64>) {
+        let Some(current) = self.current.clone() else { return };
+        if self.registry.get(id).is_some_and(|channel| matches!(channel.at, At::Pass(_))) {
+            self.registry.put(id, At::Parked, |channel| advance(channel, at, epoch), &current.catalog);
+            self.passes.parked.push(id);
+            self.holds.stir(id);
+        }
+    }
+
+    /// A channel gets nothing until its entries are resolved again; then it goes on from here.
+    pub(in crate::hub) fn pause(&mut self, id: ChannelId) {
+        let (Some(current), Some(channel)) = (self.current.clone(), self.registry.get(id)) else { return };
+        let at = match channel.at {
+            At::Live => self.cursor(self.judged()),
+            _ => self.progress(channel),
+        };
+        let (at, epoch) = at.map_or((channel.from(), channel.epoch), |at| (at.position, Some(at.epoch)));
+        self.registry.put(id, At::Paused, |channel| advance(channel, at, epoch), &current.catalog);
+        self.holds.stir(id);
+    }
+}
+
+/// Nothing up to there is for it any more.
+pub(super) fn advance(channel: &mut Channel, to: Position, epoch: Option<u64>) {
+    channel.froms.iter_mut().for_each(|from| *from = to.max(*from));
+    channel.epoch = epoch;
+}

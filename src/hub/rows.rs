@@ -1,0 +1,146 @@
+//! One row on its way through the hub: matched, judged, through the lane if Postgres has to be asked, to the shards.
+//!
+//! Rows of the stream and rows of a pass go the same way; they differ in who is looked for, and in that the latter are counted
+//! towards what a connection has not taken yet.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Port;
+use super::lane::LaneRow;
+use super::matching::{self, Judgement, UNDECIDED};
+use super::prepare::FACTS;
+use super::registry::At;
+use super::resolve;
+use super::run::Hub;
+use super::settle::{Leaving, Settled};
+use crate::change::{Change, RowChange, Timestamp, Transaction};
+use crate::journal::Note;
+
+/// What a row has of its transaction.
+pub(super) struct Origin {
+    xid: u32,
+    commit_time: Timestamp,
+    /// When the transaction was taken up.
+    taken: Instant,
+    is_retention: bool,
+    /// What a row takes in memory, about.
+    bytes: usize,
+    /// Of the history that it is in.
+    epoch: Option<u64>,
+}
+
+impl Origin {
+    pub(super) fn of(transaction: &Transaction, taken: Instant, epoch: Option<u64>) -> Origin {
+        Origin {
+            xid: transaction.xid,
+            commit_time: transaction.commit_time,
+            taken,
+            is_retention: transaction.is_retention(),
+            bytes: (transaction.body.len() / u64::from(transaction.items.max(1))) as usize + 512,
+            epoch,
+        }
+    }
+}
+
+impl Hub {
+    /// Delivers a row to those who are looked for there.
+    pub(super) fn row(&mut self, at: At, row: RowChange, origin: &Origin) {
+        let Some(rules) = &self.current else { return };
+        if origin.is_retention && matches!(row.change, Change::Delete { .. }) {
+            if at == At::Live {
+                self.deps.metrics.retention_deletes_hidden.inc();
+            }
+            return;
+        }
+        let oid = row.relation.oid;
+        let Some(table) = rules.catalog.table(oid) else { return self.unknown_table(at, &row, origin) };
+        if !table.published.as_ref().is_some_and(|p| matching::is_published(p, &row.change)) {
+            return;
+        }
+        let Some(index) = self.registry.table(at, oid) else { return };
+        index.fit(&row.relation, &rules.catalog, &self.facts);
+        let types = rules.catalog.types().clone();
+        let now = self.deps.clock.unix_seconds();
+        let metrics = &self.deps.metrics;
+        let transaction = (origin.xid, origin.epoch);
+        let mut judgement =
+            self.matcher.judge((&mut self.registry, at), (&row, transaction), &self.facts, now, metrics);
+        self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row);
+        if judgement.is_empty() {
+            return;
+        }
+        let cost = if at == At::Live { 0 } else { self.passes.weigh(&judgement, &row, &self.registry) };
+        let event = matching::event(row, (origin.commit_time, origin.taken.into_std()), &types, origin.epoch);
+        let waits = judgement.must_wait() || !self.lane.is_empty();
+        let (permits, undecided) = if !waits {
+            (judgement.permits, judgement.undecided)
+        } else {
+            let xids = self.shared_xids.get_or_insert_with(|| self.xids.iter().copied().collect()).clone();
+            let (event, bytes) = (event.clone(), origin.bytes);
+            let Judgement { permits, asked, filtered, undecided, .. } = judgement;
+            let row = LaneRow { event, permits, asked, filtered, undecided, xids, bytes, cost };
+            let passed = self.lane.push(row, &self.registry);
+            (passed.permits, passed.undecided)
+        };
+        let sent = matching::emit(&mut self.out, &event, permits, &undecided, cost);
+        self.count_undecided(undecided.len());
+        self.note_undecided(undecided.iter().map(|port| (port, "catalog")), &event.row);
+        self.deps.metrics.deliveries.inc_by(sent);
+        self.queued += sent as usize;
+        if waits {
+            self.leave_lane();
+        }
+    }
+
+    /// A table that is in the stream and not in the catalog: dropped since, or not visible yet. Whoever asked for all tables
+    /// may have been owed its rows.
+    fn unknown_table(&mut self, at: At, row: &RowChange, origin: &Origin) {
+        let Some(rules) = &self.current else { return };
+        if rules.snapshot.sees(origin.xid) {
+            // The catalog is newer than the row: the table was dropped, or left the publication.
+            return;
+        }
+        let (schema, table) = (&row.relation.schema, &row.relation.table);
+        let concerned = self.registry.channels().filter(|channel| {
+            let named = || channel.entries.iter().any(|entry| resolve::names(entry, schema, table));
+            channel.at == at && row.position > channel.from() && named()
+        });
+        let ports: Vec<Arc<Port>> = concerned.map(|channel| channel.port.clone()).collect();
+        self.count_undecided(ports.len());
+        let details = matching::undecided_at(row.position, origin.epoch);
+        ports.iter().for_each(|port| self.tell(port, false, UNDECIDED, details));
+        self.note_undecided(ports.iter().map(|port| (port, "unknown table")), row);
+    }
+
+    pub(super) fn leave_lane(&mut self) {
+        let now = self.deps.clock.unix_seconds();
+        for settled in self.lane.released(&self.registry, now) {
+            let Leaving { event, cost, permits, undecided, reasons, ended } = match settled {
+                Settled::Row(row) => row,
+                Settled::Notice(port, ok, message, details) => {
+                    matching::notify(&mut self.out, &port, ok, &message, details);
+                    continue;
+                }
+            };
+            let (lost, undecided) = undecided.into_iter().zip(reasons).partition::<Vec<_>, _>(|(_, why)| *why == FACTS);
+            // Whoever it is by name, wherever he is served by now.
+            self.lose(At::Live, lost.into_iter().map(|(port, _)| port).collect(), false, &event.row);
+            self.count_undecided(undecided.len());
+            self.note_undecided(undecided.iter().map(|(port, why)| (port, *why)), &event.row);
+            let undecided: Vec<Arc<Port>> = undecided.into_iter().map(|(port, _)| port).collect();
+            let sent = matching::emit(&mut self.out, &event, permits, &undecided, cost);
+            self.deps.metrics.deliveries.inc_by(sent);
+            self.queued += sent as usize;
+            for (port, message) in ended {
+                let table = &event.row.relation.table;
+                tracing::warn!(table, message, "a subscription was ended for its filter");
+                self.deps.journal.note(Note::Ended { channel: port.id.0, at: event.row.position });
+                self.remove(port.id);
+                matching::notify(&mut self.out, &port, false, &message, None);
+                self.count();
+            }
+        }
+    }
+}
