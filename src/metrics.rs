@@ -190,7 +190,7 @@ metrics! {
     /// Channels whose snapshot is being sent, in their own pace
     snapshots_sending: Gauge = "snapshots_sending";
     /// Requests for pages of history and for snapshots over HTTP, by status
-    pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "410", "429", "503"];
+    pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "403", "404", "410", "413", "429", "503"];
     /// Catalog reads by result: changed, same, failed
     catalog_reads: Labelled = "catalog_reads" by "result" ["changed", "same", "failed"];
     /// Notes written to the journal, from which `rowcast why` answers

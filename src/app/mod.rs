@@ -127,6 +127,7 @@ impl App {
             log: log.clone(),
             pool: pool.clone(),
             ask_pool: config.ask_pg().asking_pool(config.hub.ask.connections)?,
+            snapshot_pool: config.ask_pg().asking_pool(config.hub.snapshot.connections)?,
             catalog_pool: catalog_config.pool()?,
             facts_pool: facts_config.pool()?,
             clock: clock.clone(),

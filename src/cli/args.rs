@@ -246,6 +246,9 @@ pub(super) struct ServeArgs {
     /// Connections on which Postgres is asked about rows [env: ROWCAST_ASK_CONNECTIONS] [default: 4]
     #[arg(long, value_name = "NUMBER", help_heading = "Database")]
     ask_connections: Option<String>,
+    /// Connections on which snapshots are read [env: ROWCAST_SNAPSHOT_CONNECTIONS] [default: 4]
+    #[arg(long, value_name = "NUMBER", help_heading = "Database")]
+    snapshot_connections: Option<String>,
     /// Publications that clients may subscribe to, with commas [env: ROWCAST_PUBLICATION] [default: supabase_realtime]
     #[arg(long, value_name = "NAMES", help_heading = "Database")]
     publication: Option<String>,
@@ -337,6 +340,13 @@ pub(super) struct ServeArgs {
     /// [env: ROWCAST_MAX_JOIN_WAIT] [default: 20s]
     #[arg(long, value_name = "TIME", help_heading = "Clients")]
     max_join_wait: Option<String>,
+    /// Rows of one snapshot, and of a page of history [env: ROWCAST_MAX_SNAPSHOT_ROWS] [default: 1000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_snapshot_rows: Option<String>,
+    /// Pages of history and snapshots that are read over HTTP at a time; more get 429 [env: ROWCAST_MAX_PAGES]
+    /// [default: 32]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_pages: Option<String>,
     /// A message from a client; a larger one closes its connection with 1009 [env: ROWCAST_MAX_MESSAGE_BYTES]
     /// [default: 5MB]
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
@@ -396,6 +406,7 @@ impl ServeArgs {
             ("ask_user", &self.ask_user),
             ("ask_password", &self.ask_password),
             ("ask_connections", &self.ask_connections),
+            ("snapshot_connections", &self.snapshot_connections),
             ("publication", &self.publication),
             ("slot", &self.slot),
             ("migrate", &self.migrate),
@@ -424,6 +435,8 @@ impl ServeArgs {
             ("max_entries_per_connection", &self.max_entries_per_connection),
             ("max_joins_per_second", &self.max_joins_per_second),
             ("max_join_wait", &self.max_join_wait),
+            ("max_snapshot_rows", &self.max_snapshot_rows),
+            ("max_pages", &self.max_pages),
             ("max_message_bytes", &self.max_message_bytes),
             ("max_header_bytes", &self.max_header_bytes),
             ("device_claim", &self.device_claim),

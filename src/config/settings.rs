@@ -53,6 +53,9 @@ const NAMES: &[(&str, &str)] = &[
     ("max_entries_per_connection", "ROWCAST_MAX_ENTRIES_PER_CONNECTION"),
     ("max_joins_per_second", "ROWCAST_MAX_JOINS_PER_SECOND"),
     ("max_join_wait", "ROWCAST_MAX_JOIN_WAIT"),
+    ("max_snapshot_rows", "ROWCAST_MAX_SNAPSHOT_ROWS"),
+    ("snapshot_connections", "ROWCAST_SNAPSHOT_CONNECTIONS"),
+    ("max_pages", "ROWCAST_MAX_PAGES"),
     ("max_message_bytes", "ROWCAST_MAX_MESSAGE_BYTES"),
     ("max_header_bytes", "ROWCAST_MAX_HEADER_BYTES"),
     ("device_claim", "ROWCAST_DEVICE_CLAIM"),
@@ -329,6 +332,7 @@ impl<'a> Reading<'a> {
         let admin = self.read("admin_addr", "Write it like 127.0.0.1:4001, or off.", parse::admin);
         let ask_login = pg.as_ref().and_then(|pg| self.ask_login(pg));
         let questions = self.read("ask_connections", "Set it to a number above 0.", above_zero);
+        let snapshots = self.read("snapshot_connections", "Set it to a number above 0.", above_zero);
         let migrate = self.read("migrate", "Set it to true or false.", parse::switch);
         let failover = self.read("slot_failover", "Set it to true or false.", parse::switch);
         let grace = self.read("slot_grace", "Write it like 10s.", parse::duration);
@@ -370,6 +374,7 @@ impl<'a> Reading<'a> {
         config.admin = admin.unwrap_or(config.admin);
         config.ask_login = ask_login.map(Box::new);
         config.hub.ask.connections = questions.unwrap_or(config.hub.ask.connections);
+        config.hub.snapshot.connections = snapshots.unwrap_or(config.hub.snapshot.connections);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));
         config.ingest.wal.failover = failover.unwrap_or(config.ingest.wal.failover);
@@ -394,6 +399,7 @@ impl<'a> Reading<'a> {
         config.gateway.device.claim = self.settings.get("device_claim").map(Into::into);
         let most = self.read("max_frontiers", "Set it to a number above 0.", above_zero);
         config.frontiers.most = most.unwrap_or(config.frontiers.most);
+        config.hub.snapshot.max_rows = config.gateway.max_page_rows;
         usable.then_some(config)
     }
 
@@ -403,6 +409,7 @@ impl<'a> Reading<'a> {
             ("max_channels", &mut gateway.max_channels),
             ("max_entries_per_join", &mut gateway.max_entries),
             ("max_entries_per_connection", &mut gateway.max_connection_entries),
+            ("max_pages", &mut gateway.max_pages),
         ];
         for (name, limit) in counts {
             *limit = self.read(name, "Set it to a number above 0.", above_zero).unwrap_or(*limit);
@@ -410,6 +417,7 @@ impl<'a> Reading<'a> {
         gateway.max_joins_per_second = self
             .read("max_joins_per_second", "Set it to a number above 0.", above_zero)
             .map_or(gateway.max_joins_per_second, |most| u32::try_from(most).unwrap_or(u32::MAX));
+        gateway.max_page_rows = self.rows().unwrap_or(gateway.max_page_rows);
         // Below the first, no SDK could say what it wants; below the second, no request could be read.
         let sizes = [
             ("max_message_bytes", 1024, &mut gateway.max_message_bytes),
@@ -429,6 +437,14 @@ impl<'a> Reading<'a> {
             if good { Ok(wait) } else { Err(format!("is {text:?}")) }
         });
         gateway.max_join_wait = wait.unwrap_or(gateway.max_join_wait);
+    }
+
+    /// Most rows of a snapshot, and of a page.
+    fn rows(&mut self) -> Option<u32> {
+        self.read("max_snapshot_rows", "Set it to a number from 1 to 100000.", |text| {
+            let rows = above_zero(text)?;
+            u32::try_from(rows).ok().filter(|rows| *rows <= 100_000).ok_or_else(|| format!("is {rows}"))
+        })
     }
 
     fn secret(&mut self) -> Option<Vec<u8>> {

@@ -67,6 +67,9 @@ fn every_mistake_is_reported_by_the_name_of_its_setting() {
         ("ROWCAST_MAX_ENTRIES_PER_CONNECTION", "many"),
         ("ROWCAST_MAX_JOINS_PER_SECOND", "0"),
         ("ROWCAST_MAX_JOIN_WAIT", "2h"),
+        ("ROWCAST_MAX_SNAPSHOT_ROWS", "100001"),
+        ("ROWCAST_SNAPSHOT_CONNECTIONS", "0"),
+        ("ROWCAST_MAX_PAGES", "0"),
         ("ROWCAST_MAX_MESSAGE_BYTES", "1000"),
         ("ROWCAST_MAX_HEADER_BYTES", "4KiB"),
         ("ROWCAST_API_KEYS", "sb_secret_only"),
@@ -101,10 +104,16 @@ fn the_limits_of_a_connection_can_be_set() {
         ("ROWCAST_MAX_ENTRIES_PER_CONNECTION", "9"),
         ("ROWCAST_MAX_JOINS_PER_SECOND", "10"),
         ("ROWCAST_MAX_JOIN_WAIT", "11s"),
+        ("ROWCAST_MAX_SNAPSHOT_ROWS", "14"),
+        ("ROWCAST_SNAPSHOT_CONNECTIONS", "15"),
+        ("ROWCAST_MAX_PAGES", "16"),
         ("ROWCAST_MAX_MESSAGE_BYTES", "12MB"),
         ("ROWCAST_MAX_HEADER_BYTES", "13KiB"),
     ];
-    let gateway = load("", &environment, &[]).expect("good").gateway;
+    let config = load("", &environment, &[]).expect("good");
+    let (gateway, snapshot) = (config.gateway, config.hub.snapshot);
+    assert_eq!((snapshot.max_rows, snapshot.connections), (14, 15));
+    assert_eq!((gateway.max_page_rows, gateway.max_pages), (14, 16));
     assert_eq!((gateway.max_channels, gateway.max_entries, gateway.max_connection_entries), (7, 8, 9));
     assert_eq!((gateway.max_joins_per_second, gateway.max_join_wait.as_secs()), (10, 11));
     assert_eq!((gateway.max_message_bytes, gateway.max_head_bytes), (12_000_000, 13 * 1024));

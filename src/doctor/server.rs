@@ -34,7 +34,9 @@ pub(super) fn check(patient: &Patient<'_>) -> Vec<Finding> {
     }
     findings.extend(slot_budget(facts));
     findings.extend(synchronous_commit(facts));
-    findings.extend(connections(facts, patient.config.pg.pool_size + patient.config.hub.ask.connections));
+    let hub = &patient.config.hub;
+    let needed = patient.config.pg.pool_size + hub.ask.connections + hub.snapshot.connections;
+    findings.extend(connections(facts, needed));
     findings
 }
 

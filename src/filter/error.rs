@@ -102,6 +102,10 @@ pub struct SubscribeParameters<'a> {
     pub select: Option<&'a [String]>,
 }
 
+/// How the message begins when no table of the publication matches.
+pub const NOT_ENABLED: &str = "Unable to subscribe to changes with given parameters. \
+    Please check Realtime is enabled for the given connect parameters:";
+
 impl SubscribeParameters<'_> {
     /// `[event: *, schema: public, table: todos, filters: [{"id", "eq", "1", false}], select: nil]`
     fn print(&self) -> String {
@@ -120,11 +124,7 @@ impl SubscribeParameters<'_> {
 
     /// The message when no table of the publication matches.
     pub fn not_enabled(&self) -> String {
-        format!(
-            "Unable to subscribe to changes with given parameters. \
-             Please check Realtime is enabled for the given connect parameters: {}",
-            self.print()
-        )
+        format!("{NOT_ENABLED} {}", self.print())
     }
 
     /// The message when the database refuses; `detail` is [`FilterError::client_detail`] or of its form.

@@ -29,7 +29,7 @@ pub use ask::{FILTER_ROLE, FilterAnswer, FilterAskConfig, FilterAsker, FilterFai
 pub use asked::AskedTerm;
 #[cfg(test)]
 pub(crate) use asked::asked_for_tests;
-pub use error::{FilterError, SubscribeParameters};
+pub use error::{FilterError, NOT_ENABLED, SubscribeParameters};
 pub use grammar::{Condition, MAX_CONDITIONS, MAX_FILTER_BYTES, Operator, parse};
 pub use predicate::{BoundPredicate, OpenTerms, Predicate};
 pub use validate::{ColumnSpec, MAX_IN_VALUES, Validator, check_select};

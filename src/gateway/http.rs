@@ -32,9 +32,11 @@ use warp::{Filter, Rejection, Reply};
 
 use super::handshake::{self, Grant, Refusal, plain};
 use super::limits::{Admission, Admitted};
+use super::pages::{self, Pages};
 use super::stream::Stream;
 use super::tls::Tls;
 use super::{GatewayConfig, Shared, Tokens, phoenix, storm};
+use crate::claims::{Principal, TokenError};
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
@@ -142,6 +144,7 @@ struct Doors {
     /// Turns of handshakes that wait for keys.
     learning: Semaphore,
     ready: watch::Receiver<bool>,
+    pages: Arc<Pages>,
 }
 
 /// How a request of an upgraded connection leaves the HTTP half of the task.
@@ -176,6 +179,7 @@ impl Bound {
         let shards = deps.shards.max(1) as u64;
         let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
+        let pages = Arc::new(Pages::new(deps.shards));
         let turns = storm::Turns::new(&config);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
         let Deps { connections, ready, tls, .. } = deps;
@@ -194,7 +198,7 @@ impl Bound {
             turns,
         });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
-        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready });
+        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
         let next = AtomicU64::new(0);
         info!(address = %self.local_addr, tls = tls.is_some(), "listening");
@@ -342,6 +346,7 @@ where
 }
 
 fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rejection> + Clone {
+    let (shared, shown) = (doors.shared.clone(), doors.pages.clone());
     let text = |text: &'static str| move || plain(StatusCode::OK, text.into());
     let json =
         || warp::reply::with_header(r#"{"message":"Success"}"#, "content-type", "application/json; charset=utf-8");
@@ -351,6 +356,14 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
     let ready = {
         let doors = doors.clone();
         warp::path!("readyz").map(move || readiness(&doors))
+    };
+    let feeds = {
+        let doors = doors.clone();
+        let authenticate = move |token| {
+            let doors = doors.clone();
+            async move { authenticate(&doors, token).await }
+        };
+        pages::routes(shown, shared, authenticate)
     };
     let pages = warp::get().and(health.or(ready).or(check).or(ping));
     let socket = warp::path!("realtime" / "v1" / "websocket")
@@ -376,7 +389,7 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
                 shake_hands(&doors, &request, upgrade, &handover).await
             }
         });
-    socket.or(pages)
+    socket.or(feeds).or(pages)
 }
 
 fn readiness(doors: &Doors) -> Response<String> {
@@ -398,6 +411,30 @@ struct Opening<'a> {
     device: Option<&'a str>,
 }
 
+/// Whether keys were asked for since the token was refused; in time or not, what is known by now decides.
+async fn learned(doors: &Doors, refused: &TokenError) -> bool {
+    let Shared { verifier, config, .. } = &*doors.shared;
+    if !verifier.may_learn(refused) {
+        return false;
+    }
+    let Ok(_turn) = doors.learning.try_acquire() else { return false };
+    let _ = tokio::time::timeout(config.learn_timeout, verifier.learn()).await;
+    true
+}
+
+/// Who a request speaks for that is not to be upgraded.
+async fn authenticate(doors: &Doors, token: Option<String>) -> Result<Arc<Principal>, Refusal> {
+    let token = token.ok_or(Refusal::NoKey)?;
+    let verify = || doors.shared.verifier.verify(&token, doors.shared.clock.unix_seconds());
+    let mut verified = verify();
+    if let Err(error) = &verified
+        && learned(doors, error).await
+    {
+        verified = verify();
+    }
+    verified.map(Arc::new).map_err(Refusal::Token)
+}
+
 async fn shake_hands(
     doors: &Doors,
     request: &Opening<'_>,
@@ -411,11 +448,8 @@ async fn shake_hands(
     let check = || handshake::check(method, headers, query, device, verifier, shared.clock.unix_seconds());
     let mut checked = check();
     if let Err(Refusal::Token(error)) = &checked
-        && shared.verifier.may_learn(error)
-        && let Ok(_turn) = doors.learning.try_acquire()
+        && learned(doors, error).await
     {
-        // In time or not: what is known by then decides.
-        let _ = tokio::time::timeout(shared.config.learn_timeout, shared.verifier.learn()).await;
         checked = check();
     }
     // Without it a device would seem to be a new one, and lose what it missed.

@@ -76,6 +76,16 @@ pub struct GatewayConfig {
     pub tick: Duration,
     /// How devices are told apart, and their receipts taken.
     pub device: DeviceConfig,
+    /// Pages of history and snapshots over HTTP that are read at a time; more get 429.
+    pub max_pages: usize,
+    /// The same for one user.
+    pub max_user_pages: usize,
+    /// Rows of a page.
+    pub max_page_rows: u32,
+    /// Bytes of a page: one of history ends there, a snapshot is refused beyond.
+    pub max_page_bytes: usize,
+    /// The longest that a page may take.
+    pub page_timeout: Duration,
     /// Public channels are refused.
     pub private_only: bool,
     /// TLS on our own listener; `None` for none.
@@ -117,6 +127,11 @@ impl Default for GatewayConfig {
             retry: Duration::from_secs(5),
             tick: Duration::from_secs(15),
             device: DeviceConfig::default(),
+            max_pages: 32,
+            max_user_pages: 4,
+            max_page_rows: 1000,
+            max_page_bytes: 2 * 1024 * 1024,
+            page_timeout: Duration::from_secs(20),
             private_only: false,
             tls: None,
             tls_poll: Duration::from_secs(2),

@@ -7,6 +7,7 @@ mod device;
 mod handshake;
 mod http;
 mod limits;
+mod pages;
 pub mod shard;
 mod storm;
 mod stream;

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 use super::encode::{Place, RowShape, changes_frame, details, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
-use crate::hub::{Batch, Event, Fanout, Greeting, Notice, Outgoing, Port, Reach, Version};
+use crate::fail::{self, Point};
+use crate::hub::{Batch, Event, Fanout, Greeting, NO_CURSOR, Notice, Outgoing, Port, Reach, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::resume::{Cursor, CursorKey};
@@ -122,6 +123,9 @@ impl Shard {
             let written = frames.iter().filter(|frame| frame.may_be_written());
             frames[0].port.outbox.send_all(written.map(|frame| &frame.bytes));
         }
+        if !self.frames.is_empty() {
+            fail::point(Point::Written);
+        }
         self.frames.clear();
         self.move_on(reached);
         for taken in self.taken.drain(..) {
@@ -157,8 +161,10 @@ impl Shard {
     fn change(&mut self, fanout: &Fanout, now: i64) {
         let event = fanout.event.value();
         let permit = fanout.event.permit();
-        let latency = now - event.commit_time.unix_micros().div_euclid(1000);
-        self.metrics.commit_to_write.observe(latency.max(0) as f64 / 1000.0);
+        if !event.snapshot {
+            let latency = now - event.commit_time.unix_micros().div_euclid(1000);
+            self.metrics.commit_to_write.observe(latency.max(0) as f64 / 1000.0);
+        }
         if self.taken.last() != Some(&event.taken) {
             self.taken.push(event.taken);
         }
@@ -167,7 +173,9 @@ impl Shard {
         let mut data_with = |cursor_as: Option<&Arc<str>>| {
             event.data(permit, cursor_as, || {
                 buffer.clear();
-                let place = Place { cursor: event.cursor(key), cursor_as: cursor_as.map(|name| &**name) };
+                let cursor_as = cursor_as.map(|name| &**name);
+                let cursor = event.cursor(key).filter(|_| cursor_as != Some(NO_CURSOR));
+                let place = Place { cursor, cursor_as, snapshot: event.snapshot };
                 write_data(&shape, &event.row, event.commit_time, place, permit, buffer);
                 Bytes::copy_from_slice(buffer)
             })

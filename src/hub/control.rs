@@ -15,10 +15,12 @@ use tokio::time::Instant;
 use super::event::{Details, Greeting, Outgoing};
 use super::filters::Owner;
 use super::registry::{At, Channel};
+use super::replay::{self, Moments};
 use super::reshaped::reshaped;
 use super::resolve::{self, Target};
 use super::rules::Rules;
 use super::run::Hub;
+use super::snapshot::{self, Snapped, Taking};
 use super::{Activated, ChannelId, Command, Entry, Port, SUBSCRIBED, SubscribeError, Subscribed, Warning};
 use crate::catalog::Catalog;
 use crate::claims::Principal;
@@ -63,6 +65,10 @@ struct Wish {
     reply: Reply,
     /// For facts.
     waits_since: Option<Instant>,
+    /// What its entries ask for, once it is taken.
+    snapped: Option<Snapped>,
+    /// Where the times that its entries name are in the log.
+    moments: Moments,
 }
 
 impl Hub {
@@ -71,6 +77,7 @@ impl Hub {
         let before = self.current.replace(rules.clone());
         let catalog = &rules.catalog;
         self.xids.retain(|xid| !rules.snapshot.sees(*xid));
+        self.snapshots.unseen.seen(&rules.snapshot);
         self.shared_xids = None;
         self.keeper.look_again();
         let Some(before) = before else { return };
@@ -154,12 +161,15 @@ impl Hub {
                     greeting,
                     reply,
                     waits_since: None,
+                    snapped: None,
+                    moments: Moments::new(),
                 });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
                 Some(channel) => {
                     let (port, entries) = (channel.port.clone(), channel.entries.clone());
-                    self.subscribe(Wish { port, entries, principal, greeting: None, reply, waits_since: None });
+                    let (greeting, waits_since, snapped, moments) = (None, None, None, Moments::new());
+                    self.subscribe(Wish { port, entries, principal, greeting, reply, waits_since, snapped, moments });
                 }
                 None => {
                     // Ended by us, or never begun: the session asks for it anew.
@@ -181,18 +191,24 @@ impl Hub {
         self.subscribing.remove(&id);
         self.tickets.remove(&id);
         self.revalidating.remove(&id);
+        self.snapshots.sending.remove(&id);
         self.remove(id);
     }
 
-    fn subscribe(&mut self, wish: Wish) {
+    fn subscribe(&mut self, mut wish: Wish) {
         let id = wish.port.id;
         let ticket = self.ticket(id);
         self.subscribing.insert(id);
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
+        let log = self.deps.log.clone();
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
         self.resolving.spawn(async move {
             let owner = Owner::of(&wish.principal, wish.port.outbox.number());
-            let result = resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await;
+            let result = async {
+                wish.moments = replay::moments(log, &wish.entries).await?;
+                resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await
+            };
+            let result = result.await;
             Resolved { ticket, id, why: Why::Subscribe(wish), result }
         });
     }
@@ -213,13 +229,16 @@ impl Hub {
             done
         } else {
             match self.waits_for_facts(done) {
-                Some(done) => done,
+                Some(done) => match self.snapped(done) {
+                    Some(done) => done,
+                    None => return,
+                },
                 None => return,
             }
         };
         match done.why {
-            Why::Subscribe(wish) if stale => self.subscribe(wish),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply, .. }) => {
+            Why::Subscribe(wish) if stale => self.subscribe(Wish { snapped: None, ..wish }),
+            Why::Subscribe(Wish { port, entries, principal, greeting, reply, snapped, moments, .. }) => {
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.
@@ -241,7 +260,8 @@ impl Hub {
                     self.note_refused(&port, &principal);
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
-                    let cursor = self.activate((port, entries, principal), greeting, targets, &current.catalog);
+                    let come = (greeting, snapped, &moments);
+                    let cursor = self.activate((port, entries, principal), come, targets, &current.catalog);
                     Activated { warnings, cursor }
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
@@ -257,11 +277,47 @@ impl Hub {
         }
     }
 
+    /// Has the snapshots taken that a client's wish asks for and that it has not got; gives it back if there are none to take.
+    fn snapped(&mut self, done: Resolved) -> Option<Resolved> {
+        let Resolved { ticket, id, why: Why::Subscribe(mut wish), result: Ok((targets, warnings, rules)) } = done
+        else {
+            return Some(done);
+        };
+        let is_taken = wish.snapped.as_ref().is_some_and(|snapped| snapped.epoch == self.epoch);
+        // An active channel has it, or is getting it; for whom is another question.
+        let has_it = self.registry.get(id).is_some()
+            && self
+                .snapshots
+                .sending
+                .get(&id)
+                .is_none_or(|sending| !sending.has_rows() || sending.is_for(&wish.principal.sharing_key));
+        if is_taken || has_it || !snapshot::is_wanted(&wish.entries) {
+            return Some(Resolved { ticket, id, why: Why::Subscribe(wish), result: Ok((targets, warnings, rules)) });
+        }
+        let taking = Taking {
+            taker: self.snapshots.taker.clone(),
+            validator: self.validator.clone(),
+            options: self.config.policy,
+            ground: self.snapshots.unseen.ground(self.position()),
+            epoch: self.epoch,
+        };
+        self.resolving.spawn(async move {
+            let who = (&*wish.principal, wish.port.outbox.number());
+            let taken = taking.take(&rules.catalog, &wish.entries, &targets, who).await;
+            let result = taken.map(|snapped| {
+                wish.snapped = Some(snapped);
+                (targets, warnings, rules)
+            });
+            Resolved { ticket, id, why: Why::Subscribe(wish), result }
+        });
+        None
+    }
+
     /// Puts what was resolved into force; returns where a channel that was not active begins.
     fn activate(
         &mut self,
         (port, entries, principal): (Arc<Port>, Arc<Vec<Entry>>, Arc<Principal>),
-        greeting: Option<Bytes>,
+        (greeting, snapped, moments): (Option<Bytes>, Option<Snapped>, &Moments),
         targets: Vec<Target>,
         catalog: &Catalog,
     ) -> Option<Cursor> {
@@ -278,8 +334,14 @@ impl Hub {
                 // It may have more to look for than the pass that it is in has at hand.
                 self.pause(id);
             }
-            let Some(known) = self.registry.get(id) else { return None };
-            let channel = Channel { principal, ..known.place() };
+            let known = self.registry.get(id)?;
+            let mut channel = Channel { principal, ..known.place() };
+            if let Some(snapped) = snapped {
+                // For other rights than what was being sent.
+                (channel.froms, _) = self.begin_at(&channel.entries, moments, Some(snapped.start));
+                channel.seam = Some(snapped.seam.clone());
+                self.begin_snapshot(&port, snapped);
+            }
             self.note_active(&port, &channel.principal, &channel.entries, channel.from(), true);
             self.registry.activate(channel, targets, catalog);
             if at == At::Paused || is_empty {
@@ -292,9 +354,10 @@ impl Hub {
             return None;
         }
         self.holds.forget(id);
-        let (froms, missing) = self.begin_at(&entries);
-        let channel =
-            Channel { froms, epoch: self.epoch, at: At::Paused, ..Channel::new(port.clone(), principal, entries) };
+        let (froms, missing) = self.begin_at(&entries, moments, snapped.as_ref().map(|snapped| snapped.start));
+        let (at, seam) = (At::Paused, snapped.as_ref().map(|snapped| snapped.seam.clone()));
+        let new = Channel::new(port.clone(), principal, entries);
+        let channel = Channel { froms, epoch: self.epoch, at, seam, ..new };
         let from = channel.from();
         self.note_active(&port, &channel.principal, &channel.entries, from, false);
         self.registry.activate(channel, targets, catalog);
@@ -302,9 +365,14 @@ impl Hub {
             self.tell_gap(&port, from, to, reason);
         }
         let start = self.cursor(from);
-        self.out[shard].push(Outgoing::Begin(port, start));
+        self.out[shard].push(Outgoing::Begin(port.clone(), start));
+        // From within a snapshot there is no going on.
+        let told = start.filter(|_| snapped.is_none());
+        if let Some(snapped) = snapped {
+            self.begin_snapshot(&port, snapped);
+        }
         self.place(id);
-        start
+        told
     }
 
     /// What is in force for a channel of just these rights and entries.

@@ -97,7 +97,7 @@ impl Crowd {
         if let Some(table) = self.registry.table(At::Live, row.relation.oid) {
             table.fit(&row.relation, &self.catalog, &self.facts);
         }
-        self.matcher.judge((&mut self.registry, At::Live), row, &self.facts, 0, &self.metrics)
+        self.matcher.judge((&mut self.registry, At::Live), (row, (0, None)), &self.facts, 0, &self.metrics)
     }
 
     /// How many judgements the latest row took.

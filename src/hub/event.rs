@@ -41,6 +41,8 @@ pub struct Event {
     pub types: Arc<Types>,
     /// The tag of the history that it belongs to, for its cursor; `None` for what has none: a row of a snapshot.
     pub epoch: Option<u64>,
+    /// It is a row of a snapshot, and `commit_time` is the snapshot's.
+    pub snapshot: bool,
     cursor: OnceLock<Option<String>>,
     encodings: Mutex<Encodings>,
 }
@@ -63,7 +65,13 @@ impl Event {
         types: Arc<Types>,
         epoch: Option<u64>,
     ) -> Event {
-        Event { row, commit_time, taken, types, epoch, cursor: OnceLock::new(), encodings: Mutex::default() }
+        let (cursor, encodings) = (OnceLock::new(), Mutex::default());
+        Event { row, commit_time, taken, types, epoch, snapshot: false, cursor, encodings }
+    }
+
+    /// A row of a snapshot taken at this time.
+    pub fn of_snapshot(row: Arc<RowChange>, at: Timestamp, taken: Instant, types: Arc<Types>) -> Event {
+        Event { snapshot: true, ..Event::new(row, at, taken, types, None) }
     }
 
     /// The text of its cursor, sealed once; `None` if it has none. One relay has one key.
@@ -113,6 +121,10 @@ impl Event {
     }
 }
 
+/// In the place of a name, which is never empty: the member's change is told without its cursor. It lies in the seam of a
+/// snapshot, and going on from there would bring what the snapshot showed.
+pub const NO_CURSOR: &str = "";
+
 /// A channel that gets an event, under these ids.
 #[derive(Debug, Clone)]
 pub struct Member {
@@ -120,7 +132,7 @@ pub struct Member {
     pub port: Arc<Port>,
     /// Its matching entries.
     pub ids: Ids,
-    /// The name under which its record carries the cursor.
+    /// The name under which its record carries the cursor; [`NO_CURSOR`]: nothing of it is shown.
     pub cursor_as: Option<Arc<str>>,
     /// Bytes that were added to the port's pace for it; taken away when it is in the outbox.
     pub cost: u32,
@@ -153,6 +165,17 @@ pub struct Notice {
 pub enum Details {
     /// Everything up to here has been sent (`cursor`).
     Reached(Cursor),
+    /// An entry's snapshot and its seam are behind (`snapshot: {id, rows, more}`, `cursor`).
+    Snapshot {
+        /// The entry's.
+        id: i32,
+        /// How many rows it had.
+        rows: u32,
+        /// The limit left some out.
+        more: bool,
+        /// Everything up to here has been sent.
+        cursor: Cursor,
+    },
     /// Something can't be given (`gap: {from, to, reason}`).
     Gap {
         /// Up to here all was given; `None` if that can't be told.

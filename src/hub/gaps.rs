@@ -61,6 +61,7 @@ impl Hub {
         if resumed < before {
             // Another history, whose positions and transaction ids begin lower.
             self.xids.clear();
+            self.snapshots.unseen.clear();
             self.shared_xids = None;
             self.relations.clear();
             self.registry.rebase(end_of(resumed));

@@ -18,9 +18,10 @@ use smallvec::SmallVec;
 use super::group::{Group, Search};
 use super::resolve::Target;
 use super::slots::Slots;
+use super::snapshot::Seam;
 use super::{Action, Port};
 use crate::catalog::{Catalog, OldImage};
-use crate::change::{Change, Position, Relation, RowChange};
+use crate::change::{Change, Lsn, Position, Relation, RowChange};
 use crate::claims::Principal;
 use crate::filter::{BoundPredicate, OpenTerms};
 use crate::policy::facts::Facts;
@@ -55,6 +56,8 @@ struct Rest {
     /// Made with the binding, as what it keeps.
     predicate: Bind,
     keep: Option<ColumnMask>,
+    /// Its snapshot shows transactions that it is not to get again.
+    seam: Option<Arc<Seam>>,
 }
 
 /// A filter on a relation.
@@ -123,11 +126,13 @@ pub(super) struct TableIndex {
     groups: Vec<Group>,
     /// See [`super::registry::Registry::apply_rules`].
     passed: Option<Arc<Catalog>>,
+    /// Subscriptions that have one.
+    seams: usize,
 }
 
 impl TableIndex {
     pub(super) fn new(options: policy::Options, passed: Option<Arc<Catalog>>) -> TableIndex {
-        TableIndex { options, subs: Slots::new(), relation: None, groups: Vec::new(), passed }
+        TableIndex { options, subs: Slots::new(), relation: None, groups: Vec::new(), passed, seams: 0 }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -145,12 +150,13 @@ impl TableIndex {
         port: Arc<Port>,
         principal: Arc<Principal>,
         target: Target,
-        from: Position,
+        (from, seam): (Position, Option<Arc<Seam>>),
         catalog: &Catalog,
     ) -> u32 {
         let expires_at = principal.expires_at;
         let (entry_id, action) = (target.entry_id, target.action);
-        let rest = Box::new(Rest { principal, target, predicate: Bind::Never, keep: None });
+        self.seams += usize::from(seam.is_some());
+        let rest = Box::new(Rest { principal, target, predicate: Bind::Never, keep: None, seam });
         let (group, class, plain, whole) = (0, 0, false, false);
         let sub = Sub { channel, group, class, entry_id, port, expires_at, from, action, plain, whole, rest };
         let id = self.subs.insert(sub);
@@ -160,6 +166,7 @@ impl TableIndex {
 
     pub(super) fn remove(&mut self, id: u32) {
         let Some(sub) = self.subs.remove(id) else { return };
+        self.seams -= usize::from(sub.rest.seam.is_some());
         if let Some(group) = self.groups.get_mut(sub.group as usize) {
             group.remove(id, sub.class, &sub.rest.predicate);
         }
@@ -241,8 +248,8 @@ impl TableIndex {
         let rest = &mut *sub.rest;
         rest.predicate = bind_predicate(&rest.target, relation, catalog);
         rest.keep = rest.target.select.as_ref().map(|names| kept(relation, names));
-        (sub.plain, sub.whole) =
-            (matches!(rest.predicate, Bind::Everything), rest.keep.is_none() && rest.target.cursor_as.is_none());
+        sub.plain = matches!(rest.predicate, Bind::Everything);
+        sub.whole = rest.keep.is_none() && rest.target.cursor_as.is_none() && rest.seam.is_none();
         let role = &rest.principal.role;
         let at = self.groups.iter().position(|group| group.role() == role).unwrap_or_else(|| {
             let mut group = Group::new(catalog, relation, role, self.options);
@@ -275,6 +282,13 @@ impl TableIndex {
             }
         }
         unseen
+    }
+
+    /// Leaves out those whose snapshots show the row's transaction: its id and the history that it is in.
+    pub(super) fn leave_out(&self, transaction: (u32, Option<u64>), end: Lsn, from: &mut Proposals) {
+        if self.seams > 0 {
+            from.hits.retain(|hit| !self.subs.get(hit.sub).is_some_and(|sub| sub.has_seen(transaction, end)));
+        }
     }
 
     /// Reads what the next steps write for each of many: their counts of references are far apart in memory, and reading waits
@@ -356,8 +370,14 @@ impl Sub {
     }
 
     /// Under which name its records carry the cursor.
-    pub(super) fn cursor_as(&self) -> Option<&Arc<str>> {
-        self.rest.target.cursor_as.as_ref()
+    pub(super) fn cursor_as(&self, at: Position) -> Option<&Arc<str>> {
+        let seam = self.rest.seam.as_ref().filter(|seam| seam.covers(at.lsn));
+        seam.map_or(self.rest.target.cursor_as.as_ref(), |seam| Some(seam.no_cursor()))
+    }
+
+    /// Whether its snapshot shows what this transaction did.
+    fn has_seen(&self, transaction: (u32, Option<u64>), end: Lsn) -> bool {
+        self.rest.seam.as_ref().is_some_and(|seam| seam.shows(transaction, end))
     }
 
     /// Whether its token is no longer valid.

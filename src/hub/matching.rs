@@ -16,6 +16,7 @@ use super::registry::{At, Registry};
 use crate::catalog::Published;
 use crate::change::{Change, Position, RowChange, Timestamp};
 use crate::claims::Principal;
+use crate::fail::{self, Point};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::facts::Facts;
@@ -69,11 +70,12 @@ impl Matcher {
         self.verdicts.iter().flatten().count()
     }
 
-    /// Finds and judges the candidates of a row whose table's index fits its relation and the facts.
+    /// Finds and judges the candidates of a row whose table's index fits its relation and the facts. With the row the id of its
+    /// transaction, and the history that this is in.
     pub(super) fn judge(
         &mut self,
         (registry, at): (&mut Registry, At),
-        row: &RowChange,
+        (row, transaction): (&RowChange, (u32, Option<u64>)),
         facts: &Facts,
         now_unix_seconds: i64,
         metrics: &Metrics,
@@ -94,6 +96,7 @@ impl Matcher {
         if table.search(row, facts, proposals) {
             counts.deny(metrics, DenyReason::MissingEvidence.as_str());
         }
+        table.leave_out(transaction, row.position.lsn, proposals);
         let Proposals { hits, classes, all_doubt, .. } = proposals;
         judgement.lost_to_all = *all_doubt;
         let order = |hit: &Hit| (hit.channel, hit.entry_id);
@@ -116,9 +119,12 @@ impl Matcher {
         for hits in hits.chunk_by(|a, b| a.channel == b.channel) {
             let Some(sub) = table.sub(hits[0].sub) else { continue };
             let Some(judged) = &verdicts[hits[0].class as usize] else { continue };
-            judgement.channel(table, (sub, hits), &row.change, judged, now_unix_seconds, (&mut counts, metrics));
+            judgement.channel(table, (sub, hits), row, judged, now_unix_seconds, (&mut counts, metrics));
         }
         counts.report(metrics);
+        if !judgement.permits.is_empty() {
+            fail::point(Point::Matched);
+        }
         judgement
     }
 }
@@ -139,7 +145,7 @@ impl Judgement {
         &mut self,
         table: &TableIndex,
         (sub, hits): (&Sub, &[Hit]),
-        change: &Change,
+        row: &RowChange,
         judged: &Judged,
         now_unix_seconds: i64,
         (counts, metrics): (&mut Counts, &Metrics),
@@ -156,8 +162,8 @@ impl Judgement {
                 Ready { port: sub.port.clone(), ids: Ids::from_slice(&[hit.entry_id]), cursor_as: None },
             );
         }
-        let doubted = table.doubts(sub, change);
-        for Selected { keep, cursor_as, ids, open } in by_selection(table, hits, change) {
+        let doubted = table.doubts(sub, &row.change);
+        for Selected { keep, cursor_as, ids, open } in by_selection(table, hits, row) {
             let cursor_as = cursor_as.cloned();
             match judged {
                 Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
@@ -232,11 +238,11 @@ struct Selected<'a> {
 }
 
 /// The matching entries of one channel, by what they select: each selection is a frame of its own.
-fn by_selection<'a>(table: &'a TableIndex, hits: &[Hit], change: &Change) -> SmallVec<[Selected<'a>; 1]> {
+fn by_selection<'a>(table: &'a TableIndex, hits: &[Hit], row: &RowChange) -> SmallVec<[Selected<'a>; 1]> {
     let mut groups: SmallVec<[Selected<'a>; 1]> = SmallVec::new();
     for hit in hits {
         let Some(sub) = table.sub(hit.sub) else { continue };
-        let (keep, cursor_as, terms) = (sub.keep(), sub.cursor_as(), sub.open(change));
+        let (keep, cursor_as, terms) = (sub.keep(), sub.cursor_as(row.position), sub.open(&row.change));
         let at = groups.iter().position(|group| group.keep == keep && group.cursor_as == cursor_as);
         let at = at.unwrap_or_else(|| {
             groups.push(Selected { keep, cursor_as, ids: Ids::new(), open: Vec::new() });

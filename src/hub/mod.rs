@@ -51,15 +51,16 @@ pub(crate) mod crowd;
 mod tests;
 
 pub use command::{
-    Action, Activated, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish, Stage,
-    Start, SubscribeError, Subscribed, Version, Warning,
+    Action, Activated, CURSOR, ChannelId, Command, Entry, HubHandle, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish,
+    Stage, Start, SubscribeError, Subscribed, Version, Warning,
 };
-pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, Notice, Outgoing};
+pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, NO_CURSOR, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
+pub use snapshot::{COMPLETE, REFUSED};
 pub use summary::{Summary, TableCount, UserCount};
 
 use std::sync::Arc;
@@ -74,7 +75,7 @@ use crate::journal::Journal;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
-use crate::policy::{AskConfig, Options};
+use crate::policy::{AskConfig, Options, SnapshotConfig};
 use crate::task::Drain;
 
 /// The hub's settings.
@@ -96,6 +97,8 @@ pub struct HubConfig {
     pub filter_ask: FilterAskConfig,
     /// Tables that policies look into.
     pub facts: FactsConfig,
+    /// Bounds of snapshots.
+    pub snapshot: SnapshotConfig,
 }
 
 impl Default for HubConfig {
@@ -109,6 +112,7 @@ impl Default for HubConfig {
             ask: AskConfig::default(),
             filter_ask: FilterAskConfig::default(),
             facts: FactsConfig::default(),
+            snapshot: SnapshotConfig::default(),
         }
     }
 }
@@ -121,6 +125,8 @@ pub struct HubDeps {
     pub pool: Pool,
     /// For questions ([`crate::pg::PgConfig::asking_pool`]), as many connections as `ask` says.
     pub ask_pool: Pool,
+    /// For snapshots, as many connections as `snapshot` says; of the same kind.
+    pub snapshot_pool: Pool,
     /// For the catalog alone: however busy the other is, the rules stay fresh.
     pub catalog_pool: Pool,
     /// For reading fact tables, which may take long.

@@ -7,7 +7,7 @@
 //!
 //! Rejected: a place per channel that each batch moves on, which costs a write per connection and row that nobody gets.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Port;
@@ -39,6 +39,9 @@ pub struct Place {
     pace: Pace,
     /// Frames with a change.
     delivered: AtomicU64,
+    /// Its snapshot or the seam is not behind it.
+    in_snapshot: AtomicBool,
+    had_snapshot: AtomicBool,
 }
 
 impl Place {
@@ -62,12 +65,29 @@ impl Place {
         self.delivered.load(Ordering::Acquire)
     }
 
+    /// The channel gets a snapshot first: it can't go on from anywhere until that and its seam are behind it.
+    pub fn begin_snapshot(&self) {
+        self.in_snapshot.store(true, Ordering::Release);
+    }
+
+    /// They are.
+    pub fn end_snapshot(&self) {
+        self.had_snapshot.store(true, Ordering::Release);
+        self.in_snapshot.store(false, Ordering::Release);
+    }
+
+    /// Whether a snapshot that the channel asked for need not be taken again: it goes on from where it was.
+    pub fn had_snapshot(&self) -> bool {
+        self.had_snapshot.load(Ordering::Acquire)
+    }
+
     /// What is on its way to the outbox.
     pub fn pace(&self) -> &Pace {
         &self.pace
     }
 
-    fn reached(&self) -> Option<Cursor> {
+    /// How far the stream is for it, whatever is owed of a snapshot.
+    pub(super) fn streamed(&self) -> Option<Cursor> {
         let (reach, start) = self.begun.get()?;
         // In this order, see the module's comment.
         let reach = reach.get();
@@ -109,9 +129,10 @@ impl Pace {
 
 impl Port {
     /// Everything owed to the channel at or before this is in its connection's outbox. `None` before its activation, and before
-    /// the log's first history.
+    /// the log's first history; and until its snapshot is complete, since nobody can go on from within one.
     pub fn reached(&self) -> Option<Cursor> {
-        self.place.reached()
+        let streamed = self.place.streamed();
+        streamed.filter(|_| !self.place.in_snapshot.load(Ordering::Acquire))
     }
 
     /// Bytes that the channel's connection has not taken yet, those on their way to its outbox included.
@@ -135,17 +156,17 @@ mod tests {
     fn a_channel_is_as_far_as_its_shard_and_its_hold() {
         let (place, reach) = (Place::default(), Arc::new(Reach::default()));
         reach.set(cursor(1, 10));
-        assert_eq!(place.reached(), None, "not active");
+        assert_eq!(place.streamed(), None, "not active");
         place.begin(reach.clone(), cursor(1, 5));
-        assert_eq!(place.reached(), cursor(1, 10));
+        assert_eq!(place.streamed(), cursor(1, 10));
         place.hold(cursor(1, 7));
-        assert_eq!(place.reached(), cursor(1, 7));
+        assert_eq!(place.streamed(), cursor(1, 7));
         place.hold(cursor(1, 12));
-        assert_eq!(place.reached(), cursor(1, 10));
+        assert_eq!(place.streamed(), cursor(1, 10));
         reach.set(cursor(2, 3));
-        assert_eq!(place.reached(), cursor(1, 12), "what it waits for is of the history before");
+        assert_eq!(place.streamed(), cursor(1, 12), "what it waits for is of the history before");
         place.hold(None);
-        assert_eq!(place.reached(), cursor(2, 3));
+        assert_eq!(place.streamed(), cursor(2, 3));
     }
 
     #[test]
@@ -153,10 +174,10 @@ mod tests {
         let (place, reach) = (Place::default(), Arc::new(Reach::default()));
         reach.set(cursor(1, 10));
         place.begin(reach.clone(), cursor(1, 20));
-        assert_eq!(place.reached(), cursor(1, 20));
+        assert_eq!(place.streamed(), cursor(1, 20));
         reach.set(cursor(1, 30));
-        assert_eq!(place.reached(), cursor(1, 30));
+        assert_eq!(place.streamed(), cursor(1, 30));
         reach.set(None);
-        assert_eq!(place.reached(), None);
+        assert_eq!(place.streamed(), None);
     }
 }

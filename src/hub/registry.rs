@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::index::TableIndex;
 use super::resolve::Target;
 use super::slots::Slots;
+use super::snapshot::Seam;
 use super::{ChannelId, Entry, Port};
 use crate::catalog::Catalog;
 use crate::change::Position;
@@ -30,6 +31,8 @@ pub(super) enum At {
     Parked,
     /// Nowhere: its entries are being resolved again.
     Paused,
+    /// Nowhere: its snapshot comes first.
+    Snapshot,
 }
 
 impl At {
@@ -37,7 +40,7 @@ impl At {
         match self {
             At::Live => Some(0),
             At::Pass(pass) => Some(pass + 1),
-            At::Waiting | At::Parked | At::Paused => None,
+            At::Waiting | At::Parked | At::Paused | At::Snapshot => None,
         }
     }
 }
@@ -58,19 +61,21 @@ pub(super) struct Channel {
     /// Of the history that they belong to.
     pub(super) epoch: Option<u64>,
     pub(super) at: At,
+    /// What the entries that have had a snapshot must not get again.
+    pub(super) seam: Option<Arc<Seam>>,
 }
 
 impl Channel {
     pub(super) fn new(port: Arc<Port>, principal: Arc<Principal>, entries: Arc<Vec<Entry>>) -> Channel {
         let (targets, subs) = (Vec::new(), Vec::new());
-        Channel { port, principal, entries, targets, subs, froms: Froms::new(), epoch: None, at: At::Live }
+        Channel { port, principal, entries, targets, subs, froms: Froms::new(), epoch: None, at: At::Live, seam: None }
     }
 
     /// The same channel in the same place, its targets not yet looked for.
     pub(super) fn place(&self) -> Channel {
         let (port, principal, entries) = (self.port.clone(), self.principal.clone(), self.entries.clone());
-        let (froms, epoch, at) = (self.froms.clone(), self.epoch, self.at);
-        Channel { froms, epoch, at, ..Channel::new(port, principal, entries) }
+        let (froms, epoch, at, seam) = (self.froms.clone(), self.epoch, self.at, self.seam.clone());
+        Channel { froms, epoch, at, seam, ..Channel::new(port, principal, entries) }
     }
 
     /// Rows at or before this are not for any of its entries.
@@ -78,9 +83,14 @@ impl Channel {
         self.froms.iter().min().copied().unwrap_or_default()
     }
 
-    fn from_of(&self, target: &Target) -> Position {
+    fn start_of(&self, target: &Target) -> Position {
         let own = self.froms.get(target.entry as usize).or(self.froms.first());
         own.copied().unwrap_or_default()
+    }
+
+    fn seam_of(&self, target: &Target) -> Option<Arc<Seam>> {
+        let entry = self.entries.get(target.entry as usize)?;
+        self.seam.clone().filter(|_| entry.snapshot.is_some())
     }
 }
 
@@ -167,7 +177,8 @@ impl Registry {
             let table =
                 tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
             let (port, principal) = (channel.port.clone(), channel.principal.clone());
-            table.insert(slot, port, principal, target.clone(), channel.from_of(target), catalog)
+            let place = (channel.start_of(target), channel.seam_of(target));
+            table.insert(slot, port, principal, target.clone(), place, catalog)
         });
         let subs = subs.collect();
         (channel.targets, channel.subs) = (targets, subs);

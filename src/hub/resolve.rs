@@ -11,7 +11,7 @@ use super::filters::Owner;
 use super::rules::{Rules, RulesHandle};
 use super::warnings::warnings;
 use super::{Action, Entry, Name, SubscribeError, Warning};
-use crate::catalog::{Catalog, Table};
+use crate::catalog::{Catalog, Column, Table};
 use crate::claims::Principal;
 use crate::filter::{self, ColumnSpec, Condition, Predicate, SubscribeParameters, Validator};
 use crate::pgtype::type_name;
@@ -144,22 +144,7 @@ pub(super) async fn on_table(
     let selected = entry.select.as_deref().filter(|s| !s.is_empty());
     let mut predicate = Predicate::everything();
     if !conditions.is_empty() || selected.is_some() {
-        let types = catalog.types();
-        let access = table.access.get(role);
-        let columns: Vec<ColumnSpec<'_>> = table
-            .columns
-            .iter()
-            .map(|column| ColumnSpec {
-                name: &column.name,
-                type_oid: column.type_oid,
-                type_name: type_name(types, column.type_oid),
-                collation_deterministic: column.collation_deterministic,
-                collation: column.collation.as_ref().map(|collation| &*collation.name),
-                collation_bytewise: column.collation.as_ref().is_some_and(|collation| collation.bytewise),
-                utf8: catalog.is_utf8(),
-                readable: access.is_some_and(|a| a.columns.contains(&column.number)),
-            })
-            .collect();
+        let (types, columns) = (catalog.types(), columns(catalog, table, role));
         if !conditions.is_empty() {
             predicate = validator.validate(owner, conditions, &columns, types).await?;
         }
@@ -177,6 +162,22 @@ pub(super) async fn on_table(
         select,
         cursor_as: entry.cursor_as.clone(),
     })
+}
+
+/// The table's columns as the role sees them.
+pub(super) fn columns<'a>(catalog: &'a Catalog, table: &'a Table, role: &str) -> Vec<ColumnSpec<'a>> {
+    let access = table.access.get(role);
+    let spec = |column: &'a Column| ColumnSpec {
+        name: &column.name,
+        type_oid: column.type_oid,
+        type_name: type_name(catalog.types(), column.type_oid),
+        collation_deterministic: column.collation_deterministic,
+        collation: column.collation.as_ref().map(|collation| &*collation.name),
+        collation_bytewise: column.collation.as_ref().is_some_and(|collation| collation.bytewise),
+        utf8: catalog.is_utf8(),
+        readable: access.is_some_and(|a| a.columns.contains(&column.number)),
+    };
+    table.columns.iter().map(spec).collect()
 }
 
 fn name_text(name: &Name) -> &str {

@@ -64,7 +64,9 @@ impl Hub {
         let types = rules.catalog.types().clone();
         let now = self.deps.clock.unix_seconds();
         let metrics = &self.deps.metrics;
-        let mut judgement = self.matcher.judge((&mut self.registry, at), &row, &self.facts, now, metrics);
+        let transaction = (origin.xid, origin.epoch);
+        let mut judgement =
+            self.matcher.judge((&mut self.registry, at), (&row, transaction), &self.facts, now, metrics);
         self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row);
         if judgement.is_empty() {
             return;

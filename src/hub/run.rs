@@ -33,14 +33,15 @@ use super::registry::{At, Registry};
 use super::replay::{PASSES, Passes};
 use super::rows::Origin;
 use super::rules::{Rules, RulesHandle, RulesReader};
+use super::snapshot::Snapshots;
 use super::{ChannelId, Command, GapReason, HubConfig, HubDeps, HubError, HubHandle};
 use crate::catalog::Snapshot;
 use crate::change::{Item, Items, Lsn, Position, RULES_PREFIX, Relation, Transaction};
 use crate::error::chain;
 use crate::filter::{FilterAsker, Validator};
 use crate::log::{Epoch, LogError, Read, Reader};
-use crate::policy::Asker;
 use crate::policy::facts::Facts;
+use crate::policy::{Asker, Taker};
 
 /// Rows handled before commands are looked at again.
 const SLICE: usize = 256;
@@ -111,6 +112,7 @@ pub struct Hub {
     pub(super) relations: AHashMap<u32, Arc<Relation>>,
     /// Transactions that the latest snapshot did not see yet, oldest first.
     pub(super) xids: VecDeque<u32>,
+    pub(super) snapshots: Snapshots,
     /// The same, as questions share them.
     pub(super) shared_xids: Option<Arc<[u32]>>,
     pub(super) resolving: JoinSet<Resolved>,
@@ -173,6 +175,11 @@ impl Hub {
             relations: AHashMap::new(),
             xids: VecDeque::new(),
             shared_xids: None,
+            snapshots: Snapshots::new(Taker::new(
+                deps.snapshot_pool.clone(),
+                config.snapshot.clone(),
+                deps.metrics.clone(),
+            )),
             resolving: JoinSet::new(),
             awaiting: Vec::new(),
             tickets: AHashMap::new(),
@@ -203,6 +210,7 @@ impl Hub {
             self.tend_facts();
             self.release_waiting();
             self.note_fact_states();
+            self.send_snapshots();
             self.turn().await;
             let more = self.replay();
             self.flush().await;
@@ -210,7 +218,7 @@ impl Hub {
             let (runnable, reads) = (self.is_runnable() || more, self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
             let (replay_at, flush_at) = (self.passes.wake_at, self.holds.due_at);
-            let facts_at = self.facts_at();
+            let (facts_at, snapshots_at) = (self.facts_at(), self.snapshots_at());
             let overdue_at = self.revalidating.values().min().copied();
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
             tokio::select! {
@@ -236,6 +244,7 @@ impl Hub {
                 }
                 () = sleep_until(overdue_at), if overdue_at.is_some() => self.on_overdue(),
                 () = sleep_until(facts_at), if facts_at.is_some() => self.keeper.look_again(),
+                () = sleep_until(snapshots_at), if snapshots_at.is_some() => {}
                 () = sleep_until(read_at), if read_at.is_some() => self.read_at = None,
                 () = sleep_until(replay_at), if replay_at.is_some() => {}
                 () = sleep_until(flush_at), if flush_at.is_some() => {}
@@ -283,7 +292,11 @@ impl Hub {
             self.failed_reads = 0;
         }
         let before = self.cursor(self.judged());
-        self.epoch = self.reader.epoch().map(Epoch::tag);
+        let known = std::mem::replace(&mut self.epoch, self.reader.epoch().map(Epoch::tag));
+        if known.is_some() && known != self.epoch && !matches!(read, Ok(Read::Gap { .. })) {
+            // Another server goes on with the history. What was loaded from the one before may hold what never happened here.
+            self.keeper.distrust(&mut self.facts);
+        }
         match read {
             Ok(Read::Transaction(transaction)) => {
                 if let Some(appended) = self.reader.appended_at() {
@@ -291,6 +304,7 @@ impl Hub {
                 }
                 self.note_facts(&transaction);
                 self.xids.push_back(transaction.xid);
+                self.snapshots.unseen.push(transaction.xid, transaction.end_lsn);
                 self.shared_xids = None;
                 let gate = self.needs_reading(&transaction).then(|| {
                     self.rules.request();

@@ -18,6 +18,8 @@ use crate::testing::TestDatabase;
 
 #[path = "lane_tests.rs"]
 mod lane_tests;
+#[path = "replay/tests.rs"]
+mod replay_tests;
 #[path = "lost_tests.rs"]
 mod lost_tests;
 
@@ -43,6 +45,7 @@ struct Bench {
     /// For filters and questions.
     pool: crate::pg::Pool,
     lsn: u64,
+    log: log::Log,
     _folder: tempfile::TempDir,
 }
 
@@ -59,11 +62,16 @@ impl Bench {
     }
 
     async fn with(sql: &str, hub_config: HubConfig) -> Bench {
+        Bench::with_log(sql, hub_config, |_| {}).await
+    }
+
+    async fn with_log(sql: &str, hub_config: HubConfig, adjust: impl FnOnce(&mut LogConfig)) -> Bench {
         let database = TestDatabase::new().await;
         database.run(sql).await;
         let folder = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new());
-        let config = LogConfig::new(folder.path().join("log"));
+        let mut config = LogConfig::new(folder.path().join("log"));
+        adjust(&mut config);
         let opened = log::open(config, Arc::new(RealFiles), Clock::system(), metrics.clone()).unwrap();
         let mut writer = opened.writer;
         writer.begin_epoch(Epoch { system_identifier: 1, incarnation: 1 }, Lsn(100)).unwrap();
@@ -74,6 +82,7 @@ impl Bench {
             log: opened.log,
             pool: pool.clone(),
             ask_pool: database.asking_pool("relay"),
+            snapshot_pool: database.asking_pool("relay"),
             catalog_pool: database.pool("relay"),
             facts_pool: database.pool("relay"),
             clock: Clock::system(),
@@ -82,9 +91,10 @@ impl Bench {
             drain: drain.clone(),
             shards: vec![shard],
         };
+        let log = deps.log.clone();
         let (hub, handle) = Hub::new(hub_config, deps);
         let task = crate::task::spawn("hub", hub.run());
-        Bench { database, hub: handle, batches, writer, drain, task, metrics, pool, lsn: 100, _folder: folder }
+        Bench { database, hub: handle, batches, writer, drain, task, metrics, pool, lsn: 100, log, _folder: folder }
     }
 
     async fn relation(&self, table: &str) -> Arc<Relation> {
@@ -166,8 +176,13 @@ impl Bench {
 }
 
 fn port() -> Arc<Port> {
+    port_with(1 << 20)
+}
+
+/// On a connection of which so many bytes may wait.
+fn port_with(limit: usize) -> Arc<Port> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
-    let outbox = Arc::new(Outbox::new(Box::new(Hole), 1 << 20, Bytes::new()));
+    let outbox = Arc::new(Outbox::new(Box::new(Hole), limit, Bytes::new()));
     let id = ChannelId(NEXT.fetch_add(1, Ordering::Relaxed));
     let (topic, join_ref, stage) = ("realtime:t".into(), "null".into(), Arc::new(Stage::greeted()));
     Arc::new(Port { id, outbox, shard: 0, topic, version: Version::V2, join_ref, stage, place: Place::default() })

@@ -41,5 +41,5 @@ pub use facts::{FactBinding, FactState, FactTable, Facts, Layout, Side};
 pub use form::Form;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};
 pub use plan::{Deletes, Engine, Options, Plan};
-pub use snapshot::{Asked, Selection, Shown, SnapshotConfig, SnapshotError, Taken, Taker};
+pub use snapshot::{Asked, BARRED, Selection, Shown, SnapshotConfig, SnapshotError, Taken, Taker};
 pub use term::{Elements, Fault, Setting, Term, TermType};

@@ -71,7 +71,7 @@ impl Default for SnapshotConfig {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
     /// The live feed would not send its rows either.
-    #[error("the role may not read the table, or not its primary key")]
+    #[error("{BARRED}")]
     Barred(DenyReason),
     /// A column of `order` that is not there, or that the role may not select.
     #[error("invalid column for order {0}")]
@@ -95,6 +95,9 @@ pub enum SnapshotError {
     #[error("the database could not be asked")]
     Unavailable,
 }
+
+/// How a refusal ends for want of rights.
+pub const BARRED: &str = "the role may not read the table, or the table has no primary key that it may read";
 
 impl SnapshotError {
     /// Whether the same snapshot may be had a moment later.
@@ -402,6 +405,7 @@ impl Taker {
         // The SQLSTATE alone: messages quote values.
         tracing::debug!(sqlstate = state.code(), "a snapshot could not be taken");
         match (&state.code()[..2], state.code()) {
+            (_, "42501") => SnapshotError::Barred(DenyReason::NoGrant),
             (_, "57014") => SnapshotError::Timeout(self.config.statement_timeout),
             // DDL came between the reading of the catalog and this.
             (_, "42703" | "42P01" | "42704") => SnapshotError::Unavailable,

@@ -331,7 +331,7 @@ async fn nanoseconds_per_row() {
             let _ = black_box(key.open(black_box(&cursor)));
         }),
     );
-    let place = Place { cursor: Some(&cursor), cursor_as: None };
+    let place = Place { cursor: Some(&cursor), cursor_as: None, snapshot: false };
     let mut data = Vec::new();
     let encode = show(
         "encode: row to data",

@@ -194,6 +194,21 @@ impl Phone {
         self.wait("a system frame", at, |frame| frame.event == "system" && frame.topic == full).await.payload
     }
 
+    /// Waits for a `system` frame of this topic with this message; its payload.
+    #[track_caller]
+    pub(crate) fn wait_for_system<'a>(
+        &'a mut self,
+        topic: &'a str,
+        message: &'a str,
+    ) -> impl Future<Output = Value> + 'a {
+        let at = Location::caller();
+        async move {
+            let full = format!("realtime:{topic}");
+            let fits = |f: &Frame| f.event == "system" && f.topic == full && f.payload["message"] == message;
+            self.wait(message, at, fits).await.payload
+        }
+    }
+
     /// The next change, of any topic.
     #[track_caller]
     pub(crate) fn next_change(&mut self) -> impl Future<Output = Change> + '_ {

@@ -274,7 +274,7 @@ impl RelayProcess {
     }
 
     /// Waits until it has ended by itself; with which code.
-    pub(crate) async fn ended(&mut self) -> Option<i32> {
+    pub(crate) async fn end_by_itself(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         let child = self.child.as_mut().expect("it was started");
         loop {

@@ -156,6 +156,8 @@ pub struct Place<'a> {
     pub cursor: Option<&'a str>,
     /// The name under which the record carries it too. A column of that name that is shown goes first.
     pub cursor_as: Option<&'a str>,
+    /// It is none: the row is of a snapshot.
+    pub snapshot: bool,
 }
 
 /// Appends the `data` object of the change as far as the permit shows it.
@@ -218,6 +220,9 @@ fn write_shown(
     }
     let errors: &[u8] = if cut { br#","errors":["Error 413: Payload Too Large"]"# } else { br#","errors":null"# };
     out.extend_from_slice(errors);
+    if place.snapshot {
+        out.extend_from_slice(br#","snapshot":true"#);
+    }
     if let Some(cursor) = place.cursor {
         out.extend_from_slice(br#","cursor":""#);
         out.extend_from_slice(cursor.as_bytes());

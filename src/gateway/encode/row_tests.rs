@@ -116,7 +116,7 @@ fn the_cursor_is_the_last_member_and_where_it_was_asked_for() {
     let delete = Change::Delete { old: OldRow::KeyOnly(tuple([Some("1"), None, None, None])) };
     let written = |change: &Change, cursor: Option<&str>, cursor_as: Option<&str>, shown: &[usize]| {
         let (mut out, mask) = (Vec::new(), shown.iter().copied().collect());
-        write_shown(&shape, change, Timestamp(0), Place { cursor, cursor_as }, &mask, &mask, &mut out);
+        write_shown(&shape, change, Timestamp(0), Place { cursor, cursor_as, snapshot: false }, &mask, &mask, &mut out);
         assert!(cursor.is_none_or(|cursor| out.ends_with(format!(r#","cursor":"{cursor}"}}"#).as_bytes())));
         serde_json::from_slice::<Json>(&out).unwrap()
     };

@@ -35,6 +35,7 @@ use super::run::Hub;
 use super::{ChannelId, Port};
 use crate::change::{Change, Position, RowChange, Tuple, Value};
 use pass::Pass;
+pub(super) use place::{Moments, moments};
 
 /// Passes at once. The last one is for starts near the present, which must not wait for anything.
 pub(super) const PASSES: usize = 5;
@@ -56,7 +57,7 @@ const SHARD_PAUSE: Duration = Duration::from_millis(1);
 
 /// See the module's comment.
 pub(super) struct Passes {
-    passes: [Option<Pass>; PASSES],
+    passes: [Option<Box<Pass>>; PASSES],
     /// Whose turn it is.
     next: usize,
     /// Channels for which no pass was free, by their start.
@@ -100,7 +101,8 @@ impl Passes {
 
     /// Resolves when a pass has what it waited for from the disk. Cancel-safe.
     pub(super) async fn loaded(&mut self) {
-        std::future::poll_fn(|cx| pass::poll_loaded(self.passes.iter_mut().flatten(), cx)).await;
+        std::future::poll_fn(|cx| pass::poll_loaded(self.passes.iter_mut().flatten().map(|pass| &mut **pass), cx))
+            .await;
     }
 
     /// What a row of the past adds to the pace of each who gets it; remembers those for whom that is enough for now.

@@ -7,19 +7,49 @@ use tokio::time::Instant;
 
 use super::pass::Pass;
 use super::{MOVED, NEAR, NEAR_ITEMS, NEAR_TRANSACTIONS, PARKED_LOOK, PAUSE, SHARED_BYTES};
-use crate::change::Position;
+use crate::change::{Lsn, Position, Timestamp};
+use crate::error::chain;
 use crate::hub::gaps::end_of;
 use crate::hub::registry::{At, Channel, Froms};
 use crate::hub::run::Hub;
-use crate::hub::{ChannelId, Entry, GapReason, Outgoing, Port, Start};
+use crate::hub::{ChannelId, Entry, GapReason, Outgoing, Port, Start, SubscribeError};
+use crate::log::{Log, LogError, Place};
 use crate::resume::Cursor;
 
 /// A gap that a channel begins with: from where, to where, why.
 pub(in crate::hub) type Missing = (Option<Cursor>, Option<Cursor>, GapReason);
 
+/// Times that entries begin at, and behind which place of the log what committed since is.
+pub(in crate::hub) type Moments = Vec<(Timestamp, Lsn)>;
+
+/// Looks the times up at which entries begin.
+pub(in crate::hub) async fn moments(log: Log, entries: &[Entry]) -> Result<Moments, SubscribeError> {
+    let times: Vec<Timestamp> = entries
+        .iter()
+        .filter_map(|entry| match entry.start {
+            Start::Time(time) => Some(time),
+            Start::Now | Start::After(_) | Start::Lost => None,
+        })
+        .collect();
+    if times.is_empty() {
+        return Ok(Moments::new());
+    }
+    let find = move || times.into_iter().map(|time| Ok((time, log.position_at(time)?))).collect();
+    let found: Result<Moments, LogError> = tokio::task::spawn_blocking(find).await.unwrap_or(Err(LogError::Aborted));
+    found.map_err(|error| {
+        tracing::error!(error = %chain(&error), "the log can't be searched for a time");
+        SubscribeError { message: "Unable to subscribe to changes: the log can't be searched".into(), retry: true }
+    })
+}
+
 impl Hub {
-    /// Where the entries of a channel begin, and what of it can't be given.
-    pub(in crate::hub) fn begin_at(&self, entries: &[Entry]) -> (Froms, SmallVec<[Missing; 1]>) {
+    /// Where the entries of a channel begin, and what of it can't be given. `snapped`: for those that have a snapshot.
+    pub(in crate::hub) fn begin_at(
+        &self,
+        entries: &[Entry],
+        moments: &Moments,
+        snapped: Option<Position>,
+    ) -> (Froms, SmallVec<[Missing; 1]>) {
         let mut missing: SmallVec<[Missing; 1]> = SmallVec::new();
         let mut miss = |gap: Missing| {
             if !missing.contains(&gap) {
@@ -29,18 +59,26 @@ impl Hub {
         let now = self.position();
         let mut froms: Froms = entries
             .iter()
-            .map(|entry| match entry.start {
-                Start::Now => now,
-                Start::After(cursor) => match self.standing(cursor) {
+            .map(|entry| match (snapped.filter(|_| entry.snapshot.is_some()), entry.start) {
+                (Some(snapped), _) => snapped,
+                (None, Start::Now) => now,
+                (None, Start::After(cursor)) => match self.standing(cursor) {
                     Ok(()) => cursor.position,
                     Err((reason, from)) => {
                         miss((Some(cursor), self.cursor(from), reason));
                         from
                     }
                 },
-                // At least once: nothing that is kept is too early.
-                Start::Time(_) => end_of(self.deps.log.floor()),
-                Start::Lost => {
+                (None, Start::Time(time)) => {
+                    let floor = self.deps.log.floor();
+                    let found = moments.iter().find(|(known, _)| *known == time).map_or(floor, |(_, at)| *at);
+                    if found <= floor {
+                        // Nothing that is kept is older, so nobody can tell whether something is missing.
+                        miss((None, self.cursor(end_of(floor)), GapReason::Expired));
+                    }
+                    end_of(found.max(floor))
+                }
+                (None, Start::Lost) => {
                     miss((None, self.cursor(now), GapReason::Unknown));
                     now
                 }
@@ -55,19 +93,21 @@ impl Hub {
     /// Whether everything after a place can be given; if not, why, and from where on it can.
     fn standing(&self, cursor: Cursor) -> Result<(), (GapReason, Position)> {
         let (log, at) = (&self.deps.log, cursor.position);
-        if !log.shares(cursor.epoch, at.lsn) || log.written().is_some_and(|written| at.lsn > written) {
-            return Err((GapReason::Diverged, self.position()));
+        match log.place(cursor.epoch, at) {
+            Place::Expired => Err((GapReason::Expired, end_of(log.floor()))),
+            Place::Here if log.written().is_none_or(|written| at.lsn <= written) => Ok(()),
+            // Also of a place that this history has never come to: of a copy, or of what a crash took back.
+            Place::Here | Place::Diverged => Err((GapReason::Diverged, self.position())),
         }
-        let floor = log.floor();
-        if Pass::first(at) < floor {
-            return Err((GapReason::Expired, end_of(floor)));
-        }
-        Ok(())
     }
 
     /// Has a channel served from where it begins.
     pub(in crate::hub) fn place(&mut self, id: ChannelId) {
         let (Some(current), Some(channel)) = (self.current.clone(), self.registry.get(id)) else { return };
+        if self.awaits_snapshot(id) {
+            self.registry.put(id, At::Snapshot, |_| {}, &current.catalog);
+            return self.holds.stir(id);
+        }
         let (from, port) = (channel.from(), channel.port.clone());
         let known = channel.epoch.map(|epoch| Cursor { epoch, position: from });
         let is_current = self.reader.is_current();
@@ -100,7 +140,7 @@ impl Hub {
                 let pass = self.passes.passes.get_mut(pass).and_then(Option::as_mut);
                 pass.into_iter().for_each(|pass| pass.members.push(id));
             }
-            At::Waiting | At::Parked | At::Paused => {
+            At::Waiting | At::Parked | At::Paused | At::Snapshot => {
                 self.passes.waiting.insert((from, id));
             }
         }
@@ -120,11 +160,11 @@ impl Hub {
         let is_near = near.is_some_and(|(count, items)| count < NEAR_TRANSACTIONS && items <= NEAR_ITEMS);
         let passes = &self.passes.passes;
         let open = |pass: &Pass| pass.open_from() <= from;
-        if is_near && passes[NEAR].as_ref().is_none_or(open) {
+        if is_near && passes[NEAR].as_ref().is_none_or(|pass| open(pass)) {
             return self.passes.passes[NEAR].is_some().then_some(NEAR).or_else(|| self.begin_pass(NEAR, from));
         }
-        let open = (0..NEAR).filter(|at| passes[*at].as_ref().is_some_and(open));
-        let nearest = open.max_by_key(|at| passes[*at].as_ref().map(Pass::open_from));
+        let open = (0..NEAR).filter(|at| passes[*at].as_ref().is_some_and(|pass| open(pass)));
+        let nearest = open.max_by_key(|at| passes[*at].as_ref().map(|pass| pass.open_from()));
         let is_close = |at: &usize| {
             let lsn = passes[*at].as_ref().map_or(0, |pass| pass.at.lsn.0);
             from.lsn.0.saturating_sub(lsn) <= SHARED_BYTES
@@ -142,7 +182,7 @@ impl Hub {
         if !reader.is_beside(&self.reader) {
             return None;
         }
-        self.passes.passes[at] = Some(Pass::new(reader, from));
+        self.passes.passes[at] = Some(Box::new(Pass::new(reader, from)));
         Some(at)
     }
 

@@ -1,2 +1,46 @@
-//! Snapshot and tail.
+//! Snapshot and tail: the rows that a user may see now, then everything after, nothing missing and nothing twice.
+//!
+//! ```text
+//! subscribe ─► resolve ─► take (beside the hub: one SELECT per entry, of one moment) ─► activate ─► send ─► tail
+//!                          │ what it shows, by transaction id        channel starts behind ┘  its own pace │
+//!                          └──────────────► Seam: the tail leaves out what was shown ◄───────────────────────┘
+//! ```
+//!
+//! Invariants:
+//! * A channel is active with its whole snapshot or not at all: what fails is told as a refusal, or tried again.
+//! * The rows go before anything of the stream; the channel is behind the stream until they are sent, and then catches up as
+//!   any other does. They go at the connection's pace.
+//! * Rows of the snapshot and of the seam carry no cursor: there is no place between them from which one could go on. The first
+//!   cursor is the seam's end, told by a notice.
+//! * A new token of other rights before the rows are sent takes the snapshot anew, for the new rights.
+
 mod seam;
+mod send;
+mod take;
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+pub(super) use seam::{Seam, Unseen};
+pub use send::COMPLETE;
+pub(super) use send::Sending;
+pub use take::REFUSED;
+pub(super) use take::{Snapped, Taking, is_wanted};
+
+use super::ChannelId;
+use crate::policy::Taker;
+
+/// What the hub keeps for snapshots.
+pub(super) struct Snapshots {
+    pub(super) taker: Arc<Taker>,
+    pub(super) unseen: Unseen,
+    /// Channels whose rows are not all sent, or whose seam is not behind them.
+    pub(super) sending: AHashMap<ChannelId, Sending>,
+}
+
+impl Snapshots {
+    pub(super) fn new(taker: Taker) -> Snapshots {
+        Snapshots { taker: Arc::new(taker), unseen: Unseen::default(), sending: AHashMap::new() }
+    }
+}

@@ -13,9 +13,12 @@
 //! the stream itself goes on.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::catalog::Snapshot;
 use crate::change::{Lsn, Position};
+use crate::hub::NO_CURSOR;
+use crate::resume::Cursor;
 
 /// Which transactions a snapshot shows. The tail leaves them out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,21 +26,36 @@ pub(in crate::hub) struct Seam {
     sees: Snapshot,
     /// Every transaction that it shows ended at or before this. Ids mean something only up to here: they wrap around.
     until: Lsn,
+    /// Of the history that all this is of.
+    epoch: Option<u64>,
+    /// [`NO_CURSOR`].
+    no_cursor: Arc<str>,
 }
 
 impl Seam {
-    pub(in crate::hub) fn new(sees: Snapshot, until: Lsn) -> Seam {
-        Seam { sees, until }
+    pub(in crate::hub) fn new(sees: Snapshot, until: Lsn, epoch: Option<u64>) -> Seam {
+        Seam { sees, until, epoch, no_cursor: NO_CURSOR.into() }
     }
 
-    /// Whether the snapshot shows this transaction, which ended at `end`.
-    pub(in crate::hub) fn shows(&self, xid: u32, end: Lsn) -> bool {
-        end <= self.until && self.sees.sees(xid)
+    /// Whether the snapshot shows this transaction, which ended at `end` in the history `epoch`.
+    pub(in crate::hub) fn shows(&self, (xid, epoch): (u32, Option<u64>), end: Lsn) -> bool {
+        self.covers(end) && epoch == self.epoch && self.sees.sees(xid)
+    }
+
+    /// Whether something that ended there lies in the range, from where one can't go on.
+    pub(in crate::hub) fn covers(&self, end: Lsn) -> bool {
+        end <= self.until
+    }
+
+    /// In place of the name of the cursor, for what [`Seam::covers`].
+    pub(in crate::hub) fn no_cursor(&self) -> &Arc<str> {
+        &self.no_cursor
     }
 
     /// Behind this nothing is left out.
-    pub(in crate::hub) fn until(&self) -> Lsn {
-        self.until
+    pub(in crate::hub) fn until(&self) -> Cursor {
+        let position = Position { lsn: self.until, ordinal: u32::MAX };
+        Cursor { epoch: self.epoch.unwrap_or_default(), position }
     }
 }
 
@@ -249,7 +267,7 @@ mod tests {
                     Step::Take => if let Some(ground) = ground.take() {
                         let sees = server.snapshot();
                         let rows = server.rows(&sees);
-                        taken.push((ground.start(&sees), Seam::new(sees, Lsn(server.wal)), rows));
+                        taken.push((ground.start(&sees), Seam::new(sees, Lsn(server.wal), Some(1)), rows));
                     },
                 }
             }
@@ -257,9 +275,9 @@ mod tests {
             let mut all = BTreeMap::new();
             stream.iter().for_each(|(_, _, writes)| apply(&mut all, writes));
             for (start, seam, mut rows) in taken {
-                let shown: BTreeSet<u32> = stream.iter().filter(|(xid, end, _)| seam.shows(*xid, *end)).map(|(xid, ..)| *xid).collect();
+                let shown: BTreeSet<u32> = stream.iter().filter(|(xid, end, _)| seam.shows((*xid, Some(1)), *end)).map(|(xid, ..)| *xid).collect();
                 let tail = stream.iter().filter(|(_, end, _)| *end > start.lsn);
-                let tail: Vec<_> = tail.filter(|(xid, end, _)| !seam.shows(*xid, *end)).collect();
+                let tail: Vec<_> = tail.filter(|(xid, end, _)| !seam.shows((*xid, Some(1)), *end)).collect();
                 prop_assert_eq!(shown.len() + tail.len(), stream.len(), "a transaction is on no side");
                 tail.iter().for_each(|(_, _, writes)| apply(&mut rows, writes));
                 prop_assert_eq!(&rows, &all, "what the client has is not what there is");
@@ -273,9 +291,11 @@ mod tests {
             Ground { at: Position { lsn: Lsn(300), ordinal: u32::MAX }, unseen: vec![(7, Lsn(100)), (8, Lsn(200))] };
         let sees = Snapshot::parse("7:10:7").expect("a snapshot");
         assert_eq!(ground.start(&sees), Position { lsn: Lsn(99), ordinal: u32::MAX });
-        let seam = Seam::new(sees, Lsn(400));
-        assert!(!seam.shows(7, Lsn(100)) && seam.shows(8, Lsn(200)) && seam.shows(9, Lsn(400)));
-        assert!(!seam.shows(9, Lsn(401)), "behind the snapshot's place an id says nothing");
+        let seam = Seam::new(sees, Lsn(400), Some(1));
+        let shows = |xid, end| seam.shows((xid, Some(1)), Lsn(end));
+        assert!(!shows(7, 100) && shows(8, 200) && shows(9, 400));
+        assert!(!shows(9, 401), "behind the snapshot's place an id says nothing");
+        assert!(!seam.shows((8, Some(2)), Lsn(200)), "nor does it in another history");
         let all = Snapshot::parse("10:10:").expect("a snapshot");
         assert_eq!(ground.start(&all), ground.at);
     }

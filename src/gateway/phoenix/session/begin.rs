@@ -7,16 +7,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::devices::Kept;
+use super::fresh::Fresh;
 use super::topic::{Channel, Counted, Topic};
 use super::{CHANGES_REFUSED, Effect, Now, Session};
+use crate::change::Position;
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
+use crate::error::chain;
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Status};
 use crate::hub::{Details, Entry, Start};
+use crate::log::Log;
 use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
@@ -56,7 +60,26 @@ impl Session {
                 Err(error @ CursorError::Malformed) => return Err(format!("Error parsing `since`: {error}")),
             },
         };
-        Ok(Entry { start, ..wanted.entry()? })
+        let mut entry = Entry { start, ..wanted.entry()? };
+        if entry.snapshot.is_some() && wanted.since()?.is_some() && self.can_go_on(start) {
+            // It has what a snapshot would bring.
+            entry.snapshot = None;
+        }
+        Ok(entry)
+    }
+
+    /// Whether everything after this place is still there.
+    fn can_go_on(&self, start: Start) -> bool {
+        let log = &self.shared.log;
+        match start {
+            Start::After(cursor) => {
+                let at = cursor.position.lsn;
+                log.shares(cursor.epoch, at) && at >= log.floor() && log.written().is_none_or(|written| at <= written)
+            }
+            // At least once, from the first that is kept.
+            Start::Time(_) => true,
+            Start::Now | Start::Lost => false,
+        }
     }
 
     /// A channel that asks for nothing yet, and the frames of its join reply, which tells this place.
@@ -68,6 +91,7 @@ impl Session {
         token: Arc<str>,
         principal: Arc<Principal>,
         after: &[Bytes],
+        now: Now,
     ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
         if !join.unreadable.is_empty() {
@@ -100,6 +124,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
+            fresh: join.changes.iter().any(Wanted::keeps_cursors).then(|| Fresh { at: now.at, cursor }),
             kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
@@ -131,9 +156,29 @@ impl Session {
     }
 }
 
+/// Entries that begin at a commit time begin at its place in the log.
+pub(in crate::gateway::phoenix) async fn places(log: &Log, mut entries: Vec<Entry>) -> Vec<Entry> {
+    for entry in &mut entries {
+        let (Start::Time(time), Some((epoch, _))) = (entry.start, log.head()) else { continue };
+        match log.find(time).await {
+            Ok(lsn) if log.epoch() == Some(epoch) => {
+                let position = Position { lsn, ordinal: u32::MAX };
+                entry.start = Start::After(Cursor { epoch: epoch.tag(), position });
+            }
+            // Left to the hub, which begins with all that there is.
+            Ok(_) => {}
+            Err(error) => warn!(error = chain(&error), "the log could not be searched for a commit time"),
+        }
+    }
+    entries
+}
+
 /// The place with which a client that got nothing yet can come back and lose nothing. A place in another history counts as the
-/// lowest: whoever comes back with it is told of the gap again.
+/// lowest: whoever comes back with it is told of the gap again. With a snapshot there is none before its end.
 fn lowest(here: Cursor, entries: &[Entry]) -> Option<Cursor> {
+    if entries.iter().any(|entry| entry.snapshot.is_some()) {
+        return None;
+    }
     let starts = entries.iter().map(|entry| match entry.start {
         Start::After(cursor) => Some(cursor),
         Start::Now | Start::Time(_) | Start::Lost => None,
