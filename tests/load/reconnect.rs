@@ -160,6 +160,9 @@ async fn all_come_back_at_once_and_get_what_they_missed_without_a_question_to_th
     );
     assert!(!all.is_empty(), "the server notes no statements of the relay");
     assert!(others.is_empty(), "{others:#?}");
-    let many = per_second(back, until) * (until - back) as f64 / 1e6;
-    assert!(many < count as f64 / 2.0 + 60.0, "{many} statements for {count} phones that came back");
+    // Not by how many came back: what runs all the time, and what a moment's delay may have put together.
+    let seconds = (until - back) as f64 / 1e6;
+    let usually = per_second(cut, back) * seconds;
+    let many = per_second(back, until) * seconds;
+    assert!(many < 3.0 * usually + 60.0, "{many} statements where {usually:.0} are usual");
 }
