@@ -107,6 +107,16 @@ impl Relay {
         text.lines().filter_map(value).sum()
     }
 
+    /// From where on the log can be read.
+    pub(crate) fn floor(&self) -> rowcast::change::Lsn {
+        self.running.log().floor()
+    }
+
+    /// Up to where.
+    pub(crate) fn end(&self) -> rowcast::change::Lsn {
+        self.running.log().end()
+    }
+
     /// Says goodbye to all and ends, in order.
     pub(crate) async fn drain(self) {
         let drained = self.running.drain().await;

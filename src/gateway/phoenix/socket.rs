@@ -489,7 +489,7 @@ impl Connection {
                         if let Some(reached) = before.port.reached().filter(|_| go_on) {
                             entries.iter_mut().for_each(|entry| entry.start = later(entry.start, reached));
                         }
-                        if again && before.port.place.had_snapshot() {
+                        if go_on && before.port.place.had_snapshot() {
                             entries.iter_mut().for_each(|entry| entry.snapshot = None);
                             port.place.end_snapshot();
                         }

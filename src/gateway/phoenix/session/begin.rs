@@ -1,4 +1,5 @@
-//! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply.
+//! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply. An entry that
+//! asks for a snapshot too needs none if all that came since is there.
 //!
 //! So the reply names a place, and everything committed after it arrives, however long the activation takes and however often
 //! it is tried again. Rejected: the hub's position at the activation, which comes after the reply, and would leave what was
@@ -73,8 +74,10 @@ impl Session {
         let log = &self.shared.log;
         match start {
             Start::After(cursor) => {
-                let at = cursor.position.lsn;
-                log.shares(cursor.epoch, at) && at >= log.floor() && log.written().is_none_or(|written| at <= written)
+                let Position { lsn, ordinal } = cursor.position;
+                // The transaction that it is within is needed too.
+                let is_kept = lsn > log.floor() || (ordinal == u32::MAX && lsn == log.floor());
+                is_kept && log.shares(cursor.epoch, lsn) && log.written().is_none_or(|written| lsn <= written)
             }
             // At least once, from the first that is kept.
             Start::Time(_) => true,
