@@ -111,3 +111,11 @@ fn notify(user: &str, kind: &str) -> String {
 fn event(session: &str, kind: &str) -> String {
     format!("insert into public.session_events (session_id, event_type) values ('{session}', '{kind}');")
 }
+
+/// Waits until what was committed so far is in the log: a channel that joins now does not begin before it.
+pub(crate) async fn caught_up(scene: &Scene) {
+    let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+    phone.subscribe("marks", &watching(&[])).await;
+    scene.mark("caught up").await;
+    assert!(phone.next_change().await.is_mark("caught up"));
+}
