@@ -30,7 +30,7 @@ mod wire;
 
 use serde_json::{Value, json};
 
-use crate::support::token::{ALICE, BOB};
+use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Relay, TestPg};
 
 const EXAMPLES: [&str; 2] =
