@@ -16,6 +16,7 @@ mod payload;
 mod publications;
 mod refusals;
 mod restart;
+mod resume_cursor;
 pub(crate) mod revocation;
 mod rights;
 mod rules;
