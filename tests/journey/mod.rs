@@ -17,6 +17,7 @@ mod planned;
 mod publications;
 mod refusals;
 mod restart;
+mod resume_cursor;
 pub(crate) mod revocation;
 mod rights;
 mod rules;
