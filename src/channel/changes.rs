@@ -70,6 +70,13 @@ impl Wanted {
         place::since(Object::parse(&self.json).unwrap_or_default().get_some("since"))
     }
 
+    /// Whether the client keeps cursors, and so is to be given fresh ones: it has the key `since`, even if it has no value yet, or
+    /// `cursor_as`.
+    pub fn keeps_cursors(&self) -> bool {
+        let object = Object::parse(&self.json).unwrap_or_default();
+        object.has("since") || object.get_some("cursor_as").is_some()
+    }
+
     /// The same text for entries that differ only in where they begin: in `since` and `snapshot`, and the order of keys.
     pub fn canonical_without_place(&self) -> String {
         let Ok(Value::Object(mut object)) = serde_json::from_str(&self.json) else { return canonical(&self.json) };
@@ -305,6 +312,11 @@ mod tests {
         assert_eq!((entry.start, entry.cursor_as.as_deref()), (Start::Now, Some("_c")));
         assert_eq!(entry.snapshot.map(|wish| wish.limit), Some(3));
         assert_eq!(with.since(), Ok(Some(Since::Cursor("AbC".into()))));
+        assert!(
+            with.keeps_cursors()
+                && one(r#"{"since":null}"#).keeps_cursors()
+                && !one(r#"{"cursor_as":null}"#).keeps_cursors()
+        );
         assert_eq!(with.canonical_without_place(), r#"{"cursor_as":"_c","table":"t"}"#);
         let without = one(r#"{"table":"t","cursor_as":"_c","since":null}"#);
         assert_eq!((without.since(), without.canonical_without_place()), (Ok(None), with.canonical_without_place()));

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::encode::{Place, RowShape, changes_frame, details, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
+use crate::fail::{self, Point};
 use crate::hub::{Batch, Event, Fanout, Greeting, NO_CURSOR, Notice, Outgoing, Port, Reach, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
@@ -121,6 +122,9 @@ impl Shard {
         for frames in self.frames.chunk_by(|a, b| Arc::ptr_eq(&a.port.outbox, &b.port.outbox)) {
             let written = frames.iter().filter(|frame| frame.may_be_written());
             frames[0].port.outbox.send_all(written.map(|frame| &frame.bytes));
+        }
+        if !self.frames.is_empty() {
+            fail::point(Point::Written);
         }
         self.frames.clear();
         self.move_on(reached);

@@ -214,6 +214,8 @@ pub struct Warning {
 
 /// The `system` message that tells a channel that its changes flow (§5.6).
 pub const SUBSCRIBED: &str = "Subscribed to PostgreSQL";
+/// The `system` message that tells a quiet client how far it is.
+pub const CURSOR: &str = "Cursor";
 /// What a client is told that asks for something while the relay stops.
 pub const RESTARTING: &str = "Realtime is restarting, please standby";
 

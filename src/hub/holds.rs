@@ -13,6 +13,7 @@ use super::registry::{At, Channel};
 use super::run::Hub;
 use super::{Batch, ChannelId, Outgoing};
 use crate::change::Position;
+use crate::fail::{self, Point};
 use crate::resume::Cursor;
 
 /// Between two looks at those that have a hold, and between two empty batches.
@@ -120,6 +121,7 @@ impl Hub {
                 *sent = (cursor, now);
                 // A shard never waits for a socket, so this waits for processor time only. It is gone at the drain.
                 let _ = shard.send(batch).await;
+                fail::point(Point::Queued);
             } else if sent.0 != cursor && now >= sent.1 + MOVE {
                 // One that has so much to do is told with that.
                 sent.1 = now;

@@ -16,6 +16,7 @@ use super::waiting::{Asked, Filtered, Permits, Ready, Share, Waiting};
 use crate::catalog::Published;
 use crate::change::{Change, Position, RowChange, Timestamp};
 use crate::claims::Principal;
+use crate::fail::{self, Point};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::policy::facts::Facts;
@@ -121,6 +122,9 @@ impl Matcher {
             judgement.channel(table, (sub, hits), row, judged, now_unix_seconds, (&mut counts, metrics));
         }
         counts.report(metrics);
+        if !judgement.permits.is_empty() {
+            fail::point(Point::Matched);
+        }
         judgement
     }
 }

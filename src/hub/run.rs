@@ -298,7 +298,11 @@ impl Hub {
             self.failed_reads = 0;
         }
         let before = self.cursor(self.judged());
-        self.epoch = self.reader.epoch().map(Epoch::tag);
+        let known = std::mem::replace(&mut self.epoch, self.reader.epoch().map(Epoch::tag));
+        if known.is_some() && known != self.epoch && !matches!(read, Ok(Read::Gap { .. })) {
+            // Another server goes on with the history. What was loaded from the one before may hold what never happened here.
+            self.keeper.distrust(&mut self.facts);
+        }
         match read {
             Ok(Read::Transaction(transaction)) => {
                 if let Some(appended) = self.reader.appended_at() {

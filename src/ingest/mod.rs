@@ -244,6 +244,8 @@ impl<O: Origin> Core<O> {
         match error.remedy() {
             // A look costs little, and clients wait for somebody to take over.
             _ if error.is_waiting_for_others() => self.config.retry_interval,
+            // The next look says what is to be mended; if nothing is, the slot is made anew.
+            _ if error.is_undecodable(&self.config.wal.slot) => self.backoff.next(),
             Remedy::Retry => self.backoff.next(),
             Remedy::Operator | Remedy::Bug => self.config.operator_interval,
         }

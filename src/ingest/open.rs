@@ -36,13 +36,14 @@ impl<O: Origin> Core<O> {
         }
         let end = end.max(self.pen.log.durable());
         let found = self.usable_slot().await?;
-        let start = self.cut(decide(self.pen.log.epoch(), end, &self.notes, &found), &found).await?;
-        match self.origin.connect(start.at()).await {
-            Ok(source) => self.take_over(source, start).await,
-            Err(IngestError::Wal(WalError::Ahead { .. })) if start == Start::Continue(start.at()) => {
+        let start = decide(self.pen.log.epoch(), end, &self.notes, &found);
+        let (start, at) = self.cut(start, &found).await?;
+        match self.origin.connect(at).await {
+            Ok(source) => self.take_over(source, start, at).await,
+            Err(IngestError::Wal(WalError::Ahead { .. })) if !matches!(start, Start::Begin(..)) => {
                 let at = found.slot.confirmed_flush;
                 let source = self.origin.connect(at).await?;
-                self.take_over(source, Start::Begin(at, Why::ServerBehind)).await
+                self.take_over(source, Start::Begin(at, Why::ServerBehind), at).await
             }
             Err(error) => Err(error),
         }
@@ -137,24 +138,23 @@ impl<O: Origin> Core<O> {
         Ok(())
     }
 
-    /// The same start with the reason why a slot had to be made, and with the place where the log can be cut.
-    async fn cut(&mut self, start: Start, found: &Found) -> Result<Start, IngestError> {
-        let lost = |why| Start::Begin(found.slot.confirmed_flush, why);
+    /// The same start with the reason why a slot had to be made; and from where the stream is to be asked for.
+    async fn cut(&mut self, start: Start, found: &Found) -> Result<(Start, Lsn), IngestError> {
         Ok(match start {
             Start::Begin(at, Why::SlotLost | Why::LogLost) if found.slot.created => {
-                Start::Begin(at, self.renewed.unwrap_or(Why::SlotLost))
+                (Start::Begin(at, self.renewed.unwrap_or(Why::SlotLost)), at)
             }
             Start::Fork(limit) => match self.pen.blocking(move |writer| writer.last_at_or_before(limit)).await? {
-                Some(at) if at >= found.slot.confirmed_flush && at >= self.pen.log.floor() => Start::Fork(at),
-                _ => lost(Why::OtherTimeline),
+                Some(at) if at >= found.slot.confirmed_flush && at >= self.pen.log.floor() => (start, at),
+                _ => (Start::Begin(found.slot.confirmed_flush, Why::OtherTimeline), found.slot.confirmed_flush),
             },
-            start => start,
+            Start::Begin(at, _) | Start::Continue(at) => (start, at),
         })
     }
 
     /// The slot is ours now, so nobody else can move it. Whoever held it before may have, between our look and now: the
     /// server would then have skipped what lies between without a word.
-    async fn take_over(&mut self, source: O::Source, start: Start) -> Result<O::Source, IngestError> {
+    async fn take_over(&mut self, source: O::Source, start: Start, at: Lsn) -> Result<O::Source, IngestError> {
         let found = self.survey().await?;
         let (stream, timeline) = source.identity();
         if found.system_identifier != stream {
@@ -164,26 +164,45 @@ impl<O: Origin> Core<O> {
         match start {
             _ if found.timeline != timeline => return Err(IngestError::Moved),
             Start::Continue(_) if now == start => self.note(|notes| notes.meet(&found)).await?,
-            Start::Fork(at) if matches!(now, Start::Fork(limit) if at <= limit) && found.slot.confirmed_flush <= at => {
-                self.begin(at, Why::Promoted, &found, true).await?;
+            Start::Fork(limit) if now == start && found.slot.confirmed_flush <= at => {
+                self.begin(at, Why::Promoted, &found, Some(limit)).await?;
             }
-            Start::Begin(at, why) if found.slot.confirmed_flush <= at => self.begin(at, why, &found, false).await?,
+            Start::Begin(at, why) if found.slot.confirmed_flush <= at => self.begin(at, why, &found, None).await?,
             Start::Continue(_) | Start::Fork(_) | Start::Begin(..) => return Err(IngestError::Moved),
         }
         self.renewed = None;
         self.pen.log.set_written(found.written);
-        if let Some(false) = found.slot.failover.filter(|_| self.config.wal.failover) {
-            tracing::warn!(
-                slot = self.config.wal.slot,
-                "the slot is not copied to standbys although ROWCAST_SLOT_FAILOVER asks for it: it was made without. Stop the \
-                 relay, run sql/slot_drop_and_rebuild.sql, and start it again; clients are told of a gap"
-            );
-        }
+        self.warn_of_standbys(&found);
         Ok(source)
     }
 
-    /// Another history, within the old one if `fork`. The database learns of it first: if it can't, the old log is still there.
-    async fn begin(&mut self, at: Lsn, why: Why, found: &Found, fork: bool) -> Result<(), IngestError> {
+    /// What a person who asked for slots on standbys should know, once.
+    fn warn_of_standbys(&self, found: &Found) {
+        if !self.config.wal.failover || self.was_up {
+            return;
+        }
+        let slot = &self.config.wal.slot;
+        match found.slot.failover {
+            Some(false) => tracing::warn!(
+                slot,
+                "the slot is not copied to standbys although ROWCAST_SLOT_FAILOVER asks for it: it was made without. Stop the \
+                 relay, run sql/slot_drop_and_rebuild.sql, and start it again; clients are told of a gap"
+            ),
+            Some(true) if !found.waits_for_standbys => tracing::warn!(
+                slot,
+                "the slot is copied to standbys, but the relay may read changes before they have them: name their physical \
+                 slots in synchronized_standby_slots, or a standby that takes over takes back what it did not have"
+            ),
+            Some(true) => {}
+            None => tracing::warn!(
+                slot,
+                "ROWCAST_SLOT_FAILOVER needs PostgreSQL 17: here a standby that takes over has no slot, and clients are told of a gap"
+            ),
+        }
+    }
+
+    /// Another history, which shares the old one up to a limit if there is one. The database learns of it first: if it can't, the old log is still there.
+    async fn begin(&mut self, at: Lsn, why: Why, found: &Found, shared: Option<Lsn>) -> Result<(), IngestError> {
         let epoch = Epoch { system_identifier: found.system_identifier, incarnation: rand::random() };
         let token = new_token();
         let noted = token.clone();
@@ -195,15 +214,22 @@ impl<O: Origin> Core<O> {
         self.origin.record(epoch, &token).await?;
         let lost = self.pen.log.end();
         self.pen
-            .blocking(move |writer| if fork { writer.fork(epoch, at) } else { writer.begin_epoch(epoch, at) })
+            .blocking(move |writer| match shared {
+                Some(shared) => writer.fork(epoch, at, shared),
+                None => writer.begin_epoch(epoch, at),
+            })
             .await?;
         self.metrics.epochs.get_or_create(&[("reason", why.label())]).inc();
         match why {
             Why::NewSlot => tracing::info!(position = %at, reason = why.text(), "a new history begins"),
+            Why::Promoted if at == lost => {
+                tracing::info!(position = %at, reason = why.text(), "the history goes on, and nothing of it is lost");
+            }
             Why::Promoted => tracing::error!(
                 position = %at,
                 until = %lost,
                 reason = why.text(),
+                advice = why.advice(),
                 "the history goes on from an earlier position: what was read behind it never happened here, and clients who \
                  got it are told of a gap"
             ),

@@ -108,13 +108,15 @@ impl Postgres {
         let what = "cannot look at the server";
         // The name of a file of WAL begins with the timeline.
         let sql = "select system_identifier::text, current_setting('server_version_num')::int, \
-                   left(pg_walfile_name(pg_current_wal_lsn()), 8), pg_current_wal_flush_lsn()::text \
-                   from pg_catalog.pg_control_system()";
+                   left(pg_walfile_name(pg_current_wal_lsn()), 8), pg_current_wal_flush_lsn()::text, \
+                   coalesce(current_setting('synchronized_standby_slots', true), '') <> '' from pg_catalog.pg_control_system()";
         let row = client.query_one(sql, &[]).await.map_err(PgError::query(what))?;
-        let read = |row: &tokio_postgres::Row| -> Result<(String, i32, String, String), tokio_postgres::Error> {
-            Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+        let read = |row: &tokio_postgres::Row| -> Result<_, tokio_postgres::Error> {
+            let (identifier, version): (String, i32) = (row.try_get(0)?, row.try_get(1)?);
+            let (timeline, written): (String, String) = (row.try_get(2)?, row.try_get(3)?);
+            Ok((identifier, version, timeline, written, row.try_get(4)?))
         };
-        let (identifier, version, timeline, written) = read(&row).map_err(PgError::query(what))?;
+        let (identifier, version, timeline, written, waits_for_standbys) = read(&row).map_err(PgError::query(what))?;
         // Postgres prints it as a signed number; it is not one.
         let parsed = identifier.parse::<u64>().or_else(|_| identifier.parse::<i64>().map(i64::cast_unsigned));
         let system_identifier = parsed.map_err(|e| WalError::Protocol(format!("pg_control_system: {e}")))?;
@@ -128,7 +130,18 @@ impl Postgres {
         };
         let lineage = lineage(client, &wal.slot).await?;
         let parted = None;
-        Ok(Found { system_identifier, version, timeline, parted, written, slot, holder, publications, lineage })
+        Ok(Found {
+            system_identifier,
+            version,
+            timeline,
+            parted,
+            written,
+            waits_for_standbys,
+            slot,
+            holder,
+            publications,
+            lineage,
+        })
     }
 }
 

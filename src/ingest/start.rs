@@ -54,6 +54,8 @@ pub(super) struct Found {
     pub(super) parted: Option<Parted>,
     /// Up to where WAL was flushed.
     pub(super) written: Lsn,
+    /// Whether the server sends nothing to us that its standbys do not have (17 and up).
+    pub(super) waits_for_standbys: bool,
     pub(super) slot: SlotState,
     /// Who reads the slot.
     pub(super) holder: Option<Holder>,
@@ -85,7 +87,7 @@ pub(super) enum Why {
     Copy,
     /// The server is on a timeline that does not go on from the log's.
     OtherTimeline,
-    /// A standby was promoted that did not have all that the log has.
+    /// A standby was promoted; what it did not have is taken back.
     Promoted,
     /// The log ends before the slot does: it is an older copy, or part of it was lost.
     LogBehind,
@@ -128,7 +130,7 @@ impl Why {
             Why::OtherHistory => "the log folder and the slot do not belong together",
             Why::Copy => "the database is an older copy of the one that the log was read from",
             Why::OtherTimeline => "the server's timeline does not go on from the one that the log was read from",
-            Why::Promoted => "the server that was promoted did not have all that the one before had sent",
+            Why::Promoted => "another server was promoted",
             Why::LogBehind => "the log ends before the slot's position, so changes in between are lost",
             Why::ServerBehind => "the server has written less than the log holds: it was restored or replaced",
         }
@@ -168,19 +170,10 @@ impl Why {
 pub(super) enum Start {
     /// From the log's end.
     Continue(Lsn),
-    /// In another epoch that shares the log up to here, at most.
+    /// In another epoch that shares the log up to here.
     Fork(Lsn),
     /// Another epoch, from here.
     Begin(Lsn, Why),
-}
-
-impl Start {
-    /// From where the stream is asked for.
-    pub(super) fn at(self) -> Lsn {
-        match self {
-            Start::Continue(at) | Start::Fork(at) | Start::Begin(at, _) => at,
-        }
-    }
 }
 
 /// `end` is the log's durable end.
@@ -199,11 +192,14 @@ pub(super) fn decide(epoch: Option<Epoch>, end: Lsn, notes: &Notes, found: &Foun
     let Some(recorded) = recorded.filter(|recorded| recorded.is_of(epoch)) else {
         return begin(Why::OtherHistory);
     };
-    match found.parted {
+    let parted = match found.parted {
         Some(Parted::Unknown) => return begin(Why::OtherTimeline),
+        Some(Parted::At(limit)) => Some(limit),
+        None => None,
+    };
+    if let Some(limit) = parted.filter(|limit| *limit < end) {
         // The token may be one that never came through to this server.
-        Some(Parted::At(limit)) if limit < end => return Start::Fork(limit),
-        Some(Parted::At(_)) | None => {}
+        return Start::Fork(limit);
     }
     if !notes.expects(&recorded.token) {
         return begin(Why::Copy);
@@ -211,7 +207,9 @@ pub(super) fn decide(epoch: Option<Epoch>, end: Lsn, notes: &Notes, found: &Foun
     if end < found.slot.confirmed_flush {
         return begin(Why::LogBehind);
     }
-    Start::Continue(end)
+    // Of what came behind, clients may have got something that a crash took from the log; so it has another name, also where
+    // nothing is taken back.
+    parted.map_or(Start::Continue(end), Start::Fork)
 }
 
 #[cfg(test)]
@@ -264,7 +262,8 @@ mod tests {
             (&["t1", "t2"], None, Start::Continue(Lsn(20))),
             (&["t3"], None, begin(Why::Copy)),
             (&["t3", "t4"], None, begin(Why::Copy)),
-            (&["t2"], Some(Parted::At(Lsn(20))), Start::Continue(Lsn(20))),
+            (&["t2"], Some(Parted::At(Lsn(20))), Start::Fork(Lsn(20))),
+            (&["t2"], Some(Parted::At(Lsn(99))), Start::Fork(Lsn(99))),
             (&["t2"], Some(Parted::At(Lsn(19))), Start::Fork(Lsn(19))),
             (&["t3"], Some(Parted::At(Lsn(19))), Start::Fork(Lsn(19))),
             (&["t3"], Some(Parted::At(Lsn(20))), begin(Why::Copy)),

@@ -54,16 +54,18 @@ impl LogWriter {
         Ok(Some(cut))
     }
 
-    /// Goes on as `epoch` from `at`, a position given by [`LogWriter::last_at_or_before`]. Readers up to there notice nothing,
+    /// Goes on as `epoch` from `at`, a position given by [`LogWriter::last_at_or_before`]. Positions up to `shared`, which may lie
+    /// ahead, mean the same in both histories. Readers up to there notice nothing,
     /// those beyond get a [`super::Read::Gap`] back to it. Durable when it returns. Blocking.
-    pub fn fork(&mut self, epoch: Epoch, at: Lsn) -> Result<(), LogError> {
+    pub fn fork(&mut self, epoch: Epoch, at: Lsn, shared: Lsn) -> Result<(), LogError> {
         let Some(before) = self.epoch() else { return Err(LogError::NoEpoch) };
         let Some(cut) = self.cut(at)?.filter(|cut| cut.at == at) else {
             return Err(LogError::Unstorable("no record ends where the other history begins"));
         };
+        let until = shared.max(at);
         let shared = self.shared.clone();
         let held = shared.hold_sync();
-        self.change_notes(|notes| notes.fork(before, epoch, at))?;
+        self.change_notes(|notes| notes.fork(before, epoch, until))?;
         let segment = self.create_segment(epoch, at)?;
         let mut removed = Vec::new();
         shared.publish(|state| {

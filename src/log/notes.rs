@@ -61,9 +61,9 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    /// Whether `before` and `after` are one history up to `at`.
+    /// Whether `after` goes on from `before`, and from no later than `at`.
     pub(super) fn links(&self, before: Epoch, after: Epoch, at: Lsn) -> bool {
-        let link = |p: &Parent| p.of == before.into() && p.child == after.into() && p.until == at.0;
+        let link = |p: &Parent| p.of == before.into() && p.child == after.into() && at.0 <= p.until;
         self.parents.iter().any(link)
     }
 
@@ -83,7 +83,7 @@ impl Notes {
         None
     }
 
-    /// Notes that `child` goes on from `of` at `until`.
+    /// Notes that `child` goes on from `of`, with which it shares everything up to `until`.
     pub(super) fn fork(&mut self, of: Epoch, child: Epoch, until: Lsn) {
         if self.parents.last().is_some_and(|last| last.child != of.into()) {
             self.parents.clear();
@@ -195,7 +195,11 @@ mod tests {
         let shared = |of, tag: u128| notes.shared(epoch(of), epoch(tag).tag());
         assert_eq!((shared(3, 2), shared(3, 1), shared(3, 9)), (Some(Lsn(80)), Some(Lsn(80)), None));
         assert_eq!((shared(2, 1), shared(9, 2)), (None, None), "the last link is of another history");
-        assert!(notes.links(epoch(1), epoch(2), Lsn(100)) && !notes.links(epoch(1), epoch(3), Lsn(100)));
+        assert!(
+            notes.links(epoch(1), epoch(2), Lsn(100))
+                && !notes.links(epoch(1), epoch(3), Lsn(100))
+                && !notes.links(epoch(1), epoch(2), Lsn(101))
+        );
         notes.fork(epoch(7), epoch(8), Lsn(200));
         assert_eq!(notes.parents.len(), 1, "what is not an ancestor is forgotten");
     }

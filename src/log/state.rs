@@ -4,20 +4,21 @@
 //! [`Shared::hold_sync`], and none is tried after one failed: Linux reports a failed write-back once, to one caller, and
 //! marks the pages clean, so a second fsync would return Ok for bytes that never reached the disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::files::{Files, LogFile};
 use super::notes::Notes;
 use super::relations::Interner;
 use super::segment::Header;
 use super::tail::Tail;
+use super::times::Times;
 use super::{Epoch, LogConfig, LogError};
-use crate::change::{Lsn, Timestamp, Transaction};
+use crate::change::{Lsn, Transaction};
 use crate::clock::Clock;
 use crate::metrics::Metrics;
 
@@ -76,8 +77,9 @@ pub(super) struct Shared {
     pub(super) changed: Notify,
     sync_lock: Mutex<()>,
     state: Mutex<State>,
-    /// The newest commit time in closed segments, as far as somebody looked: nothing in them is newer.
-    newest: Mutex<BTreeMap<u64, Timestamp>>,
+    times: Mutex<Times>,
+    /// Who searches for a time, so that those who wait take no thread.
+    pub(super) searching: Semaphore,
 }
 
 impl Shared {
@@ -90,8 +92,8 @@ impl Shared {
         state: State,
     ) -> Arc<Shared> {
         let (changed, sync_lock, state) = (Notify::new(), Mutex::new(()), Mutex::new(state));
-        let newest = Mutex::default();
-        let shared = Shared { config, files, clock, metrics, interner, changed, sync_lock, state, newest };
+        let (times, searching) = (Mutex::default(), Semaphore::new(1));
+        let shared = Shared { config, files, clock, metrics, interner, changed, sync_lock, state, times, searching };
         shared.measure(&shared.state());
         Arc::new(shared)
     }
@@ -101,12 +103,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Without those of segments that are gone.
-    pub(super) fn newest(&self) -> MutexGuard<'_, BTreeMap<u64, Timestamp>> {
-        let oldest = self.state().segments.front().map_or(0, |segment| segment.header.sequence);
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        newest.retain(|sequence, _| *sequence >= oldest);
-        newest
+    /// One search at a time: they read the same.
+    pub(super) fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn path(&self, sequence: u64) -> PathBuf {

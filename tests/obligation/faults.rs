@@ -149,8 +149,12 @@ pub(super) async fn strike(world: &mut World, kinds: &[Fault], dice: &mut StdRng
             _ => held(&[fault]),
         };
         if !clashes {
+            let begun = Instant::now();
             begin(world, fault, dice, &mut lasting).await;
             world.tally.count(fault);
+            if super::number("ROWCAST_OBLIGATION_LOG").is_some() {
+                println!("  {fault:?} took {:.1?}", begun.elapsed());
+            }
         }
         tokio::time::sleep(Duration::from_millis(dice.random_range(50..900))).await;
         let now = Instant::now();

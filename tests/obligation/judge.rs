@@ -9,7 +9,7 @@
 //!
 //! Besides: in the order of commits; by cursor, each once; with a device, again only after another join.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use rowcast::change::Lsn;
@@ -44,6 +44,8 @@ pub(super) struct Verdict {
     /// Rows that a gap notice stands for.
     pub(super) covered: usize,
     pub(super) violations: Vec<String>,
+    /// Of the gaps, how often each.
+    pub(super) reasons: BTreeMap<String, usize>,
     /// What was said and not asked for, by its text, as often as it was.
     pub(super) told: HashMap<String, usize>,
 }
@@ -61,6 +63,9 @@ impl Verdict {
         self.gaps += other.gaps;
         self.covered += other.covered;
         self.violations.extend(other.violations);
+        for (text, times) in other.reasons {
+            *self.reasons.entry(text).or_default() += times;
+        }
         for (text, times) in other.told {
             *self.told.entry(text).or_default() += times;
         }
@@ -226,6 +231,7 @@ impl<'a> Judge<'a> {
                 Seen::Mark(_) => {}
                 Seen::Gap(from, to, reason) => {
                     self.verdict.gaps += 1;
+                    *self.verdict.reasons.entry(reason.clone()).or_default() += 1;
                     let from = self.place_of(from.as_ref()).unwrap_or(Lsn::ZERO);
                     let to = self.place_of(to.as_ref()).unwrap_or(Lsn::ZERO);
                     // Of a part of a transaction, both ends are in the same one.
@@ -250,7 +256,7 @@ impl<'a> Judge<'a> {
     }
 
     fn explain(&mut self, record: &Record, at: Instant, reason: &str, from: Lsn, to: Lsn) {
-        let is_undecided = reason == "undecided" || reason.starts_with("Gap: ");
+        let is_undecided = reason.starts_with("undecided: ") || reason.starts_with("Gap: ");
         let hindered = |(time, fault): &(Instant, Fault)| {
             fault.hinders_questions() && *time <= at + HINDERED && at <= *time + HINDERED
         };

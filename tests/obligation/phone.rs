@@ -297,7 +297,8 @@ impl Phone {
         let cursor = |value: &Value| value.as_str().map(str::to_owned);
         let gap = &payload["gap"];
         if gap.is_object() {
-            let reason = gap["reason"].as_str().unwrap_or_default().to_owned();
+            let message = payload["message"].as_str().unwrap_or_default();
+            let reason = format!("{}: {message}", gap["reason"].as_str().unwrap_or_default());
             let (from, to) = (cursor(&gap["from"]), cursor(&gap["to"]));
             if to.is_some() {
                 self.cursor.clone_from(&to);

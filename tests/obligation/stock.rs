@@ -100,7 +100,8 @@ impl Client {
         let gap = &payload["gap"];
         let cursor = |value: &Value| value.as_str().map(str::to_owned);
         if gap.is_object() {
-            let reason = gap["reason"].as_str().unwrap_or_default().to_owned();
+            let message = payload["message"].as_str().unwrap_or_default();
+            let reason = format!("{}: {message}", gap["reason"].as_str().unwrap_or_default());
             self.record.note(Seen::Gap(cursor(&gap["from"]), cursor(&gap["to"]), reason));
         } else if payload["status"] == "ok" {
             if payload["message"] == "Subscribed to PostgreSQL" {

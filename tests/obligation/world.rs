@@ -109,7 +109,7 @@ impl Machine {
         match self {
             Machine::Binary(relay) => {
                 let status = relay.stop().await;
-                assert!(status.success(), "{status}: {}", relay.log());
+                assert!(status.success(), "{status}: {}", self.log_tail());
             }
             Machine::Process(relay) => {
                 relay.running.take().expect("it runs").drain().await;
@@ -161,11 +161,11 @@ impl Machine {
         path.exists().then(|| CursorKey::load_or_create(&path).expect("a key"))
     }
 
-    /// The end of its log, for a message.
+    /// The last things that it complained of, for a message.
     pub(super) fn log_tail(&self) -> String {
         let Machine::Binary(relay) = self else { return String::new() };
         let log = relay.log();
-        let lines: Vec<&str> = log.lines().collect();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 }

@@ -55,7 +55,8 @@ impl<'a> Scribe<'a> {
                 .map(|_| if is_right(&mut self.inner) { self.inner.right() } else { self.inner.row() })
                 .collect::<String>();
             self.run(&sql).await;
-            self.pause(self.pace).await;
+            // Rights that change all the time leave little that is surely owed.
+            self.pause(6 * self.pace).await;
         }
     }
 
@@ -76,7 +77,7 @@ impl<'a> Scribe<'a> {
             for (statement, message) in [(close, "closed"), (open, "opened")] {
                 let sql = format!("{statement}; select pg_logical_emit_message(true, 'test.{message}', '{table}');");
                 self.surely(&sql).await;
-                self.pause(1500).await;
+                self.pause(4000).await;
             }
         }
     }

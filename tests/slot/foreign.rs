@@ -5,7 +5,7 @@ use super::*;
 async fn refused_at_start(pg: &TestPg, says: &[&str]) {
     let mut relay = RelayProcess::new(pg);
     relay.spawn();
-    assert_eq!(relay.ended().await, Some(1), "{}", relay.log());
+    assert_eq!(relay.end_by_itself().await, Some(1), "{}", relay.log());
     for text in says {
         assert!(relay.log().contains(text), "{text}: {}", relay.log());
     }

@@ -53,7 +53,8 @@ async fn a_slot_is_made_for_standbys_where_the_server_can_and_one_that_is_not_is
     relay.set("ROWCAST_SLOT_FAILOVER", "true");
     relay.start_again().await;
     if pg.major() < 17 {
-        // The setting asks for what this server can't do, which is no reason not to work.
+        // What this server can't do is no reason not to work.
+        relay.logged("ROWCAST_SLOT_FAILOVER needs PostgreSQL 17").await;
         return;
     }
     relay.logged("the slot is not copied to standbys although ROWCAST_SLOT_FAILOVER asks for it").await;
@@ -61,4 +62,5 @@ async fn a_slot_is_made_for_standbys_where_the_server_can_and_one_that_is_not_is
     pg.exec("select pg_drop_replication_slot('rowcast')").await;
     relay.start_again().await;
     until(&pg, "select failover from pg_replication_slots where slot_name = 'rowcast'").await;
+    relay.logged("name their physical slots in synchronized_standby_slots").await;
 }

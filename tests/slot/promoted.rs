@@ -17,10 +17,11 @@ async fn standby(primary: &mut TestPg) -> TestPg {
     let mut standby = primary
         .copy(|options| {
             options.port = port;
-            let upstream = format!("host=127.0.0.1 port={upstream} user=postgres");
-            options.settings.push(("primary_conninfo".into(), upstream));
         })
         .await;
+    // Not on the command line, where nobody could change it.
+    let conninfo = format!("primary_conninfo = 'host=127.0.0.1 port={upstream} user=postgres'\n");
+    standby.write_file("postgresql.auto.conf", &conninfo);
     standby.write_file("standby.signal", "");
     primary.start_again().await;
     standby.start_again().await;
@@ -75,18 +76,22 @@ async fn a_standby_that_had_everything_goes_on_with_the_same_history_and_nothing
     let mut primary = with_slot(folder.path()).await;
     let standby = standby(&mut primary).await;
     let relay = relay_at(&primary, &url_of(&primary, &standby), folder.path()).await;
-    let epoch = relay.log().epoch().expect("an epoch");
+    let before = relay.log().epoch().expect("an epoch").tag();
     let mut phone = watcher(&relay.base()).await;
     mark(&primary, "before").await;
     next_mark(&mut phone, "before").await;
+    let common = relay.log().end();
     has_replayed(&standby, position(&primary).await).await;
     primary.kill().await;
     promote(&standby).await;
     mark(&standby, "after").await;
     next_mark(&mut phone, "after").await;
     phone.heartbeat().await;
-    assert_eq!(relay.log().epoch(), Some(epoch), "the history goes on");
-    assert_eq!(relay.metric("rowcast_epochs_total", "").await, 0.0);
+    let frames = phone.frames_of("room");
+    assert!(frames.is_empty(), "nobody is told of anything: {frames:#?}");
+    assert!(relay.log().shares(before, common) && !relay.log().shares(before, relay.log().end()));
+    assert_eq!(relay.metric("rowcast_epochs_total", "reason=\"promoted\"").await, 1.0);
+    assert_eq!(relay.metric("rowcast_epochs_total", "").await, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,6 +155,59 @@ async fn a_standby_without_the_slot_begins_a_new_history() {
     mark(&standby, "after").await;
     next_mark(&mut phone, "after").await;
     assert_eq!(relay.metric("rowcast_epochs_total", "reason=\"slot_lost\"").await, 1.0);
+}
+
+/// The server's own copies of slots, from version 17 on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_the_server_copies_to_its_standby_survives_the_promotion() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut primary = with_marks().await;
+    if primary.major() < 17 {
+        return;
+    }
+    primary.exec("select pg_create_physical_replication_slot('standby')").await;
+    let standby = standby(&mut primary).await;
+    for setting in [
+        &format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres dbname=postgres'", primary.port()),
+        "primary_slot_name = 'standby'",
+        "hot_standby_feedback = on",
+        "sync_replication_slots = on",
+    ] {
+        standby.exec(&format!("alter system set {setting}")).await;
+    }
+    standby.exec("select pg_reload_conf()").await;
+    primary.exec("alter system set synchronized_standby_slots = 'standby'").await;
+    primary.exec("select pg_reload_conf()").await;
+    until(&primary, "select active from pg_replication_slots where slot_name = 'standby'").await;
+    let relay = Relay::with(&primary, Clock::system(), |config| {
+        *config = Config::new(&url_of(&primary, &standby), token::SECRET, folder.path()).expect("a configuration");
+        config.admin = Some(([127, 0, 0, 1], 0).into());
+        config.ingest.wal.failover = true;
+    })
+    .await;
+    let mut phone = watcher(&relay.base()).await;
+    mark(&primary, "before").await;
+    next_mark(&mut phone, "before").await;
+    // A copy is good once the standby has caught up with it.
+    let copied =
+        "select exists (select from pg_replication_slots where slot_name = 'rowcast' and synced and not temporary)";
+    let deadline = Instant::now() + 3 * PATIENCE;
+    let client = standby.client().await;
+    while !client.query_one(copied, &[]).await.expect("a row").get::<_, bool>(0) {
+        assert!(Instant::now() < deadline, "the slot is not copied");
+        mark(&primary, "moving").await;
+        pause().await;
+    }
+    mark(&primary, "last").await;
+    phone.changes_before("last").await;
+    has_replayed(&standby, position(&primary).await).await;
+    primary.kill().await;
+    promote(&standby).await;
+    mark(&standby, "after").await;
+    next_mark(&mut phone, "after").await;
+    phone.heartbeat().await;
+    let frames = phone.frames_of("room");
+    assert!(frames.is_empty(), "nobody is told of anything: {frames:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

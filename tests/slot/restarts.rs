@@ -40,7 +40,7 @@ async fn a_fast_shutdown_with_the_relay_attached_does_not_hang_and_ends_with_eve
     relay.readiness(200).await;
     let mut phone = watcher(&relay.base()).await;
     mark(&pg, "after").await;
-    next_mark(&mut phone, "after").await;
+    phone.changes_before("after").await;
     assert!(!relay.log().contains("a new history begins: what"), "{}", relay.log());
 }
 

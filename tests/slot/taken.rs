@@ -56,7 +56,7 @@ async fn a_second_relay_on_the_same_folder_is_refused_by_the_folder() {
     let mut second = RelayProcess::new(&pg);
     second.set("ROWCAST_DATA_DIR", relay.data_dir().to_str().expect("text"));
     second.spawn();
-    assert_eq!(second.ended().await, Some(1), "{}", second.log());
+    assert_eq!(second.end_by_itself().await, Some(1), "{}", second.log());
     let text = format!("is in use by process {}", relay.pid());
     assert!(second.log().contains(&text), "{}", second.log());
 }

@@ -107,6 +107,16 @@ impl Relay {
         text.lines().filter_map(value).sum()
     }
 
+    /// From where on the log can be read.
+    pub(crate) fn floor(&self) -> rowcast::change::Lsn {
+        self.running.log().floor()
+    }
+
+    /// Up to where.
+    pub(crate) fn end(&self) -> rowcast::change::Lsn {
+        self.running.log().end()
+    }
+
     /// Says goodbye to all and ends, in order.
     pub(crate) async fn drain(self) {
         let drained = self.running.drain().await;
@@ -274,7 +284,7 @@ impl RelayProcess {
     }
 
     /// Waits until it has ended by itself; with which code.
-    pub(crate) async fn ended(&mut self) -> Option<i32> {
+    pub(crate) async fn end_by_itself(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         let child = self.child.as_mut().expect("it was started");
         loop {

@@ -65,6 +65,30 @@ impl SdkPhone {
         SdkPhone::connect_trusting(stock, base, token, None)
     }
 
+    /// The same; the application names its device as its client lets it.
+    #[track_caller]
+    pub(crate) fn connect_device(
+        stock: Stock,
+        base: &str,
+        token: &str,
+        device: &str,
+    ) -> impl Future<Output = SdkPhone> + use<> {
+        let at = Location::caller();
+        let command = match stock {
+            // It makes its URL of the base alone.
+            Stock::Python => json!({ "do": "connect", "url": format!("{base}/device/{device}"), "token": token }),
+            Stock::JavaScript | Stock::JavaScriptV1 => {
+                json!({ "do": "connect", "url": base, "token": token, "params": { "device": device } })
+            }
+        };
+        async move {
+            let mut phone = SdkPhone::start(stock, None);
+            phone.wait("the client's start", at, |event| event["event"] == "ready").await;
+            phone.tell(&command);
+            phone
+        }
+    }
+
     /// The same; this authority, a PEM file, is trusted with `wss://`.
     #[track_caller]
     pub(crate) fn connect_trusting(

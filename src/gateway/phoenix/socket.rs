@@ -31,7 +31,7 @@ use tracing::{debug, warn};
 
 use super::codec::{self, Decoded};
 use super::receipts::{Due, Mark, Receipts};
-use super::session::{Effect, Now, Session, Visitor};
+use super::session::{Effect, Now, Session, Visitor, begin};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::storm::OwnTurns;
@@ -369,6 +369,9 @@ impl Connection {
     fn tick(&mut self) {
         let effects = self.session.tick(self.now());
         self.carry_out(effects);
+        let ports = &self.ports;
+        let effects = self.session.freshen(Instant::now(), |id| ports.get(&id)?.port.reached());
+        self.carry_out(effects);
         if let Some((_, reason)) = self.leaves.filter(|(at, _)| *at <= Instant::now()) {
             return self.close(reason);
         }
@@ -486,13 +489,14 @@ impl Connection {
                         if let Some(reached) = before.port.reached().filter(|_| go_on) {
                             entries.iter_mut().for_each(|entry| entry.start = later(entry.start, reached));
                         }
-                        if again && before.port.place.had_snapshot() {
+                        if go_on && before.port.place.had_snapshot() {
                             entries.iter_mut().for_each(|entry| entry.snapshot = None);
                             port.place.end_snapshot();
                         }
                     }
-                    let hub = self.shared.hub.clone();
+                    let (hub, log) = (self.shared.hub.clone(), self.shared.log.clone());
                     let asking = async move {
+                        let entries = begin::places(&log, entries).await;
                         if again {
                             hub.leave(id).await;
                         }

@@ -27,6 +27,7 @@ use crate::hub::{Activated, ChannelId, Command, HubHandle, Port, Subscribed};
 use crate::metrics::Metrics;
 use crate::task::{self, Connections, Drain};
 
+mod devices;
 mod http;
 mod keys;
 mod socket;
@@ -77,6 +78,7 @@ struct Relay {
     connections: Connections,
     ready: watch::Sender<bool>,
     asked: Arc<Asked>,
+    frontiers: Arc<crate::resume::Frontiers>,
 }
 
 fn quick() -> GatewayConfig {
@@ -92,6 +94,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
     let (ready, ready_seen) = watch::channel(false);
     let (clock, drain, connections) = (Clock::system(), Drain::new(), Connections::default());
     let metrics = Arc::new(Metrics::new());
+    let frontiers = crate::resume::Frontiers::in_memory(Default::default(), metrics.clone());
     let deps = Deps {
         hub: HubHandle::new(commands),
         verifier,
@@ -100,7 +103,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
         journal: crate::journal::Journal::off(),
         log: crate::log::testing::in_memory().unwrap().log,
         cursor_key: Arc::new(crate::resume::CursorKey::new([1; 32])),
-        frontiers: crate::resume::Frontiers::in_memory(Default::default(), Arc::new(Metrics::new())),
+        frontiers: frontiers.clone(),
         drain: drain.clone(),
         gate: task::Gate::always(),
         connections: connections.clone(),
@@ -118,7 +121,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
     let bound = Gateway::new(config, deps).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let addr = bound.local_addr();
     drop(task::spawn("gateway", bound.serve()));
-    Relay { addr, clock, drain, metrics, connections, ready, asked }
+    Relay { addr, clock, drain, metrics, connections, ready, asked, frontiers }
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {

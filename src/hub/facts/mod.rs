@@ -40,7 +40,7 @@ use crate::error::{Fault as _, Remedy};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::policy::facts::{self, FactState, Facts, LoadError, LoadLimits, PublishError, Refusal, fitness};
-use crate::policy::rule::FactSource;
+use crate::policy::rule::{FactSource, Rule};
 use crate::policy::{self, Options};
 
 /// Loads at once.
@@ -117,6 +117,7 @@ pub(super) struct Keeper {
     uses: AHashSet<Use>,
     /// What each plan looks into, by the catalog of `compiled_by`.
     sources: AHashMap<Use, Arc<[FactSource]>>,
+    rules: AHashMap<Use, Arc<Rule>>,
     compiled_by: Option<Arc<Catalog>>,
     entries: BTreeMap<u32, Entry>,
     work: JoinSet<Done>,
@@ -152,6 +153,7 @@ impl Keeper {
             loads: Arc::new(Semaphore::new(LOADS)),
             uses: AHashSet::new(),
             sources: AHashMap::new(),
+            rules: AHashMap::new(),
             compiled_by: None,
             entries: BTreeMap::new(),
             work: JoinSet::new(),
@@ -306,6 +308,7 @@ impl Keeper {
     fn compile(&mut self, catalog: &Arc<Catalog>) {
         if !self.compiled_by.as_ref().is_some_and(|known| Arc::ptr_eq(known, catalog)) {
             self.sources.clear();
+            self.rules.clear();
             self.compiled_by = Some(catalog.clone());
         }
     }
@@ -320,9 +323,12 @@ impl Keeper {
         #[cfg(test)]
         let also: Vec<FactSource> =
             self.also.iter().filter(|(of, _)| *of == wanted).map(|(_, source)| source.clone()).collect();
-        let compiled = self.sources.entry(wanted);
-        let sources = compiled.or_insert_with_key(|(table, role)| {
+        let Keeper { sources, rules, .. } = self;
+        let compiled = sources.entry(wanted);
+        let sources = compiled.or_insert_with_key(|wanted| {
+            let (table, role) = wanted;
             let plan = policy::compile(catalog, *table, role, options);
+            rules.extend(plan.rule().map(|rule| (wanted.clone(), rule.clone())));
             #[cfg(test)]
             return plan.sources().iter().cloned().chain(also).collect();
             #[cfg(not(test))]
@@ -464,9 +470,12 @@ impl Keeper {
         facts.record(layout.clone());
         let limits =
             LoadLimits { bytes: self.config.memory.saturating_sub(facts.bytes()), deadline: self.config.load_deadline };
-        let load = Load { pool, layout, limits, name: entry.name.clone(), loads: self.loads.clone() };
+        let (name, loads, lookups) = (entry.name.clone(), self.loads.clone(), self.lookups(catalog, &layout));
+        let load = Load { pool, layout, limits, lookups, name, loads };
         let task = self.work.spawn(async move { done(load.run().await) });
-        entry.go(Step::Loading(ticket, task));
+        if let Some(entry) = self.entries.get_mut(&oid) {
+            entry.go(Step::Loading(ticket, task));
+        }
     }
 
     /// Puts a task's result into force.

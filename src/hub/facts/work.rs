@@ -1,14 +1,17 @@
 //! What is done about fact tables beside the hub.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::catalog::Snapshot;
+use super::Keeper;
+use crate::catalog::{Catalog, Snapshot};
 use crate::pg::Pool;
-use crate::policy::facts::{self, FactTable, Layout, LoadError, LoadLimits, PublishError};
+use crate::policy::facts::{self, FactTable, Layout, LoadError, LoadLimits, Lookups, PublishError};
+use crate::policy::rule::Rule;
 
 /// For all writers that were at work when a load began.
 const WRITERS_DEADLINE: Duration = Duration::from_secs(600);
@@ -36,6 +39,7 @@ pub(super) struct Load {
     pub(super) pool: Pool,
     pub(super) layout: Arc<Layout>,
     pub(super) limits: LoadLimits,
+    pub(super) lookups: Lookups,
     pub(super) name: Arc<str>,
     pub(super) loads: Arc<Semaphore>,
 }
@@ -62,6 +66,29 @@ impl Load {
         }
         // Never closed; and whoever waits for Postgres's rows has a deadline.
         let _permit = self.loads.acquire().await;
-        Outcome::Loaded(Box::new(facts::load(&self.pool, &self.layout, &self.limits).await))
+        let mut loaded = facts::load(&self.pool, &self.layout, &self.limits).await;
+        if let Ok((table, _)) = &mut loaded {
+            table.prepare(&self.lookups);
+            if table.bytes() > self.limits.bytes {
+                loaded = Err(LoadError::TooLarge { limit: self.limits.bytes });
+            }
+        }
+        Outcome::Loaded(Box::new(loaded))
+    }
+}
+
+impl Keeper {
+    /// What the rules in use look up in a table of this layout.
+    pub(super) fn lookups(&self, catalog: &Catalog, layout: &Arc<Layout>) -> Lookups {
+        let looks = |rule: &&Arc<Rule>| rule.sources.iter().any(|source| source.table_oid == layout.table_oid);
+        let rules: Vec<Arc<Rule>> = self.rules.values().filter(looks).cloned().collect();
+        let others = rules.iter().flat_map(|rule| &rule.sources).map(|source| source.table_oid);
+        let others: BTreeSet<u32> = others.filter(|oid| *oid != layout.table_oid).collect();
+        let of = |oid: &u32| {
+            let (table, entry) = (catalog.table(*oid)?, self.entries.get(oid)?);
+            Layout::of(table, catalog.types(), &entry.columns).ok().map(Arc::new)
+        };
+        let layouts: Vec<Arc<Layout>> = [layout.clone()].into_iter().chain(others.iter().filter_map(of)).collect();
+        Lookups::of(&layouts, &rules)
     }
 }

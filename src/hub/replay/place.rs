@@ -47,8 +47,8 @@ impl Hub {
     pub(in crate::hub) fn begin_at(
         &self,
         entries: &[Entry],
-        snapped: Option<Position>,
         moments: &Moments,
+        snapped: Option<Position>,
     ) -> (Froms, SmallVec<[Missing; 1]>) {
         let mut missing: SmallVec<[Missing; 1]> = SmallVec::new();
         let mut miss = |gap: Missing| {

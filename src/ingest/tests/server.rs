@@ -185,6 +185,7 @@ impl Origin for Server {
             timeline: inner.timeline.max(1),
             parted: None,
             written: Lsn(inner.written),
+            waits_for_standbys: false,
             slot,
             holder: inner.holder.clone().or_else(|| inner.holder_when_connected.clone().filter(|_| inner.connected)),
             publications: [("p".to_owned(), inner.publication)].into(),

@@ -27,7 +27,7 @@ fn what_lies_before_the_fork_stays_and_what_lies_behind_is_told_as_a_gap() {
         assert_eq!(ids(&runtime.block_on(rest(&mut late)).expect("read")).len(), 9);
         assert_eq!(writer.last_at_or_before(Lsn(55)).expect("a place"), Some(Lsn(50)));
         assert_eq!(writer.last_at_or_before(Lsn(500)).expect("a place"), Some(Lsn(90)));
-        writer.fork(epoch(2), Lsn(50)).expect("forked");
+        writer.fork(epoch(2), Lsn(50), Lsn(50)).expect("forked");
         assert_eq!((log.end(), log.durable(), log.epoch()), (Lsn(50), Lsn(50), Some(epoch(2))));
         writer.append(&insert(52, b"new")).expect("appended");
         writer.append(&insert(95, b"new")).expect("appended");
@@ -50,7 +50,9 @@ fn what_lies_before_the_fork_stays_and_what_lies_behind_is_told_as_a_gap() {
         let Opened { log, mut writer } = bench.open();
         check(&log);
         // And once more, within what was appended since.
-        writer.fork(epoch(3), writer.last_at_or_before(Lsn(60)).expect("a place").expect("one")).expect("forked");
+        writer
+            .fork(epoch(3), writer.last_at_or_before(Lsn(60)).expect("a place").expect("one"), Lsn(60))
+            .expect("forked");
         assert_eq!(ends(&all(&log)), [10, 20, 30, 40, 50, 52]);
         assert!(log.shares(epoch(1).tag(), Lsn(50)) && !log.shares(epoch(2).tag(), Lsn(95)));
         writer.begin_epoch(epoch(4), Lsn(200)).expect("begun");
@@ -63,11 +65,11 @@ fn a_fork_at_a_segments_base_and_before_the_log_and_at_its_end() {
     let bench = Bench::new(500, 0);
     let Opened { log, mut writer } = filled(&bench);
     let bases: Vec<Lsn> = writer.shared.state().segments.iter().map(|s| s.header.base).collect();
-    writer.fork(epoch(2), bases[2]).expect("forked");
+    writer.fork(epoch(2), bases[2], bases[2]).expect("forked");
     assert_eq!((log.end(), ends(&all(&log)).last().copied()), (bases[2], Some(bases[2].0)));
-    writer.fork(epoch(3), log.end()).expect("nothing is taken back");
-    assert!(log.shares(epoch(1).tag(), bases[2]) && log.shares(epoch(2).tag(), bases[2]));
-    writer.fork(epoch(4), Lsn(0)).expect("everything is taken back");
+    writer.fork(epoch(3), log.end(), Lsn(1000)).expect("nothing is taken back");
+    assert!(log.shares(epoch(1).tag(), bases[2]) && log.shares(epoch(2).tag(), Lsn(1000)), "what is yet to come here");
+    writer.fork(epoch(4), Lsn(0), Lsn(0)).expect("everything is taken back");
     assert_eq!((log.floor(), log.end(), ends(&all(&log))), (Lsn(0), Lsn(0), Vec::new()));
     writer.append(&insert(7, b"new")).expect("appended");
     assert_eq!(ends(&all(&log)), [7]);
@@ -77,7 +79,7 @@ fn a_fork_at_a_segments_base_and_before_the_log_and_at_its_end() {
     let mut writer = opened.writer;
     writer.begin_epoch(epoch(5), Lsn(100)).expect("begun");
     assert_eq!(writer.last_at_or_before(Lsn(99)).expect("asked"), None);
-    assert!(writer.fork(epoch(6), Lsn(50)).is_err());
+    assert!(writer.fork(epoch(6), Lsn(50), Lsn(50)).is_err());
 }
 
 /// A crash at any write of a fork leaves the old history (or a part of it that the database's own record will not match) or the
@@ -89,7 +91,7 @@ fn a_fork_that_is_interrupted_anywhere_leaves_a_log_that_opens() {
         let bench = Bench::new(500, 0);
         let Opened { log, mut writer } = filled(&bench);
         bench.disk.halt_after(Some(halted));
-        let _ = writer.fork(epoch(2), Lsn(50));
+        let _ = writer.fork(epoch(2), Lsn(50), Lsn(50));
         drop((writer, log));
         bench.disk.crash(super::super::testing::Torn::Lost);
         bench.disk.halt_after(None);

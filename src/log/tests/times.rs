@@ -52,19 +52,37 @@ fn a_time_before_all_that_is_kept_leads_below_the_floor() {
     let floor = opened.log.floor().0;
     assert!(floor > 10, "{floor}");
     let first = 100 * (floor as i64 / 10 + 1);
+    assert_eq!(place(&opened.log, first - 50), floor, "what is gone was read before");
+    assert_eq!(place(&opened.log, first - 100), floor - 1);
+    assert_eq!(place(&opened.log, first + 1), floor + 10);
+    drop(opened);
+    let opened = bench.open();
     assert_eq!(place(&opened.log, first), floor - 1, "what was before is not known");
-    assert_eq!(place(&opened.log, first - 50), floor - 1);
     assert_eq!(place(&opened.log, first + 1), floor + 10);
 }
 
 #[test]
 fn a_log_that_was_quiet_for_long_knows_that_nothing_was_missed() {
-    let mut opened = Bench::new(300, 0).begin();
+    let mut opened = Bench::new(300, 0).open();
+    opened.writer.begin_epoch(epoch(1), Lsn(5)).expect("begin");
     let now = Clock::system().unix_millis() * 1000 - Timestamp::UNIX_OFFSET_MICROS;
     append(&mut opened.writer, &[(10, now + 7_300_000_000), (20, now + 7_400_000_000)]);
     // The log began two hours before.
-    assert_eq!(place(&opened.log, now + 7_200_000_000), 0);
+    assert_eq!(place(&opened.log, now + 7_200_000_000), 5);
+    assert_eq!(place(&opened.log, now), 4, "the clocks may differ");
     assert_eq!(place(&opened.log, now + 7_300_000_001), 10);
+}
+
+#[test]
+fn the_bytes_after_a_position_are_known_about() {
+    for segment_bytes in [300, 1 << 20] {
+        let mut opened = Bench::new(segment_bytes, 0).begin();
+        assert_eq!(opened.log.bytes_since(Lsn(0)), 0);
+        append(&mut opened.writer, &(1..=20).map(|i| (10 * i, 0)).collect::<Vec<_>>());
+        let (all, since) = (opened.log.bytes(), |lsn| opened.log.bytes_since(Lsn(lsn)));
+        assert_eq!((since(0), since(200), since(300)), (all, 0, 0));
+        assert!(since(100) > all / 3 && since(100) < all * 2 / 3, "{} of {all}", since(100));
+    }
 }
 
 #[test]
@@ -91,11 +109,14 @@ proptest! {
     ) {
         let mut opened = Bench::new(segment_bytes, 0).begin();
         let transactions: Vec<(u64, i64)> = times.iter().enumerate().map(|(i, time)| (10 * (i as u64 + 1), *time)).collect();
-        append(&mut opened.writer, &transactions);
-        for _ in 0..2 {
+        // What was read before is not read again.
+        for some in transactions.chunks(7) {
+            append(&mut opened.writer, some);
+            let end = some.last().map_or(0, |(end, _)| *end);
+            let there: Vec<_> = transactions.iter().filter(|(at, _)| *at <= end).collect();
             let found = place(&opened.log, time);
-            prop_assert!(transactions.iter().filter(|(end, _)| *end <= found).all(|(_, at)| *at < time));
-            let next = transactions.iter().find(|(end, _)| *end > found);
+            prop_assert!(there.iter().filter(|(end, _)| *end <= found).all(|(_, at)| *at < time));
+            let next = there.iter().find(|(end, _)| *end > found);
             prop_assert!(next.is_none_or(|(_, at)| *at >= time));
         }
     }

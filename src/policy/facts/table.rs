@@ -26,8 +26,8 @@ pub(super) const UNKNOWN_LEAF: u16 = u16::MAX;
 
 /// How many versions have a value in a column that a conversion would refuse.
 pub(super) struct Watch {
-    column: u16,
-    conversion: Conversion,
+    pub(super) column: u16,
+    pub(super) conversion: Conversion,
     refused: u64,
 }
 
@@ -47,8 +47,8 @@ pub(in crate::policy) struct Store {
     /// Some row's partition is not known, or may not be what is written here.
     leaves_unsure: bool,
     /// The first is over the columns that identify a row.
-    indexes: [OnceLock<Index>; MOST_INDEXES],
-    watches: [OnceLock<Watch>; MOST_WATCHES],
+    pub(super) indexes: [OnceLock<Index>; MOST_INDEXES],
+    pub(super) watches: [OnceLock<Watch>; MOST_WATCHES],
 }
 
 impl Store {

@@ -27,8 +27,11 @@ use crate::policy::facts::{
 use crate::policy::rule::Claimed;
 use crate::policy::term::Fault;
 
-/// Rows of facts that one verdict may look at. What no index answers is Postgres's work, not the hub's.
+/// Rows of facts that the verdicts of one row may look at, all together, beside those in [`ROWS_EACH`]. What no index answers is
+/// Postgres's work, not the hub's, which judges no other row meanwhile.
 const MOST_ROWS: usize = 50_000;
+/// Those that each of them may look at in any case: what indexes find.
+const ROWS_EACH: usize = 64;
 
 impl Rule {
     /// The truth of the rule for a row and a viewer. `column(i)` is the row's value for `reads[i]`, as the stream has it;
@@ -70,7 +73,7 @@ impl<'e> RowEval<'e> {
         let Some(eval) = &mut self.eval else { return Truth::Unsure };
         eval.viewer = Some(viewer.viewer());
         eval.hint = Some(viewer.hint());
-        eval.budget = MOST_ROWS;
+        eval.budget = (eval.budget + ROWS_EACH).min(MOST_ROWS);
         match eval.truth(&eval.rule.condition) {
             _ if eval.budget == 0 => Truth::Unsure,
             truth => truth,

@@ -165,6 +165,18 @@ impl Frontiers {
         (starts, Arc::new(Tracked { handles: Arc::new(handles), ended: Mutex::new(false) }))
     }
 
+    /// Where a device with this key would begin, for tests.
+    #[cfg(test)]
+    pub(crate) fn peek(&self, key: &Key) -> Option<Cursor> {
+        self.registry().peek(*key)
+    }
+
+    /// As before what was saved is loaded, for tests.
+    #[cfg(test)]
+    pub(crate) fn close(&self) {
+        self.open(false);
+    }
+
     /// How many frontiers there are: of connections, and of those that are gone.
     pub fn count_all(&self) -> (usize, usize) {
         let registry = self.registry();

@@ -366,6 +366,11 @@ impl Registry {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn peek(&self, key: Key) -> Option<Cursor> {
+        self.of(key).filter_map(|index| self.slots[index as usize].at).min_by_key(|at| at.position)
+    }
+
     // --- Slots.
 
     fn of(&self, key: Key) -> impl Iterator<Item = u32> + '_ {

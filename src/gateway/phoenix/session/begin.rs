@@ -1,4 +1,5 @@
-//! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply.
+//! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply. An entry that
+//! asks for a snapshot too needs none if all that came since is there.
 //!
 //! So the reply names a place, and everything committed after it arrives, however long the activation takes and however often
 //! it is tried again. Rejected: the hub's position at the activation, which comes after the reply, and would leave what was
@@ -7,16 +8,20 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::devices::Kept;
+use super::fresh::Fresh;
 use super::topic::{Channel, Counted, Topic};
 use super::{CHANGES_REFUSED, Effect, Now, Session};
+use crate::change::Position;
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
+use crate::error::chain;
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Status};
 use crate::hub::{Details, Entry, Start};
+use crate::log::Log;
 use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
@@ -69,8 +74,10 @@ impl Session {
         let log = &self.shared.log;
         match start {
             Start::After(cursor) => {
-                let at = cursor.position.lsn;
-                log.shares(cursor.epoch, at) && at >= log.floor() && log.written().is_none_or(|written| at <= written)
+                let Position { lsn, ordinal } = cursor.position;
+                // The transaction that it is within is needed too.
+                let is_kept = lsn > log.floor() || (ordinal == u32::MAX && lsn == log.floor());
+                is_kept && log.shares(cursor.epoch, lsn) && log.written().is_none_or(|written| lsn <= written)
             }
             // At least once, from the first that is kept.
             Start::Time(_) => true,
@@ -87,6 +94,7 @@ impl Session {
         token: Arc<str>,
         principal: Arc<Principal>,
         after: &[Bytes],
+        now: Now,
     ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
         if !join.unreadable.is_empty() {
@@ -119,6 +127,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
+            fresh: join.changes.iter().any(Wanted::keeps_cursors).then(|| Fresh { at: now.at, cursor }),
             kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
@@ -148,6 +157,23 @@ impl Session {
         }
         self.topics.insert(channel.topic.clone(), Topic::Joined(channel));
     }
+}
+
+/// Entries that begin at a commit time begin at its place in the log.
+pub(in crate::gateway::phoenix) async fn places(log: &Log, mut entries: Vec<Entry>) -> Vec<Entry> {
+    for entry in &mut entries {
+        let (Start::Time(time), Some((epoch, _))) = (entry.start, log.head()) else { continue };
+        match log.find(time).await {
+            Ok(lsn) if log.epoch() == Some(epoch) => {
+                let position = Position { lsn, ordinal: u32::MAX };
+                entry.start = Start::After(Cursor { epoch: epoch.tag(), position });
+            }
+            // Left to the hub, which begins with all that there is.
+            Ok(_) => {}
+            Err(error) => warn!(error = chain(&error), "the log could not be searched for a commit time"),
+        }
+    }
+    entries
 }
 
 /// The place with which a client that got nothing yet can come back and lose nothing. A place in another history counts as the

@@ -10,8 +10,9 @@
 //!
 //! Rejected: a task per channel, which costs memory and a hop for what is a table look-up.
 
-mod begin;
+pub(super) mod begin;
 mod devices;
+mod fresh;
 mod held;
 mod topic;
 mod waiting;
@@ -32,7 +33,7 @@ use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::Shared;
 use crate::gateway::limits::JoinRate;
-use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
+use crate::hub::{Activated, ChannelId, CloseReason, Entry, Stage, Version};
 use crate::journal::Note;
 use crate::resume::Tracked;
 
@@ -242,7 +243,7 @@ impl Session {
             Ok((join, token, principal)) => match join.wait.filter(|_| !join.changes.is_empty() && !backlog.ends()) {
                 Some(wait) => match self.begin(&join, &message.topic, &principal, now) {
                     Ok(Beginning { entries, cursor, kept }) => {
-                        let (mut channel, frames) = self.channel(message, &join, cursor, token, principal, &after);
+                        let (mut channel, frames) = self.channel(message, &join, cursor, token, principal, &after, now);
                         channel.kept = kept;
                         channel.feed = Some(Feed::new(entries, self.shared.config.retry.min(HELD_RETRY)));
                         return self.hold_join(message, channel, frames, after, wait, backlog, now, out);
@@ -252,7 +253,7 @@ impl Session {
                 None => {
                     let begun = self.begin(&join, &message.topic, &principal, now);
                     let cursor = begun.as_ref().ok().and_then(|begun| begun.cursor);
-                    let (channel, frames) = self.channel(message, &join, cursor, token, principal, &after);
+                    let (channel, frames) = self.channel(message, &join, cursor, token, principal, &after, now);
                     out.extend(frames.into_iter().map(Effect::Send));
                     self.joined(channel, begun, out);
                     return self.release(backlog, now, out);
@@ -473,6 +474,9 @@ impl Session {
         let Some(channel) = self.topics.get_mut(name).and_then(Topic::channel_mut) else { return };
         let Some(feed) = channel.feed.as_mut() else { return };
         let retry = matches!(&answer, Err(error) if error.retry);
+        if let (Some(fresh), Ok(Activated { cursor: cursor @ Some(_), .. })) = (&mut channel.fresh, &answer) {
+            fresh.cursor = *cursor;
+        }
         let (notices, next) = feed.answered(answer, now.at);
         let refused = notices.iter().any(|notice| matches!(notice, Notice::Refused(_)));
         let (version, key) = (self.visitor.version, &self.shared.cursor_key);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::devices::Kept;
+use super::fresh::Fresh;
 use super::{Effect, Now};
 use crate::channel::{Feed, Notice, Request};
 use crate::claims::Principal;
@@ -80,6 +81,8 @@ pub(super) struct Channel {
     pub(super) principal: Arc<Principal>,
     pub(super) ack: bool,
     pub(super) feed: Option<Feed>,
+    /// Of a client that keeps cursors.
+    pub(super) fresh: Option<Fresh>,
     /// Of its device.
     pub(super) kept: Kept,
     /// Bytes of the join, if its entries are kept.

@@ -80,3 +80,47 @@ fn before_the_first_history_there_is_no_place() {
     let Some(Effect::Subscribe { entries, .. }) = client.wants.pop() else { panic!() };
     assert!(entries.iter().all(|entry| entry.start == Start::Now));
 }
+
+#[test]
+fn who_keeps_cursors_is_given_fresh_ones_while_it_is_quiet_and_others_are_not() {
+    let (mut client, here) = client_at(100);
+    let key = client.shared.cursor_key.clone();
+    let mut ids = Vec::new();
+    for (topic, entry) in [
+        ("realtime:a", json!({"table": "t", "since": null})),
+        ("realtime:b", json!({"table": "t", "cursor_as": "_c"})),
+        ("realtime:c", json!({"table": "t"})),
+    ] {
+        client.join(topic, json!({"config": {"postgres_changes": [entry]}}));
+        let id = client.subscribed();
+        client.answer(id, Ok(Activated::default()));
+        ids.push(id);
+    }
+    let later = Cursor { position: Position { lsn: Lsn(200), ordinal: u32::MAX }, ..here };
+    let told = |client: &mut Client, hours: u64, reached: Option<Cursor>| {
+        client.now.at += Duration::from_secs(hours * 3600);
+        let effects = client.session.freshen(client.now.at, |_| reached);
+        let mut frames: Vec<_> = client
+            .sort(effects)
+            .into_iter()
+            .map(|frame| {
+                let (topic, body) = (frame[2].as_str().unwrap().to_owned(), &frame[4]);
+                assert_eq!((&body["status"], &body["message"]), (&json!("ok"), &json!("Cursor")));
+                (topic, key.open(body["cursor"].as_str().unwrap()).unwrap())
+            })
+            .collect();
+        frames.sort_by_key(|frame| frame.0.clone());
+        frames
+    };
+    let both = |cursor| vec![("realtime:a".to_owned(), cursor), ("realtime:b".to_owned(), cursor)];
+    assert_eq!(told(&mut client, 2, Some(later)), []);
+    assert_eq!(told(&mut client, 1, None), [], "not active yet");
+    assert_eq!(told(&mut client, 0, Some(here)), [], "it has that one");
+    assert_eq!(told(&mut client, 0, Some(later)), both(later));
+    assert_eq!(told(&mut client, 2, Some(here)), [], "a fresh one");
+    let latest = Cursor { position: Position { lsn: Lsn(300), ordinal: u32::MAX }, ..here };
+    client.shared.clock.advance(-client.shared.clock.unix_millis() + (NOW + 3600) * 1000);
+    assert_eq!(told(&mut client, 3, Some(latest)), [], "what its token no longer shows has not passed it by");
+    client.shared.clock.advance(-1000);
+    assert_eq!(told(&mut client, 0, Some(latest)), both(latest));
+}

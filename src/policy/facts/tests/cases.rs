@@ -10,10 +10,10 @@ use crate::change::{
     Lsn, Relation, RelationColumn, ReplicaIdentity, Timestamp, Transaction, TransactionBuilder, Tuple, Value,
 };
 use crate::pgtype::{Equality, Order};
-use crate::policy::facts::{FactBinding, FactState, FactTable, Facts, Side};
+use crate::policy::facts::{FactBinding, FactState, FactTable, Facts, Lookups, Side};
 use crate::policy::rule::{
-    ClaimTerm, Claimed, ColumnRef, CompareOp, Expr, FactSource, Kind, Members, RowKeys, Rule, RuleColumn, Scalar,
-    Subquery, Truth, Viewer, ViewerKey,
+    ClaimTerm, Claimed, ColumnRef, CompareOp, Expr, FactSource, Kind, KnownViewer, Members, RowKeys, Rule, RuleColumn,
+    Scalar, Subquery, Truth, Viewer, ViewerKey,
 };
 use crate::policy::{Setting, Term};
 
@@ -415,4 +415,37 @@ fn a_verdict_that_needs_too_many_rows_is_left_to_postgres() {
     for (rows, expected) in [(1000, Truth::True), (60_000, Truth::Unsure)] {
         assert_eq!(truth(&rule, &ready(rows), Side::After, &uuid(0), FIRST), expected);
     }
+}
+
+#[test]
+fn many_verdicts_of_one_row_look_at_no_more_rows_than_one_may_but_for_what_indexes_find() {
+    // Of 30,000 rows, none of which any index finds.
+    let other = Expr::Compare(CompareOp::Gt, UUID, Box::new((col(1, 0), Scalar::Claim(0))));
+    let condition = Expr::And(vec![other, Expr::Compare(CompareOp::Lt, UUID, Box::new((col(1, 0), Scalar::Claim(0))))]);
+    let sub = Subquery { slots: vec![1], condition, outputs: Vec::new() };
+    let (slow, quick) = (rule(Expr::Not(Box::new(Expr::Exists(Box::new(sub)))), 1), rule(member(1, None), 1));
+    let (facts, team) = (ready(30_000), uuid(0));
+    let viewers: Vec<KnownViewer> = (0..2000).map(|user| KnownViewer::new(viewer(FIRST + user))).collect();
+    for (rule, expected) in [(&slow, [1, 1999]), (&quick, [2000, 0])] {
+        let binding = facts.bind(rule).expect("ready");
+        let column = |_: usize| Value::Text(team.as_bytes());
+        let mut row = rule.judge_row(&binding, &facts, Side::After, &column);
+        let unsure = viewers.iter().filter(|viewer| row.truth(viewer) == Truth::Unsure).count();
+        assert_eq!([viewers.len() - unsure, unsure], expected);
+    }
+}
+
+#[test]
+fn what_rules_look_up_is_made_before_they_are_bound() {
+    let rule = Arc::new(rule(member(1, None), 1));
+    let mut table = filled(1000);
+    table.prepare(&Lookups::of(&[memberships()], &[rule.clone()]));
+    let made = table.bytes();
+    let mut facts = Facts::new(usize::MAX);
+    facts.record(memberships());
+    facts.install(table, &Snapshot::parse("100:100:").expect("a snapshot")).expect("installed");
+    facts.bind(&rule).expect("ready");
+    assert_eq!(facts.bytes(), made, "the binding had something left to make");
+    assert!(filled(1000).bytes() < made, "the rule takes no index");
+    assert_eq!(truth(&rule, &facts, Side::After, &uuid(0), FIRST), Truth::True);
 }

@@ -1,0 +1,205 @@
+//! Pings and what they prove, and where a device is named, over real sockets.
+
+use super::*;
+use crate::change::{Lsn, Position};
+use crate::claims::Principal;
+use crate::gateway::{DeviceConfig, Receipt};
+use crate::hub::Reach;
+use crate::resume::{Cursor, Key, Wanted};
+
+/// Times that a test can wait for.
+fn quick_pings(receipt: Receipt) -> GatewayConfig {
+    let ms = Duration::from_millis;
+    let device = DeviceConfig {
+        receipt,
+        patience: ms(100),
+        quiet: ms(400),
+        busy: ms(60),
+        behind: ms(10),
+        unanswered: ms(150),
+        ..DeviceConfig::default()
+    };
+    GatewayConfig { device, ..quick() }
+}
+
+async fn phone_at(relay: &Relay, path: &str) -> Phone {
+    let url = format!("ws://{}{path}?vsn=2.0.0&apikey={}", relay.addr, relay.token(3600));
+    let stream = TcpStream::connect(relay.addr).await.unwrap();
+    client_async(url.into_client_request().unwrap(), stream).await.unwrap().0
+}
+
+const PATH: &str = "/realtime/v1/device/phone/websocket";
+
+/// Joined, and active as far as the hub goes.
+async fn joined(relay: &Relay) -> (Phone, Arc<Port>, Arc<Reach>) {
+    let mut phone = phone_at(relay, PATH).await;
+    send(&mut phone, json!(["1", "1", "realtime:t", "phx_join", todos()])).await;
+    until("it is subscribed", || relay.asked.count() == 1).await;
+    let port = relay.asked.ports.lock().unwrap().values().next().unwrap().clone();
+    let reach = Arc::new(Reach::default());
+    port.place.begin(reach.clone(), None);
+    (phone, port, reach)
+}
+
+fn at(lsn: u64) -> Cursor {
+    Cursor { epoch: 1, position: Position { lsn: Lsn(lsn), ordinal: 0 } }
+}
+
+/// Where a device would begin that comes now.
+fn place(relay: &Relay) -> Option<Cursor> {
+    let claims = json!({"role": "anon"});
+    let principal = Principal::new(claims.as_object().unwrap().clone(), 0).unwrap();
+    let entry = r#"{"event":"*","schema":"public","table":"todos"}"#;
+    let wanted = [Wanted { key: Key::new(&principal, "phone", "realtime:t", entry), since: None, otherwise: None }];
+    relay.frontiers.peek(&wanted[0].key)
+}
+
+/// Reads until a Ping has come and been answered, which is done by reading on.
+async fn read(phone: &mut Phone) -> Message {
+    timeout(PATIENCE, phone.next()).await.unwrap().unwrap().unwrap()
+}
+
+async fn pinged(phone: &mut Phone) {
+    while !matches!(read(phone).await, Message::Ping(_)) {}
+    phone.flush().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_answer_to_a_ping_moves_the_frontier_to_where_the_channel_was_when_it_was_asked() {
+    let relay = relay(quick_pings(Receipt::Pong)).await;
+    let (mut phone, port, reach) = joined(&relay).await;
+    reach.set(Some(at(10)));
+    port.place.deliver();
+    assert!(port.outbox.send(frame::text(b"a row")));
+    while !matches!(read(&mut phone).await, Message::Ping(_)) {}
+    // Not answered yet, for nobody has read on.
+    reach.set(Some(at(20)));
+    assert_eq!(place(&relay), None);
+    phone.flush().await.unwrap();
+    until("it is receipted", || place(&relay) == Some(at(10))).await;
+    // And once more for what the hub says a moment later.
+    pinged(&mut phone).await;
+    until("that too", || place(&relay) == Some(at(20))).await;
+    reach.set(Some(at(30)));
+    pinged(&mut phone).await;
+    until("quiet progress too", || place(&relay) == Some(at(30))).await;
+}
+
+#[tokio::test]
+async fn many_rows_are_one_question() {
+    let relay = relay(quick_pings(Receipt::Pong)).await;
+    let (mut phone, port, reach) = joined(&relay).await;
+    reach.set(Some(at(10)));
+    for _ in 0..500 {
+        assert!(port.outbox.send(frame::text(b"a row")));
+    }
+    pinged(&mut phone).await;
+    until("it is receipted", || place(&relay) == Some(at(10))).await;
+    assert!(relay.metrics.pings.get() <= 3, "{}", relay.metrics.pings.get());
+}
+
+#[tokio::test]
+async fn an_expired_token_proves_nothing() {
+    let relay = relay(quick_pings(Receipt::Pong)).await;
+    let (mut phone, port, reach) = joined(&relay).await;
+    reach.set(Some(at(10)));
+    // What the hub withholds from now on is not received, and the channel is not ended yet.
+    relay.clock.advance(3_600_000);
+    assert!(port.outbox.send(frame::text(b"a row")));
+    let mut pings = 0;
+    while pings < 2 {
+        match timeout(PATIENCE, phone.next()).await.unwrap().unwrap().unwrap() {
+            Message::Ping(_) => pings += 1,
+            Message::Text(text) if text.contains("phx_close") => break,
+            _ => {}
+        }
+    }
+    assert_eq!(place(&relay), None);
+}
+
+#[tokio::test]
+async fn behind_a_proxy_that_answers_pings_only_heartbeats_count_and_only_the_next_one() {
+    let relay = relay(quick_pings(Receipt::Heartbeat)).await;
+    let (mut phone, port, reach) = joined(&relay).await;
+    reach.set(Some(at(10)));
+    assert!(port.outbox.send(frame::text(b"a row")));
+    for _ in 0..2 {
+        pinged(&mut phone).await;
+    }
+    until("they were answered", || relay.metrics.pings.get() >= 2).await;
+    assert_eq!(place(&relay), None);
+    let beat = |reference: Value| json!([null, reference, "phoenix", "heartbeat", {}]);
+    let answered = async |phone: &mut Phone| {
+        while !matches!(read(phone).await, Message::Text(text) if text.contains("phx_reply")) {}
+    };
+    send(&mut phone, beat(json!("1"))).await;
+    answered(&mut phone).await;
+    assert_eq!(place(&relay), None, "it may have been sent before the row came");
+    reach.set(Some(at(20)));
+    // Without a ref nobody waits for the answer to the one before.
+    send(&mut phone, beat(Value::Null)).await;
+    answered(&mut phone).await;
+    assert_eq!(place(&relay), None);
+    send(&mut phone, beat(json!("2"))).await;
+    until("it is receipted", || place(&relay) == Some(at(10))).await;
+}
+
+#[tokio::test]
+async fn who_answers_no_ping_and_says_nothing_is_closed_with_1012() {
+    let relay = relay(quick_pings(Receipt::Pong)).await;
+    let phone = relay.phone().await;
+    // A socket of which nobody reads, and nobody knows.
+    until("it is given up", || relay.connections.is_empty()).await;
+    assert_eq!(relay.metrics.closes.get_or_create(&[("reason", "unanswered")]).get(), 1);
+    assert_eq!(relay.metrics.pings.get(), 2);
+    drop(phone);
+}
+
+#[tokio::test]
+async fn who_talks_but_answers_no_ping_stays() {
+    let relay = relay(quick_pings(Receipt::Pong)).await;
+    let mut phone = relay.phone().await;
+    for n in 0..30 {
+        // Sent, and nothing read.
+        phone.feed(Message::text(json!([null, n.to_string(), "phoenix", "heartbeat", {}]).to_string())).await.unwrap();
+        phone.flush().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(relay.metrics.connections.get(), 1);
+    assert!(relay.metrics.pings.get() <= 4, "{}", relay.metrics.pings.get());
+}
+
+#[tokio::test]
+async fn a_device_is_named_in_several_places_and_must_have_a_good_name() {
+    let relay = relay(quick_pings(Receipt::Pong)).await;
+    let key = relay.token(60);
+    for (path, headers) in [
+        (format!("/realtime/v1/device/a%2Fb/websocket?apikey={key}"), ""),
+        (format!("/socket/device/abc/websocket?apikey={key}"), ""),
+        (format!("/realtime/v1/websocket?apikey={key}&device=abc"), ""),
+        (format!("/realtime/v1/websocket?apikey={key}"), "x-device-id: abc\r\n"),
+    ] {
+        assert_eq!(relay.upgrade(&path, headers).await.0, 101, "{path}");
+    }
+    for (path, headers) in [
+        (format!("/realtime/v1/device/a%20b/websocket?apikey={key}"), ""),
+        (format!("/realtime/v1/websocket?apikey={key}&device="), ""),
+        (format!("/realtime/v1/websocket?apikey={key}"), "x-device-id: a b\r\n"),
+    ] {
+        let (status, _, body) = relay.upgrade(&path, headers).await;
+        let expected = r#"{"error":"a device id has 1 to 128 visible ASCII characters"}"#;
+        assert_eq!((status, body.as_str()), (400, expected), "{path}");
+    }
+    // Whoever may not come in is not told what else is wrong.
+    assert_eq!(relay.upgrade("/realtime/v1/device/a%20b/websocket?apikey=x", "").await.0, 401);
+}
+
+#[tokio::test]
+async fn before_what_was_saved_is_loaded_devices_are_told_to_come_again_and_others_come_in() {
+    let relay = relay(quick_pings(Receipt::Pong)).await;
+    relay.frontiers.close();
+    let key = relay.token(60);
+    let (status, _, body) = relay.upgrade(&format!("{PATH}?apikey={key}"), "").await;
+    assert_eq!((status, body.as_str()), (503, r#"{"error":"Realtime is starting, please come again"}"#));
+    assert_eq!(relay.upgrade(&format!("/websocket?apikey={key}"), "").await.0, 101);
+}
