@@ -67,10 +67,10 @@ struct Wish {
     reply: Reply,
     /// For facts.
     waits_since: Option<Instant>,
-    /// Where the times that its entries name are in the log.
-    moments: Moments,
     /// What its entries ask for, once it is taken.
     snapped: Option<Snapped>,
+    /// Where the times that its entries name are in the log.
+    moments: Moments,
 }
 
 impl Hub {
@@ -183,8 +183,8 @@ impl Hub {
                     greeting,
                     reply,
                     waits_since: None,
-                    moments: Moments::new(),
                     snapped: None,
+                    moments: Moments::new(),
                 });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
@@ -377,8 +377,7 @@ impl Hub {
             return None;
         }
         self.holds.forget(id);
-        let start = snapped.as_ref().map(|snapped| snapped.start);
-        let (froms, missing) = self.begin_at(&entries, moments, start);
+        let (froms, missing) = self.begin_at(&entries, moments, snapped.as_ref().map(|snapped| snapped.start));
         let (at, seam) = (At::Paused, snapped.as_ref().map(|snapped| snapped.seam.clone()));
         let new = Channel::new(port.clone(), principal, entries);
         let channel = Channel { froms, epoch: self.epoch, at, seam, ..new };
