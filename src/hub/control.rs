@@ -29,6 +29,8 @@ use crate::resume::Cursor;
 type Reply = oneshot::Sender<Subscribed>;
 type Resolution = Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError>;
 
+/// Commands, and answers to them, that are taken between two turns.
+const AT_ONCE: usize = 256;
 /// How long all wait while a channel is resolved again.
 const ALL_WAIT: Duration = Duration::from_secs(2);
 
@@ -65,10 +67,10 @@ struct Wish {
     reply: Reply,
     /// For facts.
     waits_since: Option<Instant>,
-    /// What its entries ask for, once it is taken.
-    snapped: Option<Snapped>,
     /// Where the times that its entries name are in the log.
     moments: Moments,
+    /// What its entries ask for, once it is taken.
+    snapped: Option<Snapped>,
 }
 
 impl Hub {
@@ -151,6 +153,26 @@ impl Hub {
 
     // --- Commands.
 
+    /// What has come by now: many come at once, and each turn in between has work of its own.
+    pub(super) fn take_commands(&mut self) {
+        for _ in 0..AT_ONCE {
+            match self.commands.try_recv() {
+                Ok(command) => self.on_command(command),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The same for what was resolved.
+    pub(super) fn take_resolved(&mut self) {
+        for _ in 0..AT_ONCE {
+            match self.resolving.try_join_next() {
+                Some(done) => self.on_resolved(done),
+                None => return,
+            }
+        }
+    }
+
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
             Command::Subscribe { port, entries, principal, greeting, reply } => {
@@ -161,8 +183,8 @@ impl Hub {
                     greeting,
                     reply,
                     waits_since: None,
-                    snapped: None,
                     moments: Moments::new(),
+                    snapped: None,
                 });
             }
             Command::Reclaim { id, principal, reply } => match self.registry.get(id) {
@@ -330,7 +352,8 @@ impl Hub {
         let known = self.registry.get(id).filter(|channel| same(&channel.port, &port) && channel.entries == entries);
         if let Some(known) = known {
             let (at, is_empty) = (known.at, known.targets.is_empty());
-            if at != At::Live {
+            let is_aside = at != At::Live || snapped.is_some();
+            if is_aside {
                 // It may have more to look for than the pass that it is in has at hand.
                 self.pause(id);
             }
@@ -338,7 +361,7 @@ impl Hub {
             let mut channel = Channel { principal, ..known.place() };
             if let Some(snapped) = snapped {
                 // For other rights than what was being sent.
-                (channel.froms, _) = self.begin_at(&channel.entries, moments, Some(snapped.start));
+                channel.begin_snapped(snapped.start);
                 channel.seam = Some(snapped.seam.clone());
                 self.begin_snapshot(&port, snapped);
             }
@@ -347,14 +370,15 @@ impl Hub {
             if at == At::Paused || is_empty {
                 self.note_paused(id, false);
             }
-            if at != At::Live {
+            if is_aside {
                 self.place(id);
             }
             // What it is still owed may be on its way: it has no place to tell.
             return None;
         }
         self.holds.forget(id);
-        let (froms, missing) = self.begin_at(&entries, moments, snapped.as_ref().map(|snapped| snapped.start));
+        let start = snapped.as_ref().map(|snapped| snapped.start);
+        let (froms, missing) = self.begin_at(&entries, moments, start);
         let (at, seam) = (At::Paused, snapped.as_ref().map(|snapped| snapped.seam.clone()));
         let new = Channel::new(port.clone(), principal, entries);
         let channel = Channel { froms, epoch: self.epoch, at, seam, ..new };

@@ -228,9 +228,15 @@ impl Hub {
                 () = self.rules.changed() => self.on_rules(),
                 () = self.lane.answered() => self.leave_lane(),
                 () = self.keeper.finished() => {}
-                Some(done) = self.resolving.join_next() => self.on_resolved(done),
+                Some(done) = self.resolving.join_next() => {
+                    self.on_resolved(done);
+                    self.take_resolved();
+                }
                 command = self.commands.recv() => match command {
-                    Some(command) => self.on_command(command),
+                    Some(command) => {
+                        self.on_command(command);
+                        self.take_commands();
+                    }
                     None => break,
                 },
                 _ = sweep.tick() => {

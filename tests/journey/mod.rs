@@ -13,6 +13,7 @@ mod held;
 mod order;
 mod pages;
 mod payload;
+mod planned;
 mod publications;
 mod refusals;
 mod restart;
