@@ -78,6 +78,7 @@ impl Session {
     }
 
     /// A channel that asks for nothing yet, and the frames of its join reply, which tells this place.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one join, handed on once")]
     pub(super) fn channel(
         &self,
         message: &Message<'_>,
@@ -119,7 +120,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
-            fresh: join.changes.iter().any(Wanted::keeps_cursors).then(|| Fresh { at: now.at, cursor }),
+            fresh: join.changes.iter().any(Wanted::keeps_cursors).then_some(Fresh { at: now.at, cursor }),
             kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
