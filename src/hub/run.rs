@@ -204,6 +204,7 @@ impl Hub {
         }
         let Some(rules_reader) = self.rules_reader.take() else { return Err(HubError::Twice) };
         let rules_task = crate::task::spawn("catalog", rules_reader.run());
+        self.look_back().await;
         let mut sweep = tokio::time::interval(SWEEP);
         let drain = self.deps.drain.clone();
         loop {
