@@ -483,9 +483,8 @@ impl Connection {
                             port.place.end_snapshot();
                         }
                     }
-                    let (hub, log) = (self.shared.hub.clone(), self.shared.log.clone());
+                    let hub = self.shared.hub.clone();
                     let asking = async move {
-                        let entries = begin::places(&log, entries).await;
                         if again {
                             hub.leave(id).await;
                         }

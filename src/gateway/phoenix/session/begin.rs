@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::devices::Kept;
 use super::fresh::Fresh;
@@ -16,11 +16,10 @@ use super::topic::{Channel, Counted, Topic};
 use super::{CHANGES_REFUSED, Effect, Now, Session};
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
-use crate::error::chain;
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Status};
 use crate::hub::{Details, Entry, Start};
-use crate::resume::{Cursor, CursorError, History};
+use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
 #[derive(Default)]
@@ -150,20 +149,6 @@ impl Session {
         }
         self.topics.insert(channel.topic.clone(), Topic::Joined(channel));
     }
-}
-
-/// Entries that begin at a commit time begin at its place in the log.
-pub(in crate::gateway::phoenix) async fn places(log: &History, mut entries: Vec<Entry>) -> Vec<Entry> {
-    for entry in &mut entries {
-        let Start::Time(time) = entry.start else { continue };
-        match log.before(time).await {
-            Ok(Some(cursor)) => entry.start = Start::After(cursor),
-            // Left to the hub, which begins with all that there is.
-            Ok(None) => {}
-            Err(error) => warn!(error = chain(&error), "the log could not be searched for a commit time"),
-        }
-    }
-    entries
 }
 
 /// Where an entry goes on whose channel has reached this place.
