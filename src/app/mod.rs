@@ -37,7 +37,7 @@ use crate::log::{self, Files, Log, RealFiles};
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::report::Reporter;
-use crate::resume::{CursorKey, FrontierConfig, FrontierStore, Frontiers, StoreDeps};
+use crate::resume::{CursorKey, FrontierConfig, FrontierStore, Frontiers, History, StoreDeps};
 use crate::retention::Retention;
 use crate::task::{Connections, Drain, Gate};
 use crate::why::{Why, WhyDeps};
@@ -180,7 +180,7 @@ impl App {
             clock: clock.clone(),
             metrics: metrics.clone(),
             journal: journal.clone(),
-            log: log.clone(),
+            log: History::new(log.clone()),
             cursor_key: key.clone(),
             frontiers,
             drain: drains.gateway.clone(),

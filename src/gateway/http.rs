@@ -41,9 +41,8 @@ use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
 use crate::journal::Journal;
-use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::resume::{CursorKey, Frontiers};
+use crate::resume::{CursorKey, Frontiers, History};
 use crate::task::{Connections, Drain, Gate};
 
 /// What the gateway needs from the rest of the relay.
@@ -59,7 +58,7 @@ pub struct Deps {
     /// Where the ends of connections are noted.
     pub journal: Journal,
     /// What happened, for where a join begins.
-    pub log: Log,
+    pub log: History,
     /// Seals and opens cursors.
     pub cursor_key: Arc<CursorKey>,
     /// What devices have received.

@@ -31,9 +31,8 @@ use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
 use crate::hub::HubHandle;
 use crate::journal::Journal;
-use crate::log::Log;
 use crate::metrics::Metrics;
-use crate::resume::{CursorKey, Frontiers};
+use crate::resume::{CursorKey, Frontiers, History};
 use crate::task::{Drain, Gate};
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
@@ -79,7 +78,7 @@ struct Shared {
     clock: Clock,
     metrics: Arc<Metrics>,
     journal: Journal,
-    log: Log,
+    log: History,
     cursor_key: Arc<CursorKey>,
     frontiers: Arc<Frontiers>,
     drain: Drain,

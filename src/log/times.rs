@@ -32,7 +32,7 @@ pub enum Place {
     Here,
     /// Some of what comes after it was removed.
     Expired,
-    /// It is in a history that is not ours.
+    /// It is in a history that is not ours, or in a part of ours that was lost.
     Diverged,
 }
 
@@ -81,10 +81,11 @@ fn is_surely_after(time: Timestamp, created_millis: i64) -> bool {
 }
 
 impl Log {
-    /// Whether everything after this place of the history with that [`super::Epoch::tag`] can be read. A place ahead of the end
-    /// is here: its reader waits.
+    /// Whether everything after this place of the history with that [`super::Epoch::tag`] can be read. A place ahead of the end,
+    /// but not of the server's WAL, is here: its reader waits.
     pub fn place(&self, tag: u64, position: Position) -> Place {
-        if !self.shares(tag, position.lsn) {
+        // Beyond all that was ever written, in vain.
+        if !self.shares(tag, position.lsn) || self.written().is_some_and(|written| position.lsn > written) {
             return Place::Diverged;
         }
         // Of a place within a transaction, the transaction is needed.

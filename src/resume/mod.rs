@@ -2,8 +2,10 @@
 
 mod cursor;
 mod frontier;
+mod history;
 mod store;
 
 pub use cursor::{Cursor, CursorError, CursorKey, KeyError};
 pub use frontier::{FrontierConfig, Frontiers, Handles, Key, Tracked, Wanted};
+pub use history::History;
 pub use store::{FrontierStore, StoreDeps};

@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::request::{Asked, Kind};
 use super::response::{Failure, Page};
 use super::sink::Lines;
-use crate::change::{Lsn, Position};
+
 use crate::channel;
 use crate::claims::Principal;
 use crate::filter::NOT_ENABLED;
@@ -62,7 +62,7 @@ pub(super) async fn read(
     shard: usize,
 ) -> Result<Page, Failure> {
     let deadline = Instant::now() + shared.config.page_timeout;
-    let end = shared.log.head().map(|(epoch, end)| at(epoch.tag(), end));
+    let end = shared.log.here();
     let visit = Visit::new(shared, asked, shard);
     let late = || Failure::Later("The page could not be read in time".into());
     let entries = vec![asked.entry.clone()];
@@ -91,10 +91,6 @@ pub(super) async fn read(
         }
         let _ = timeout_at(deadline.min(now + LOOK), visit.lines.came()).await;
     }
-}
-
-fn at(epoch: u64, lsn: Lsn) -> Cursor {
-    Cursor { epoch, position: Position { lsn, ordinal: u32::MAX } }
 }
 
 impl Visit {

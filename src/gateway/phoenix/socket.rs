@@ -37,10 +37,8 @@ use crate::gateway::limits::Admitted;
 use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close, frame};
-use crate::hub::{
-    ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Start, SubscribeError, Transmit, Version,
-};
-use crate::resume::{Cursor, Tracked};
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, SubscribeError, Transmit, Version};
+use crate::resume::Tracked;
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -234,15 +232,6 @@ pub(in crate::gateway) async fn run(
     }
     Box::pin(connection.finish(socket.into_inner().read)).await;
     drop(place);
-}
-
-/// Where an entry goes on whose channel has reached this place.
-fn later(start: Start, reached: Cursor) -> Start {
-    match start {
-        // Added later than the others, and nothing before is owed to it.
-        Start::After(own) if own.epoch == reached.epoch && own.position > reached.position => start,
-        _ => Start::After(reached),
-    }
 }
 
 /// An answer that does not come is a "try again".
@@ -487,7 +476,7 @@ impl Connection {
                     if let Some(before) = self.ports.insert(id, joined) {
                         before.port.stage.close();
                         if let Some(reached) = before.port.reached().filter(|_| go_on) {
-                            entries.iter_mut().for_each(|entry| entry.start = later(entry.start, reached));
+                            entries.iter_mut().for_each(|entry| entry.start = begin::later(entry.start, reached));
                         }
                         if go_on && before.port.place.had_snapshot() {
                             entries.iter_mut().for_each(|entry| entry.snapshot = None);

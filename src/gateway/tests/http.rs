@@ -132,7 +132,7 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
         clock: Clock::system(),
         metrics: Arc::default(),
         journal: crate::journal::Journal::off(),
-        log: crate::log::testing::in_memory().unwrap().log,
+        log: crate::resume::History::new(crate::log::testing::in_memory().unwrap().log),
         cursor_key: Arc::new(crate::resume::CursorKey::new([1; 32])),
         frontiers: crate::resume::Frontiers::in_memory(Default::default(), Arc::new(Metrics::new())),
         drain: Drain::new(),

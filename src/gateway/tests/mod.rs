@@ -101,7 +101,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
         clock: clock.clone(),
         metrics: metrics.clone(),
         journal: crate::journal::Journal::off(),
-        log: crate::log::testing::in_memory().unwrap().log,
+        log: crate::resume::History::new(crate::log::testing::in_memory().unwrap().log),
         cursor_key: Arc::new(crate::resume::CursorKey::new([1; 32])),
         frontiers: frontiers.clone(),
         drain: drain.clone(),

@@ -14,15 +14,13 @@ use super::devices::Kept;
 use super::fresh::Fresh;
 use super::topic::{Channel, Counted, Topic};
 use super::{CHANGES_REFUSED, Effect, Now, Session};
-use crate::change::Position;
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
 use crate::error::chain;
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Status};
 use crate::hub::{Details, Entry, Start};
-use crate::log::Log;
-use crate::resume::{Cursor, CursorError};
+use crate::resume::{Cursor, CursorError, History};
 
 /// What a join asks for, with its places.
 #[derive(Default)]
@@ -41,7 +39,7 @@ impl Session {
         if join.changes.is_empty() {
             return Ok(Beginning::default());
         }
-        let here = self.here();
+        let here = self.shared.log.here();
         let entries: Vec<Entry> =
             join.changes.iter().map(|wanted| self.entry(wanted, here)).collect::<Result<_, _>>()?;
         let mut begun = Beginning { entries, ..Beginning::default() };
@@ -71,14 +69,8 @@ impl Session {
 
     /// Whether everything after this place is still there.
     fn can_go_on(&self, start: Start) -> bool {
-        let log = &self.shared.log;
         match start {
-            Start::After(cursor) => {
-                let Position { lsn, ordinal } = cursor.position;
-                // The transaction that it is within is needed too.
-                let is_kept = lsn > log.floor() || (ordinal == u32::MAX && lsn == log.floor());
-                is_kept && log.shares(cursor.epoch, lsn) && log.written().is_none_or(|written| lsn <= written)
-            }
+            Start::After(cursor) => self.shared.log.goes_on_from(cursor),
             // At least once, from the first that is kept.
             Start::Time(_) => true,
             Start::Now | Start::Lost => false,
@@ -160,20 +152,26 @@ impl Session {
 }
 
 /// Entries that begin at a commit time begin at its place in the log.
-pub(in crate::gateway::phoenix) async fn places(log: &Log, mut entries: Vec<Entry>) -> Vec<Entry> {
+pub(in crate::gateway::phoenix) async fn places(log: &History, mut entries: Vec<Entry>) -> Vec<Entry> {
     for entry in &mut entries {
-        let (Start::Time(time), Some((epoch, _))) = (entry.start, log.head()) else { continue };
-        match log.find(time).await {
-            Ok(lsn) if log.epoch() == Some(epoch) => {
-                let position = Position { lsn, ordinal: u32::MAX };
-                entry.start = Start::After(Cursor { epoch: epoch.tag(), position });
-            }
+        let Start::Time(time) = entry.start else { continue };
+        match log.before(time).await {
+            Ok(Some(cursor)) => entry.start = Start::After(cursor),
             // Left to the hub, which begins with all that there is.
-            Ok(_) => {}
+            Ok(None) => {}
             Err(error) => warn!(error = chain(&error), "the log could not be searched for a commit time"),
         }
     }
     entries
+}
+
+/// Where an entry goes on whose channel has reached this place.
+pub(in crate::gateway::phoenix) fn later(start: Start, reached: Cursor) -> Start {
+    match start {
+        // Added later than the others, and nothing before is owed to it.
+        Start::After(own) if own.epoch == reached.epoch && own.position > reached.position => start,
+        _ => Start::After(reached),
+    }
 }
 
 /// The place with which a client that got nothing yet can come back and lose nothing. A place in another history counts as the

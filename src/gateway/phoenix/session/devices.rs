@@ -15,7 +15,7 @@ use crate::channel::{Request, Wanted};
 use crate::claims::Principal;
 use crate::gateway::device;
 use crate::hub::{Entry, Start};
-use crate::resume::{self, Cursor, Key, Tracked};
+use crate::resume::{self, Key, Tracked};
 
 /// What of an entry tells it from others, and whether the client has a place of its own. Kept for a change of user.
 pub(super) struct Wish {
@@ -98,7 +98,7 @@ impl Session {
                 otherwise: place(entry),
             })
             .collect();
-        let epoch = self.shared.log.epoch().map(crate::log::Epoch::tag);
+        let epoch = self.shared.log.epoch();
         let (starts, tracked) = self.shared.frontiers.join(&wanted, epoch, &self.visitor.probe, now.at);
         for (entry, start) in entries.iter_mut().zip(starts) {
             if let Some(start) = start.filter(|_| entry.snapshot.is_none()) {
@@ -118,19 +118,13 @@ impl Session {
         }
         let (Some(device), Some(feed)) = (channel.kept.device.clone(), channel.feed.as_mut()) else { return };
         channel.kept.end(false, now.at, now.at);
-        let start = self.here().map_or(Start::Now, Start::After);
+        let start = self.shared.log.here().map_or(Start::Now, Start::After);
         let mut entries = feed.entries().to_vec();
         entries.iter_mut().for_each(|entry| entry.start = start);
         let tracked = self.track(&mut entries, &channel.kept.wishes, &device, &channel.topic, &principal, now);
         feed.begin_at(entries);
         channel.kept.tracked = Some(tracked);
         channel.kept.anew = true;
-    }
-
-    /// The end of the log as a place.
-    pub(super) fn here(&self) -> Option<Cursor> {
-        let (epoch, end) = self.shared.log.head()?;
-        Some(Cursor { epoch: epoch.tag(), position: crate::change::Position { lsn: end, ordinal: u32::MAX } })
     }
 }
 

@@ -38,7 +38,7 @@ impl Session {
         for topic in self.topics.values_mut() {
             let Topic::Joined(channel) = topic else { continue };
             let Some(fresh) = &mut channel.fresh else { continue };
-            let written = fresh.cursor.map_or(0, |cursor| shared.log.bytes_since(cursor.position.lsn));
+            let written = fresh.cursor.map_or(0, |cursor| shared.log.bytes_since(cursor));
             if now.saturating_duration_since(fresh.at) < age / PARTS && written < bytes / u64::from(PARTS) {
                 continue;
             }

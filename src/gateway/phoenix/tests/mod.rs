@@ -23,7 +23,7 @@ use crate::gateway::{GatewayConfig, Shared, Tokens};
 use crate::hub::{Activated, ChannelId, HubHandle, Stage, SubscribeError, Version};
 use crate::log::{self, LogWriter};
 use crate::metrics::Metrics;
-use crate::resume::CursorKey;
+use crate::resume::{CursorKey, History};
 use crate::task::Drain;
 
 const NOW: i64 = 1_800_000_000;
@@ -57,7 +57,7 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         clock: Clock::system(),
         metrics: Arc::new(Metrics::new()),
         journal: crate::journal::Journal::off(),
-        log: opened.log,
+        log: History::new(opened.log),
         cursor_key: Arc::new(CursorKey::new([1; 32])),
         frontiers: crate::resume::Frontiers::in_memory(Default::default(), Arc::new(Metrics::new())),
         drain: Drain::new(),
