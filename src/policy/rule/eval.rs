@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 use super::convert::convert;
 use super::value::{Val, compared, find, of_bool, worse};
 use super::viewer::{Hint, KnownViewer};
-use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, RuleColumn, Scalar, Subquery, Truth, Viewer};
+use super::{ColumnRef, CompareOp, Expr, Kind, Rule, RuleColumn, Scalar, Subquery, Truth, Viewer};
 use crate::change::Value;
 use crate::pgtype::canonical;
 use crate::policy::facts::{
@@ -216,7 +216,7 @@ impl<'e> Eval<'e> {
         read.or(value.doubt()).unwrap_or(Truth::Unsure)
     }
 
-    fn claimed(&self, claim: u16) -> &'e Claimed {
+    pub(super) fn claimed(&self, claim: u16) -> &'e Claimed {
         self.viewer.map_or(&Claimed::Unsure, |viewer| viewer.claimed(claim))
     }
 
@@ -232,7 +232,7 @@ impl<'e> Eval<'e> {
         }
     }
 
-    fn scalar(&mut self, scalar: &'e Scalar) -> Val<'e> {
+    pub(super) fn scalar(&mut self, scalar: &'e Scalar) -> Val<'e> {
         match scalar {
             Scalar::Column(column) => self.column(*column),
             Scalar::Claim(claim) => match self.claimed(*claim) {
@@ -287,44 +287,6 @@ impl<'e> Eval<'e> {
                     Some(Ok(text)) => Val::Text(Cow::Owned(text)),
                     Some(Err(Fault::Raises)) => Val::Raises,
                     Some(Err(Fault::Unsure)) => Val::Unsure,
-                }
-            }
-        }
-    }
-
-    /// ANY, with `decisive` true, or ALL, with `decisive` false.
-    fn members(
-        &mut self,
-        decisive: Truth,
-        op: CompareOp,
-        kind: &Kind,
-        left: &'e Scalar,
-        members: &'e Members,
-    ) -> Truth {
-        let left = self.scalar(left);
-        let neutral = if decisive == Truth::True { Truth::False } else { Truth::True };
-        let left_doubt = left.doubt().unwrap_or(neutral);
-        match members {
-            Members::List(list) => list.iter().fold(left_doubt, |truth, member| {
-                let member = self.scalar(member);
-                connect(decisive, truth, compared(op, kind, &left, &member))
-            }),
-            Members::Array(column) => {
-                self.array(*column, decisive, left_doubt, &|member| compared(op, kind, &left, member))
-            }
-            Members::Claim(claim) => {
-                let claimed = match self.claimed(*claim) {
-                    Claimed::List(list) => Ok(list),
-                    Claimed::Null => Err(Truth::Null),
-                    Claimed::Raises => Err(Truth::Raises),
-                    Claimed::Value(_) | Claimed::Unsure => Err(Truth::Unsure),
-                };
-                match claimed {
-                    Err(truth) => connect(decisive, left_doubt, truth),
-                    Ok(list) => list.iter().fold(left_doubt, |truth, member| {
-                        let member = member.as_ref().map_or(Val::Null, |text| Val::Text(Cow::Borrowed(text)));
-                        connect(decisive, truth, compared(op, kind, &left, &member))
-                    }),
                 }
             }
         }
