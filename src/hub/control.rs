@@ -29,6 +29,8 @@ use crate::resume::Cursor;
 type Reply = oneshot::Sender<Subscribed>;
 type Resolution = Result<(Vec<Target>, Vec<Warning>, Rules), SubscribeError>;
 
+/// Commands, and answers to them, that are taken between two turns.
+const AT_ONCE: usize = 256;
 /// How long all wait while a channel is resolved again.
 const ALL_WAIT: Duration = Duration::from_secs(2);
 
@@ -150,6 +152,26 @@ impl Hub {
     }
 
     // --- Commands.
+
+    /// What has come by now: many come at once, and each turn in between has work of its own.
+    pub(super) fn take_commands(&mut self) {
+        for _ in 0..AT_ONCE {
+            match self.commands.try_recv() {
+                Ok(command) => self.on_command(command),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// The same for what was resolved.
+    pub(super) fn take_resolved(&mut self) {
+        for _ in 0..AT_ONCE {
+            match self.resolving.try_join_next() {
+                Some(done) => self.on_resolved(done),
+                None => return,
+            }
+        }
+    }
 
     pub(super) fn on_command(&mut self, command: Command) {
         match command {
@@ -330,7 +352,8 @@ impl Hub {
         let known = self.registry.get(id).filter(|channel| same(&channel.port, &port) && channel.entries == entries);
         if let Some(known) = known {
             let (at, is_empty) = (known.at, known.targets.is_empty());
-            if at != At::Live {
+            let is_aside = at != At::Live || snapped.is_some();
+            if is_aside {
                 // It may have more to look for than the pass that it is in has at hand.
                 self.pause(id);
             }
@@ -338,7 +361,7 @@ impl Hub {
             let mut channel = Channel { principal, ..known.place() };
             if let Some(snapped) = snapped {
                 // For other rights than what was being sent.
-                (channel.froms, _) = self.begin_at(&channel.entries, moments, Some(snapped.start));
+                channel.begin_snapped(snapped.start);
                 channel.seam = Some(snapped.seam.clone());
                 self.begin_snapshot(&port, snapped);
             }
@@ -347,7 +370,7 @@ impl Hub {
             if at == At::Paused || is_empty {
                 self.note_paused(id, false);
             }
-            if at != At::Live {
+            if is_aside {
                 self.place(id);
             }
             // What it is still owed may be on its way: it has no place to tell.

@@ -82,8 +82,10 @@ impl Hub {
     }
 
     fn move_holds(&mut self, now: Instant) {
+        let waited = self.lane.stirred();
+        waited.iter().for_each(|id| self.arrived(*id));
         let Holds { told, stirred, looked_at, .. } = &mut self.holds;
-        stirred.extend(self.lane.stirred());
+        stirred.extend(waited);
         if now >= *looked_at + MOVE {
             *looked_at = now;
             stirred.extend(told.keys());

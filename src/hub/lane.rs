@@ -21,97 +21,20 @@ use smallvec::SmallVec;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::event::{Details, Event, Ids};
-use super::filters::{Conditional, Failures, Outcome, Owner, Refusal, RowFilters};
+use super::event::Details;
+use super::filters::{Failures, Outcome, Refusal, RowFilters};
 use super::gaps::before;
 use super::line::{Line, Place};
 use super::registry::Registry;
 use super::settle::{self, Released, Settled};
 use super::turns::{Change, Ended, Failure, Turns, Whose};
+use super::waiting::{Asked, Filtered, Kept, LaneRow, Permits, Ready, Waiting};
 use super::{ChannelId, Port};
-use crate::claims::Principal;
-use crate::filter::{FilterAnswer, FilterAskConfig, FilterAsker, FilterQuestion, MAX_TERMS};
+
+use crate::filter::{FilterAnswer, FilterAsker, FilterQuestion, MAX_TERMS};
 use crate::metrics::Metrics;
-use crate::policy::{Answers, Asker, Bound, ColumnMask, Permit, Question, UndecidedReason, Verdict};
+use crate::policy::{Answers, Asker, Bound, Question, UndecidedReason, Verdict};
 use crate::resume::Cursor;
-
-/// A channel's part in a row: its matching entries of one selection.
-pub(super) struct Share {
-    pub(super) channel: ChannelId,
-    /// The number of its connection.
-    pub(super) connection: u64,
-    pub(super) ids: Ids,
-    /// Entries that match if Postgres says so.
-    pub(super) open: Conditional,
-    pub(super) keep: Option<ColumnMask>,
-    pub(super) cursor_as: Option<Arc<str>>,
-}
-
-/// A share that nobody has judged yet.
-pub(super) struct Waiting {
-    pub(super) share: Share,
-    /// Index in the question's principals.
-    pub(super) principal: usize,
-}
-
-/// A share that was permitted in memory, with entries whose filters are open.
-pub(super) struct Filtered {
-    pub(super) share: Share,
-    pub(super) principal: Arc<Principal>,
-    pub(super) permit: Permit,
-}
-
-/// One question to Postgres and those who wait for it.
-pub(super) struct Asked {
-    pub(super) bound: Arc<Bound>,
-    /// A no is no answer: the row is gone, and Postgres may know only what is left without it.
-    pub(super) doubted: bool,
-    pub(super) principals: Vec<Arc<Principal>>,
-    pub(super) waiting: Vec<Waiting>,
-    pub(super) verdicts: Option<Vec<Verdict>>,
-}
-
-/// A channel that gets the row.
-pub(super) struct Ready {
-    pub(super) port: Arc<Port>,
-    pub(super) ids: Ids,
-    pub(super) cursor_as: Option<Arc<str>>,
-}
-
-/// Those who may see the same columns of a row.
-pub(super) type Permits = SmallVec<[(Permit, Vec<Ready>); 1]>;
-
-/// A row that comes.
-pub(super) struct LaneRow {
-    pub(super) event: Arc<Event>,
-    pub(super) permits: Permits,
-    pub(super) asked: SmallVec<[Asked; 1]>,
-    pub(super) filtered: Vec<Filtered>,
-    /// Channels for which there will be no answer.
-    pub(super) undecided: Vec<Arc<Port>>,
-    /// Transactions up to this row that others may not see yet.
-    pub(super) xids: Arc<[u32]>,
-    pub(super) bytes: usize,
-    /// What each of its parts adds to its channel's pace; 0 for a row that is not of the past.
-    pub(super) cost: u32,
-}
-
-/// A row on its way, as long as a part of it waits.
-pub(super) struct Kept {
-    pub(super) event: Arc<Event>,
-    pub(super) asked: SmallVec<[Asked; 1]>,
-    pub(super) filtered: Vec<Filtered>,
-    /// Filled when all of `asked` is answered.
-    pub(super) filters: RowFilters,
-    xids: Arc<[u32]>,
-    bytes: usize,
-    cost: u32,
-    /// Since when.
-    since: Instant,
-    sequence: u64,
-    /// That have not left.
-    parts: usize,
-}
 
 /// Where a row is kept; its sequence number tells it from another that is kept there later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +47,8 @@ struct RowAt {
 const MAX_BYTES: usize = 32 << 20;
 /// Most rows in the lane.
 const MAX_ROWS: usize = 4096;
+/// While more questions wait, none is asked about rows of the past.
+const PAST_QUESTIONS: usize = 4;
 /// What a part takes, about.
 const PART_BYTES: usize = 192;
 /// Where nothing is kept: of notices.
@@ -166,35 +91,6 @@ enum Answered {
 pub(super) struct Passed {
     pub(super) permits: Permits,
     pub(super) undecided: Vec<Arc<Port>>,
-}
-
-impl Kept {
-    fn is_judged(&self) -> bool {
-        self.asked.iter().all(|asked| asked.verdicts.is_some())
-    }
-
-    /// The number of a question's first part. Those that wait for filters alone come after all others.
-    fn first_part(&self, index: usize) -> u32 {
-        self.asked.iter().take(index).map(|asked| asked.waiting.len() as u32).sum()
-    }
-
-    /// The open conditions of those who were permitted the row.
-    fn collect_filters(&mut self, limits: &FilterAskConfig) {
-        let Kept { asked, filtered, filters, .. } = self;
-        let mut collect = |share: &Share, principal: &Principal| {
-            if share.open.is_empty() {
-                return;
-            }
-            let owner = Owner::of(principal, share.connection);
-            share.open.iter().for_each(|(_, open)| filters.add(open, &owner, limits));
-        };
-        filtered.iter().for_each(|filtered| collect(&filtered.share, &filtered.principal));
-        for Asked { principals, waiting, verdicts, .. } in asked {
-            let verdicts = verdicts.as_deref().unwrap_or_default();
-            let permitted = |w: &&Waiting| matches!(verdicts.get(w.principal), Some(Verdict::Permit(_)));
-            waiting.iter().filter(permitted).for_each(|w| collect(&w.share, &principals[w.principal]));
-        }
-    }
 }
 
 impl Lane {
@@ -568,9 +464,16 @@ impl Lane {
         self.start();
     }
 
-    /// Room for rows of the past, which leave some to the present.
+    /// Room for rows of the past, which leave some to the present, and whose questions can wait in the log: no policy may seem
+    /// to be behind for what is asked here.
     pub(super) fn has_room_to_spare(&self) -> bool {
-        self.rows.len() - self.free.len() < MAX_ROWS / 2 && self.bytes < MAX_BYTES / 2
+        let waiting = self.turns.waiting() + self.parts.len();
+        waiting < PAST_QUESTIONS && self.rows.len() - self.free.len() < MAX_ROWS / 2 && self.bytes < MAX_BYTES / 2
+    }
+
+    /// Whether something of this channel waits.
+    pub(super) fn waits(&self, channel: ChannelId) -> bool {
+        self.line.waits(channel)
     }
 
     /// See [`Line::stirred`].

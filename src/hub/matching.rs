@@ -11,8 +11,8 @@ use super::event::{Details, Event, Fanout, GapReason, Ids, Member, Notice, Outgo
 use super::filters::Conditional;
 use super::gaps::before;
 use super::index::{Hit, Proposals, Sub, TableIndex};
-use super::lane::{Asked, Filtered, Permits, Ready, Share, Waiting};
 use super::registry::{At, Registry};
+use super::waiting::{Asked, Filtered, Permits, Ready, Share, Waiting};
 use crate::catalog::Published;
 use crate::change::{Change, Position, RowChange, Timestamp};
 use crate::claims::Principal;

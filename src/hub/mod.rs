@@ -36,6 +36,7 @@ mod slots;
 mod snapshot;
 mod summary;
 mod turns;
+mod waiting;
 mod warnings;
 // Not in an optimized build: an allocator that counts would falsify the times of the bench.
 #[cfg(test)]

@@ -78,6 +78,13 @@ impl Channel {
         Channel { froms, epoch, at, seam, ..Channel::new(port, principal, entries) }
     }
 
+    /// Those of its entries that have a snapshot begin there.
+    pub(super) fn begin_snapped(&mut self, start: Position) {
+        let own = |at: usize| self.froms.get(at).or(self.froms.first()).copied().unwrap_or_default();
+        let entries = self.entries.iter().enumerate();
+        self.froms = entries.map(|(at, entry)| if entry.snapshot.is_some() { start } else { own(at) }).collect();
+    }
+
     /// Rows at or before this are not for any of its entries.
     pub(super) fn from(&self) -> Position {
         self.froms.iter().min().copied().unwrap_or_default()

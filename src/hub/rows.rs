@@ -8,13 +8,13 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Port;
-use super::lane::LaneRow;
 use super::matching::{self, Judgement, UNDECIDED};
 use super::prepare::FACTS;
 use super::registry::At;
 use super::resolve;
 use super::run::Hub;
 use super::settle::{Leaving, Settled};
+use super::waiting::LaneRow;
 use crate::change::{Change, RowChange, Timestamp, Transaction};
 use crate::journal::Note;
 

@@ -204,6 +204,7 @@ impl Hub {
         }
         let Some(rules_reader) = self.rules_reader.take() else { return Err(HubError::Twice) };
         let rules_task = crate::task::spawn("catalog", rules_reader.run());
+        self.look_back().await;
         let mut sweep = tokio::time::interval(SWEEP);
         let drain = self.deps.drain.clone();
         loop {
@@ -227,9 +228,15 @@ impl Hub {
                 () = self.rules.changed() => self.on_rules(),
                 () = self.lane.answered() => self.leave_lane(),
                 () = self.keeper.finished() => {}
-                Some(done) = self.resolving.join_next() => self.on_resolved(done),
+                Some(done) = self.resolving.join_next() => {
+                    self.on_resolved(done);
+                    self.take_resolved();
+                }
                 command = self.commands.recv() => match command {
-                    Some(command) => self.on_command(command),
+                    Some(command) => {
+                        self.on_command(command);
+                        self.take_commands();
+                    }
                     None => break,
                 },
                 _ = sweep.tick() => {

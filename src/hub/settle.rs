@@ -9,10 +9,11 @@ use ahash::AHashSet;
 
 use super::event::{Details, Event, Ids};
 use super::filters::Match;
-use super::lane::{Kept, Lane, Permits, Ready, Share};
+use super::lane::Lane;
 use super::line::Left;
 use super::matching::{Counts, add, narrowed};
 use super::registry::Registry;
+use super::waiting::{Kept, Permits, Ready, Share};
 use super::{ChannelId, Port};
 use crate::filter::{AskedTerm, FilterFailure};
 use crate::metrics::Metrics;
@@ -55,7 +56,7 @@ pub(super) struct Released {
 /// What leaves of one row.
 pub(super) struct Leaving {
     pub(super) event: Arc<Event>,
-    /// See [`super::lane::LaneRow::cost`].
+    /// See [`super::waiting::LaneRow::cost`].
     pub(super) cost: u32,
     pub(super) permits: Permits,
     /// Channels that were not decided.

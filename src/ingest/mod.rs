@@ -50,6 +50,9 @@ use pen::Pen;
 use report::Report;
 use start::Why;
 
+/// For so long trouble that may pass is looked at often.
+const QUICK: Duration = Duration::from_secs(60);
+
 /// What ingest needs to know.
 #[derive(Debug, Clone)]
 pub struct IngestConfig {
@@ -246,6 +249,8 @@ impl<O: Origin> Core<O> {
             _ if error.is_waiting_for_others() => self.config.retry_interval,
             // The next look says what is to be mended; if nothing is, the slot is made anew.
             _ if error.is_undecodable(&self.config.wal.slot) => self.backoff.next(),
+            // At first quickly: a server that restarts, or another that takes over, should be met before clients are sent away.
+            Remedy::Retry if self.report.lasts() < QUICK => self.backoff.next().min(self.config.retry_interval),
             Remedy::Retry => self.backoff.next(),
             Remedy::Operator | Remedy::Bug => self.config.operator_interval,
         }

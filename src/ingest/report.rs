@@ -30,6 +30,11 @@ impl Report {
         self.state.send_replace(IngestState::Streaming);
     }
 
+    /// For how long they haven't.
+    pub(super) fn lasts(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// They don't, for this reason.
     pub(super) fn tell(&mut self, error: &IngestError) {
         let text = chain(error);

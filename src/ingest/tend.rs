@@ -110,13 +110,15 @@ impl Tending {
     }
 }
 
-/// A token's transaction has nothing else in it that the stream brings.
+/// A token's transaction has nothing else in it that the stream brings, but for the row where all tables are published.
+const FEW: u32 = 8;
+
 fn carries(transaction: &Transaction, token: &str) -> bool {
     let is_it = |item| {
         matches!(item, Ok(Item::Message(message))
             if message.prefix == TOKEN_PREFIX && *message.content == *token.as_bytes())
     };
-    transaction.items == 1 && transaction.iter().any(is_it)
+    transaction.items <= FEW && transaction.iter().any(is_it)
 }
 
 impl<O: Origin> Core<O> {

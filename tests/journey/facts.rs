@@ -75,6 +75,7 @@ async fn a_membership_starts_deliveries_at_its_commit_and_ends_them_at_its_end()
 async fn deletes_that_cascade_reach_those_who_saw_the_rows() {
     let scene = Scene::with(TEAMS).await;
     scene.exec(&format!("{} {} {} {}", join(1, ALICE), join(2, BOB), post(1, "one"), post(2, "two"))).await;
+    super::caught_up(&scene).await;
     let (mut alice, mut bob) = (watch(&scene, ALICE).await, watch(&scene, BOB).await);
     // Team, members and posts go in one transaction, the members before the posts or after them.
     scene.exec("delete from teams where id = 1").await;

@@ -13,6 +13,7 @@ mod held;
 mod order;
 mod pages;
 mod payload;
+mod planned;
 mod publications;
 mod refusals;
 mod restart;
@@ -30,7 +31,7 @@ mod wire;
 
 use serde_json::{Value, json};
 
-use crate::support::token::{ALICE, BOB};
+use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Relay, TestPg};
 
 const EXAMPLES: [&str; 2] =
@@ -110,4 +111,12 @@ fn notify(user: &str, kind: &str) -> String {
 /// An INSERT of one event.
 fn event(session: &str, kind: &str) -> String {
     format!("insert into public.session_events (session_id, event_type) values ('{session}', '{kind}');")
+}
+
+/// Waits until what was committed so far is in the log: a channel that joins now does not begin before it.
+pub(crate) async fn caught_up(scene: &Scene) {
+    let mut phone = scene.relay.phone(&token::user(ALICE)).await;
+    phone.subscribe("marks", &watching(&[])).await;
+    scene.mark("caught up").await;
+    assert!(phone.next_change().await.is_mark("caught up"));
 }

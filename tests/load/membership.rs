@@ -32,7 +32,7 @@ const SCHEMA: &str = "create table public.members (team_id int not null, user_id
 /// Rows of one transaction.
 const BATCH: usize = 100;
 
-fn number(name: &str, default: usize) -> usize {
+pub(super) fn number(name: &str, default: usize) -> usize {
     std::env::var_os(name).map_or(default, |text| text.to_str().and_then(|text| text.parse().ok()).expect("a number"))
 }
 

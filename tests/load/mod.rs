@@ -12,6 +12,7 @@
 
 mod membership;
 pub(crate) mod phones;
+mod reconnect;
 pub(crate) mod usage;
 
 use std::collections::BTreeMap;

@@ -53,6 +53,15 @@ struct Ready {
 impl Phones {
     /// One phone per user; returns before they are connected.
     pub(super) fn start(address: &str, table: &str, users: &[String]) -> Phones {
+        Phones::start_with(address, table, users, false)
+    }
+
+    /// Phones that come back with their cursors.
+    pub(super) fn start_resuming(address: &str, table: &str, users: &[String]) -> Phones {
+        Phones::start_with(address, table, users, true)
+    }
+
+    fn start_with(address: &str, table: &str, users: &[String], resume: bool) -> Phones {
         let programs = Path::new(env!("CARGO_BIN_EXE_rowcast")).parent().expect("a folder");
         let program = programs.join("examples/phones");
         let release = if cfg!(debug_assertions) { "" } else { "--release " };
@@ -61,6 +70,7 @@ impl Phones {
         let mut process = spawned.expect("the phones' process");
         let order = json!({
             "address": address, "secret": SECRET, "table": table, "users": users, "deadline_seconds": DEADLINE_SECONDS,
+            "resume": resume,
         });
         let mut input = process.stdin.take().expect("a pipe");
         writeln!(input, "{order}").expect("an order");
@@ -76,6 +86,19 @@ impl Phones {
         let line = self.line("all phones to be subscribed").await;
         let ready: Result<Ready, _> = serde_json::from_str(&line);
         ready.unwrap_or_else(|_| panic!("instead of being ready: {line}")).seconds
+    }
+
+    /// Takes the network away from all of them, or gives it back.
+    pub(super) fn cut(&mut self, cut: bool) {
+        let order = self.order.as_mut().expect("they were not told to end");
+        writeln!(order, "{}", if cut { "cut" } else { "back" }).expect("they listen");
+    }
+
+    /// Waits until all are subscribed again; returns how long that took since they were given the network back.
+    pub(super) async fn back(&mut self) -> f64 {
+        let line = self.line("all phones to be back").await;
+        let back: Result<Ready, _> = serde_json::from_str(&line);
+        back.unwrap_or_else(|_| panic!("instead of being back: {line}")).seconds
     }
 
     /// Waits until all have their last row.

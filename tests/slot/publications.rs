@@ -1,6 +1,11 @@
 //! Publications that go, come back, or contradict each other.
 
+use std::time::Duration;
+
+use rowcast::clock::Clock;
+
 use super::*;
+use crate::support::Relay;
 
 const AGAIN: &str = "create publication supabase_realtime for table public.marks";
 
@@ -90,4 +95,30 @@ async fn column_lists_that_contradict_each_other_are_named_and_the_slot_recovers
     let mut phone = watcher(&relay.base()).await;
     mark(&pg, "after").await;
     next_mark(&mut phone, "after").await;
+}
+
+/// Then the relay's own table is in the stream as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publication_of_all_tables_disturbs_nothing() {
+    let pg = with_marks().await;
+    pg.exec("create publication everything for all tables").await;
+    let relay = Relay::with(&pg, Clock::system(), |config| {
+        config.publications = vec!["everything".into()];
+        (config.ingest.tend_interval, config.ingest.token_interval) = (Duration::from_millis(50), Duration::ZERO);
+    })
+    .await;
+    let mut phone = watcher(&relay.base()).await;
+    // One is only written once the one before it was seen.
+    let mut tokens = std::collections::BTreeSet::new();
+    let client = pg.client().await;
+    let deadline = Instant::now() + PATIENCE;
+    while tokens.len() < 5 {
+        let row = client.query_one("select token from rowcast.lineage", &[]).await.expect("a row");
+        tokens.insert(row.get::<_, String>(0));
+        assert!(Instant::now() < deadline, "{tokens:?}");
+        pause().await;
+    }
+    mark(&pg, "after").await;
+    next_mark(&mut phone, "after").await;
+    assert_eq!(relay.metric("rowcast_stream_connects_total", "").await, 1.0);
 }

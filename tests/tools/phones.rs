@@ -13,6 +13,13 @@
 //! up after it, so that what didn't come before it is proved absent, not waited for. The process ends when all have hung up,
 //! or at the end of its input, or at the deadline.
 //!
+//! With `"resume":true` a phone whose connection ends, or is refused, comes back with its last cursor; a further line `cut` on
+//! the standard input drops all connections, and after a line `back` all connect again, which is told by
+//!
+//! ```text
+//! {"back":1050,"seconds":1.2}
+//! ```
+//!
 //! Checked as rows arrive: they are the user's own, inserts, each once, in the order of `id`. What is missing only the
 //! writer knows.
 //!
@@ -20,8 +27,8 @@
 
 use std::borrow::Cow;
 use std::io::{BufRead as _, Write as _};
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,7 +42,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, json};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
@@ -45,6 +52,10 @@ const TOPIC: &str = "realtime:load";
 const HEARTBEAT: Duration = Duration::from_secs(25);
 /// Handshakes and joins under way at a time, of each thread.
 const JOINING: usize = 32;
+/// The same when all come back, which nobody arranges for them.
+const COMING_BACK: usize = 1024;
+/// All come back within this; and who was refused tries again within twice this.
+const COMES_BACK: Duration = Duration::from_secs(1);
 /// Only the first so many faults are told in full.
 const FAULTS: usize = 20;
 
@@ -61,6 +72,8 @@ struct Order {
     users: Vec<String>,
     #[serde(default = "two")]
     threads: usize,
+    #[serde(default)]
+    resume: bool,
     /// From the start to the end of the process.
     deadline_seconds: u64,
 }
@@ -85,6 +98,7 @@ struct Record {
 
 enum Event {
     Subscribed,
+    Back,
     Ended(Record),
 }
 
@@ -108,17 +122,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let started = Instant::now();
     let deadline = started + Duration::from_secs(order.deadline_seconds);
     let drain = Drain::new();
-    hang_up_at_end_of_input(drain.clone());
-    // Room for both events of every phone: no phone ever waits for this channel.
-    let (events, reports) = sync_channel(2 * count);
+    let (outage, cut) = watch::channel(false);
+    let back_at = Arc::new(Mutex::new(started));
+    follow_the_input(drain.clone(), outage, back_at.clone());
+    // Room for the events of every phone: as good as none ever waits for this channel.
+    let (events, reports) = sync_channel(4 * count);
     for number in 0..order.threads {
-        let (order, drain, events) = (order.clone(), drain.clone(), events.clone());
+        let (order, drain, events, cut) = (order.clone(), drain.clone(), events.clone(), cut.clone());
         thread::Builder::new()
             .name(format!("phones-{number}"))
-            .spawn(move || run_share(number, &order, &drain, &events))?;
+            .spawn(move || run_share(number, &order, &drain, &events, &cut))?;
     }
     drop(events);
-    let mut subscribed = 0;
+    let (mut subscribed, mut back) = (0, 0);
     let mut records = Vec::with_capacity(count);
     loop {
         let rest = match drain.is_draining() {
@@ -132,6 +148,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     say(&json!({ "ready": count, "seconds": started.elapsed().as_secs_f64() }))?;
                 }
             }
+            Ok(Event::Back) => {
+                back += 1;
+                if back == count {
+                    back = 0;
+                    let at = *back_at.lock().unwrap_or_else(PoisonError::into_inner);
+                    say(&json!({ "back": count, "seconds": at.elapsed().as_secs_f64() }))?;
+                }
+            }
             Ok(Event::Ended(record)) => records.push(record),
             Err(RecvTimeoutError::Timeout) => drain.drain(),
             Err(RecvTimeoutError::Disconnected) => break,
@@ -140,25 +164,37 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     summarise(&order, records)
 }
 
-fn hang_up_at_end_of_input(drain: Drain) {
+fn follow_the_input(drain: Drain, outage: watch::Sender<bool>, back_at: Arc<Mutex<Instant>>) {
     thread::spawn(move || {
-        let mut rest = String::new();
-        while std::io::stdin().lock().read_line(&mut rest).is_ok_and(|bytes| bytes > 0) {}
+        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+            let cut = line.trim() == "cut";
+            if !cut {
+                *back_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            }
+            outage.send_replace(cut);
+        }
         drain.drain();
     });
 }
 
 /// One thread: every so-many-th user.
-fn run_share(number: usize, order: &Arc<Order>, drain: &Drain, events: &SyncSender<Event>) {
+fn run_share(
+    number: usize,
+    order: &Arc<Order>,
+    drain: &Drain,
+    events: &SyncSender<Event>,
+    cut: &watch::Receiver<bool>,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let phones = Connections::default();
-        let joining = Arc::new(Semaphore::new(JOINING));
+        let joining = Arc::new([Semaphore::new(JOINING), Semaphore::new(COMING_BACK)]);
         for user in order.users.iter().skip(number).step_by(order.threads) {
             let rows = Vec::with_capacity(64);
             let record =
                 Record { user: user.clone(), complete: false, rows, latencies: Vec::new(), faults: Vec::new() };
-            let phone = Phone { order: order.clone(), clock: Clock::system(), events: events.clone(), record };
+            let (order, events, cut, cursor) = (order.clone(), events.clone(), cut.clone(), None);
+            let phone = Phone { order, clock: Clock::system(), events, cut, cursor, record };
             phones.spawn("phone", phone.run(joining.clone(), drain.clone()));
         }
         phones.join(Duration::MAX).await;
@@ -169,6 +205,10 @@ struct Phone {
     order: Arc<Order>,
     clock: Clock,
     events: SyncSender<Event>,
+    /// There is no network at present.
+    cut: watch::Receiver<bool>,
+    /// Everything up to here has come.
+    cursor: Option<String>,
     record: Record,
 }
 
@@ -190,6 +230,7 @@ struct Data<'a> {
     action: Cow<'a, str>,
     #[serde(borrow)]
     record: Row<'a>,
+    cursor: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -210,12 +251,20 @@ struct Notice<'a> {
     #[serde(borrow)]
     extension: Option<&'a str>,
     message: Option<String>,
+    gap: Option<IgnoredAny>,
+    cursor: Option<String>,
+    response: Option<Joined>,
+}
+
+#[derive(Deserialize)]
+struct Joined {
+    cursor: Option<String>,
 }
 
 impl Phone {
-    async fn run(mut self, joining: Arc<Semaphore>, drain: Drain) {
+    async fn run(mut self, joining: Arc<[Semaphore; 2]>, drain: Drain) {
         let ended = tokio::select! {
-            ended = self.live(&joining) => ended,
+            ended = self.live_on(&joining) => ended,
             () = drain.draining() => Err("its last row had not come when the process was told to end".to_owned()),
         };
         match ended {
@@ -225,15 +274,39 @@ impl Phone {
         let _ = self.events.send(Event::Ended(self.record));
     }
 
-    /// Until the last row.
-    async fn live(&mut self, joining: &Semaphore) -> Result<(), String> {
+    /// Until the last row, over as many connections as it takes.
+    async fn live_on(&mut self, [first, again]: &[Semaphore; 2]) -> Result<(), String> {
+        let mut subscribed = false;
+        let mut joining = first;
+        loop {
+            let mut cut = self.cut.clone();
+            let was_cut = tokio::select! {
+                ended = self.live(joining, &mut subscribed) => match ended {
+                    Err(_) if self.order.resume && self.record.faults.is_empty() => false,
+                    ended => return ended,
+                },
+                _ = cut.wait_for(|cut| *cut) => true,
+            };
+            if was_cut && cut.wait_for(|cut| !*cut).await.is_err() {
+                return Err("the order to come back never came".to_owned());
+            }
+            let most = if was_cut { COMES_BACK } else { 2 * COMES_BACK };
+            tokio::time::sleep(most.mul_f64(rand::random::<f64>())).await;
+            joining = again;
+        }
+    }
+
+    /// Until the last row, or the end of the connection.
+    async fn live(&mut self, joining: &Semaphore, subscribed: &mut bool) -> Result<(), String> {
         let mut socket = {
             let _turn = joining.acquire().await.map_err(|error| error.to_string())?;
             let mut socket = self.connect().await?;
-            self.subscribe(&mut socket).await?;
+            if self.subscribe(&mut socket).await? {
+                return Ok(());
+            }
             socket
         };
-        let _ = self.events.send(Event::Subscribed);
+        let _ = self.events.send(if std::mem::replace(subscribed, true) { Event::Back } else { Event::Subscribed });
         // Not all in the same instant.
         let first = HEARTBEAT.mul_f64(0.5 + 0.5 * rand::random::<f64>());
         let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + first, HEARTBEAT);
@@ -276,8 +349,12 @@ impl Phone {
         }
     }
 
-    async fn subscribe(&mut self, socket: &mut Socket) -> Result<(), String> {
-        let entry = json!({ "event": "*", "schema": "public", "table": self.order.table });
+    /// Says whether the last row has come already: rows may overtake the message that they flow.
+    async fn subscribe(&mut self, socket: &mut Socket) -> Result<bool, String> {
+        let mut entry = json!({ "event": "*", "schema": "public", "table": self.order.table });
+        if let Some(cursor) = &self.cursor {
+            entry["since"] = json!(cursor);
+        }
         let payload = json!({ "config": { "postgres_changes": [entry] }, "access_token": self.token()? });
         let join = json!(["1", "1", TOPIC, "phx_join", payload]).to_string();
         socket.send(Message::text(join)).await.map_err(|error| format!("cannot send: {error}"))?;
@@ -290,13 +367,22 @@ impl Phone {
                 None => return Err("the connection ended".into()),
             };
             let frame: Frame<'_> = parse(&text)?;
-            if frame.3 == "phx_reply" || frame.3 == "system" {
-                let notice: Notice<'_> = parse(frame.4.get())?;
-                if notice.status != "ok" {
-                    return Err(format!("not subscribed: {}", notice.message.as_deref().unwrap_or(frame.4.get())));
+            if frame.3 == "postgres_changes" {
+                if self.change(frame.4)? {
+                    return Ok(true);
                 }
-                if notice.extension == Some("postgres_changes") {
-                    return Ok(());
+            } else if frame.3 == "phx_reply" || frame.3 == "system" {
+                let notice: Notice<'_> = parse(frame.4.get())?;
+                if notice.gap.is_some() {
+                    self.record.faults.push(format!("a gap: {}", frame.4.get()));
+                } else if notice.status != "ok" {
+                    return Err(format!("not subscribed: {}", notice.message.as_deref().unwrap_or(frame.4.get())));
+                } else if notice.extension == Some("postgres_changes") {
+                    return Ok(false);
+                }
+                // A cursor of a later join would skip what this one still is to get.
+                if self.cursor.is_none() {
+                    self.cursor = notice.response.and_then(|joined| joined.cursor);
                 }
             }
         }
@@ -311,17 +397,27 @@ impl Phone {
             Some(Err(error)) => return Err(format!("the connection broke: {error}")),
             None => return Err("the connection ended".into()),
         };
-        let now = unix_micros();
         let frame: Frame<'_> = parse(&text)?;
         match &*frame.3 {
-            "postgres_changes" => {
-                let changes: Changes<'_> = parse(frame.4.get())?;
-                Ok(self.row(now, &changes.data))
+            "postgres_changes" => self.change(frame.4),
+            "system" => {
+                let notice: Notice<'_> = parse(frame.4.get())?;
+                if notice.status != "ok" || notice.gap.is_some() {
+                    self.record.faults.push(format!("told: {}", frame.4.get()));
+                }
+                self.cursor = notice.cursor.or(self.cursor.take());
+                Ok(false)
             }
             // The answer to a heartbeat.
             "phx_reply" => Ok(false),
             other => Err(format!("an unexpected {other}")),
         }
+    }
+
+    fn change(&mut self, payload: &RawValue) -> Result<bool, String> {
+        let mut changes: Changes<'_> = parse(payload.get())?;
+        self.cursor = changes.data.cursor.take().or(self.cursor.take());
+        Ok(self.row(unix_micros(), &changes.data))
     }
 
     fn row(&mut self, now: i64, data: &Data<'_>) -> bool {

@@ -26,12 +26,13 @@ mod step;
 
 use std::collections::BTreeSet;
 
+use ahash::AHashSet;
 use tokio::time::{Duration, Instant};
 
-use super::lane::Waiting;
 use super::matching::Judgement;
 use super::registry::Registry;
 use super::run::Hub;
+use super::waiting::Waiting;
 use super::{ChannelId, Port};
 use crate::change::{Change, Position, RowChange, Tuple, Value};
 use pass::Pass;
@@ -41,7 +42,7 @@ pub(super) use place::{Moments, moments};
 pub(super) const PASSES: usize = 5;
 const NEAR: usize = PASSES - 1;
 /// Transactions, and items in them, that a start may be behind the present to count as near it.
-const NEAR_TRANSACTIONS: usize = 4096;
+const NEAR_TRANSACTIONS: usize = 1024;
 const NEAR_ITEMS: u64 = 16_384;
 /// A start this far behind another shares its pass rather than beginning one.
 const SHARED_BYTES: u64 = 16 << 20;
@@ -65,6 +66,8 @@ pub(super) struct Passes {
     /// A place may have become free for them.
     is_free: bool,
     parked: Vec<ChannelId>,
+    /// Channels that are live, and will be told when what they wait for in the lane has left.
+    arriving: AHashSet<ChannelId>,
     looked_at: Instant,
     /// Who got more from the row at hand than its connection should have waiting.
     full: Vec<ChannelId>,
@@ -80,6 +83,7 @@ impl Passes {
             waiting: BTreeSet::new(),
             is_free: false,
             parked: Vec::new(),
+            arriving: AHashSet::new(),
             looked_at: Instant::now(),
             full: Vec::new(),
             wake_at: None,
@@ -148,6 +152,7 @@ impl Hub {
         }
         let now = Instant::now();
         let mut more = self.place_again(now);
+        self.passes.passes.iter_mut().flatten().for_each(|pass| pass.look());
         if !self.may_replay() {
             return false;
         }

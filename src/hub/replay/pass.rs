@@ -13,6 +13,9 @@ use crate::hub::gaps::end_of;
 use crate::log::{Epoch, LogError, Read, Reader};
 use std::sync::Arc;
 
+/// Members of which nobody minds some being named twice.
+const FEW: usize = 4096;
+
 /// The transaction at hand.
 pub(super) struct PassWork {
     pub(super) transaction: Arc<Transaction>,
@@ -32,6 +35,7 @@ pub(super) struct Pass {
     pub(super) gated: Option<(Arc<Transaction>, Instant)>,
     /// Who takes part; some have left since.
     pub(super) members: Vec<ChannelId>,
+    trim_at: usize,
     /// It can't go on before this.
     pub(super) rests_until: Option<Instant>,
     pub(super) failed_reads: u32,
@@ -60,6 +64,7 @@ impl Pass {
             work: None,
             gated: None,
             members: Vec::new(),
+            trim_at: FEW,
             rests_until: None,
             failed_reads: 0,
             on_disk: false,
@@ -74,6 +79,26 @@ impl Pass {
 
     pub(super) fn is_ready(&self, now: Instant) -> bool {
         !self.on_disk && self.rests_until.is_none_or(|until| until <= now)
+    }
+
+    /// Takes what has come from the disk.
+    pub(super) fn look(&mut self) {
+        if self.on_disk
+            && let Some(read) = self.reader.try_next().now_or_never()
+        {
+            self.on_disk = false;
+            self.stash = read.transpose();
+        }
+    }
+
+    pub(super) fn join(&mut self, channel: ChannelId) {
+        self.members.push(channel);
+        if self.members.len() >= self.trim_at {
+            // Those that are parked come again and again.
+            self.members.sort_unstable();
+            self.members.dedup();
+            self.trim_at = 2 * self.members.len() + FEW;
+        }
     }
 
     /// Who begins here or later may still join.

@@ -111,24 +111,21 @@ impl Hub {
             self.registry.put(id, At::Snapshot, |_| {}, &current.catalog);
             return self.holds.stir(id);
         }
-        let (from, port) = (channel.from(), channel.port.clone());
+        let (mut from, port) = (channel.from(), channel.port.clone());
+        let has_targets = !channel.targets.is_empty();
         let known = channel.epoch.map(|epoch| Cursor { epoch, position: from });
         let is_current = self.reader.is_current();
         if let Some(known) = known.filter(|known| is_current && !self.deps.log.shares(known.epoch, known.position.lsn))
         {
-            // Another history has begun while it was aside.
-            let now = self.position();
-            self.tell_gap(&port, Some(known), self.cursor(now), GapReason::Lost);
-            let (epoch, froms) = (self.epoch, Froms::from_slice(&[now]));
-            self.registry.put(
-                id,
-                At::Live,
-                |channel| (channel.epoch, channel.froms) = (epoch, froms),
-                &current.catalog,
-            );
-            return self.is_live(id, &port, now);
+            // Another history has begun while it was aside: what there is of that it gets.
+            let to = end_of(self.deps.log.floor());
+            self.tell_gap(&port, Some(known), self.cursor(to), GapReason::Lost);
+            let (epoch, froms) = (self.epoch, Froms::from_slice(&[to]));
+            let begin = |channel: &mut Channel| (channel.epoch, channel.froms) = (epoch, froms);
+            self.registry.put(id, At::Paused, begin, &current.catalog);
+            from = to;
         }
-        let at = if from >= self.judged() || channel.targets.is_empty() {
+        let at = if from >= self.judged() || !has_targets {
             At::Live
         } else if is_current {
             self.choose(from).map_or(At::Waiting, At::Pass)
@@ -141,7 +138,7 @@ impl Hub {
             At::Live => return self.is_live(id, &port, from),
             At::Pass(pass) => {
                 let pass = self.passes.passes.get_mut(pass).and_then(Option::as_mut);
-                pass.into_iter().for_each(|pass| pass.members.push(id));
+                pass.into_iter().for_each(|pass| pass.join(id));
             }
             At::Waiting | At::Parked | At::Paused | At::Snapshot => {
                 self.passes.waiting.insert((from, id));
@@ -150,11 +147,25 @@ impl Hub {
         self.holds.stir(id);
     }
 
-    fn is_live(&mut self, id: ChannelId, port: &Arc<Port>, from: Position) {
+    pub(super) fn is_live(&mut self, id: ChannelId, port: &Arc<Port>, from: Position) {
+        self.holds.stir(id);
+        if self.lane.waits(id) {
+            self.passes.arriving.insert(id);
+            return;
+        }
         let at = self.cursor(from.max(self.judged()));
         let shard = port.shard % self.out.len();
         self.out[shard].push(Outgoing::Live(port.clone(), at));
-        self.holds.stir(id);
+    }
+
+    /// A channel may have got the last row that it waited for.
+    pub(in crate::hub) fn arrived(&mut self, id: ChannelId) {
+        if !self.passes.arriving.is_empty() && !self.lane.waits(id) && self.passes.arriving.remove(&id) {
+            let live = self.registry.get(id).filter(|channel| channel.at == At::Live);
+            if let Some((port, from)) = live.map(|channel| (channel.port.clone(), channel.from())) {
+                self.is_live(id, &port, from);
+            }
+        }
     }
 
     /// A pass for what begins here, behind the stream: one that is not past it, or a new one.

@@ -13,7 +13,7 @@ use crate::hub::gaps::end_of;
 use crate::hub::registry::{At, Channel, Froms};
 use crate::hub::rows::Origin;
 use crate::hub::run::{Hub, may_change_rules};
-use crate::hub::{ChannelId, GapReason, Outgoing};
+use crate::hub::{ChannelId, GapReason};
 use crate::log::{Epoch, LogError, Read};
 use crate::resume::Cursor;
 
@@ -109,13 +109,8 @@ impl Hub {
             }
             // Nothing is left before what the stream has not come to.
             Ok(Read::Transaction(_) | Read::Idle(_)) => {
-                let reader = self.deps.log.reader(self.done);
-                if !reader.is_beside(&self.reader) {
-                    pass.rest(now);
-                    return Step::Stop;
-                }
-                (pass.reader, pass.at) = (reader, end_of(self.done));
-                Step::Go
+                pass.at = pass.at.max(end_of(self.done));
+                self.read_on(pass, number)
             }
             Ok(Read::Gap { resumed, .. }) => {
                 self.jump(pass, number, resumed);
@@ -130,9 +125,28 @@ impl Hub {
                 let (from, to) = (pass.at, end_of(self.done));
                 tracing::error!(%from, %to, error = %chain(&error), "the log can't be read here; those who catch up skip to the present, and are told of a gap");
                 self.lose_stretch(pass, number, to, GapReason::Lost);
-                Step::Go
+                self.read_on(pass, number)
             }
         }
+    }
+
+    /// What is behind where the pass is, is read from there on.
+    fn read_on(&mut self, pass: &mut Pass, number: usize) -> Step {
+        let reader = self.deps.log.reader(Pass::first(pass.at));
+        if reader.is_beside(&self.reader) {
+            pass.reader = reader;
+            return Step::Go;
+        }
+        // Another history has begun in this moment, which the stream comes to first: then they are placed anew.
+        if let Some(current) = self.current.clone() {
+            for id in self.members(pass, number) {
+                self.registry.put(id, At::Waiting, |channel| advance(channel, pass.at, pass.epoch), &current.catalog);
+                let from = self.registry.get(id).map_or(pass.at, Channel::from);
+                self.passes.waiting.insert((from, id));
+                self.holds.stir(id);
+            }
+        }
+        Step::Over
     }
 
     /// Whether so little is left that it is done at once; grants it.
@@ -217,7 +231,7 @@ impl Hub {
                     let lsn = work.transaction.end_lsn;
                     tracing::error!(%lsn, error = %chain(&error), "a transaction can't be read back; those who catch up are told of a gap");
                     self.lose_stretch(pass, number, end_of(lsn), GapReason::Lost);
-                    return Step::Go;
+                    return self.read_on(pass, number);
                 }
                 None => {
                     pass.at = pass.at.max(end_of(work.transaction.end_lsn));
@@ -254,8 +268,6 @@ impl Hub {
         pass.gated = None;
         pass.at = pass.at.max(to);
         pass.failed_reads = 0;
-        // What is behind the stretch is read from there on; in another history the next read says so.
-        pass.reader = self.deps.log.reader(Pass::first(pass.at));
     }
 
     /// The log goes on elsewhere: its floor has overtaken the pass, or another history has begun.
@@ -290,10 +302,7 @@ impl Hub {
             self.registry.put(*id, At::Live, |channel| advance(channel, at, epoch), &current.catalog);
             let Some(channel) = self.registry.get(*id) else { continue };
             let (port, from) = (channel.port.clone(), channel.from());
-            let shard = port.shard % self.out.len();
-            let at = self.cursor(from);
-            self.out[shard].push(Outgoing::Live(port, at));
-            self.holds.stir(*id);
+            self.is_live(*id, &port, from);
         }
         if number == NEAR {
             tracing::trace!(channels = now.len(), "caught up");

@@ -23,6 +23,8 @@ fn since(id: i32, table: &str, position: Position) -> Entry {
     Entry { start: Start::After(Cursor { epoch: tag(), position }), ..entry(id, table, None) }
 }
 
+const CARL: &str = "cccccccc-cccc-cccc-cccc-cccccccccccc";
+
 /// A row as it was appended.
 #[derive(Debug, Clone)]
 struct Row {
@@ -187,7 +189,9 @@ impl Past {
     }
 
     /// The hub has come to the log's end: what there is by now is the past.
-    async fn goes_by(&self) {
+    async fn goes_by(&mut self) {
+        // When the hub has taken this up, it is done with what is before.
+        self.commit(&[("owned", CARL, "x")]);
         let deadline = tokio::time::Instant::now() + DEADLINE;
         while self.bench.hub.describe().await.expect("runs").position < Lsn(self.bench.lsn) {
             assert!(tokio::time::Instant::now() < deadline, "the hub stands still");
@@ -288,12 +292,16 @@ async fn who_is_answered_late_has_its_rows_in_order_across_the_switch_and_is_not
     let mut witness = Witness::default();
     past.commit(&[("owned", ALICE, "x"), ("owned", BOB, "x")]);
     witness.owed = [(alice.id, past.owed(ALICE, &entries))].into();
-    witness.until(&mut past.bench, "others", |w| w.of(&bob).rows.len() == 1 && w.of(&alice).live == 1).await;
+    witness.until(&mut past.bench, "others", |w| w.of(&bob).rows.len() == 1 && w.of(&alice).rows.len() == 1).await;
+    past.commit(&[("owned", BOB, "x")]);
+    witness.until(&mut past.bench, "others again", |w| w.of(&bob).rows.len() == 2).await;
     assert_eq!(witness.of(&alice).ids(), ["r00000"], "what is behind the row that waits waits too");
+    assert_eq!(witness.of(&alice).live, 0, "it has not caught up before it has its rows");
     assert_eq!(witness.ports[&alice.id].reached().unwrap().position, place(110, 0));
     past.bench.database.run("select pg_advisory_unlock(7)").await;
     witness.until(&mut past.bench, "the answer", |w| w.of(&alice).rows.len() == 4).await;
-    assert_eq!(witness.of(&alice).ids(), ["r00000", "r00001", "r00002", "r00003"]);
+    assert_eq!(witness.of(&alice).ids(), ["r00000", "r00001", "r00002", "r00004"]);
+    witness.until(&mut past.bench, "it is live", |w| w.of(&alice).live == 1).await;
     let end = place(past.bench.lsn, u32::MAX);
     witness.until(&mut past.bench, "it is there", |w| w.ports[&alice.id].reached().unwrap().position == end).await;
     past.bench.stop().await;
@@ -320,7 +328,7 @@ async fn places_that_are_not_here_are_gaps_with_their_reasons_and_it_goes_on_fro
     past.bench.subscribe(&timed, started(Start::Time(Timestamp(i64::MIN))), ALICE).await;
     past.commit(&[("owned", ALICE, "x")]);
     let last = past.rows.last().unwrap().id.clone();
-    let kept: Vec<Row> = past.rows.iter().filter(|row| row.at.lsn > floor).cloned().collect();
+    let kept: Vec<Row> = past.rows.iter().filter(|row| row.at.lsn > floor && row.owner == ALICE).cloned().collect();
     let done =
         |w: &mut Witness| [&expired, &diverged, &lost, &timed].iter().all(|p| w.of(p).ids().last() == Some(&&*last));
     witness.until(&mut past.bench, "the last row", done).await;
@@ -417,6 +425,113 @@ async fn whoever_leaves_or_has_a_new_token_on_the_way_changes_nothing_for_others
     assert!(turned.is_sorted() && turned.len() >= 1000, "{}", turned.len());
     assert!(witness.of(&leaves).live <= 1);
     past.bench.stop().await;
+}
+
+#[tokio::test]
+async fn the_floor_may_overtake_one_who_is_slow_and_a_new_history_too_and_both_are_gaps_from_where_he_was() {
+    let small = |log: &mut LogConfig| (log.segment_bytes, log.retain_bytes, log.tail_bytes) = (4096, 16_384, 2048);
+    let mut past = Past::with(small).await;
+    let slow = port_with(16 << 10);
+    let mut witness = Witness::default();
+    let commit = |past: &mut Past, count| (0..count).for_each(|_| drop(past.commit(&[("owned", ALICE, "x")])));
+    commit(&mut past, 100);
+    past.goes_by().await;
+    witness.slow.insert(slow.id);
+    past.bench.subscribe(&slow, vec![since(1, "owned", place(100, u32::MAX))], ALICE).await;
+    witness.until(&mut past.bench, "the first rows", |w| !w.of(&slow).rows.is_empty()).await;
+    commit(&mut past, 400);
+    past.goes_by().await;
+    while let Ok(batch) = past.bench.batches.try_recv() {
+        witness.take(batch);
+    }
+    let had = witness.of(&slow).rows.len();
+    assert!(had < 100 && slow.reached().unwrap().position == witness.of(&slow).rows[had - 1].1, "{:?}", slow.reached());
+    past.bench.writer.retain().unwrap();
+    let floor = past.bench.log.floor();
+    witness.let_go(None);
+    // He is slow again before he has it all.
+    witness.slow.insert(slow.id);
+    witness.until(&mut past.bench, "what is kept", |w| w.of(&slow).rows.len() > had).await;
+    let at = |position| Some(Cursor { epoch: tag(), position });
+    let (from, to) = (at(witness.of(&slow).rows[had - 1].1), at(Position { lsn: floor, ordinal: u32::MAX }).unwrap());
+    assert_eq!(witness.of(&slow).gaps, [Details::Gap { from, to, reason: GapReason::Expired }]);
+    assert!(witness.of(&slow).rows[had].1 > to.position && witness.of(&slow).rows[had].1.lsn.0 <= floor.0 + 20);
+    // Until he is parked again.
+    while let Ok(Some(batch)) = tokio::time::timeout(Duration::from_millis(300), past.bench.batches.recv()).await {
+        witness.take(batch);
+    }
+    assert_eq!(witness.of(&slow).live, 0, "he is parked");
+    let was = slow.reached().unwrap();
+    let epoch = Epoch { system_identifier: 1, incarnation: 9 };
+    past.bench.writer.begin_epoch(epoch, Lsn(past.bench.lsn + 1000)).unwrap();
+    past.bench.lsn += 1000;
+    past.commit(&[("owned", ALICE, "x")]);
+    let last = past.rows.last().unwrap().id.clone();
+    witness.let_go(None);
+    witness.until(&mut past.bench, "the new history", |w| w.of(&slow).ids().last() == Some(&&*last)).await;
+    let gap = witness.of(&slow).gaps[1];
+    let Details::Gap { from, to, reason } = gap else { panic!("{gap:?}") };
+    assert_eq!((from, to.epoch, reason), (Some(was), epoch.tag(), GapReason::Lost));
+    assert!(to.position < past.rows.last().unwrap().at);
+    past.bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_channel_that_waits_for_its_table_is_not_said_to_be_farther_while_others_are() {
+    let mut past = Past::new().await;
+    let (alice, bob) = (port(), port());
+    // Too long to be remembered: it has to be asked about anew.
+    let filter = format!("kind=neq.{}", "x".repeat(5000));
+    past.bench.subscribe(&alice, vec![entry(1, "owned", Some(&filter))], ALICE).await;
+    past.bench.subscribe(&bob, vec![entry(1, "waiting", None)], BOB).await;
+    let mut witness = Witness::default();
+    past.commit(&[("owned", ALICE, "y"), ("waiting", BOB, "x")]);
+    let both = |w: &mut Witness| w.of(&alice).rows.len() == 1 && w.of(&bob).rows.len() == 1;
+    witness.until(&mut past.bench, "the first", both).await;
+    past.bench.pool.close();
+    past.bench.database.run("alter table owned add column more text").await;
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let mut stuck = false;
+    while !stuck {
+        assert!(tokio::time::Instant::now() < deadline, "it is never resolved again");
+        past.commit(&[("owned", ALICE, "y"), ("waiting", BOB, "x")]);
+        let count = witness.of(&bob).rows.len();
+        witness.until(&mut past.bench, "the others'", |w| w.of(&bob).rows.len() > count).await;
+        stuck = witness.of(&alice).rows.len() < witness.of(&bob).rows.len();
+    }
+    let had = witness.of(&alice).rows.last().unwrap().1;
+    past.commit(&[("waiting", BOB, "x")]);
+    let end = place(past.bench.lsn, u32::MAX);
+    witness
+        .until(&mut past.bench, "the others are there", |w| w.ports[&bob.id].reached().unwrap().position == end)
+        .await;
+    let reached = alice.reached().unwrap().position;
+    assert!(reached >= had && reached.lsn.0 <= had.lsn.0, "{reached} after {had}");
+    assert!(witness.of(&alice).told.is_empty(), "nothing is lost yet: {:?}", witness.of(&alice).told);
+    past.bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_of_the_past_is_judged_by_the_memberships_of_now() {
+    let config = HubConfig { other_publications: vec!["rowcast_facts".into()], ..HubConfig::default() };
+    let sql = format!("create publication rowcast_facts;
+        create table members (team text, person text, primary key (team, person)); alter table members replica identity full;
+        insert into members values ('green', '{ALICE}');
+        create table posts (id text primary key, team text);
+        alter table posts replica identity full; alter table posts enable row level security;
+        create policy p on posts for select to authenticated
+            using (exists (select from members m where m.team = posts.team and m.person = auth.uid()::text));
+        alter publication supabase_realtime add table posts;");
+    let mut bench = Bench::with(&sql, config).await;
+    let posts = bench.relation("posts").await;
+    bench.insert(&posts, &[vec!["1", "red"], vec!["2", "green"], vec!["3", "red"], vec!["4", "green"]]);
+    let alice = port();
+    bench.subscribe(&alice, vec![since(1, "posts", place(100, u32::MAX))], ALICE).await;
+    let mut witness = Witness::default();
+    witness.until(&mut bench, "hers", |w| w.of(&alice).rows.len() == 2).await;
+    assert_eq!(witness.of(&alice).ids(), ["2", "4"]);
+    assert_eq!(bench.metrics.ask_rounds.get(), 0, "nobody was asked");
+    bench.stop().await;
 }
 
 /// Joins, parks, answers and commits in a random order; each gets what it is owed, once and in order.

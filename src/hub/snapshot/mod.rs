@@ -29,6 +29,9 @@ pub use take::REFUSED;
 pub(super) use take::{Snapped, Taking, is_wanted};
 
 use super::ChannelId;
+use super::run::Hub;
+use crate::change::Lsn;
+use crate::log::Read;
 use crate::policy::Taker;
 
 /// What the hub keeps for snapshots.
@@ -42,5 +45,38 @@ pub(super) struct Snapshots {
 impl Snapshots {
     pub(super) fn new(taker: Taker) -> Snapshots {
         Snapshots { taker: Arc::new(taker), unseen: Unseen::default(), sending: AHashMap::new() }
+    }
+}
+
+/// How far the hub looks back in the log when it begins, in bytes of WAL.
+const LOOK_BACK: u64 = 64 << 20;
+
+impl Hub {
+    /// What the log had before this process began may still be hidden from others, if its commit waits for a standby: it is
+    /// noted as if the stream had just brought it. The first reading of the catalog tells which are seen. Bounded: a commit that
+    /// has been hidden for longer than this is overlooked.
+    pub(super) async fn look_back(&mut self) {
+        let end = self.reader.position();
+        let from = self.deps.log.floor().max(Lsn(end.0.saturating_sub(LOOK_BACK)));
+        let mut reader = self.deps.log.reader(from);
+        while reader.position() < end {
+            match reader.try_next().await {
+                Ok(Some(Read::Transaction(transaction))) if transaction.end_lsn <= end => {
+                    self.xids.push_back(transaction.xid);
+                    self.snapshots.unseen.push(transaction.xid, transaction.end_lsn);
+                }
+                Ok(Some(Read::Gap { .. })) => {
+                    self.xids.clear();
+                    self.snapshots.unseen.clear();
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(error = %crate::error::chain(&error), "the end of the log can't be looked at");
+                    break;
+                }
+            }
+        }
+        self.shared_xids = None;
     }
 }

@@ -11,6 +11,8 @@
 
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
+
 use crate::catalog::Table;
 use crate::error::{Fault, Remedy};
 use crate::pg::{Lent, PgError, Pool};
@@ -80,10 +82,16 @@ pub async fn add(pool: &Pool, publication: &str, stream: &[String], table: &Tabl
     let transaction = client.transaction().await.map_err(PgError::query("cannot begin"))?;
     let timeout = LOCK_TIMEOUT.as_millis();
     let alter = statement(publication, table);
-    transaction
+    let altered = transaction
         .batch_execute(&format!("set local search_path = ''; set local lock_timeout = {timeout}; {alter}"))
-        .await
-        .map_err(PgError::query("cannot add the table to the publication of facts"))?;
+        .await;
+    if altered.as_ref().is_err_and(|error| error.code() == Some(&SqlState::DUPLICATE_OBJECT)) {
+        // Somebody else has just done it; the next reading of the catalog tells whether as it should be.
+        transaction.rollback().await.map_err(PgError::query("cannot end the transaction"))?;
+        drop(lent.0.take());
+        return Ok(());
+    }
+    altered.map_err(PgError::query("cannot add the table to the publication of facts"))?;
     let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
     let row = transaction.query_one(CHECK, &[&table.oid, &name, &stream]).await;
     let row = row.map_err(PgError::query("cannot look at the table that was added"))?;

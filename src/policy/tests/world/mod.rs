@@ -36,6 +36,7 @@ async fn what_memory_says_of_generated_policies_and_facts_a_select_says_too() {
     let new: u64 = rand::random_range(1_000_000..1_000_000_000);
     // A long run begins where nobody was.
     let first = one.unwrap_or(if wanted.is_some() { new } else { 1 });
+    println!("world: from seed {first}, then from seed {new}");
     let mut world = World::new().await;
     let (started, mut counts, mut rounds) = (Instant::now(), Counts::default(), 0);
     let more = |rounds: u64, counts: &Counts| match (wanted, one) {
