@@ -30,6 +30,8 @@ pub(super) struct Beginning {
     pub(super) cursor: Option<Cursor>,
     /// Of a device.
     pub(super) kept: Kept,
+    /// Of a client that keeps cursors.
+    pub(super) fresh: Option<Fresh>,
 }
 
 impl Session {
@@ -44,6 +46,8 @@ impl Session {
         let mut begun = Beginning { entries, ..Beginning::default() };
         begun.kept = self.resume(&mut begun, &join.changes, topic, principal, now);
         begun.cursor = here.and_then(|here| lowest(here, &begun.entries));
+        let fresh = Fresh { at: now.at, cursor: begun.cursor };
+        begun.fresh = join.changes.iter().any(Wanted::keeps_cursors).then_some(fresh);
         Ok(begun)
     }
 
@@ -86,7 +90,6 @@ impl Session {
         token: Arc<str>,
         principal: Arc<Principal>,
         after: &[Bytes],
-        now: Now,
     ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
         if !join.unreadable.is_empty() {
@@ -119,7 +122,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
-            fresh: join.changes.iter().any(Wanted::keeps_cursors).then_some(Fresh { at: now.at, cursor }),
+            fresh: None,
             kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
@@ -137,8 +140,8 @@ impl Session {
         self.counted_join(&channel);
         match begun {
             Ok(Beginning { entries, .. }) if entries.is_empty() => {}
-            Ok(Beginning { entries, kept, .. }) => {
-                channel.kept = kept;
+            Ok(Beginning { entries, kept, fresh, .. }) => {
+                (channel.kept, channel.fresh) = (kept, fresh);
                 channel.feed = Some(Feed::new(entries, self.shared.config.retry));
                 out.extend(channel.ask(Request::Subscribe { again: false }));
             }
