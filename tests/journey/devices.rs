@@ -109,8 +109,11 @@ async fn who_names_no_device_is_served_as_ever() {
     let token = token::user(ALICE);
     let mut phone = scene.relay.phone(&token).await;
     phone.subscribe("room", &watching(&["notifications"])).await;
-    drop(phone);
     scene.exec(&notify(ALICE, "missed")).await;
+    // The relay has come past it.
+    scene.mark("passed").await;
+    phone.changes_before("passed").await;
+    drop(phone);
     let mut phone = scene.relay.phone(&token).await;
     phone.subscribe("room", &watching(&["notifications"])).await;
     scene.mark("end").await;
