@@ -91,7 +91,7 @@ async fn settle(stage: &Stage, phone: &mut Phone, mark: &str) {
 async fn what_was_sent_is_told_from_what_was_not_and_why() {
     let stage = Stage::with(TABLES).await;
     // The relay has come past the first row before she joins.
-    let mut first = subscribed(&stage, &token::user(BOB), &json!([])).await;
+    let mut first = subscribed(&stage, &token::role("anon"), &json!([])).await;
     insert(&stage, 1, ALICE).await;
     settle(&stage, &mut first, "first").await;
     first.leave("room").await;

@@ -433,7 +433,11 @@ async fn the_floor_may_overtake_one_who_is_slow_and_a_new_history_too_and_both_a
     let mut past = Past::with(small).await;
     let slow = port_with(16 << 10);
     let mut witness = Witness::default();
-    let commit = |past: &mut Past, count| (0..count).for_each(|_| drop(past.commit(&[("owned", ALICE, "x")])));
+    let commit = |past: &mut Past, count| {
+        for _ in 0..count {
+            past.commit(&[("owned", ALICE, "x")]);
+        }
+    };
     commit(&mut past, 100);
     past.goes_by().await;
     witness.slow.insert(slow.id);

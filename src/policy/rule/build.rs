@@ -10,6 +10,26 @@ impl Expr {
         fold(parts, false)
     }
 
+    /// The conjunction of what Postgres looks at one by one, in an order of its own: a sub-select's WHERE and its tables' policies.
+    /// One that is false does not keep another from raising.
+    pub(super) fn together(parts: Vec<Expr>) -> Expr {
+        let raising: Vec<Expr> = parts.iter().filter(|part| part.may_raise()).cloned().collect();
+        match Expr::all(parts) {
+            Expr::Constant(Some(false)) if !raising.is_empty() => {
+                Expr::And([Expr::Constant(Some(false))].into_iter().chain(raising).collect())
+            }
+            all => all,
+        }
+    }
+
+    /// Whether its value may be an error for some claims or rows.
+    fn may_raise(&self) -> bool {
+        let mut found = false;
+        self.array_claims(&mut |_| found = true);
+        self.visit(&mut |_| {}, &mut |scalar| found |= matches!(scalar, Scalar::Claim(_) | Scalar::Convert(..)));
+        found
+    }
+
     /// The disjunction.
     pub(super) fn any(parts: Vec<Expr>) -> Expr {
         fold(parts, true)

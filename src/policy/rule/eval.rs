@@ -8,6 +8,7 @@
 //! How a sub-select's rows are found is in [`crate::policy::facts`]; here is one loop for all of it. Nothing is allocated for
 //! comparisons of columns, claims and constants.
 
+mod product;
 mod walk;
 
 use std::borrow::Cow;
@@ -18,7 +19,7 @@ use smallvec::SmallVec;
 use super::convert::convert;
 use super::value::{Val, compared, find, of_bool, worse};
 use super::viewer::{Hint, KnownViewer};
-use super::{ColumnRef, CompareOp, Expr, Kind, Members, Rule, RuleColumn, Scalar, Subquery, Truth, Viewer};
+use super::{ColumnRef, CompareOp, Expr, Kind, Rule, RuleColumn, Scalar, Subquery, Truth, Viewer};
 use crate::change::Value;
 use crate::pgtype::canonical;
 use crate::policy::facts::{
@@ -216,7 +217,7 @@ impl<'e> Eval<'e> {
         read.or(value.doubt()).unwrap_or(Truth::Unsure)
     }
 
-    fn claimed(&self, claim: u16) -> &'e Claimed {
+    pub(super) fn claimed(&self, claim: u16) -> &'e Claimed {
         self.viewer.map_or(&Claimed::Unsure, |viewer| viewer.claimed(claim))
     }
 
@@ -232,7 +233,7 @@ impl<'e> Eval<'e> {
         }
     }
 
-    fn scalar(&mut self, scalar: &'e Scalar) -> Val<'e> {
+    pub(super) fn scalar(&mut self, scalar: &'e Scalar) -> Val<'e> {
         match scalar {
             Scalar::Column(column) => self.column(*column),
             Scalar::Claim(claim) => match self.claimed(*claim) {
@@ -287,44 +288,6 @@ impl<'e> Eval<'e> {
                     Some(Ok(text)) => Val::Text(Cow::Owned(text)),
                     Some(Err(Fault::Raises)) => Val::Raises,
                     Some(Err(Fault::Unsure)) => Val::Unsure,
-                }
-            }
-        }
-    }
-
-    /// ANY, with `decisive` true, or ALL, with `decisive` false.
-    fn members(
-        &mut self,
-        decisive: Truth,
-        op: CompareOp,
-        kind: &Kind,
-        left: &'e Scalar,
-        members: &'e Members,
-    ) -> Truth {
-        let left = self.scalar(left);
-        let neutral = if decisive == Truth::True { Truth::False } else { Truth::True };
-        let left_doubt = left.doubt().unwrap_or(neutral);
-        match members {
-            Members::List(list) => list.iter().fold(left_doubt, |truth, member| {
-                let member = self.scalar(member);
-                connect(decisive, truth, compared(op, kind, &left, &member))
-            }),
-            Members::Array(column) => {
-                self.array(*column, decisive, left_doubt, &|member| compared(op, kind, &left, member))
-            }
-            Members::Claim(claim) => {
-                let claimed = match self.claimed(*claim) {
-                    Claimed::List(list) => Ok(list),
-                    Claimed::Null => Err(Truth::Null),
-                    Claimed::Raises => Err(Truth::Raises),
-                    Claimed::Value(_) | Claimed::Unsure => Err(Truth::Unsure),
-                };
-                match claimed {
-                    Err(truth) => connect(decisive, left_doubt, truth),
-                    Ok(list) => list.iter().fold(left_doubt, |truth, member| {
-                        let member = member.as_ref().map_or(Val::Null, |text| Val::Text(Cow::Borrowed(text)));
-                        connect(decisive, truth, compared(op, kind, &left, &member))
-                    }),
                 }
             }
         }
@@ -428,41 +391,6 @@ impl<'e> Eval<'e> {
             let output = self.scalar(output);
             connect(Truth::False, truth, compared(CompareOp::Eq, kind, left, &output))
         })
-    }
-
-    /// By definition: every combination of rows, in no order that matters.
-    fn read_all(&mut self, sub: &'e Subquery, values: Option<&Lefts<'e>>) -> Truth {
-        let mut truth = Truth::False;
-        self.product(&sub.slots, &mut |eval| {
-            let found = match eval.truth(&sub.condition) {
-                Truth::True => values.map_or(Truth::True, |values| eval.row_equal(values, sub)),
-                doubt @ (Truth::Raises | Truth::Unsure) => doubt,
-                Truth::False | Truth::Null => Truth::False,
-            };
-            truth = connect(Truth::True, truth, found);
-            truth == Truth::Unsure
-        });
-        truth
-    }
-
-    fn product(&mut self, slots: &[u16], each: &mut dyn FnMut(&mut Self) -> bool) -> bool {
-        let Some((slot, rest)) = slots.split_first() else { return each(self) };
-        let store = self.stores[usize::from(*slot) - 1];
-        let side = self.side;
-        for row in 0..store.versions() {
-            if self.budget == 0 {
-                return true;
-            }
-            self.budget -= 1;
-            if !store.sees(side, row) {
-                continue;
-            }
-            self.rows[usize::from(*slot)] = row;
-            if self.product(rest, each) {
-                return true;
-            }
-        }
-        false
     }
 
     /// Runs the loops of a join. `each` is called for every combination of rows that passes, until it says true; the doubt of

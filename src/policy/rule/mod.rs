@@ -17,13 +17,13 @@
 //!
 //! Rejected: a tree of closures, which neither prints nor compares.
 
-mod array;
 mod build;
 mod compile;
 mod display;
 mod convert;
 mod eval;
 mod keys;
+mod members;
 mod parse;
 mod tree;
 mod value;

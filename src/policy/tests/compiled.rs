@@ -346,3 +346,25 @@ async fn a_call_that_may_mean_another_function_or_raise_in_a_domain_is_left_to_p
         }
     }
 }
+
+/// Found by the generated world: the inner policy was folded to false, and the error of the other condition with it.
+#[tokio::test]
+async fn a_policy_that_hides_an_inner_table_does_not_hide_the_error_of_who_looks_into_it() {
+    let mut database = prepared().await;
+    let hidden = "create table hidden (user_id uuid primary key); insert into hidden values (gen_random_uuid());
+        grant select on hidden to authenticated; alter table hidden enable row level security;
+        create policy nobody on hidden using (not (true))";
+    database.run(hidden).await;
+    let mut client = database.config("plain_relay").connect().await.expect("connects");
+    let policy = "user_id not in (select x.user_id from hidden x where not (auth.uid() is not null))";
+    let (catalog, plan) = planned(&mut database, policy).await;
+    let rule = plan.rule().expect("pure");
+    let facts = facts(&database, &catalog, rule).await;
+    let binding = facts.bind(rule).expect("ready");
+    for (sub, memory, select) in [(ALICE, Truth::True, Some(true)), ("nobody", Truth::Raises, None)] {
+        let principal = principal("authenticated", json!({ "sub": sub }));
+        let column = |_: usize| Value::Text(ALICE.as_bytes());
+        assert_eq!(rule.truth(&binding, &facts, Side::After, &column, &rule.viewer(&principal)), memory, "{rule}");
+        assert_eq!(selected(&mut client, &principal, 1).await, select, "{sub}");
+    }
+}

@@ -439,7 +439,7 @@ fn many_verdicts_of_one_row_look_at_no_more_rows_than_one_may_but_for_what_index
 fn what_rules_look_up_is_made_before_they_are_bound() {
     let rule = Arc::new(rule(member(1, None), 1));
     let mut table = filled(1000);
-    table.prepare(&Lookups::of(&[memberships()], &[rule.clone()]));
+    table.prepare(&Lookups::of(&[memberships()], std::slice::from_ref(&rule)));
     let made = table.bytes();
     let mut facts = Facts::new(usize::MAX);
     facts.record(memberships());

@@ -18,7 +18,7 @@ pub(super) struct Select {
 
 impl Select {
     fn condition(&self, more: Option<Expr>) -> Expr {
-        Expr::all(self.conditions.iter().cloned().chain(more).collect())
+        Expr::together(self.conditions.iter().cloned().chain(more).collect())
     }
 
     fn exists(&self, more: Option<Expr>) -> Expr {
@@ -71,7 +71,7 @@ impl<'a> Compiler<'a> {
             pairs.push((kind, self.lower(left, kind)?));
             outputs.push(self.lower(output, kind)?);
         }
-        let condition = Expr::all(select.conditions);
+        let condition = Expr::together(select.conditions);
         Ok(Expr::In(pairs, Box::new(Subquery { slots: select.slots, condition, outputs })))
     }
 
