@@ -117,6 +117,7 @@ async fn who_names_no_device_is_served_as_ever() {
     let token = token::user(ALICE);
     let mut phone = scene.relay.phone(&token).await;
     phone.subscribe("room", &watching(&["notifications"])).await;
+    drop(phone);
     scene.exec(&notify(ALICE, "missed")).await;
     in_the_log(&scene).await;
     let mut phone = scene.relay.phone(&token).await;
