@@ -81,7 +81,6 @@ impl Session {
     }
 
     /// A channel that asks for nothing yet, and the frames of its join reply, which tells this place.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one join, handed on once")]
     pub(super) fn channel(
         &self,
         message: &Message<'_>,
