@@ -91,7 +91,12 @@ impl App {
     }
 
     /// With the log on other files, and another clock.
-    pub async fn build_on(mut config: Config, files: Arc<dyn Files>, clock: Clock) -> Result<App, AppError> {
+    pub async fn build_on(config: Config, files: Arc<dyn Files>, clock: Clock) -> Result<App, AppError> {
+        // So large that callers should not carry it.
+        Box::pin(App::put_together(config, files, clock)).await
+    }
+
+    async fn put_together(mut config: Config, files: Arc<dyn Files>, clock: Clock) -> Result<App, AppError> {
         config.ingest.wal.publications = config.stream_publications();
         config.hub.publications.clone_from(&config.publications);
         let others = config.stream_publications().into_iter().filter(|name| !config.publications.contains(name));

@@ -17,9 +17,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::limits::GatewayConfig;
+use crate::channel::Answer;
+use crate::hub::SubscribeError;
 
 /// A subscription that only waits, be it for facts or for its place in a replay, makes room for others after this.
 const TURN: Duration = Duration::from_secs(1);
+/// When a question to the hub counts as lost and is asked again.
+const HUB_DEADLINE: Duration = Duration::from_secs(30);
 /// The latest that a client is told to come back.
 const LONGEST_HINT: u64 = 5;
 
@@ -64,6 +68,12 @@ impl Turns {
             work.await
         }
     }
+}
+
+/// An answer that does not come is a "try again".
+pub(super) async fn bounded(asking: impl Future<Output = Answer>) -> Answer {
+    let late = || SubscribeError { message: "Subscribing takes too long, trying again".into(), retry: true };
+    tokio::time::timeout(HUB_DEADLINE, asking).await.unwrap_or_else(|_| Err(late()))
 }
 
 async fn turn(of: Arc<Semaphore>) -> OwnedSemaphorePermit {

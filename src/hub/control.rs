@@ -53,7 +53,7 @@ impl Resolved {
 }
 
 enum Why {
-    Subscribe(Wish),
+    Subscribe(Box<Wish>),
     /// The rules changed under an active channel.
     Again,
 }
@@ -231,7 +231,7 @@ impl Hub {
                 resolve::resolve(rules, validator, &wish.entries, (&wish.principal, &owner), options).await
             };
             let result = result.await;
-            Resolved { ticket, id, why: Why::Subscribe(wish), result }
+            Resolved { ticket, id, why: Why::Subscribe(Box::new(wish)), result }
         });
     }
 
@@ -259,8 +259,9 @@ impl Hub {
             }
         };
         match done.why {
-            Why::Subscribe(wish) if stale => self.subscribe(Wish { snapped: None, ..wish }),
-            Why::Subscribe(Wish { port, entries, principal, greeting, reply, snapped, moments, .. }) => {
+            Why::Subscribe(wish) if stale => self.subscribe(Wish { snapped: None, ..*wish }),
+            Why::Subscribe(wish) => {
+                let Wish { port, entries, principal, greeting, reply, snapped, moments, .. } = *wish;
                 let may_pass = done.result.as_ref().is_err_and(|e| e.retry);
                 if may_pass && self.revalidating.contains_key(&done.id) {
                     // What it has is bound to yesterday's columns.

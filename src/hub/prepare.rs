@@ -92,8 +92,12 @@ impl Hub {
             "rows were deleted while facts were loaded or behind the rules; those who may have seen them are told of a gap"
         );
         for owed in owed {
-            if self.registry.get(owed.port.id).is_some() {
-                let (from, to) = (self.cursor(before(owed.first)), self.cursor(owed.last));
+            if let Some(channel) = self.registry.get(owed.port.id) {
+                // It stands behind what was sent since, and so must its end: whoever goes on from an end that lies before rows
+                // that he has gets those twice.
+                let progress = self.progress(channel).filter(|cursor| Some(cursor.epoch) == self.epoch);
+                let here = progress.map_or_else(|| self.judged(), |cursor| cursor.position);
+                let (from, to) = (self.cursor(before(owed.first)), self.cursor(owed.last.max(here)));
                 let reason = GapReason::Undecided;
                 let details = to.map(|to| Details::Gap { from, to, reason });
                 self.deps.metrics.gaps.get_or_create(&[("reason", reason.as_str())]).inc();

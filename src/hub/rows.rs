@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::Port;
+use super::gaps::before;
 use super::matching::{self, Judgement, UNDECIDED};
 use super::prepare::FACTS;
 use super::registry::At;
@@ -15,8 +15,10 @@ use super::resolve;
 use super::run::Hub;
 use super::settle::{Leaving, Settled};
 use super::waiting::LaneRow;
+use super::{Details, GapReason, Outgoing, Port};
 use crate::change::{Change, RowChange, Timestamp, Transaction};
 use crate::journal::Note;
+use crate::resume::Cursor;
 
 /// What a row has of its transaction.
 pub(super) struct Origin {
@@ -138,7 +140,14 @@ impl Hub {
                 tracing::warn!(table, message, "a subscription was ended for its filter");
                 self.deps.journal.note(Note::Ended { channel: port.id.0, at: event.row.position });
                 self.remove(port.id);
-                matching::notify(&mut self.out, &port, false, &message, None);
+                // What it waits for is dropped with it. Should the client ask again, it goes on behind that: from before, the
+                // same rows would end it again.
+                let (from, to) = (before(event.row.position), self.cursor(self.judged()));
+                let from = event.epoch.map(|epoch| Cursor { epoch, position: from });
+                let details = to.map(|to| Details::Gap { from, to, reason: GapReason::Undecided });
+                matching::notify(&mut self.out, &port, false, &message, details);
+                let shard = port.shard % self.out.len();
+                self.out[shard].push(Outgoing::Hold(port, to));
                 self.count();
             }
         }

@@ -21,6 +21,7 @@ use super::frontier::{Frontiers, Owner, Part, Row, Unsaved};
 use super::{Cursor, Key};
 use crate::change::{Lsn, Position};
 use crate::error::chain;
+use crate::fail::{self, Point};
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::pg::{PgConfig, PgError};
@@ -256,6 +257,7 @@ impl FrontierStore {
             transaction.execute(WRITE, &values).await.map_err(failed())?;
         }
         transaction.commit().await.map_err(failed())?;
+        fail::point(Point::FrontierSaved);
         self.client = Some(client);
         Ok(Written::Saved)
     }

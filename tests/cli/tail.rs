@@ -125,15 +125,44 @@ async fn it_comes_back_after_the_relay_was_away() {
             relay.kill().await;
         }
         tail.process.line_with("trying again").await;
+        pg.exec(&note(id, ALICE, "missed")).await;
         relay.start_again().await;
-        tail.process.line_with("subscribed again").await;
-        pg.exec(&note(id, ALICE, "a")).await;
-        assert!(tail.line().await.expect("a line").contains(&format!("id={id}")));
+        tail.process.line_with("subscribed again; going on after the last change").await;
+        pg.exec(&note(id + 10, ALICE, "a")).await;
+        for id in [id, id + 10] {
+            assert!(tail.line().await.expect("a line").contains(&format!("id={id}")));
+        }
     }
     tail.process.signal(Signal::SIGTERM);
     let (ended, rest) = tail.ended().await;
     assert_eq!((ended.code, rest.len()), (Some(0), 0), "{}", ended.stderr);
     assert!(ended.stderr.contains("1012"), "{}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_begins_where_it_is_told_to_and_shows_where_it_ended() {
+    let stage = Stage::with(NOTES).await;
+    let (url, token) = (stage.relay.base(), token::user(ALICE));
+    let mut live = Tail::start(&url, &token, &["--table", "notes", "--cursors", "--count", "2"]);
+    live.subscribed().await;
+    for id in [1, 2] {
+        stage.exec(&note(id, ALICE, "a")).await;
+    }
+    let (ended, lines) = live.ended().await;
+    let cursors: Vec<&str> = lines.iter().filter_map(|line| Some(line.split_once("  @")?.1)).collect();
+    assert_eq!(cursors.len(), 2, "{lines:#?}");
+    assert!(ended.stderr.contains(&format!("last cursor {}", cursors[1])), "{}", ended.stderr);
+    for (place, expected) in [(cursors[0], &["id=2"][..]), ("10m", &["id=1", "id=2"])] {
+        let count = expected.len().to_string();
+        let tail = Tail::start(&url, &token, &["--table", "notes", "--since", place, "--count", &count]);
+        let (ended, lines) = tail.ended().await;
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(lines.iter().zip(expected).all(|(line, id)| line.contains(id)), "{place}: {lines:#?}");
+        assert!(lines.iter().all(|line| !line.contains('@')), "{lines:#?}");
+    }
+    let (ended, _) = Tail::start(&url, &token, &["--table", "notes", "--since", "nonsense"]).ended().await;
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.stderr.contains("`since`") && ended.stderr.contains("such as 10m"), "{}", ended.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -96,7 +96,7 @@ async fn who_may_not_make_them_does_without_until_a_superuser_does() {
         assert!(report.to_string().contains("only a superuser"), "{report}");
     }
     let applied = migrate::status(&clerk).await.expect("status");
-    assert!(applied.iter().all(|step| step.applied_at.is_some() == (step.version < 7)), "{applied:?}");
+    assert!(applied.iter().all(|step| step.applied_at.is_some() == (step.version != 7)), "{applied:?}");
     let mut admin = pg.client().await;
     assert_eq!(triggers(&admin).await, 0);
 

@@ -217,7 +217,7 @@ async fn a_failing_step_leaves_the_steps_before_it_and_nothing_of_its_own() {
     assert!(error.advice().contains("grant rowcast_filter to clerk;"), "{}", error.advice());
     pg.exec("grant rowcast_filter to clerk").await;
     let report = migrate::up(&mut client).await.expect("up");
-    assert_eq!(report.steps, [(5, "filter_role"), (6, "retention")]);
+    assert_eq!(report.steps, [(5, "filter_role"), (6, "retention"), (8, "frontiers")]);
     assert_eq!(report.left_out, [(7, "rule_hints")], "it needs a superuser");
     let transaction = client.transaction().await.expect("a transaction");
     rowcast::pg::assume(&transaction, "authenticated", "x", r#"{"sub":"x"}"#).await.expect("may act as a user");

@@ -187,7 +187,7 @@ const HINTS: &[(&str, &str, &str)] = &[
         "org in (select o.id from public.orgs o)",
     ),
     ("org in (select o.id from public.few o)", "tables behind the view", "org in (select o.id from public.orgs o)"),
-    ("'a' = any (tags)", "a row for each element", "org in (select e.org from public.tags e where e.tag = 'a')"),
+    ("tags @> array['a']", "a row for each element", "org in (select e.org from public.tags e where e.tag = 'a')"),
     ("public.is_org(org)", "with their schema", "public.is_an_org(org)"),
     ("ctid = '(0,1)'", "columns of the table only", "user_id = auth.uid()"),
 ];

@@ -71,6 +71,14 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
+/// Waits until what was written is in the log: a join that comes earlier gets it as what follows.
+async fn in_the_log(scene: &Scene) {
+    let mut observer = scene.relay.phone(&token::role("anon")).await;
+    observer.subscribe("observer", &watching(&[])).await;
+    scene.mark("in the log").await;
+    observer.changes_before("in the log").await;
+}
+
 /// What comes before a mark that is made now.
 async fn received(scene: &Scene, phone: &mut Phone, note: &str) -> Vec<Change> {
     scene.mark(note).await;
@@ -111,6 +119,7 @@ async fn who_names_no_device_is_served_as_ever() {
     phone.subscribe("room", &watching(&["notifications"])).await;
     drop(phone);
     scene.exec(&notify(ALICE, "missed")).await;
+    in_the_log(&scene).await;
     let mut phone = scene.relay.phone(&token).await;
     phone.subscribe("room", &watching(&["notifications"])).await;
     scene.mark("end").await;
@@ -147,6 +156,25 @@ async fn users_of_a_shared_device_get_their_own_and_lose_nothing_to_each_other()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_names_the_device_of_clients_that_name_none() {
+    let scene = scene_with(|config| config.gateway.device.claim = Some("session_id".into())).await;
+    let token = |session: &str| {
+        let claims = json!({ "role": "authenticated", "sub": ALICE, "session_id": session, "exp": 4_000_000_000_u64 });
+        token::raw(&json!({ "alg": "HS256", "typ": "JWT" }), &claims)
+    };
+    let mut phone = scene.relay.phone(&token("s1")).await;
+    phone.subscribe("room", &watching(&["notifications"])).await;
+    drop(phone);
+    scene.exec(&notify(ALICE, "missed")).await;
+    in_the_log(&scene).await;
+    for (session, expected) in [("s2", &[][..]), ("s1", &["missed"])] {
+        let mut phone = scene.relay.phone(&token(session)).await;
+        phone.subscribe("room", &watching(&["notifications"])).await;
+        assert_eq!(kinds(&received(&scene, &mut phone, session).await), expected, "{session}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_token_of_the_same_user_changes_nothing() {
     let scene = scene().await;
     let mut phone = joined(&scene.relay, "phone", &token::user(ALICE)).await;
@@ -175,6 +203,7 @@ async fn a_device_that_nobody_has_signed_in_on_is_resumed_too() {
         phone.subscribe("room", &entries).await;
         if device == "one" {
             scene.exec("insert into news values (1, 'missed')").await;
+            in_the_log(&scene).await;
         }
     }
     // The second came after it.
@@ -204,6 +233,7 @@ async fn entries_that_were_added_begin_now_and_others_where_they_were() {
     for kind in ["a", "b", "c"] {
         scene.exec(&notify(ALICE, kind)).await;
     }
+    in_the_log(&scene).await;
     // `a` is gone, `c` is new.
     let mut phone = phone_of(&scene.relay, "phone", &token).await;
     phone.subscribe("room", &entries(&["c", "b"])).await;
@@ -224,6 +254,7 @@ async fn a_channel_that_was_left_is_kept_for_a_while_and_no_longer() {
         let mut phone = joined(&scene.relay, "phone", &token).await;
         phone.leave("room").await;
         scene.exec(&notify(ALICE, "missed")).await;
+        in_the_log(&scene).await;
         if keep.is_zero() {
             let dropped = async || scene.relay.metric("rowcast_frontiers_dropped_total", "expired").await;
             until("it is given up", async || dropped().await > 0.0).await;
@@ -287,25 +318,30 @@ async fn a_socket_that_died_unnoticed_is_given_up_and_leaves_nothing_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_quiet_user_does_not_fall_off_the_end_of_the_log() {
     let scene = scene_with(|config| {
-        (config.log.segment_bytes, config.log.retain_bytes) = (64 << 10, 256 << 10);
+        (config.log.segment_bytes, config.log.retain_bytes) = (16 << 10, 64 << 10);
+        config.ingest.retain_interval = Duration::from_millis(200);
     })
     .await;
     let token = token::user(ALICE);
     let mut phone = phone_of(&scene.relay, "phone", &token).await;
     let entries = json!([{ "event": "*", "schema": "public", "table": "notifications" }]);
     phone.subscribe("room", &entries).await;
-    let start = scene.relay.floor();
-    let mut passed = 0;
-    let mut floor = start;
-    // Others are busy until the log has nothing left of when she came, twice over.
-    while passed < 2 {
-        scene
-            .exec("insert into notifications (user_id, kind, body) select gen_random_uuid(), 'other', repeat('x', 1000) from generate_series(1, 200)")
-            .await;
-        phone.heartbeat().await;
-        if scene.relay.floor() > floor {
-            passed += 1;
-            floor = scene.relay.end();
+    let mut observer = scene.relay.phone(&token).await;
+    observer.subscribe("room", &watching(&[])).await;
+    // Others are busy until the log has nothing left of when she came, and then of when that was.
+    for _ in 0..2 {
+        let before = scene.relay.end();
+        let deadline = tokio::time::Instant::now() + 6 * PATIENCE;
+        while scene.relay.floor() <= before {
+            assert!(tokio::time::Instant::now() < deadline, "the log keeps everything");
+            let other =
+                "insert into notifications (user_id, kind, body) select gen_random_uuid(), 'other', repeat('x', 1000)";
+            scene.exec(&format!("{other} from generate_series(1, 20)")).await;
+            // No faster than they come in.
+            scene.mark("in").await;
+            observer.changes_before("in").await;
+            phone.heartbeat().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
     receipted(&scene.relay, &mut phone).await;
@@ -378,6 +414,8 @@ async fn what_a_relay_saves_after_another_has_taken_over_has_no_effect() {
     scene.exec("update rowcast.frontier_owners set relay = 'another'; update rowcast.frontiers set lsn = '0/1'").await;
     scene.exec(&notify(ALICE, "seen")).await;
     phone.next_change().await;
+    // Answered, so that there is something to save.
+    receipted(&scene.relay, &mut phone).await;
     until("it notices", async || scene.relay.metric("rowcast_frontier_saves_total", "fenced").await > 0.0).await;
     let client = scene.pg.client().await;
     let row = client.query_one("select count(*) from rowcast.frontiers where lsn <> '0/1'", &[]).await.expect("a row");

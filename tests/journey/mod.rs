@@ -114,7 +114,7 @@ fn event(session: &str, kind: &str) -> String {
 }
 
 /// Waits until what was committed so far is in the log: a channel that joins now does not begin before it.
-pub(crate) async fn caught_up(scene: &Scene) {
+async fn caught_up(scene: &Scene) {
     let mut phone = scene.relay.phone(&token::user(ALICE)).await;
     phone.subscribe("marks", &watching(&[])).await;
     scene.mark("caught up").await;

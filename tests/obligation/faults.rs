@@ -143,8 +143,9 @@ pub(super) async fn strike(world: &mut World, kinds: &[Fault], dice: &mut StdRng
         let clashes = match fault {
             Fault::PhonesStall | Fault::PhonesDrip => held(&[Fault::PhonesStall, Fault::PhonesDrip]),
             Fault::DatabaseStall | Fault::DatabaseDrip => held(&[Fault::DatabaseStall, Fault::DatabaseDrip]),
+            // A relay does not start without its database, or on a full disk.
             Fault::Restart | Fault::Kill | Fault::PostgresRestart | Fault::PostgresCrash => {
-                held(&[Fault::DatabaseStall, Fault::DatabaseDrip])
+                held(&[Fault::DatabaseStall, Fault::DatabaseDrip, Fault::DiskFull])
             }
             _ => held(&[fault]),
         };

@@ -186,7 +186,7 @@ impl Phone {
             let number = self.number;
             tokio::select! {
                 message = async {
-                    let _ = slow.wait_for(|every| *every == 0 || number % every != 0).await;
+                    let _ = slow.wait_for(|every| *every == 0 || !number.is_multiple_of(*every)).await;
                     socket.next().await
                 } => {
                     heard = Instant::now();
@@ -210,7 +210,7 @@ impl Phone {
                     }
                 }
                 _ = beat.tick() => {
-                    let is_slow = { let every = *slow.borrow(); every != 0 && number % every == 0 };
+                    let is_slow = { let every = *slow.borrow(); every != 0 && number.is_multiple_of(every) };
                     if is_slow { heard = Instant::now(); }
                     if heard.elapsed() > DEAD || (!joined && Instant::now() > joined_by) {
                         return None;

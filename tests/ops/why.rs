@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use rowcast::change::{Lsn, Position};
 use rowcast::clock::Clock;
 use rowcast::config::Config;
+use rowcast::resume::{Cursor, CursorKey};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -91,7 +93,7 @@ async fn settle(stage: &Stage, phone: &mut Phone, mark: &str) {
 async fn what_was_sent_is_told_from_what_was_not_and_why() {
     let stage = Stage::with(TABLES).await;
     // The relay has come past the first row before she joins.
-    let mut first = subscribed(&stage, &token::user(BOB), &json!([])).await;
+    let mut first = subscribed(&stage, &token::role("anon"), &json!([])).await;
     insert(&stage, 1, ALICE).await;
     settle(&stage, &mut first, "first").await;
     first.leave("room").await;
@@ -102,7 +104,9 @@ async fn what_was_sent_is_told_from_what_was_not_and_why() {
     insert(&stage, 2, ALICE).await;
     insert(&stage, 3, BOB).await;
     stage.exec("insert into asked values (1, 'a', 'short')").await;
-    settle(&stage, &mut alice, "end").await;
+    stage.mark("end").await;
+    let hers = alice.changes_before("end").await;
+    let cursor = hers.last().and_then(|change| change.data["cursor"].as_str()).expect("a cursor").to_owned();
     settle(&stage, &mut bob, "end").await;
     let why =
         async |table: &'static str, pk: &'static str, user: &'static str| outcome(&stage.relay, table, pk, user).await;
@@ -133,6 +137,8 @@ async fn what_was_sent_is_told_from_what_was_not_and_why() {
     let (answer, _) = asked(&stage.relay, &["--table", "public.owned", "--pk", "id=2", "--user", ALICE]).await;
     let position = only(&answer)["position"].as_str().expect("a position").to_owned();
     for token in [token::user(ALICE), token::expired(ALICE)] {
+        let (answer, _) = asked(&stage.relay, &["--cursor", &cursor, "--token", &token]).await;
+        assert_eq!(only(&answer)["position"], position.as_str());
         let (answer, _) = asked(&stage.relay, &["--cursor", &position, "--token", &token]).await;
         assert_eq!((&only(&answer)["outcome"], &answer["user"]), (&json!("sent"), &json!(ALICE)));
         let remarks = answer["remarks"].to_string();
@@ -358,6 +364,8 @@ fn tempdir() -> tempfile::TempDir {
 async fn a_question_that_can_not_be_answered_names_what_is_wrong_with_it() {
     let stage = Stage::with(TABLES).await;
     let forged = format!("{}x", token::user(ALICE));
+    let place = Cursor { epoch: 1, position: Position { lsn: Lsn(1), ordinal: 0 } };
+    let foreign = CursorKey::new([9; 32]).seal(place);
     for (arguments, code, phrases) in [
         (&["--table", "owned", "--user", ALICE][..], 2, &["--pk"][..]),
         (&["--pk", "1", "--user", ALICE], 2, &["--table"]),
@@ -365,6 +373,7 @@ async fn a_question_that_can_not_be_answered_names_what_is_wrong_with_it() {
         (&["--table", "owned", "--pk", "1", "--user", ALICE, "--token", "x"], 2, &["--token"]),
         (&["--table", "owned", "--pk", "1", "--user", ALICE, "--since", "soon"], 2, &["--since", "1h"]),
         (&["--table", "asked", "--pk", "1", "--user", ALICE], 1, &["1 values", "has 2: part, id"]),
+        (&["--cursor", &foreign, "--user", ALICE], 1, &["given by another relay", "position"]),
         (&["--cursor", "here", "--user", ALICE], 1, &["--cursor is \"here\"", "16/B374D848/0"]),
         (&["--table", "owned", "--pk", "1", "--token", &forged], 1, &["--token is refused"]),
     ] {

@@ -128,7 +128,7 @@ async fn our_own_session_on_a_dead_line_is_ended_and_nothing_is_lost() {
 async fn a_strangers_session_is_named_and_left_alone() {
     let pg = with_marks().await;
     let mut relay = program(&pg).await;
-    assert!(relay.stop().await.success(), "{}", relay.log());
+    stop(&pg, &mut relay).await;
     // Another program of the same login, under the same name.
     let spill = tempfile::tempdir().expect("a folder");
     let config = rowcast::pg::PgConfig::from_url(&pg.url()).expect("a URL");

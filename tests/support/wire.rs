@@ -105,11 +105,6 @@ impl Wire {
     pub(crate) fn half_open(&self) {
         self.shared.cut.send_modify(|(count, cut)| (*count, *cut) = (*count + 1, Cut::HalfOpen));
     }
-
-    /// Pings that were answered here.
-    pub(crate) fn pings_answered(&self) -> u64 {
-        self.shared.answered.load(Ordering::Relaxed)
-    }
 }
 
 impl Drop for Wire {

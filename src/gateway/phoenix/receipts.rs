@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use crate::fail::{self, Point};
 use crate::gateway::{DeviceConfig, Receipt};
 use crate::resume::{Cursor, Handles};
 
@@ -32,6 +33,7 @@ impl Mark {
         self.handles.alive(now);
         if let Some(to) = self.to {
             self.handles.advance(to, self.rows);
+            fail::point(Point::Receipted);
         }
     }
 }

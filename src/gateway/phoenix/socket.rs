@@ -34,18 +34,16 @@ use super::receipts::{Due, Mark, Receipts};
 use super::session::{Effect, Now, Session, Visitor, begin};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
-use crate::gateway::storm::OwnTurns;
+use crate::gateway::storm::{OwnTurns, bounded};
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close, frame};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, SubscribeError, Transmit, Version};
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Transmit, Version};
 use crate::resume::Tracked;
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
 /// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
 const HEAVY_MESSAGE: usize = 64 * 1024;
-/// When a question to the hub counts as lost and is asked again.
-const HUB_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The half that the outbox writes to, as long as the connection's task holds it.
 struct Lent(Weak<WriteHalf>);
@@ -232,12 +230,6 @@ pub(in crate::gateway) async fn run(
     }
     Box::pin(connection.finish(socket.into_inner().read)).await;
     drop(place);
-}
-
-/// An answer that does not come is a "try again".
-async fn bounded(asking: impl Future<Output = Answer>) -> Answer {
-    let late = || SubscribeError { message: "Subscribing takes too long, trying again".into(), retry: true };
-    timeout(HUB_DEADLINE, asking).await.unwrap_or_else(|_| Err(late()))
 }
 
 impl Connection {
@@ -483,9 +475,8 @@ impl Connection {
                             port.place.end_snapshot();
                         }
                     }
-                    let (hub, log) = (self.shared.hub.clone(), self.shared.log.clone());
+                    let hub = self.shared.hub.clone();
                     let asking = async move {
-                        let entries = begin::places(&log, entries).await;
                         if again {
                             hub.leave(id).await;
                         }

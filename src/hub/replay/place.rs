@@ -34,12 +34,15 @@ pub(in crate::hub) async fn moments(log: Log, entries: &[Entry]) -> Result<Momen
     if times.is_empty() {
         return Ok(Moments::new());
     }
-    let find = move || times.into_iter().map(|time| Ok((time, log.position_at(time)?))).collect();
-    let found: Result<Moments, LogError> = tokio::task::spawn_blocking(find).await.unwrap_or(Err(LogError::Aborted));
-    found.map_err(|error| {
+    let unreadable = |error: LogError| {
         tracing::error!(error = %chain(&error), "the log can't be searched for a time");
         SubscribeError { message: "Unable to subscribe to changes: the log can't be searched".into(), retry: true }
-    })
+    };
+    let mut moments = Moments::new();
+    for time in times {
+        moments.push((time, log.find(time).await.map_err(unreadable)?));
+    }
+    Ok(moments)
 }
 
 impl Hub {
@@ -72,7 +75,7 @@ impl Hub {
                 (None, Start::Time(time)) => {
                     let floor = self.deps.log.floor();
                     let found = moments.iter().find(|(known, _)| *known == time).map_or(floor, |(_, at)| *at);
-                    if found <= floor {
+                    if found < floor {
                         // Nothing that is kept is older, so nobody can tell whether something is missing.
                         miss((None, self.cursor(end_of(floor)), GapReason::Expired));
                     }

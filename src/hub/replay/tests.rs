@@ -1,10 +1,10 @@
 //! Channels that begin in the past. The test plays the stream and the shards, and checks at every batch that nobody is said to be
 //! farther than he is.
 
-use std::collections::BTreeSet;
+#[path = "tests/model.rs"]
+mod model;
 
-use rand::rngs::StdRng;
-use rand::{Rng as _, SeedableRng as _};
+use std::collections::BTreeSet;
 
 use super::*;
 use crate::change::Position;
@@ -433,7 +433,11 @@ async fn the_floor_may_overtake_one_who_is_slow_and_a_new_history_too_and_both_a
     let mut past = Past::with(small).await;
     let slow = port_with(16 << 10);
     let mut witness = Witness::default();
-    let commit = |past: &mut Past, count| (0..count).for_each(|_| drop(past.commit(&[("owned", ALICE, "x")])));
+    let commit = |past: &mut Past, count| {
+        for _ in 0..count {
+            past.commit(&[("owned", ALICE, "x")]);
+        }
+    };
     commit(&mut past, 100);
     past.goes_by().await;
     witness.slow.insert(slow.id);
@@ -532,82 +536,4 @@ async fn a_row_of_the_past_is_judged_by_the_memberships_of_now() {
     assert_eq!(witness.of(&alice).ids(), ["2", "4"]);
     assert_eq!(bench.metrics.ask_rounds.get(), 0, "nobody was asked");
     bench.stop().await;
-}
-
-/// Joins, parks, answers and commits in a random order; each gets what it is owed, once and in order.
-async fn random(seed: u64) {
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut past = Past::with(|log| log.tail_bytes = 1 << random.random_range(10..16)).await;
-    let mut witness = Witness::default();
-    let mut channels: Vec<(Arc<Port>, &str, Vec<Entry>)> = Vec::new();
-    let kinds = ["q", "x", "slow"];
-    for _ in 0..random.random_range(100..400) {
-        match random.random_range(0..20) {
-            0..14 => {
-                let rows: Vec<_> = (0..random.random_range(1..6))
-                    .map(|_| {
-                        let table = if random.random_bool(0.1) { "waiting" } else { "owned" };
-                        let owner = if random.random_bool(0.5) { ALICE } else { BOB };
-                        (table, owner, kinds[random.random_range(0..3)])
-                    })
-                    .collect();
-                past.commit(&rows);
-                for (port, owner, entries) in &channels {
-                    witness.owed.insert(port.id, past.owed(owner, entries));
-                }
-            }
-            14..17 if channels.len() < 12 => {
-                let owner = if random.random_bool(0.5) { ALICE } else { BOB };
-                let (one, other) =
-                    (random_start(&mut random, past.bench.lsn), random_start(&mut random, past.bench.lsn));
-                let mut entries = vec![since(1, "owned", one)];
-                if random.random_bool(0.4) {
-                    entries.push(since(2, "waiting", other));
-                }
-                let port = port_with(if random.random_bool(0.5) { 24 << 10 } else { 1 << 20 });
-                if random.random_bool(0.3) {
-                    witness.slow.insert(port.id);
-                }
-                witness.owed.insert(port.id, past.owed(owner, &entries));
-                past.bench.subscribe(&port, entries.clone(), owner).await;
-                channels.push((port, owner, entries));
-            }
-            17 => witness.let_go(channels.first().map(|(port, ..)| port.id)),
-            18 => {
-                let slow = channels.get(random.random_range(0..12)).map(|(port, ..)| port.id);
-                witness.slow.extend(slow);
-            }
-            _ => {}
-        }
-        while let Ok(batch) = past.bench.batches.try_recv() {
-            witness.take(batch);
-        }
-    }
-    witness.let_go(None);
-    let all =
-        |w: &mut Witness| w.owed.iter().all(|(id, owed)| w.seen.get(id).map_or(0, |s| s.rows.len()) >= owed.len());
-    witness.until(&mut past.bench, &format!("seed {seed}"), all).await;
-    for (port, owner, entries) in &channels {
-        assert_eq!(witness.of(port).ids(), Past::ids(&past.owed(owner, entries)), "seed {seed}");
-        assert!(witness.of(port).gaps.is_empty(), "seed {seed}");
-    }
-    let end = place(past.bench.lsn, u32::MAX);
-    let there = |w: &mut Witness| channels.iter().all(|(p, ..)| w.ports[&p.id].reached().unwrap().position == end);
-    witness.until(&mut past.bench, &format!("seed {seed}: all are there"), there).await;
-    past.bench.stop().await;
-}
-
-fn random_start(random: &mut StdRng, end: u64) -> Position {
-    let lsn = 100 + 10 * random.random_range(0..=(end - 100) / 10);
-    // Nothing is before the log's first transaction, not even in one.
-    let ordinal = if lsn == 100 || random.random_bool(0.5) { u32::MAX } else { random.random_range(0..4) };
-    place(lsn, ordinal)
-}
-
-#[tokio::test]
-async fn whenever_and_from_wherever_it_joins_each_gets_what_it_is_owed_once_and_in_order() {
-    let seed = rand::random::<u32>();
-    for seed in (0..6).map(|n| u64::from(seed) + n) {
-        random(seed).await;
-    }
 }

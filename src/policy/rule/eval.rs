@@ -8,6 +8,7 @@
 //! How a sub-select's rows are found is in [`crate::policy::facts`]; here is one loop for all of it. Nothing is allocated for
 //! comparisons of columns, claims and constants.
 
+mod product;
 mod walk;
 
 use std::borrow::Cow;
@@ -390,41 +391,6 @@ impl<'e> Eval<'e> {
             let output = self.scalar(output);
             connect(Truth::False, truth, compared(CompareOp::Eq, kind, left, &output))
         })
-    }
-
-    /// By definition: every combination of rows, in no order that matters.
-    fn read_all(&mut self, sub: &'e Subquery, values: Option<&Lefts<'e>>) -> Truth {
-        let mut truth = Truth::False;
-        self.product(&sub.slots, &mut |eval| {
-            let found = match eval.truth(&sub.condition) {
-                Truth::True => values.map_or(Truth::True, |values| eval.row_equal(values, sub)),
-                doubt @ (Truth::Raises | Truth::Unsure) => doubt,
-                Truth::False | Truth::Null => Truth::False,
-            };
-            truth = connect(Truth::True, truth, found);
-            truth == Truth::Unsure
-        });
-        truth
-    }
-
-    fn product(&mut self, slots: &[u16], each: &mut dyn FnMut(&mut Self) -> bool) -> bool {
-        let Some((slot, rest)) = slots.split_first() else { return each(self) };
-        let store = self.stores[usize::from(*slot) - 1];
-        let side = self.side;
-        for row in 0..store.versions() {
-            if self.budget == 0 {
-                return true;
-            }
-            self.budget -= 1;
-            if !store.sees(side, row) {
-                continue;
-            }
-            self.rows[usize::from(*slot)] = row;
-            if self.product(rest, each) {
-                return true;
-            }
-        }
-        false
     }
 
     /// Runs the loops of a join. `each` is called for every combination of rows that passes, until it says true; the doubt of

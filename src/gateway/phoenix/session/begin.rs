@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::devices::Kept;
 use super::fresh::Fresh;
@@ -16,11 +16,10 @@ use super::topic::{Channel, Counted, Topic};
 use super::{CHANGES_REFUSED, Effect, Now, Session};
 use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
 use crate::claims::Principal;
-use crate::error::chain;
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Status};
 use crate::hub::{Details, Entry, Start};
-use crate::resume::{Cursor, CursorError, History};
+use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
 #[derive(Default)]
@@ -31,6 +30,8 @@ pub(super) struct Beginning {
     pub(super) cursor: Option<Cursor>,
     /// Of a device.
     pub(super) kept: Kept,
+    /// Of a client that keeps cursors.
+    pub(super) fresh: Option<Fresh>,
 }
 
 impl Session {
@@ -45,6 +46,8 @@ impl Session {
         let mut begun = Beginning { entries, ..Beginning::default() };
         begun.kept = self.resume(&mut begun, &join.changes, topic, principal, now);
         begun.cursor = here.and_then(|here| lowest(here, &begun.entries));
+        let fresh = Fresh { at: now.at, cursor: begun.cursor };
+        begun.fresh = join.changes.iter().any(Wanted::keeps_cursors).then_some(fresh);
         Ok(begun)
     }
 
@@ -86,7 +89,6 @@ impl Session {
         token: Arc<str>,
         principal: Arc<Principal>,
         after: &[Bytes],
-        now: Now,
     ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
         if !join.unreadable.is_empty() {
@@ -119,7 +121,7 @@ impl Session {
             principal,
             ack: join.ack,
             feed: None,
-            fresh: join.changes.iter().any(Wanted::keeps_cursors).then(|| Fresh { at: now.at, cursor }),
+            fresh: None,
             kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
@@ -137,8 +139,8 @@ impl Session {
         self.counted_join(&channel);
         match begun {
             Ok(Beginning { entries, .. }) if entries.is_empty() => {}
-            Ok(Beginning { entries, kept, .. }) => {
-                channel.kept = kept;
+            Ok(Beginning { entries, kept, fresh, .. }) => {
+                (channel.kept, channel.fresh) = (kept, fresh);
                 channel.feed = Some(Feed::new(entries, self.shared.config.retry));
                 out.extend(channel.ask(Request::Subscribe { again: false }));
             }
@@ -149,20 +151,6 @@ impl Session {
         }
         self.topics.insert(channel.topic.clone(), Topic::Joined(channel));
     }
-}
-
-/// Entries that begin at a commit time begin at its place in the log.
-pub(in crate::gateway::phoenix) async fn places(log: &History, mut entries: Vec<Entry>) -> Vec<Entry> {
-    for entry in &mut entries {
-        let Start::Time(time) = entry.start else { continue };
-        match log.before(time).await {
-            Ok(Some(cursor)) => entry.start = Start::After(cursor),
-            // Left to the hub, which begins with all that there is.
-            Ok(None) => {}
-            Err(error) => warn!(error = chain(&error), "the log could not be searched for a commit time"),
-        }
-    }
-    entries
 }
 
 /// Where an entry goes on whose channel has reached this place.

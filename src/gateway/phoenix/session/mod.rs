@@ -242,9 +242,9 @@ impl Session {
             // A client that has left or joined anew meanwhile waits for nothing.
             Ok((join, token, principal)) => match join.wait.filter(|_| !join.changes.is_empty() && !backlog.ends()) {
                 Some(wait) => match self.begin(&join, &message.topic, &principal, now) {
-                    Ok(Beginning { entries, cursor, kept }) => {
-                        let (mut channel, frames) = self.channel(message, &join, cursor, token, principal, &after, now);
-                        channel.kept = kept;
+                    Ok(Beginning { entries, cursor, kept, fresh }) => {
+                        let (mut channel, frames) = self.channel(message, &join, cursor, token, principal, &after);
+                        (channel.kept, channel.fresh) = (kept, fresh);
                         channel.feed = Some(Feed::new(entries, self.shared.config.retry.min(HELD_RETRY)));
                         return self.hold_join(message, channel, frames, after, wait, backlog, now, out);
                     }
@@ -253,7 +253,7 @@ impl Session {
                 None => {
                     let begun = self.begin(&join, &message.topic, &principal, now);
                     let cursor = begun.as_ref().ok().and_then(|begun| begun.cursor);
-                    let (channel, frames) = self.channel(message, &join, cursor, token, principal, &after, now);
+                    let (channel, frames) = self.channel(message, &join, cursor, token, principal, &after);
                     out.extend(frames.into_iter().map(Effect::Send));
                     self.joined(channel, begun, out);
                     return self.release(backlog, now, out);
