@@ -200,10 +200,10 @@ impl Log {
         state.written = state.written.max(Some(flushed));
     }
 
-    /// How many transactions are between two places, and how many items they have, if all of them are in memory. Stops counting
-    /// at `most` transactions.
-    pub fn distance(&self, after: Lsn, to: Lsn, most: usize) -> Option<(usize, u64)> {
-        self.shared.state().tail.count(after, to, most)
+    /// How many transactions are between two places, and how many items they have, if all of them are in memory. Costs
+    /// no more the further apart they are.
+    pub fn distance(&self, after: Lsn, to: Lsn) -> Option<(usize, u64)> {
+        self.shared.state().tail.count(after, to)
     }
 
     /// Bytes in the segments.

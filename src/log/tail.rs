@@ -13,6 +13,8 @@ const OVERHEAD: usize = 512;
 pub(super) struct Tail {
     /// With the time of the append.
     entries: VecDeque<(Arc<Transaction>, Instant)>,
+    /// Where each ends, and the items of all that were ever added up to there: a storm of readers asks how far apart two are.
+    sums: VecDeque<(Lsn, u64)>,
     from: Lsn,
     bytes: usize,
     limit: usize,
@@ -20,7 +22,7 @@ pub(super) struct Tail {
 
 impl Tail {
     pub(super) fn new(from: Lsn, limit: usize) -> Tail {
-        Tail { entries: VecDeque::new(), from, bytes: 0, limit }
+        Tail { entries: VecDeque::new(), sums: VecDeque::new(), from, bytes: 0, limit }
     }
 
     /// The position above which everything is here.
@@ -31,9 +33,12 @@ impl Tail {
     /// Adds the newest, and drops from the old end what is over the limit.
     pub(super) fn push(&mut self, transaction: Arc<Transaction>) {
         self.bytes += cost(&transaction);
+        let before = self.sums.back().map_or(0, |(_, items)| *items);
+        self.sums.push_back((transaction.end_lsn, before + u64::from(transaction.items)));
         self.entries.push_back((transaction, Instant::now()));
         while self.bytes > self.limit {
             let Some((dropped, _)) = self.entries.pop_front() else { break };
+            self.sums.pop_front();
             self.bytes -= cost(&dropped);
             self.from = dropped.end_lsn;
         }
@@ -42,20 +47,22 @@ impl Tail {
     /// Takes back everything above `lsn`.
     pub(super) fn truncate(&mut self, lsn: Lsn) {
         while self.entries.back().is_some_and(|(t, _)| t.end_lsn > lsn) {
+            self.sums.pop_back();
             self.bytes -= self.entries.pop_back().map_or(0, |(t, _)| cost(&t));
         }
         self.from = self.from.min(lsn);
     }
 
-    /// How many transactions, and items in them, end above `after` and not above `to`; `None` if some of them are not here. Stops
-    /// counting at so many transactions.
-    pub(super) fn count(&self, after: Lsn, to: Lsn, most: usize) -> Option<(usize, u64)> {
+    /// How many transactions, and items in them, end above `after` and not above `to`; `None` if some of them are not here.
+    pub(super) fn count(&self, after: Lsn, to: Lsn) -> Option<(usize, u64)> {
         if after < self.from {
             return None;
         }
-        let first = self.entries.partition_point(|(t, _)| t.end_lsn <= after);
-        let entries = self.entries.range(first..).map(|(t, _)| t).take_while(|t| t.end_lsn <= to);
-        Some(entries.take(most).fold((0, 0), |(count, items), t| (count + 1, items + u64::from(t.items))))
+        let up_to = |lsn| self.sums.partition_point(|(end, _)| *end <= lsn);
+        let (first, end) = (up_to(after), up_to(to.max(after)));
+        let items = |at: usize| self.sums.get(at).map_or(0, |(_, items)| *items);
+        let own = |at: usize| self.entries.get(at).map_or(0, |(t, _)| u64::from(t.items));
+        Some((end - first, if end > first { items(end - 1) - items(first) + own(first) } else { 0 }))
     }
 
     /// The first transaction that ends above `lsn`, which must not be below [`Tail::from`], and when it was appended.
@@ -123,6 +130,26 @@ mod tests {
         tail.push(transaction(10, 100));
         tail.push(transaction(20, 5000));
         assert_eq!((tail.from(), after(&tail, 20)), (Lsn(20), None));
+    }
+
+    #[test]
+    fn how_far_apart_two_places_are_is_what_lies_between_them() {
+        let mut tail = Tail::new(Lsn(5), 6 * (OVERHEAD + 100));
+        for end in [10, 20, 30, 40, 50] {
+            let transaction = Arc::unwrap_or_clone(transaction(end, 100));
+            tail.push(Arc::new(Transaction { items: end as u32, ..transaction }));
+        }
+        tail.truncate(Lsn(40));
+        let count = |tail: &Tail, after, to| tail.count(Lsn(after), Lsn(to));
+        assert_eq!(count(&tail, 4, 99), None);
+        assert_eq!(count(&tail, 5, 99), Some((4, 100)));
+        assert_eq!((count(&tail, 10, 30), count(&tail, 15, 39)), (Some((2, 50)), Some((2, 50))));
+        assert_eq!(
+            (count(&tail, 30, 30), count(&tail, 40, 99), count(&tail, 99, 5)),
+            (Some((0, 0)), Some((0, 0)), Some((0, 0)))
+        );
+        tail.push(transaction(60, 3 * (OVERHEAD + 100)));
+        assert_eq!((count(&tail, 10, 60), count(&tail, 20, 60)), (None, Some((3, 70))));
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl Hub {
 
     /// A pass for what begins here, behind the stream: one that is not past it, or a new one.
     fn choose(&mut self, from: Position) -> Option<usize> {
-        let near = self.deps.log.distance(Pass::first(from), self.done, NEAR_TRANSACTIONS);
+        let near = self.deps.log.distance(Pass::first(from), self.done);
         let is_near = near.is_some_and(|(count, items)| count < NEAR_TRANSACTIONS && items <= NEAR_ITEMS);
         let passes = &self.passes.passes;
         let open = |pass: &Pass| pass.open_from() <= from;

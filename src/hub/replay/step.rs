@@ -155,7 +155,7 @@ impl Hub {
             return false;
         }
         budget.last = true;
-        let left = self.deps.log.distance(pass.at.lsn, self.done, LAST_TRANSACTIONS + 1);
+        let left = self.deps.log.distance(pass.at.lsn, self.done);
         let is_last = left.is_some_and(|(count, items)| count <= LAST_TRANSACTIONS && items <= LAST_ITEMS);
         if is_last {
             budget.rows = LAST_ITEMS;
