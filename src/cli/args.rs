@@ -355,7 +355,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
     max_header_bytes: Option<String>,
     /// A claim of the token that names the device of clients which name none, such as session_id: they go on where they were
-    /// [env: ROWCAST_DEVICE_CLAIM] [default: none]
+    /// [env: ROWCAST_DEVICE_CLAIM] [default: no claim]
     #[arg(long, value_name = "NAME", help_heading = "Clients")]
     device_claim: Option<String>,
     /// What proves that a device has received its rows: `pong`, its answer to a WebSocket Ping; `heartbeat`, its next Phoenix

@@ -35,7 +35,8 @@ pub(super) fn check(patient: &Patient<'_>) -> Vec<Finding> {
     findings.extend(slot_budget(facts));
     findings.extend(synchronous_commit(facts));
     let hub = &patient.config.hub;
-    let needed = patient.config.pg.pool_size + hub.ask.connections + hub.snapshot.connections;
+    // One more saves the frontiers of devices.
+    let needed = patient.config.pg.pool_size + hub.ask.connections + hub.snapshot.connections + 1;
     findings.extend(connections(facts, needed));
     findings
 }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{root, section, text};
 use crate::support::phone::PATIENCE;
-use crate::support::{Relay, TestPg, token};
+use crate::support::{Relay, RelayProcess, TestPg, token};
 
 /// What a newcomer's relay is reached at; the snippets say so.
 const ADDRESS: &str = "ws://127.0.0.1:4000/realtime/v1";
@@ -113,4 +113,50 @@ async fn the_python_of_the_readme_shows_its_user_his_rows() {
         Application::start(command, &(ours + &at(base, &code)))
     })
     .await;
+}
+
+/// The client without an SDK shows each row once, also those that were committed while its relay was away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client_of_the_readme_that_keeps_its_cursor_misses_nothing_and_shows_nothing_twice() {
+    let readme = text("README.md");
+    let part = section(&readme, "## Nothing missed: cursors");
+    let (_, rest) = part.split_once("\n```js\n").expect("a block");
+    let (code, _) = rest.split_once("\n```").expect("the block's end");
+    let pg = TestPg::start().await;
+    pg.exec(&text("sql/examples/session_events.sql")).await;
+    let alice = token::ALICE;
+    pg.exec(&format!("insert into coding_sessions (id, user_id) values ('{alice}', '{alice}')")).await;
+    let mut relay = RelayProcess::start(&pg).await;
+    let sdk = root().join("tests/sdk");
+    let mut command = Command::new("node");
+    command.arg("--input-type=module").current_dir(sdk);
+    let ours = format!(
+        "import ws from 'ws';\nglobalThis.WebSocket ??= ws;\nconst token = '{}';\n\
+         const kept = new Map();\nglobalThis.localStorage = {{ getItem: (key) => kept.get(key) ?? null,\n\
+         setItem: (key, value) => {{ if (!kept.has(key)) console.log('\"begun\"'); kept.set(key, value) }} }};\n\
+         const show = (row) => console.log(JSON.stringify(row));\nconst load = () => console.log('\"load\"');\n",
+        token::user(alice)
+    );
+    let mut application = Application::start(command, &(ours + &at(&relay.base(), code)));
+    assert_eq!(application.next().await, json!("begun"));
+    let (mut shown, mut count) = (Vec::new(), 0);
+    for round in 0..4 {
+        for _ in 0..5 {
+            let sql = "insert into session_events (session_id, event_type) values";
+            pg.exec(&format!("{sql} ('{alice}', 'number {count}')")).await;
+            count += 1;
+            // Some are shown before the relay goes, some are on their way, some are committed without it.
+            if round % 2 == 0 && count % 5 == 2 {
+                relay.kill().await;
+            }
+        }
+        if round % 2 == 0 {
+            relay.start_again().await;
+        }
+        while shown.len() < count {
+            shown.push(application.next().await["event_type"].as_str().expect("a row").to_owned());
+        }
+    }
+    let expected: Vec<String> = (0..count).map(|number| format!("number {number}")).collect();
+    assert_eq!(shown, expected);
 }

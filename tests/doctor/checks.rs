@@ -189,7 +189,7 @@ async fn few_free_connections_are_a_warning_with_a_larger_number() {
     }
     let found = clinic.until("a warning", |found| found.iter().any(|finding| finding.check == "connections")).await;
     let finding = one(&found, "connections");
-    assert_eq!(finding.sql.as_deref(), Some("alter system set max_connections = 82;"));
+    assert_eq!(finding.sql.as_deref(), Some("alter system set max_connections = 83;"));
     drop(clients);
     clinic.until("no warning", |found| found.iter().all(|finding| finding.check != "connections")).await;
 }

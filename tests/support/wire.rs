@@ -7,7 +7,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rowcast::task::Connections;
@@ -56,7 +55,6 @@ struct Shared {
     /// Counts up; connections that are there end.
     cut: watch::Sender<(u64, Cut)>,
     answers_pings: bool,
-    answered: AtomicU64,
 }
 
 impl Wire {
@@ -75,7 +73,7 @@ impl Wire {
         let addr = listener.local_addr().expect("an address");
         let (flow, _) = watch::channel(Flow::Free);
         let (cut, _) = watch::channel((0, Cut::Reset));
-        let shared = Arc::new(Shared { target, flow, cut, answers_pings, answered: AtomicU64::new(0) });
+        let shared = Arc::new(Shared { target, flow, cut, answers_pings });
         let connections = Connections::default();
         let (taken, of_each) = (shared.clone(), connections.clone());
         connections.spawn("wire", async move {
@@ -238,13 +236,12 @@ impl Frames {
             let frame: Vec<u8> = self.held.drain(..length).collect();
             const PING: u8 = 0x89;
             match &self.pong {
-                Some((server, shared)) if frame[0] == PING => {
+                Some((server, _)) if frame[0] == PING => {
                     // Masked with zeros, which leaves the payload as it is.
                     let payload = &frame[2..];
                     let mut pong = vec![0x8a, 0x80 | frame[1], 0, 0, 0, 0];
                     pong.extend_from_slice(payload);
                     let _ = server.lock().await.write_all(&pong).await;
-                    shared.answered.fetch_add(1, Ordering::Relaxed);
                 }
                 _ => return Some(frame),
             }
