@@ -73,7 +73,7 @@ impl Hub {
         }
     }
 
-    fn hold_of(&self, id: ChannelId) -> Option<Cursor> {
+    pub(super) fn hold_of(&self, id: ChannelId) -> Option<Cursor> {
         let channel = self.registry.get(id)?;
         let lost = self.owing.since(id).and_then(|first| self.cursor(before(first)));
         let holds = [self.progress(channel), self.lane.complete_to(id), lost];

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::registry::Channel;
 use super::rules::Rules;
 use super::run::Hub;
-use super::{Action, ChannelId, Entry, Name, Port};
+use super::{Action, ChannelId, Entry, Name, Outgoing, Port};
 use crate::catalog::{Function, Table};
 use crate::change::{Position, RowChange, Transaction};
 use crate::claims::Principal;
@@ -220,6 +220,10 @@ impl Hub {
     pub(super) fn remove(&mut self, id: ChannelId) {
         if let Some(channel) = self.registry.get(id) {
             self.note_left(channel);
+            // It stays where it was: should its client ask again, it goes on from there.
+            let (port, hold) = (channel.port.clone(), self.hold_of(id).or_else(|| self.cursor(self.judged())));
+            let shard = port.shard % self.out.len();
+            self.out[shard].push(Outgoing::Hold(port, hold));
             self.registry.remove(id);
             self.holds.stir(id);
             self.owing.forget(id);

@@ -76,6 +76,12 @@ pub(super) const OF_PROCESS: &[Fault] =
     &[Fault::DiskFull, Fault::ClockJump, Fault::Kill, Fault::Restart, Fault::PhonesCut, Fault::DatabaseCut];
 
 impl Fault {
+    /// The relay begins anew with facts that are ahead of what it has yet to judge: deletes in between can't be told any more
+    /// whose they were, and that is said.
+    pub(super) fn forgets_facts(self) -> bool {
+        matches!(self, Fault::Kill | Fault::Restart | Fault::Failpoint)
+    }
+
     /// After it, Postgres could not be asked for a while, so that rows may stay undecided.
     pub(super) fn hinders_questions(self) -> bool {
         matches!(

@@ -257,8 +257,10 @@ impl<'a> Judge<'a> {
 
     fn explain(&mut self, record: &Record, at: Instant, reason: &str, from: Lsn, to: Lsn) {
         let is_undecided = reason.starts_with("undecided: ") || reason.starts_with("Gap: ");
+        let of_facts = reason.contains("Gap: rows were deleted while the tables that the policies look into");
         let hindered = |(time, fault): &(Instant, Fault)| {
-            fault.hinders_questions() && *time <= at + HINDERED && at <= *time + HINDERED
+            let explains = fault.hinders_questions() || (of_facts && fault.forgets_facts());
+            explains && *time <= at + HINDERED && at <= *time + HINDERED
         };
         if !(is_undecided && self.tally.done.iter().any(hindered)) {
             self.blame(record, format!("a gap from {from} to {to} that nothing explains: {reason}"));
