@@ -168,10 +168,9 @@ async fn find(client: &Client) -> Result<Option<Table>, UpkeepError> {
     } else {
         "false"
     };
-    let modern = "current_setting('server_version_num')::int >= 160000";
     let sql = format!(
         "select r.rolname::text, d.oid::regclass::text, {ours}, current_user::text, \
-                pg_has_role(current_user, c.relowner, case when {modern} then 'SET' else 'MEMBER' end) \
+                pg_has_role(current_user, c.relowner, {MAY_ACT_AS}) \
          from pg_catalog.pg_class c \
          join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'realtime' \
          join pg_catalog.pg_partitioned_table p on p.partrelid = c.oid and p.partstrat = 'r' and p.partnatts = 1 \
@@ -188,6 +187,9 @@ async fn find(client: &Client) -> Result<Option<Table>, UpkeepError> {
     Ok(Some(Table { owner, default: row.get(1), ours: row.get(2) }))
 }
 
+/// The right by which a login may assume a role, as SQL.
+const MAY_ACT_AS: &str = "case when current_setting('server_version_num')::int >= 160000 then 'SET' else 'MEMBER' end";
+
 /// A day without a partition.
 struct Day {
     /// The partition's name, without its schema.
@@ -197,7 +199,7 @@ struct Day {
 }
 
 /// The partitions with their bounds, as times; the default partition has none.
-const PARTITIONS: &str = "select c.relname::text as name, n.nspname::text as schema, \
+const PARTITIONS: &str = "select c.relname::text as name, n.nspname::text as schema, c.relowner as owner, \
         coalesce((regexp_match(b.text, 'FROM \\(''([^'']+)''\\)'))[1], '-infinity')::timestamp as lower, \
         coalesce((regexp_match(b.text, 'TO \\(''([^'']+)''\\)'))[1], 'infinity')::timestamp as upper \
     from pg_catalog.pg_inherits i \
@@ -260,8 +262,9 @@ async fn once(client: &mut Client, table: &Table, change: Change<'_>) -> Result<
     let transaction = client.transaction().await.map_err(failed(what))?;
     transaction.batch_execute(SETTINGS).await.map_err(failed(what))?;
     let sql = "select pg_try_advisory_xact_lock($1), set_config('role', $2, true)";
-    // As the owner, to whom then belongs what is made.
-    let row = transaction.query_one(sql, &[&LOCK, &table.owner]).await.map_err(failed(what))?;
+    // As the owner, to whom then belongs what is made. What is dropped may be another's.
+    let role = if matches!(change, Change::Drop { .. }) { "none" } else { &table.owner };
+    let row = transaction.query_one(sql, &[&LOCK, &role]).await.map_err(failed(what))?;
     if !row.get::<_, bool>(0) {
         return Ok(Done::Busy);
     }
@@ -328,7 +331,8 @@ async fn make(transaction: &Transaction<'_>, table: &Table, day: &Day) -> Result
 async fn drop_oldest(transaction: &Transaction<'_>, keep: Duration) -> Result<Done, UpkeepError> {
     let what = "cannot drop a partition of realtime.messages";
     let sql = format!(
-        "with parts as ({PARTITIONS}) select name from parts \
+        "with parts as ({PARTITIONS}) \
+         select name, case when pg_has_role(owner, {MAY_ACT_AS}) then pg_get_userbyid(owner)::text else 'none' end from parts \
          where schema = 'realtime' and name ~ '^messages_[0-9]{{4}}_[0-9]{{2}}_[0-9]{{2}}$' \
            and lower > '-infinity' and upper < 'infinity' and upper - lower = interval '1 day' \
            and upper <= (now() at time zone 'utc') - $1::bigint * interval '1 second' \
@@ -339,7 +343,8 @@ async fn drop_oldest(transaction: &Transaction<'_>, keep: Duration) -> Result<Do
     let Some(row) = transaction.query_opt(&sql, &[&keep]).await.map_err(failed(what))? else {
         return Ok(Done::Dropped(None));
     };
-    let name: String = row.get(0);
+    let (name, owner): (String, String) = (row.get(0), row.get(1));
+    transaction.execute("select set_config('role', $1, true)", &[&owner]).await.map_err(failed(what))?;
     transaction.batch_execute(&format!("drop table realtime.{name}")).await.map_err(failed(what))?;
     Ok(Done::Dropped(Some(name)))
 }
