@@ -69,7 +69,7 @@ impl Hub {
                 let (at, epoch) = self.passes.at(pass)?;
                 epoch.map(|epoch| Cursor { epoch, position: at.max(channel.from()) })
             }
-            At::Waiting | At::Parked | At::Paused | At::Snapshot => cursor(channel.from()),
+            At::Waiting | At::Parked | At::Paused | At::Snapshot | At::Expired => cursor(channel.from()),
         }
     }
 

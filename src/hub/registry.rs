@@ -33,6 +33,9 @@ pub(super) enum At {
     Paused,
     /// Nowhere: its snapshot comes first.
     Snapshot,
+    /// Nowhere: its token is no longer valid. If it gets another one in time, it goes on with the first row that it was not
+    /// given for that.
+    Expired,
 }
 
 impl At {
@@ -40,7 +43,7 @@ impl At {
         match self {
             At::Live => Some(0),
             At::Pass(pass) => Some(pass + 1),
-            At::Waiting | At::Parked | At::Paused | At::Snapshot => None,
+            At::Waiting | At::Parked | At::Paused | At::Snapshot | At::Expired => None,
         }
     }
 }

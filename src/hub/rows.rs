@@ -70,6 +70,9 @@ impl Hub {
         let mut judgement =
             self.matcher.judge((&mut self.registry, at), (&row, transaction), &self.facts, now, metrics);
         self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row);
+        for id in std::mem::take(&mut judgement.expired) {
+            self.withhold(id, row.position, origin.epoch);
+        }
         if judgement.is_empty() {
             return;
         }

@@ -241,6 +241,7 @@ impl Hub {
                 },
                 _ = sweep.tick() => {
                     self.sweep();
+                    self.relent();
                     self.sweep_facts();
                     self.count();
                 }

@@ -9,7 +9,7 @@ use super::pass::Pass;
 use super::{MOVED, NEAR, NEAR_ITEMS, NEAR_TRANSACTIONS, PARKED_LOOK, PAUSE, SHARED_BYTES};
 use crate::change::{Lsn, Position, Timestamp};
 use crate::error::chain;
-use crate::hub::gaps::end_of;
+use crate::hub::gaps::{before, end_of};
 use crate::hub::registry::{At, Channel, Froms};
 use crate::hub::run::Hub;
 use crate::hub::{ChannelId, Entry, GapReason, Outgoing, Port, Start, SubscribeError};
@@ -140,7 +140,7 @@ impl Hub {
                 let pass = self.passes.passes.get_mut(pass).and_then(Option::as_mut);
                 pass.into_iter().for_each(|pass| pass.join(id));
             }
-            At::Waiting | At::Parked | At::Paused | At::Snapshot => {
+            At::Waiting | At::Parked | At::Paused | At::Snapshot | At::Expired => {
                 self.passes.waiting.insert((from, id));
             }
         }
@@ -274,6 +274,24 @@ impl Hub {
         let (at, epoch) = at.map_or((channel.from(), channel.epoch), |at| (at.position, Some(at.epoch)));
         self.registry.put(id, At::Paused, |channel| advance(channel, at, epoch), &current.catalog);
         self.holds.stir(id);
+    }
+}
+
+impl Hub {
+    /// This row was not given to a channel since its token is no longer valid. Nor is anything after it: a new token may be on
+    /// its way, and what comes first is judged again by that.
+    pub(in crate::hub) fn withhold(&mut self, id: ChannelId, row: Position, epoch: Option<u64>) {
+        let Some(current) = self.current.clone() else { return };
+        self.registry.put(id, At::Expired, |channel| advance(channel, before(row), epoch), &current.catalog);
+        self.holds.stir(id);
+    }
+
+    /// Goes on with those whose token is valid after all: the clock was set back.
+    pub(in crate::hub) fn relent(&mut self) {
+        let now = self.deps.clock.unix_seconds();
+        let valid = |channel: &&Channel| channel.at == At::Expired && !channel.principal.is_expired(now);
+        let valid: Vec<ChannelId> = self.registry.channels().filter(valid).map(|channel| channel.port.id).collect();
+        valid.into_iter().for_each(|id| self.place(id));
     }
 }
 

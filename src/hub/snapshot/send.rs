@@ -132,9 +132,12 @@ impl Hub {
         let (mut through, mut over) = (Vec::new(), Vec::new());
         for (id, sending) in &mut self.snapshots.sending {
             let known = self.registry.get(*id);
-            let still = known.is_some_and(|channel| !channel.principal.is_expired(now));
-            if !still || sending.port.stage.is_closed() || !sending.port.outbox.is_open() {
+            let Some(known) = known.filter(|_| !sending.port.stage.is_closed() && sending.port.outbox.is_open()) else {
                 over.push(*id);
+                continue;
+            };
+            if known.principal.is_expired(now) {
+                // Its session ends it, or has another token for it.
                 continue;
             }
             let shard = sending.port.shard % self.out.len();
