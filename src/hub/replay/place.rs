@@ -106,34 +106,31 @@ impl Hub {
 
     /// Has a channel served from where it begins.
     pub(in crate::hub) fn place(&mut self, id: ChannelId) {
-        let (Some(current), Some(channel)) = (self.current.clone(), self.registry.get(id)) else { return };
+        let Some(current) = self.current.clone() else { return };
+        let is_current = self.reader.is_current();
         if self.awaits_snapshot(id) {
             self.registry.put(id, At::Snapshot, |_| {}, &current.catalog);
             return self.holds.stir(id);
         }
-        let (mut from, port) = (channel.from(), channel.port.clone());
-        let has_targets = !channel.targets.is_empty();
-        let known = channel.epoch.map(|epoch| Cursor { epoch, position: from });
-        let is_current = self.reader.is_current();
-        if let Some(known) = known.filter(|known| is_current && !self.deps.log.shares(known.epoch, known.position.lsn))
-        {
-            // Another history has begun while it was aside: what there is of that it gets.
-            let to = end_of(self.deps.log.floor());
-            self.tell_gap(&port, Some(known), self.cursor(to), GapReason::Lost);
-            let (epoch, froms) = (self.epoch, Froms::from_slice(&[to]));
-            let begin = |channel: &mut Channel| (channel.epoch, channel.froms) = (epoch, froms);
-            self.registry.put(id, At::Paused, begin, &current.catalog);
-            from = to;
+        if is_current {
+            // Another history may have begun while it was aside: what there is of that it gets.
+            self.begin_where_they_part(id);
         }
-        let at = if from >= self.judged() || !has_targets {
+        let Some(channel) = self.registry.get(id) else { return };
+        let (from, port, has_targets) = (channel.from(), channel.port.clone(), !channel.targets.is_empty());
+        let (epoch, same) = (self.epoch, channel.epoch == self.epoch);
+        let at = if !is_current && !same {
+            // Which of its places are shared can't be told before the stream has come to the last history.
+            At::Waiting
+        } else if from >= self.judged() || !has_targets {
             At::Live
         } else if is_current {
             self.choose(from).map_or(At::Waiting, At::Pass)
         } else {
             At::Waiting
         };
-        let epoch = self.epoch;
-        self.registry.put(id, at, |channel| channel.epoch = epoch, &current.catalog);
+        let begin = |channel: &mut Channel| channel.epoch = if is_current { epoch } else { channel.epoch };
+        self.registry.put(id, at, begin, &current.catalog);
         match at {
             At::Live => return self.is_live(id, &port, from),
             At::Pass(pass) => {

@@ -3,6 +3,8 @@
 
 #[path = "tests/model.rs"]
 mod model;
+#[path = "tests/forks.rs"]
+mod forks;
 
 use std::collections::BTreeSet;
 
