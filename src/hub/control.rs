@@ -454,14 +454,13 @@ impl Hub {
                 }
             }
             Err(error) => {
-                // Kept without targets: should the table come back, the channel is asked again.
+                // Kept without targets where it is: should the table come back, the channel is asked again, and goes on from
+                // there with all of its tables.
+                self.pause(id);
                 self.registry.retarget(id, Vec::new(), catalog);
                 self.note_paused(id, true);
                 self.settled(id);
                 self.tell(&port, false, &error.message, None);
-                if self.registry.get(id).is_some_and(|channel| channel.at != At::Live) {
-                    self.place(id);
-                }
             }
         }
         self.count();

@@ -117,12 +117,16 @@ impl Hub {
             self.begin_where_they_part(id);
         }
         let Some(channel) = self.registry.get(id) else { return };
-        let (from, port, has_targets) = (channel.from(), channel.port.clone(), !channel.targets.is_empty());
+        let (from, port) = (channel.from(), channel.port.clone());
+        if channel.targets.is_empty() {
+            // It waits for a table.
+            return self.registry.put(id, At::Paused, |_| {}, &current.catalog);
+        }
         let (epoch, same) = (self.epoch, channel.epoch == self.epoch);
         let at = if !is_current && !same {
             // Which of its places are shared can't be told before the stream has come to the last history.
             At::Waiting
-        } else if from >= self.judged() || !has_targets {
+        } else if from >= self.judged() {
             At::Live
         } else if is_current {
             self.choose(from).map_or(At::Waiting, At::Pass)

@@ -3,6 +3,8 @@
 
 #[path = "tests/model.rs"]
 mod model;
+#[path = "tests/aside.rs"]
+mod aside;
 #[path = "tests/forks.rs"]
 mod forks;
 
