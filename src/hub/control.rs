@@ -443,7 +443,7 @@ impl Hub {
                     self.note_paused(id, false);
                 }
                 let reached = self.registry.get(id).and_then(|channel| self.progress(channel));
-                let reached = reached.or_else(|| self.cursor(self.judged()));
+                let reached = self.lowest([reached.or_else(|| self.cursor(self.judged())), self.lost(id)]);
                 self.settled(id);
                 self.tell(&port, true, SUBSCRIBED, reached.map(Details::Reached));
                 for warning in warnings {

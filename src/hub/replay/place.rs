@@ -154,7 +154,7 @@ impl Hub {
             self.passes.arriving.insert(id);
             return;
         }
-        let at = self.cursor(from.max(self.judged()));
+        let at = self.lowest([self.cursor(from.max(self.judged())), self.lost(id)]);
         let shard = port.shard % self.out.len();
         self.out[shard].push(Outgoing::Live(port.clone(), at));
     }
