@@ -22,6 +22,7 @@ mod noting;
 mod numbers;
 mod outbox;
 mod owing;
+mod parting;
 mod prepare;
 mod reach;
 mod registry;

@@ -241,6 +241,7 @@ impl Hub {
                 },
                 _ = sweep.tick() => {
                     self.sweep();
+                    self.relent();
                     self.sweep_facts();
                     self.count();
                 }
@@ -300,7 +301,8 @@ impl Hub {
         }
         let before = self.cursor(self.judged());
         let known = std::mem::replace(&mut self.epoch, self.reader.epoch().map(Epoch::tag));
-        if known.is_some() && known != self.epoch && !matches!(read, Ok(Read::Gap { .. })) {
+        let is_told = !matches!(read, Ok(Read::Transaction(_) | Read::Idle(_)));
+        if known.is_some() && known != self.epoch && !is_told {
             // Another server goes on with the history. What was loaded from the one before may hold what never happened here.
             self.keeper.distrust(&mut self.facts);
         }
@@ -352,6 +354,9 @@ impl Hub {
                 self.done = resumed;
                 self.gap(before, resumed, GapReason::Lost);
             }
+        }
+        if known != self.epoch {
+            self.part(is_told);
         }
     }
 

@@ -182,9 +182,15 @@ impl Log {
     /// Whether a position of the history with this [`Epoch::tag`] means the same here: it is ours, or one that ours went on
     /// from, and the position lies before they parted. Says nothing of the floor.
     pub fn shares(&self, tag: u64, position: Lsn) -> bool {
+        self.shared_until(tag).is_some_and(|until| position <= until)
+    }
+
+    /// Up to where the history of this tag is the same as the one being recorded, which is so without an end for that one
+    /// itself; `None` if it is another one altogether.
+    pub fn shared_until(&self, tag: u64) -> Option<Lsn> {
         let state = self.shared.state();
-        let Some(epoch) = state.epoch else { return false };
-        epoch.tag() == tag || state.notes.shared(epoch, tag).is_some_and(|until| position <= until)
+        let epoch = state.epoch?;
+        if epoch.tag() == tag { Some(Lsn(u64::MAX)) } else { state.notes.shared(epoch, tag) }
     }
 
     /// Up to where the server is known to have flushed its WAL, and at least the log's end; `None` until that was asked. No
