@@ -8,7 +8,6 @@
 use ahash::AHashMap;
 use tokio::time::{Duration, Instant};
 
-use super::gaps::before;
 use super::registry::{At, Channel};
 use super::run::Hub;
 use super::{Batch, ChannelId, Outgoing};
@@ -75,8 +74,7 @@ impl Hub {
 
     pub(super) fn hold_of(&self, id: ChannelId) -> Option<Cursor> {
         let channel = self.registry.get(id)?;
-        let lost = self.owing.since(id).and_then(|first| self.cursor(before(first)));
-        let holds = [self.progress(channel), self.lane.complete_to(id), lost];
+        let holds = [self.progress(channel), self.lane.complete_to(id), self.owing.since(id)];
         // Of two histories the one before the present one is the lower.
         holds.into_iter().flatten().min_by_key(|hold| (Some(hold.epoch) == self.epoch, hold.position))
     }

@@ -16,8 +16,10 @@ use std::time::Duration;
 use ahash::AHashMap;
 use tokio::time::Instant;
 
+use super::gaps::before;
 use super::{ChannelId, Port};
 use crate::change::Position;
+use crate::resume::Cursor;
 
 /// What a client is told.
 pub(super) const LOST: &str = "Gap: rows were deleted while the tables that the policies look into were being read, and it can't be told any \
@@ -31,6 +33,8 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// What one channel is owed.
 pub(super) struct Owed {
     pub(super) port: Arc<Port>,
+    /// Of the history that they are in.
+    pub(super) epoch: Option<u64>,
     /// The first row that was lost.
     pub(super) first: Position,
     /// The last one.
@@ -46,18 +50,31 @@ pub(super) struct Owing {
     began: Option<Instant>,
 }
 
+impl Owed {
+    /// The place that the channel is complete up to.
+    pub(super) fn since(&self) -> Option<Cursor> {
+        self.epoch.map(|epoch| Cursor { epoch, position: before(self.first) })
+    }
+}
+
 impl Owing {
-    /// A row is lost to a channel.
-    pub(super) fn add(&mut self, port: &Arc<Port>, at: Position, now: Instant) {
+    /// A row is lost to a channel. `epoch`: of its history.
+    pub(super) fn add(&mut self, port: &Arc<Port>, epoch: Option<u64>, at: Position, now: Instant) {
         self.began.get_or_insert(now);
-        let new = || Owed { port: port.clone(), first: at, last: at, began: now };
+        port.place.lose();
+        let new = || Owed { port: port.clone(), epoch, first: at, last: at, began: now };
         let owed = self.owed.entry(port.id).or_insert_with(new);
-        (owed.first, owed.last) = (owed.first.min(at), owed.last.max(at));
+        if owed.epoch == epoch {
+            (owed.first, owed.last) = (owed.first.min(at), owed.last.max(at));
+        } else {
+            // The fork itself is told of. Positions of two histories can't be compared, and the earlier one is what it resumes at.
+            owed.last = at;
+        }
     }
 
-    /// The first row that a channel has lost and was not told of: it is complete up to before it only.
-    pub(super) fn since(&self, channel: ChannelId) -> Option<Position> {
-        self.owed.get(&channel).map(|owed| owed.first)
+    /// Up to where a channel is complete, if it has lost rows and was not told of them: the place before the first.
+    pub(super) fn since(&self, channel: ChannelId) -> Option<Cursor> {
+        self.owed.get(&channel)?.since()
     }
 
     pub(super) fn forget(&mut self, channel: ChannelId) {

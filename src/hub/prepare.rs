@@ -9,13 +9,13 @@ use ahash::AHashMap;
 use tokio::time::Instant;
 
 use super::control::Resolved;
-use super::gaps::before;
 use super::owing::LOST;
 use super::registry::At;
 use super::run::Hub;
 use super::{Action, Details, GapReason, Port};
 use crate::change::RowChange;
 use crate::policy::UndecidedReason;
+use crate::resume::Cursor;
 
 /// Why rows are lost here.
 pub(super) const FACTS: &str = UndecidedReason::Facts.as_str();
@@ -55,7 +55,15 @@ impl Hub {
     }
 
     /// Channels that may have been permitted this row, or all that want its like, get nothing of it; they are told together.
-    pub(super) fn lose(&mut self, served: At, mut lost: Vec<Arc<Port>>, to_all: bool, row: &RowChange) {
+    /// `epoch`: of the row's history.
+    pub(super) fn lose(
+        &mut self,
+        served: At,
+        mut lost: Vec<Arc<Port>>,
+        to_all: bool,
+        row: &RowChange,
+        epoch: Option<u64>,
+    ) {
         if to_all {
             let wants = |action| matches!(action, Action::All | Action::Delete);
             let (oid, at) = (row.relation.oid, row.position);
@@ -73,7 +81,7 @@ impl Hub {
         self.note_undecided(lost.iter().map(|port| (port, FACTS)), row);
         let now = Instant::now();
         for port in &lost {
-            self.owing.add(port, row.position, now);
+            self.owing.add(port, epoch, row.position, now);
             self.holds.stir(port.id);
         }
     }
@@ -95,9 +103,12 @@ impl Hub {
             if let Some(channel) = self.registry.get(owed.port.id) {
                 // It stands behind what was sent since, and so must its end: whoever goes on from an end that lies before rows
                 // that he has gets those twice.
-                let progress = self.progress(channel).filter(|cursor| Some(cursor.epoch) == self.epoch);
-                let here = progress.map_or_else(|| self.judged(), |cursor| cursor.position);
-                let (from, to) = (self.cursor(before(owed.first)), self.cursor(owed.last.max(here)));
+                let here = self.progress(channel).or_else(|| self.cursor(self.judged()));
+                let behind = |here: Cursor| match Some(here.epoch) == owed.epoch {
+                    true => Cursor { position: owed.last.max(here.position), ..here },
+                    false => here,
+                };
+                let (from, to) = (owed.since(), here.map(behind));
                 let reason = GapReason::Undecided;
                 let details = to.map(|to| Details::Gap { from, to, reason });
                 self.deps.metrics.gaps.get_or_create(&[("reason", reason.as_str())]).inc();

@@ -69,7 +69,7 @@ impl Hub {
         let transaction = (origin.xid, origin.epoch);
         let mut judgement =
             self.matcher.judge((&mut self.registry, at), (&row, transaction), &self.facts, now, metrics);
-        self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row);
+        self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row, origin.epoch);
         if judgement.is_empty() {
             return;
         }
@@ -128,7 +128,7 @@ impl Hub {
             };
             let (lost, undecided) = undecided.into_iter().zip(reasons).partition::<Vec<_>, _>(|(_, why)| *why == FACTS);
             // Whoever it is by name, wherever he is served by now.
-            self.lose(At::Live, lost.into_iter().map(|(port, _)| port).collect(), false, &event.row);
+            self.lose(At::Live, lost.into_iter().map(|(port, _)| port).collect(), false, &event.row, event.epoch);
             self.count_undecided(undecided.len());
             self.note_undecided(undecided.iter().map(|(port, why)| (port, *why)), &event.row);
             let undecided: Vec<Arc<Port>> = undecided.into_iter().map(|(port, _)| port).collect();
