@@ -259,7 +259,7 @@ impl<'a> Judge<'a> {
         let is_undecided = reason.starts_with("undecided: ") || reason.starts_with("Gap: ");
         let of_facts = reason.contains("Gap: rows were deleted while the tables that the policies look into");
         let hindered = |(time, fault): &(Instant, Fault)| {
-            let explains = fault.hinders_questions() || (of_facts && fault.forgets_facts());
+            let explains = fault.hinders_questions();
             explains && *time <= at + HINDERED && at <= *time + HINDERED
         };
         if !(is_undecided && self.tally.done.iter().any(hindered)) {
