@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Judgement, Look, Looked, Outbox, Place, Summary};
 use crate::change::{RowChange, Timestamp};
 use crate::claims::Principal;
+use crate::policy::Rights;
 use crate::resume::Cursor;
 
 /// One joined channel instance, unique in the process.
@@ -164,7 +165,36 @@ pub struct Entry {
     pub cursor_as: Option<Arc<str>>,
     /// The rows that are there already are to come first.
     pub snapshot: Option<SnapshotWish>,
+    /// It asks for the messages of a topic, not for rows of a table; what is said of those above is then without meaning, but
+    /// for `id` and `start`.
+    pub messages: Option<Messages>,
 }
+
+/// The broadcasts of a topic that come from the database: rows of `realtime.messages`.
+#[derive(Debug, Clone)]
+pub struct Messages {
+    /// Without `realtime:`.
+    pub topic: Arc<str>,
+    /// Of the private channel of that name: what its member may do, of which the read right counts here. `None`: of the public
+    /// channel, which needs no right.
+    pub member: Option<Arc<Rights>>,
+    /// Ids that the member has been sent already, out of the table.
+    pub skip: Arc<[[u8; 16]]>,
+}
+
+impl PartialEq for Messages {
+    /// The same messages; the member is one and the same if it is there.
+    fn eq(&self, other: &Messages) -> bool {
+        let members = match (&self.member, &other.member) {
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            (None, None) => true,
+            _ => false,
+        };
+        members && self.topic == other.topic && self.skip == other.skip
+    }
+}
+
+impl Eq for Messages {}
 
 /// From where on an entry is to be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -162,6 +162,7 @@ pub async fn predicate(
         start,
         cursor_as,
         snapshot,
+        messages: None,
     };
     // Its own owner: an operator's question takes nobody's time.
     let target = resolve::on_table(catalog, validator, &entry, &conditions, table, (role, "operator")).await?;

@@ -221,6 +221,7 @@ fn entry(id: i32, table: &str, filter: Option<&str>) -> Entry {
         start: super::Start::Now,
         cursor_as: None,
         snapshot: None,
+        messages: None,
     }
 }
 

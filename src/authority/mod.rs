@@ -1,0 +1,1 @@
+//! May this user read this private channel, and write to it?

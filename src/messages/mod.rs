@@ -1,0 +1,1 @@
+//! The table `realtime.messages`: its partitions, and what is replayed out of it.
