@@ -347,8 +347,11 @@ impl Hub {
                 self.read_at = Some(Instant::now() + READ_PAUSE);
             }
             Err(error) => {
-                let (from, resumed) = (self.reader.position(), self.deps.log.end());
-                tracing::error!(%from, %resumed, error = %chain(&error), "the log can't be read here; skipping to its end, all subscribers are told of a gap");
+                let (from, log) = (self.reader.position(), &self.deps.log);
+                // Of damage that lasts, the next segment knows nothing.
+                let next = matches!(error, LogError::Damaged { .. }).then(|| log.next_segment(from)).flatten();
+                let resumed = next.unwrap_or(log.end());
+                tracing::error!(%from, %resumed, error = %chain(&error), "the log can't be read here; skipping this, all subscribers are told of a gap");
                 self.reader = self.deps.log.reader(resumed);
                 self.epoch = self.reader.epoch().map(Epoch::tag);
                 self.done = resumed;
