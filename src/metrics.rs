@@ -159,6 +159,14 @@ metrics! {
     retention_runs: Labelled = "retention_runs";
     /// When this relay's last run of retention without an error ended, in seconds since 1970
     retention_last_run: Gauge = "retention_last_run_timestamp" in Seconds;
+    /// Rounds of care for the partitions of realtime.messages by result: done, busy, left, failed
+    messages_upkeep: Labelled = "messages_upkeep";
+    /// Rows moved from the default partition of realtime.messages into their day's
+    messages_moved: Counter = "messages_moved";
+    /// Partitions of realtime.messages dropped since their time was over
+    messages_partitions_dropped: Counter = "messages_partitions_dropped";
+    /// When this relay last found the partitions of realtime.messages as they should be, in seconds since 1970
+    messages_upkeep_last_run: Gauge = "messages_upkeep_last_run_timestamp" in Seconds;
     /// Times the relay's own status was written to the database, by result: written, failed
     reports: Labelled = "reports";
     /// Time Postgres took to judge one change for one role
