@@ -15,6 +15,8 @@
 
 mod error;
 mod probe;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

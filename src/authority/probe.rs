@@ -21,11 +21,11 @@ use crate::pg::Lent;
 use crate::policy::Asking;
 
 /// Claims, subject, role, topic, headers. The role comes last: the others are set with our own rights. A token must not name
-/// a superuser, whom no policy holds.
+/// a superuser, whom no policy holds, nor `none`, which is the login itself.
 const SETTINGS: &str = "select pg_catalog.set_config('request.jwt.claims', $1, true), \
     pg_catalog.set_config('request.jwt.claim.sub', $2, true), pg_catalog.set_config('request.jwt.claim.role', $3, true), \
     pg_catalog.set_config('realtime.topic', $4, true), pg_catalog.set_config('request.headers', $5, true), \
-    coalesce((select r.rolsuper from pg_catalog.pg_roles r where r.rolname = $3), false), \
+    (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = $3), \
     pg_catalog.set_config('role', $3, true)";
 
 const VISIBLE: &str = "select m.id::pg_catalog.text from realtime.messages m where m.id = any($1::pg_catalog.text::pg_catalog.uuid[])";
@@ -156,7 +156,8 @@ async fn assume(client: &Client, asking: &Asking) -> Result<bool, AuthorityError
             AuthorityError::Policy
         }
     })?;
-    rows.first().and_then(|row| row.try_get(5).ok()).ok_or(AuthorityError::Unavailable)
+    let found: Option<Option<bool>> = rows.first().and_then(|row| row.try_get(5).ok());
+    found.ok_or(AuthorityError::Unavailable)?.ok_or(AuthorityError::Policy)
 }
 
 /// An error of a statement of our own.

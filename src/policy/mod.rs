@@ -22,7 +22,7 @@ mod compile;
 pub mod facts;
 mod form;
 mod image;
-mod members;
+pub(crate) mod members;
 mod permit;
 mod plan;
 mod round;

@@ -1,6 +1,9 @@
 //! Who may use a private channel, judged in memory: the policies of `realtime.messages` over the row that Postgres would be
 //! shown (`protocol.md` §7.5).
 
+#[cfg(test)]
+pub(crate) mod fixture;
+
 use std::fmt;
 use std::sync::Arc;
 
