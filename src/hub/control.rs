@@ -202,6 +202,8 @@ impl Hub {
             Command::Describe { reply } => drop(reply.send(self.describe())),
             Command::Look { look, reply } => drop(reply.send(self.look(&look))),
             Command::Judge { row, principal, reply } => drop(reply.send(self.judge_now(&row, &principal))),
+            Command::Rights { asking, way, expected, reply } => self.on_rights_asked(asking, way, expected, reply),
+            Command::Watch(watched) => self.on_watch(watched),
             Command::Leave { id } => {
                 self.forget(id);
                 self.count();

@@ -17,6 +17,7 @@ mod lane;
 mod line;
 mod look;
 mod matching;
+mod members;
 mod memo;
 mod noting;
 mod numbers;
@@ -58,6 +59,7 @@ pub use command::{
 };
 pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, NO_CURSOR, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};
+pub use members::Watch;
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use reach::{Pace, Place, Reach};
