@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::event::{Details, Greeting, Outgoing};
 use super::filters::Owner;
+use super::messages::NO_TABLE;
 use super::registry::{At, Channel};
 use super::replay::{self, Moments};
 use super::reshaped::reshaped;
@@ -352,7 +353,7 @@ impl Hub {
         // A channel that has a new token stays where it is: rows that wait are still for it.
         let known = self.registry.get(id).filter(|channel| same(&channel.port, &port) && channel.entries == entries);
         if let Some(known) = known {
-            let (at, is_empty) = (known.at, known.targets.is_empty());
+            let (at, is_empty) = (known.at, known.is_out());
             let is_aside = at != At::Live || snapped.is_some();
             if is_aside {
                 // It may have more to look for than the pass that it is in has at hand.
@@ -408,7 +409,7 @@ impl Hub {
         entries: &Arc<Vec<Entry>>,
     ) -> Option<(Vec<Target>, Channel)> {
         let channel =
-            self.registry.get(id).filter(|channel| !channel.targets.is_empty() && same(&channel.port, port))?;
+            self.registry.get(id).filter(|channel| !channel.targets.is_empty() && !channel.is_out() && same(&channel.port, port))?;
         let same = channel.principal.sharing_key == principal.sharing_key && channel.entries == *entries;
         same.then(|| (channel.targets.clone(), channel.place()))
     }
@@ -423,7 +424,7 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
             }
             Ok((targets, warnings, _)) => {
-                let (at, is_empty) = (channel.at, channel.targets.is_empty());
+                let (at, is_empty) = (channel.at, channel.is_out());
                 self.keeper.want(&targets, &principal.role);
                 if at != At::Live {
                     // It may have more to look for than the pass that it is in has at hand.
@@ -445,8 +446,9 @@ impl Hub {
                 }
             }
             Err(error) => {
-                // Kept without targets: should the table come back, the channel is asked again.
-                self.registry.retarget(id, Vec::new(), catalog);
+                // Kept without tables: should the one come back, the channel is asked again. Messages go on.
+                let messages = channel.targets.iter().filter(|target| target.table_oid == NO_TABLE).cloned().collect();
+                self.registry.retarget(id, messages, catalog);
                 self.note_paused(id, true);
                 self.settled(id);
                 self.tell(&port, false, &error.message, None);
