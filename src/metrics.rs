@@ -126,7 +126,7 @@ metrics! {
     /// Open client connections
     connections: Gauge = "connections";
     /// Open client connections by version of the Phoenix serializer
-    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0"];
+    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0", "topics"];
     /// Channels joined
     joins: Counter = "joins";
     /// Channels left by the client, or joined anew

@@ -9,6 +9,7 @@ mod details;
 mod envelope;
 mod messages;
 mod row;
+pub(in crate::gateway) mod topics;
 
 pub use details::details;
 pub use envelope::{changes_frame, system_frame};
