@@ -31,6 +31,7 @@ use crate::journal::JournalConfig;
 use crate::log::LogConfig;
 use crate::pg::PgConfig;
 use crate::resume::FrontierConfig;
+use crate::room::RoomConfig;
 use crate::wal::WalConfig;
 
 /// The shortest `JWT_SECRET`, in bytes.
@@ -84,6 +85,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// What devices have received. How long it is kept is set from the log's age when the relay is built.
     pub frontiers: FrontierConfig,
+    /// Broadcast between clients, and presence.
+    pub rooms: RoomConfig,
 }
 
 impl Config {
@@ -123,6 +126,7 @@ impl Config {
             hub: HubConfig::default(),
             gateway: GatewayConfig::default(),
             frontiers: FrontierConfig::default(),
+            rooms: RoomConfig::default(),
         }
     }
 

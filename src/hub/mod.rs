@@ -52,8 +52,8 @@ pub(crate) mod crowd;
 mod tests;
 
 pub use command::{
-    Action, Activated, CURSOR, ChannelId, Command, Entry, HubHandle, Messages, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish,
-    Stage, Start, SubscribeError, Subscribed, Version, Warning,
+    Action, Activated, CURSOR, ChannelId, Command, Entry, HubHandle, Messages, Name, Port, RESTARTING, SUBSCRIBED,
+    SnapshotWish, Stage, Start, SubscribeError, Subscribed, Version, Warning,
 };
 pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, NO_CURSOR, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};

@@ -7,8 +7,10 @@
 
 mod details;
 mod envelope;
+mod room;
 mod row;
 
 pub use details::details;
 pub use envelope::{changes_frame, system_frame};
+pub use room::{NoFrame, broadcast_frame, presence_diff_frame, presence_state_frame};
 pub use row::{DEFAULT_MAX_RECORD_BYTES, Place, RowShape, write_data};
