@@ -200,6 +200,8 @@ async fn deletes_before_the_snapshot_of_the_facts_are_a_gap_for_those_who_are_no
         room.delete(xid, &all);
         let told = room.so_far().await;
         assert_eq!(without_marks(&told[&room.bob.id]), ["-sky"]);
+        // Whoever reads up to there knows, though it is told later.
+        assert!(room.alice.has_lost());
         // The stream goes on, beyond the snapshot.
         let (after, later) = open(&room.bench, "insert into members values ('red', 'nobody')").await;
         after.batch_execute("commit").await.expect("committed");
