@@ -213,6 +213,12 @@ metrics! {
     snapshot_rows: Counter = "snapshot_rows";
     /// Channels whose snapshot is being sent, in their own pace
     snapshots_sending: Gauge = "snapshots_sending";
+    /// Passes through the log for channels that begin in the past
+    replay_passes: Gauge = "replay_passes";
+    /// Channels that begin in the past and wait for a pass
+    replay_waiting: Gauge = "replay_waiting";
+    /// Channels that catch up and whose connection takes too little for now
+    replay_parked: Gauge = "replay_parked";
     /// Requests for pages of history and for snapshots over HTTP, by status
     pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "403", "404", "410", "413", "429", "503"];
     /// Catalog reads by result: changed, same, failed
