@@ -59,6 +59,13 @@ async fn attempt(config: &Config) -> Result<(), AppError> {
     for (version, name) in &report.steps {
         tracing::info!(version, name, "migration applied");
     }
+    if let Some((sql, why)) = migrate::publish_messages(&client).await? {
+        tracing::warn!(
+            sql,
+            why,
+            "realtime.messages is not in publication rowcast_messages, so what is inserted into it is not broadcast"
+        );
+    }
     let missing = migrate::missing(&client, &config.publications).await?;
     if missing.is_empty() { Ok(()) } else { Err(AppError::Missing { missing }) }
 }
