@@ -35,6 +35,8 @@ pub struct MemberPlan {
     pub engine: MemberEngine,
     /// What the rule's columns are in the row, in its order.
     cells: Vec<Cell>,
+    /// What Postgres would judge by: only so that other policies make another plan.
+    policies: Vec<PolicyRow>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,7 @@ impl MemberPlan {
             return nothing("the role lacks the privilege");
         }
         if known.bypass_row_security || (access.owner && !table.force_row_security) || !table.row_security {
-            return MemberPlan { engine: MemberEngine::Everything, cells: Vec::new() };
+            return MemberPlan { engine: MemberEngine::Everything, cells: Vec::new(), policies: Vec::new() };
         }
         let applying = table.policies.iter().filter(|policy| access.policies.contains(&policy.name));
         let applying: Vec<(&PolicyRow, &str)> =
@@ -90,11 +92,15 @@ impl MemberPlan {
         if permissive.is_empty() {
             return nothing("no policy for the role");
         }
-        match rule::compile_channel(catalog, table, role, &permissive, &restrictive) {
+        let mut plan = match rule::compile_channel(catalog, table, role, &permissive, &restrictive) {
             Compiled::Pure(rule) => pure(*rule, messages),
             Compiled::NotPure(why) => probe(why),
             Compiled::Refused(why) => probe(format!("Postgres refuses every query of the role: {why}")),
+        };
+        if let MemberEngine::Probe(_) = plan.engine {
+            plan.policies = applying.iter().map(|(policy, _)| PolicyRow::clone(policy)).collect();
         }
+        plan
     }
 
     /// The rule that memory judges by, if there is one.
@@ -143,11 +149,11 @@ impl MemberPlan {
 }
 
 fn probe(why: impl Into<String>) -> MemberPlan {
-    MemberPlan { engine: MemberEngine::Probe(why.into()), cells: Vec::new() }
+    MemberPlan { engine: MemberEngine::Probe(why.into()), cells: Vec::new(), policies: Vec::new() }
 }
 
 fn nothing(why: &'static str) -> MemberPlan {
-    MemberPlan { engine: MemberEngine::Nothing(why), cells: Vec::new() }
+    MemberPlan { engine: MemberEngine::Nothing(why), cells: Vec::new(), policies: Vec::new() }
 }
 
 fn pure(rule: Rule, messages: &Messages) -> MemberPlan {
@@ -163,7 +169,7 @@ fn pure(rule: Rule, messages: &Messages) -> MemberPlan {
             None => return probe(format!("it reads column {}, which differs from question to question", read.name)),
         }
     }
-    MemberPlan { engine: MemberEngine::Pure(Arc::new(rule)), cells }
+    MemberPlan { engine: MemberEngine::Pure(Arc::new(rule)), cells, policies: Vec::new() }
 }
 
 /// What the column is in the row; `None` if that is not always the same.
