@@ -126,7 +126,7 @@ metrics! {
     /// Open client connections
     connections: Gauge = "connections";
     /// Open client connections by version of the Phoenix serializer
-    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0"];
+    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0", "topics"];
     /// Channels joined
     joins: Counter = "joins";
     /// Channels left by the client, or joined anew
@@ -141,6 +141,12 @@ metrics! {
     subscriptions: Gauge = "subscriptions";
     /// Frames with a change handed to client outboxes
     deliveries: Counter = "deliveries";
+    /// Database broadcasts that came: rows inserted into realtime.messages
+    messages: Counter = "messages";
+    /// Frames with a database broadcast handed to client outboxes
+    message_deliveries: Counter = "message_deliveries";
+    /// Database broadcasts that were not sent by reason: malformed (no topic, event, id or payload), extension (not broadcast), payload (too large), counted once each; header (topic, event or meta over 255 bytes on protocol 2), binary (on protocol 1), counted for each member
+    messages_dropped: Labelled = "messages_dropped" by "reason" ["malformed", "extension", "payload", "header", "binary"];
     /// Verdicts on (change, subscriber) pairs by kind: permit, deny, undecided
     verdicts: Labelled = "verdicts" by "kind" ["permit", "deny", "undecided"];
     /// Denials by reason
@@ -159,6 +165,14 @@ metrics! {
     retention_runs: Labelled = "retention_runs";
     /// When this relay's last run of retention without an error ended, in seconds since 1970
     retention_last_run: Gauge = "retention_last_run_timestamp" in Seconds;
+    /// Rounds of care for the partitions of realtime.messages by result: done, busy, left, failed
+    messages_upkeep: Labelled = "messages_upkeep";
+    /// Rows moved from the default partition of realtime.messages into their day's
+    messages_moved: Counter = "messages_moved";
+    /// Partitions of realtime.messages dropped since their time was over
+    messages_partitions_dropped: Counter = "messages_partitions_dropped";
+    /// When this relay last found the partitions of realtime.messages as they should be, in seconds since 1970
+    messages_upkeep_last_run: Gauge = "messages_upkeep_last_run_timestamp" in Seconds;
     /// Times the relay's own status was written to the database, by result: written, failed
     reports: Labelled = "reports";
     /// Time Postgres took to judge one change for one role

@@ -27,12 +27,14 @@ use crate::catalog::Catalog;
 use crate::metrics::Metrics;
 use crate::policy::facts::{FactBinding, Facts};
 use crate::policy::rule::{KnownViewer, Rule, Viewer};
-use crate::policy::{Asking, DenyReason, MemberEngine, MemberPlan, Permit, Right, Rights, Told, UndecidedReason, Verdict, Way};
+use crate::policy::{self, Asking, MemberPlan, Right, Rights, Told, Verdict, Way};
 
 /// Members judged at once, before the hub does something else.
 const SLICE: usize = 1024;
 /// Between the beginnings of two sweeps.
 const SWEEPS: Duration = Duration::from_millis(100);
+/// A session has made its member's rights of an answer by then.
+const SETTLING: Duration = Duration::from_secs(2);
 /// A plan that nobody asks for is forgotten after this.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// For memory to come to what Postgres has said.
@@ -104,6 +106,27 @@ struct Seen {
     number: u64,
     version: u64,
     verdict: Option<bool>,
+    /// The right was taken back since: what it is now, Postgres has said.
+    doubted: bool,
+}
+
+/// What a member's right is to be set to, if to anything: what memory last said of it, what it says now, and what the right
+/// is, which the session may have set meanwhile by an older answer.
+fn told(before: Seen, seen: Seen, right: Option<bool>) -> Option<Option<bool>> {
+    // Never asked, or being asked again.
+    let right = right?;
+    let is_new = (before.number, before.version) != (seen.number, seen.version);
+    match seen.verdict {
+        Some(verdict) if verdict == right => None,
+        Some(true) => Some(Some(true)),
+        Some(false) if is_new && before.verdict == Some(true) => Some(Some(false)),
+        Some(false) => (is_new || !seen.doubted).then_some(None),
+        // What was never in memory's hands stays as it is, but not under other policies.
+        None => {
+            let other = before.number != 0 && before.number != seen.number;
+            (is_new && (before.verdict.is_some() || other)).then_some(None)
+        }
+    }
 }
 
 struct Member {
@@ -138,8 +161,10 @@ pub(super) struct Members {
     sources_changed: bool,
     /// Questions are to be looked at.
     look: bool,
-    /// Some plan has another version than its members were judged by.
+    /// Some plan has another version than its members were judged by, or a session may set a right by an older answer.
     dirty: bool,
+    /// Until when the latter may be.
+    settling_until: Option<Instant>,
     swept_at: Option<Instant>,
     /// The members that are still to be looked at by the sweep under way.
     sweep: Vec<usize>,
@@ -166,11 +191,7 @@ impl Members {
             let plan = self.plan(&member.watched.asking, Way::Read)?;
             self.judge(member, plan, Right::ReadBroadcast, facts, metrics)
         });
-        match judged.or_else(|| rights.get(Right::ReadBroadcast)) {
-            Some(true) => Verdict::Permit(Permit::of_message()),
-            Some(false) => Verdict::Deny(DenyReason::Policy),
-            None => Verdict::Undecided(UndecidedReason::Catalog),
-        }
+        policy::may_have_message(Some(rights), judged)
     }
 
     fn plan(&self, asking: &Asking, way: Way) -> Option<&Used> {
@@ -182,37 +203,29 @@ impl Members {
     /// The verdict of the plan as it is now, which the member's rights are made to follow.
     fn judge(&self, member: &Member, plan: &Used, right: Right, facts: &Facts, metrics: &Metrics) -> Option<bool> {
         let before = member.seen[right as usize].get();
-        if (before.number, before.version) == (plan.number, plan.version) {
-            return before.verdict;
+        let mut seen = before;
+        if (before.number, before.version) != (plan.number, plan.version) {
+            let (way, extension) = way_of(right);
+            let asking = &member.watched.asking;
+            let (number, viewer) = &member.viewers[way as usize];
+            let verdict = match number.get() == plan.number {
+                true => plan.judge(viewer, &asking.topic, extension, facts),
+                false => plan.judge(&plan.viewer(asking), &asking.topic, extension, facts),
+            };
+            seen = Seen { number: plan.number, version: plan.version, verdict, doubted: false };
         }
-        let (way, extension) = way_of(right);
-        let asking = &member.watched.asking;
-        let (number, viewer) = &member.viewers[way as usize];
-        let verdict = match number.get() == plan.number {
-            true => plan.judge(viewer, &asking.topic, extension, facts),
-            false => plan.judge(&plan.viewer(asking), &asking.topic, extension, facts),
-        };
-        member.seen[right as usize].set(Seen { number: plan.number, version: plan.version, verdict });
         let rights = &member.watched.rights;
-        let told = match (verdict, rights.get(right)) {
-            // Never asked, or being asked again.
-            (_, None) => return verdict,
-            (Some(new), Some(old)) if new == old => return verdict,
-            (Some(true), Some(_)) => Some(true),
-            (Some(false), Some(_)) if before.verdict == Some(true) => Some(false),
-            (Some(false), Some(_)) => None,
-            (None, Some(_)) => {
-                let followed = before.verdict.is_some() || (before.number != 0 && before.number != plan.number);
-                if !followed {
-                    return verdict;
+        match told(before, seen, rights.get(right)) {
+            Some(told) => {
+                seen.doubted = told.is_none();
+                if rights.set(right, told) && told == Some(false) {
+                    metrics.authz_revocations.inc();
                 }
-                None
             }
-        };
-        if rights.set(right, told) && told != Some(true) {
-            metrics.authz_revocations.inc();
+            None => {}
         }
-        verdict
+        member.seen[right as usize].set(seen);
+        seen.verdict
     }
 
     /// Looks whether what plans rest on has changed. Cheap if not. To be called whenever facts may have changed, and before
@@ -308,7 +321,7 @@ impl Members {
     fn sweep(&mut self, facts: &Facts, metrics: &Metrics) -> bool {
         let now = Instant::now();
         if self.sweep.is_empty() && self.dirty && self.sweep_at().is_none_or(|at| at <= now) {
-            self.dirty = false;
+            self.dirty = self.settling_until.is_some_and(|until| now < until);
             self.swept_at = Some(now);
             self.sweep = self.members.keys().copied().collect();
         }
@@ -386,7 +399,6 @@ impl Hub {
         let at = Instant::now();
         let until = at + if expected.is_some() { CATCH_UP } else { self.config.facts.wait };
         self.members.asked.push(Asked { asking, way, expected, at, until, reply });
-        self.members.look = true;
     }
 
     pub(super) fn on_watch(&mut self, watched: Watched) {
@@ -443,7 +455,9 @@ impl Hub {
         if waits {
             self.members.asked.push(asked);
         } else {
-            let _ = asked.reply.send(told);
+            if asked.reply.send(told).is_ok() {
+                (self.members.dirty, self.members.settling_until) = (true, Some(now + SETTLING));
+            }
         }
     }
 
