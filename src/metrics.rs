@@ -189,6 +189,8 @@ metrics! {
     snapshot_rows: Counter = "snapshot_rows";
     /// Channels whose snapshot is being sent, in their own pace
     snapshots_sending: Gauge = "snapshots_sending";
+    /// Requests to broadcast over HTTP, by status
+    posts: Labelled = "posts" by "status" ["202", "400", "401", "403", "408", "413", "415", "422", "429", "503"];
     /// Requests for pages of history and for snapshots over HTTP, by status
     pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "403", "404", "410", "413", "429", "503"];
     /// Catalog reads by result: changed, same, failed
