@@ -269,6 +269,18 @@ metrics! {
     tls_handshake_failures: Labelled = "tls_handshake_failures" by "reason" ["timeout", "failed"];
     /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)
     tls_reloads: Labelled = "tls_reloads" by "result" ["changed", "failed"];
+    /// Rooms with members
+    rooms: Gauge = "rooms";
+    /// Members of all rooms
+    room_members: Gauge = "room_members";
+    /// Broadcasts by kind: received (taken by a room), refused (more than the room may have), delivered (frames handed to client outboxes), denied (members who may not read them), unsendable (a protocol version can't say them)
+    broadcasts: Labelled = "broadcasts" by "kind" ["received", "refused", "delivered", "denied", "unsendable"];
+    /// Presence metas that are tracked
+    presence_metas: Gauge = "presence_metas";
+    /// Presence diffs sent to rooms
+    presence_diffs: Counter = "presence_diffs";
+    /// Changes of presence that had no diff of their own
+    presence_coalesced: Counter = "presence_coalesced";
     /// Frames from clients that were malformed and dropped
     malformed_frames: Counter = "malformed_frames";
 }

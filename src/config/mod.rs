@@ -32,6 +32,7 @@ use crate::log::LogConfig;
 use crate::messages::KeeperConfig;
 use crate::pg::PgConfig;
 use crate::resume::FrontierConfig;
+use crate::room::RoomConfig;
 use crate::wal::WalConfig;
 
 /// The shortest `JWT_SECRET`, in bytes.
@@ -87,6 +88,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// What devices have received. How long it is kept is set from the log's age when the relay is built.
     pub frontiers: FrontierConfig,
+    /// Broadcast between clients, and presence.
+    pub rooms: RoomConfig,
 }
 
 impl Config {
@@ -127,6 +130,7 @@ impl Config {
             hub: HubConfig::default(),
             gateway: GatewayConfig::default(),
             frontiers: FrontierConfig::default(),
+            rooms: RoomConfig::default(),
         }
     }
 

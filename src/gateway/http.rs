@@ -44,12 +44,15 @@ use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::resume::{CursorKey, Frontiers, History};
+use crate::room::Rooms;
 use crate::task::{Connections, Drain, Gate};
 
 /// What the gateway needs from the rest of the relay.
 pub struct Deps {
     /// Where channels subscribe.
     pub hub: HubHandle,
+    /// Who is in a topic together.
+    pub rooms: Arc<Rooms>,
     /// Who may come in.
     pub verifier: Arc<dyn Tokens>,
     /// What time it is.
@@ -183,7 +186,7 @@ impl Bound {
         let pages = Arc::new(Pages::new(deps.shards));
         let turns = storm::Turns::new(&config);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
-        let Deps { connections, ready, tls, .. } = deps;
+        let Deps { connections, ready, tls, rooms, .. } = deps;
         let shared = Arc::new(Shared {
             config,
             hub,
@@ -199,7 +202,7 @@ impl Bound {
             turns,
         });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
-        let exchange = Box::new(broadcast::Nowhere);
+        let exchange = Box::new(broadcast::Inside { rooms });
         let broadcasts = Broadcasts::new(shared.config.clone(), exchange, shared.metrics.clone(), shared.drain.clone());
         let broadcasts = Arc::new(broadcasts);
         let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages, broadcasts });

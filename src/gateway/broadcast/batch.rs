@@ -7,8 +7,8 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::response::{Answer, TOO_LARGE};
-use super::seams::{Message, RoomKey};
 use crate::gateway::json::{elements, is_value, members, string};
+use crate::room::{Message, RoomKey};
 
 /// Messages of one batch.
 pub(super) const MAX_MESSAGES: usize = 10_000;

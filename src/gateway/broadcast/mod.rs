@@ -12,7 +12,6 @@ mod batch;
 mod rate;
 mod request;
 mod response;
-mod seams;
 #[cfg(test)]
 mod tests;
 
@@ -32,13 +31,13 @@ use self::rate::{Rates, Seen};
 use self::request::Format;
 pub(super) use self::request::token;
 use self::response::Answer;
-pub(super) use self::seams::Nowhere;
-use self::seams::{Asking, AuthorityError, Message, Payload, RoomError, RoomKey};
 use super::GatewayConfig;
 use super::handshake::Refusal;
 use super::json::is_value;
+use crate::authority::{Asking, AuthorityError};
 use crate::claims::Principal;
 use crate::metrics::Metrics;
+use crate::room::{Message, Payload, RoomError, RoomKey, Rooms};
 use crate::task::Drain;
 
 /// The rest of the relay as far as it is needed here. A trait, so that tests say who may, and see what is sent.
@@ -48,6 +47,21 @@ pub(super) trait Exchange: Send + Sync {
 
     /// Hands a message to everybody in the room; waits while they are slow.
     fn publish(&self, room: RoomKey, message: Message) -> BoxFuture<'_, Result<(), RoomError>>;
+}
+
+/// The real one.
+pub(super) struct Inside {
+    pub(super) rooms: Arc<Rooms>,
+}
+
+impl Exchange for Inside {
+    fn may_write(&self, _asking: Asking) -> BoxFuture<'_, Result<bool, AuthorityError>> {
+        Box::pin(async { Err(AuthorityError::Unavailable) })
+    }
+
+    fn publish(&self, room: RoomKey, message: Message) -> BoxFuture<'_, Result<(), RoomError>> {
+        Box::pin(async move { self.rooms.publish(&room, message).await })
+    }
 }
 
 /// Bytes that a payload may be above the limit, as the original tolerates it.

@@ -103,7 +103,7 @@ impl Stage {
         body: impl Stream<Item = Result<Bytes, warp::Error>>,
     ) -> Response<Bytes> {
         let mut all = HeaderMap::new();
-        headers.iter().for_each(|(name, value)| drop(all.append(*name, value.parse().unwrap())));
+        headers.iter().for_each(|(name, value)| assert!(!all.append(*name, value.parse().unwrap())));
         let posted = Posted { target, headers: &all, query };
         self.broadcasts.answer(&posted, body, who).await
     }

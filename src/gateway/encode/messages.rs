@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use super::topics;
 use crate::gateway::frame::{self, Opcode};
 use crate::hub::{Body, Message, Version};
 use crate::pgtype::write_json_string;
@@ -61,6 +62,14 @@ pub fn message_frame(
             line.extend_from_slice(b"}\n");
             Ok(line.into())
         }
+        Version::Topics => match message.body {
+            Body::Json(payload) => Ok(topics::event_broadcast(topic, message.event, payload, &meta)),
+            Body::Hex(digits) => {
+                let mut bytes = Vec::with_capacity(digits.len() / 2);
+                decode(digits, &mut bytes).ok_or(Unsendable::Malformed)?;
+                Ok(topics::binary_broadcast(topic, message.event, &bytes, &meta))
+            }
+        },
     }
 }
 
