@@ -70,6 +70,14 @@ pub fn message_frame(
             line.extend_from_slice(b"}\n");
             Ok(line.into())
         }
+        Version::Topics => match message.body {
+            Body::Json(payload) => Ok(topics::event_broadcast(topic, message.event, payload, &meta)),
+            Body::Hex(digits) => {
+                let mut bytes = Vec::with_capacity(digits.len() / 2);
+                decode(digits, &mut bytes).ok_or(Unsendable::Malformed)?;
+                Ok(topics::binary_broadcast(topic, message.event, &bytes, &meta))
+            }
+        },
     }
 }
 
