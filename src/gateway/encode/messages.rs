@@ -56,14 +56,6 @@ pub fn message_frame(
             text.extend_from_slice(br#","ref":null}"#);
             Ok(frame::text(&text))
         }
-        Version::Topics => match message.body {
-            Body::Json(payload) => Ok(topics::event_broadcast(topic, message.event, payload, &meta)),
-            Body::Hex(digits) => {
-                let mut bytes = Vec::with_capacity(message.body.size());
-                decode(digits, &mut bytes).ok_or(Unsendable::Malformed)?;
-                Ok(topics::binary_broadcast(topic, message.event, &bytes, &meta))
-            }
-        },
         Version::Plain => {
             let mut line = br#"{"broadcast":"#.to_vec();
             object(message, &meta, &mut line)?;
