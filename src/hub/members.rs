@@ -466,4 +466,3 @@ impl Hub {
         used.is_some_and(|used| used.binding.is_none() && self.keeper.are_under_way(&used.tables))
     }
 }
-

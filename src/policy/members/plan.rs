@@ -212,7 +212,11 @@ fn obstacle(messages: &Messages) -> Option<String> {
             None => column.not_null && !named,
         }
     };
-    table.columns.iter().find(odd).map(|column| format!("realtime.messages fills its column {} in its own way", column.name))
+    table
+        .columns
+        .iter()
+        .find(odd)
+        .map(|column| format!("realtime.messages fills its column {} in its own way", column.name))
 }
 
 /// The random id makes every row a new one.
