@@ -40,6 +40,8 @@ use crate::pgtype::Types;
 
 /// The publication of tables that policies look into. Its rows go to no subscriber.
 pub const FACTS_PUBLICATION: &str = "rowcast_facts";
+/// The publication of `realtime.messages`, whose rows are broadcasts. They go to no subscriber of tables.
+pub const MESSAGES_PUBLICATION: &str = "rowcast_messages";
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
