@@ -40,6 +40,7 @@ use crate::pg::Pool;
 use crate::report::Reporter;
 use crate::resume::{CursorKey, FrontierConfig, FrontierStore, Frontiers, History, StoreDeps};
 use crate::retention::Retention;
+use crate::room::Rooms;
 use crate::task::{Connections, Drain, Gate};
 use crate::why::{Why, WhyDeps};
 use running::{Service, service};
@@ -68,6 +69,7 @@ pub struct App {
     hub: Hub,
     commands: HubHandle,
     shards: Vec<Shard>,
+    rooms: Arc<Rooms>,
     ingest: Ingest,
     handle: IngestHandle,
     log: Log,
@@ -129,7 +131,9 @@ impl App {
             drains.ingest.clone(),
         );
         let count = config.shards.max(1);
-        let (shards, to_shards) = (0..count).map(|_| Shard::new(metrics.clone(), clock.clone(), key.clone())).unzip();
+        let (shards, to_shards): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| Shard::new(metrics.clone(), clock.clone(), key.clone())).unzip();
+        let rooms = Rooms::new(config.rooms.clone(), shards.iter().map(Shard::rooms).collect(), metrics.clone());
         let deps = HubDeps {
             log: log.clone(),
             pool: pool.clone(),
@@ -191,6 +195,7 @@ impl App {
         });
         let deps = gateway::Deps {
             hub: commands.clone(),
+            rooms: rooms.clone(),
             verifier: verifier.clone(),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -215,6 +220,7 @@ impl App {
             hub,
             commands,
             shards,
+            rooms,
             ingest,
             handle,
             log,
@@ -244,6 +250,7 @@ impl App {
             hub,
             commands,
             shards,
+            rooms,
             ingest,
             handle,
             log,
@@ -292,6 +299,12 @@ impl App {
                 Ok(())
             }));
         }
+        // Until the last connection has left.
+        let stop = drains.hub.clone();
+        services.push(service("rooms", async move {
+            rooms.run(stop).await;
+            Ok(())
+        }));
         services.extend(stream(&config, hub, ingest, &drains));
         if let Some(retention) = retention {
             services.push(service("retention", async move {

@@ -200,6 +200,8 @@ async fn deletes_before_the_snapshot_of_the_facts_are_a_gap_for_those_who_are_no
         room.delete(xid, &all);
         let told = room.so_far().await;
         assert_eq!(without_marks(&told[&room.bob.id]), ["-sky"]);
+        // Whoever reads up to there knows, though it is told later.
+        assert!(room.alice.has_lost());
         // The stream goes on, beyond the snapshot.
         let (after, later) = open(&room.bench, "insert into members values ('red', 'nobody')").await;
         after.batch_execute("commit").await.expect("committed");
@@ -369,5 +371,19 @@ async fn a_subscription_that_ends_for_its_filter_is_told_of_what_it_had_lost_bef
     let (_, gap) = room.up_to(&ends, "Subscription ended").await;
     let Details::Gap { from, .. } = gap else { panic!("{gap:?}") };
     assert_eq!(from, Some(Cursor { epoch: tag(1), position: before(at) }));
+    room.bench.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_gap_that_is_told_late_is_not_before_rows_that_were_sent_meanwhile() {
+    let (mut room, writer, _) = lost_one().await;
+    let (marks, alice) = (room.marks.clone(), room.alice.clone());
+    room.bench.insert(&marks, &[vec!["2"], vec!["3"]]);
+    let last = Position { lsn: Lsn(room.bench.lsn), ordinal: 1 };
+    writer.batch_execute("commit").await.expect("committed");
+    let (rows, gap) = room.up_to(&alice, LOST).await;
+    assert_eq!(rows.len(), 2);
+    let Details::Gap { to, .. } = gap else { panic!("{gap:?}") };
+    assert!(to.position >= last, "{to:?}");
     room.bench.stop().await;
 }

@@ -52,6 +52,7 @@ impl Owing {
     /// A row is lost to a channel.
     pub(super) fn add(&mut self, port: &Arc<Port>, at: Cursor, now: Instant) {
         self.began.get_or_insert(now);
+        port.place.lose();
         let new = || Owed { port: port.clone(), first: at, last: at, began: now };
         let owed = self.owed.entry(port.id).or_insert_with(new);
         if owed.first.epoch == at.epoch && at.position < owed.first.position {

@@ -168,6 +168,13 @@ impl Log {
         self.shared.state().floor
     }
 
+    /// Where a reader can go on to whom the segment that holds what comes after this position is unreadable: where the next
+    /// one begins. `None` if there is none.
+    pub fn next_segment(&self, position: Lsn) -> Option<Lsn> {
+        let state = self.shared.state();
+        state.segments.iter().map(|segment| segment.header.base).find(|base| *base > position)
+    }
+
     /// The history that is being recorded; `None` before the first.
     pub fn epoch(&self) -> Option<Epoch> {
         self.shared.state().epoch

@@ -30,6 +30,14 @@ impl Past {
         client
     }
 
+    /// Appends a row of Alice's that no snapshot sees, and gives its id.
+    fn commit_unseen(&mut self) -> String {
+        let id = format!("u{}", self.bench.lsn);
+        let owned = self.owned.clone();
+        self.bench.insert_by(1_000_000, TransactionBuilder::default(), &owned, &[vec![&id, ALICE, "x"]]);
+        id
+    }
+
     /// What is behind this place was taken back.
     fn fork(&mut self, to: u64) {
         self.bench.writer.fork(next(), Lsn(to), Lsn(to)).unwrap();
@@ -124,5 +132,63 @@ async fn who_is_parked_behind_a_fork_goes_on_from_there_and_gets_nothing_twice()
     assert_eq!(witness.of(&slow).ids()[had.len()..], new);
     let to = at(next().tag(), place(fork, u32::MAX));
     assert_eq!(witness.of(&slow).gaps, [Details::Gap { from: Some(was), to, reason: GapReason::Lost }]);
+    past.bench.stop().await;
+}
+
+/// A channel with a snapshot whose seam is not behind it.
+async fn with_snapshot(past: &mut Past, witness: &mut Witness) -> Arc<Port> {
+    past.bench.database.run(&format!("insert into owned values ('shown', '{ALICE}', 'x')")).await;
+    past.goes_by().await;
+    let alice = port();
+    let snapshot = Some(SnapshotWish { limit: 10, order: Vec::new() });
+    past.bench.subscribe(&alice, vec![Entry { snapshot, ..entry(1, "owned", None) }], ALICE).await;
+    let last = past.commit_unseen();
+    witness.until(&mut past.bench, "the snapshot", |w| w.of(&alice).ids().last() == Some(&&*last)).await;
+    assert_eq!(witness.of(&alice).ids(), ["shown", &last]);
+    assert_eq!((witness.of(&alice).told.len(), alice.reached()), (0, None), "in the seam");
+    alice
+}
+
+/// Far behind all that the server has written, so behind the seam too.
+const BEYOND: u64 = 1 << 60;
+
+#[tokio::test]
+async fn a_snapshot_that_shows_what_was_taken_back_is_a_gap_and_never_complete() {
+    let mut past = Past::new().await;
+    let mut witness = Witness::default();
+    let alice = with_snapshot(&mut past, &mut witness).await;
+    past.fork(past.bench.lsn);
+    past.commit(&[("owned", ALICE, "x")]);
+    past.bench.lsn = BEYOND;
+    past.commit(&[("owned", ALICE, "x")]);
+    let beyond = place(past.bench.lsn, u32::MAX);
+    let there = |w: &mut Witness| w.ports[&alice.id].reached().is_some_and(|reached| reached.position == beyond);
+    witness.until(&mut past.bench, "it is there", there).await;
+    let seen = witness.of(&alice);
+    assert_eq!((seen.rows.len(), seen.gaps.len(), seen.told.len()), (4, 1, 1), "{seen:?}");
+    assert!(matches!(seen.gaps[0], Details::Gap { from: None, reason: GapReason::Lost, .. }));
+    past.bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_of_what_both_histories_share_is_complete_when_its_seam_is_behind_it_and_not_before() {
+    let mut past = Past::new().await;
+    let mut witness = Witness::default();
+    let alice = with_snapshot(&mut past, &mut witness).await;
+    past.bench.writer.fork(next(), Lsn(past.bench.lsn), Lsn(BEYOND)).unwrap();
+    // The snapshot shows this.
+    past.commit(&[("owned", ALICE, "x")]);
+    let row = past.commit_unseen();
+    witness.until(&mut past.bench, "a row", |w| w.of(&alice).ids().last() == Some(&&*row)).await;
+    past.goes_by().await;
+    while let Ok(batch) = past.bench.batches.try_recv() {
+        witness.take(batch);
+    }
+    assert_eq!((witness.of(&alice).told.len(), alice.reached()), (0, None), "still in the seam");
+    assert_eq!(witness.of(&alice).rows.len(), 3);
+    past.bench.lsn = BEYOND;
+    past.commit(&[("owned", ALICE, "x")]);
+    witness.until(&mut past.bench, "its end", |w| w.of(&alice).told == [COMPLETE]).await;
+    assert!(alice.reached().is_some_and(|reached| reached.epoch == next().tag()));
     past.bench.stop().await;
 }
