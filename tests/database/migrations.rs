@@ -20,7 +20,7 @@ async fn exists(client: &Client, what: &str) -> bool {
     client.query_one(&sql, &[]).await.expect("a row").get(0)
 }
 
-const ALL: [&str; 19] = [
+const ALL: [&str; 20] = [
     "schema rowcast",
     "publication rowcast_facts",
     "role anon",
@@ -31,6 +31,7 @@ const ALL: [&str; 19] = [
     "function auth.role()",
     "function auth.jwt()",
     "publication supabase_realtime",
+    "publication rowcast_messages",
     "role rowcast_filter",
     "role supabase_realtime_admin",
     "schema realtime",
@@ -178,13 +179,19 @@ async fn serve_makes_only_its_own_and_up_adds_the_rest() {
     let missing = migrate::missing(&client, &wanted).await.expect("missing");
     assert_eq!(
         missing,
-        ["schema rowcast", "publication supabase_realtime", "publication orders", "publication rowcast_facts"]
+        [
+            "schema rowcast",
+            "publication supabase_realtime",
+            "publication orders",
+            "publication rowcast_facts",
+            "publication rowcast_messages"
+        ]
     );
     let report = migrate::ensure_own(&mut client).await.expect("own");
     let own: Vec<_> = MIGRATIONS.iter().filter(|m| m.scope == Scope::Own).map(|m| (m.version, m.name)).collect();
     assert_eq!(report.steps, own);
     assert_eq!(migrate::ensure_own(&mut client).await.expect("own again").steps, []);
-    assert_present(&client, &["schema rowcast", "publication rowcast_facts"]).await;
+    assert_present(&client, &["schema rowcast", "publication rowcast_facts", "publication rowcast_messages"]).await;
     migrate::up(&mut client).await.expect("up");
     assert_eq!(migrate::missing(&client, &wanted).await.expect("missing"), ["publication orders"]);
 }
@@ -229,7 +236,7 @@ async fn a_failing_step_leaves_the_steps_before_it_and_nothing_of_its_own() {
     assert!(error.advice().contains("grant supabase_realtime_admin to clerk;"), "{}", error.advice());
     pg.exec("grant supabase_realtime_admin to clerk").await;
     let report = migrate::up(&mut client).await.expect("up");
-    assert_eq!(report.steps, [(9, "realtime")]);
+    assert_eq!(report.steps, [(9, "realtime"), (10, "messages")]);
     assert_eq!(report.left_out, [(7, "rule_hints")], "it needs a superuser");
     let transaction = client.transaction().await.expect("a transaction");
     rowcast::pg::assume(&transaction, "authenticated", "x", r#"{"sub":"x"}"#).await.expect("may act as a user");
