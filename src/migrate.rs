@@ -77,6 +77,7 @@ pub static MIGRATIONS: &[Migration] = &[
     migration!(6, Own, "0006", "retention"),
     migration!(7, Shared, "0007", "rule_hints", Some(HINTS_INSTALLED)),
     migration!(8, Own, "0008", "frontiers"),
+    migration!(9, Shared, "0009", "realtime"),
     migration!(10, Own, "0010", "messages"),
 ];
 

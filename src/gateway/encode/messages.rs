@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use super::topics;
 use crate::gateway::frame::{self, Opcode};
 use crate::hub::{Body, Message, Version};
 use crate::pgtype::write_json_string;
@@ -55,6 +56,14 @@ pub fn message_frame(
             text.extend_from_slice(br#","ref":null}"#);
             Ok(frame::text(&text))
         }
+        Version::Topics => match message.body {
+            Body::Json(payload) => Ok(topics::event_broadcast(topic, message.event, payload, &meta)),
+            Body::Hex(digits) => {
+                let mut bytes = Vec::with_capacity(message.body.size());
+                decode(digits, &mut bytes).ok_or(Unsendable::Malformed)?;
+                Ok(topics::binary_broadcast(topic, message.event, &bytes, &meta))
+            }
+        },
         Version::Plain => {
             let mut line = br#"{"broadcast":"#.to_vec();
             object(message, &meta, &mut line)?;
