@@ -266,7 +266,7 @@ impl<O: Origin> Core<O> {
             match self.stream().await {
                 Err(IngestError::Switching) => {
                     let publications = self.config.wal.publications.join(", ");
-                    tracing::info!(publications, position = %self.pen.log.end(), "the stream gets other publications");
+                    tracing::info!(publications, position = %self.pen.log.end(), "the stream has other publications from here on");
                 }
                 ended => return ended,
             }

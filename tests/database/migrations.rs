@@ -20,9 +20,10 @@ async fn exists(client: &Client, what: &str) -> bool {
     client.query_one(&sql, &[]).await.expect("a row").get(0)
 }
 
-const ALL: [&str; 19] = [
+const ALL: [&str; 20] = [
     "schema rowcast",
     "publication rowcast_facts",
+    "publication rowcast_messages",
     "role anon",
     "role authenticated",
     "role service_role",
@@ -41,6 +42,9 @@ const ALL: [&str; 19] = [
     "trigger rowcast_rules_changed",
     "trigger rowcast_rules_dropped",
 ];
+
+/// What `serve` makes by itself.
+const OWN: [&str; 3] = ["schema rowcast", "publication rowcast_facts", "publication rowcast_messages"];
 
 async fn assert_present(client: &Client, wanted: &[&str]) {
     for what in ALL {
@@ -140,7 +144,7 @@ async fn what_others_depend_on_stays_with_its_data_and_is_named() {
         let line = report.kept.iter().find(|line| line.starts_with(what)).unwrap_or_else(|| panic!("{what}: {report}"));
         assert!(line.contains(because), "{line}");
     }
-    for gone in ["schema rowcast", "publication rowcast_facts", "role anon", "function auth.jwt()"] {
+    for gone in ["schema rowcast", "publication rowcast_facts", "publication rowcast_messages", "role anon", "function auth.jwt()"] {
         assert!(!exists(&client, gone).await, "{gone} was ours and unused");
     }
     let rows: i64 = client.query_one("select count(*) from session_events", &[]).await.expect("a row").get(0);
@@ -178,13 +182,19 @@ async fn serve_makes_only_its_own_and_up_adds_the_rest() {
     let missing = migrate::missing(&client, &wanted).await.expect("missing");
     assert_eq!(
         missing,
-        ["schema rowcast", "publication supabase_realtime", "publication orders", "publication rowcast_facts"]
+        [
+            "schema rowcast",
+            "publication supabase_realtime",
+            "publication orders",
+            "publication rowcast_facts",
+            "publication rowcast_messages"
+        ]
     );
     let report = migrate::ensure_own(&mut client).await.expect("own");
     let own: Vec<_> = MIGRATIONS.iter().filter(|m| m.scope == Scope::Own).map(|m| (m.version, m.name)).collect();
     assert_eq!(report.steps, own);
     assert_eq!(migrate::ensure_own(&mut client).await.expect("own again").steps, []);
-    assert_present(&client, &["schema rowcast", "publication rowcast_facts"]).await;
+    assert_present(&client, &OWN).await;
     migrate::up(&mut client).await.expect("up");
     assert_eq!(migrate::missing(&client, &wanted).await.expect("missing"), ["publication orders"]);
 }

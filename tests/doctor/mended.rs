@@ -179,6 +179,20 @@ const PUBLICATIONS: &[Case] = &[
             "do $$ begin if exists (select from pg_replication_slots) then raise 'the slot is still there'; end if; end $$",
         ],
     ),
+    case(("publication_missing", Warning, "publication rowcast_messages"), &["drop publication rowcast_messages"], Own, &[]),
+    case(
+        ("messages_publication", Warning, "publication rowcast_messages"),
+        &["alter publication rowcast_messages set (publish_via_partition_root = false)"],
+        Own,
+        &[],
+    ),
+    case(
+        ("messages_unpublished", Warning, "table realtime.messages"),
+        &["do $$ begin if exists (select from pg_publication_tables where pubname = 'rowcast_messages') then \
+           alter publication rowcast_messages drop table realtime.messages; end if; end $$"],
+        Own,
+        &[],
+    ),
     case(
         ("publication_actions", Note, "publication supabase_realtime"),
         &["alter publication supabase_realtime set (publish = 'insert')"],
