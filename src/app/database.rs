@@ -60,13 +60,6 @@ async fn attempt(config: &Config) -> Result<(), AppError> {
     for (version, name) in &report.steps {
         tracing::info!(version, name, "migration applied");
     }
-    if let Some((sql, why)) = migrate::publish_messages(&client).await? {
-        tracing::warn!(
-            sql,
-            why,
-            "realtime.messages is not in publication rowcast_messages, so what is inserted into it is not broadcast"
-        );
-    }
     if config.migrate {
         // Today's partition is there before we are ready. Without it messages go to the default partition, so this is no
         // reason not to start; the keeper tries again and says what is wrong.
@@ -74,6 +67,13 @@ async fn attempt(config: &Config) -> Result<(), AppError> {
         if let Err(error) = tending {
             tracing::debug!(error = chain(&error), "the partitions of realtime.messages could not be made yet");
         }
+    }
+    if let Some((sql, why)) = migrate::publish_messages(&client).await? {
+        tracing::warn!(
+            sql,
+            why,
+            "realtime.messages is not in publication rowcast_messages, so what is inserted into it is not broadcast"
+        );
     }
     let missing = migrate::missing(&client, &config.publications).await?;
     if missing.is_empty() { Ok(()) } else { Err(AppError::Missing { missing }) }

@@ -270,7 +270,10 @@ impl Hub {
 
     /// Whether a member may have messages as of where the stream is.
     fn may_have(&self, messages: &Messages) -> Verdict {
-        policy::may_have_message(messages.member.as_deref())
+        match &messages.member {
+            Some(rights) => self.members.may_read(rights, &self.facts, &self.deps.metrics),
+            None => policy::may_have_message(None, None),
+        }
     }
 
     /// Whether it can't be told yet whether a channel may have messages.

@@ -11,7 +11,7 @@
 
 mod asked;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -23,6 +23,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
 use futures_util::stream::FuturesUnordered;
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
@@ -46,6 +47,11 @@ use crate::resume::Tracked;
 const READ_BUFFER: usize = 1024;
 /// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
 const HEAVY_MESSAGE: usize = 64 * 1024;
+
+/// How long a join of a device that is not known yet waits for its place to be saved, if the database takes it at all.
+const SAVED: Duration = Duration::from_secs(2);
+/// Messages whose effects may wait for that.
+const MOST_DEFERRED: usize = 64;
 
 /// The half that the outbox writes to, as long as the connection's task holds it.
 struct Lent(Weak<WriteHalf>);
@@ -136,6 +142,10 @@ struct Connection {
     operations: FuturesUnordered<Operation>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
+    /// Effects that wait until a device's first place is saved, and all that came since, in order.
+    deferred: VecDeque<(Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>)>,
+    /// Resolves when the first of them need not wait.
+    safe: Option<BoxFuture<'static, ()>>,
     /// Stops what fetches keys.
     learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
@@ -215,6 +225,8 @@ pub(in crate::gateway) async fn run(
         door: topics::Door::default(),
         operations: FuturesUnordered::new(),
         asked: HashMap::new(),
+        deferred: VecDeque::new(),
+        safe: None,
         learning: None,
         ports: HashMap::new(),
         receipts: Receipts::new(shared.config.device.clone(), Instant::now()),
@@ -269,6 +281,10 @@ impl Connection {
                     if self.outbox.noticed() {
                         self.receipts.written(Instant::now());
                     }
+                }
+                () = async { if let Some(safe) = &mut self.safe { safe.await } }, if self.safe.is_some() => {
+                    self.safe = None;
+                    self.carry_out_deferred();
                 }
                 () = self.probe.notified() => self.receipts.probe(Instant::now()),
                 _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
@@ -437,7 +453,41 @@ impl Connection {
         };
     }
 
+    /// Carries them out, in order; a join that begins a device's first place only when that is saved.
     fn carry_out(&mut self, effects: Vec<Effect>) {
+        let unsafe_yet = |effect: &Effect| match effect {
+            Effect::Subscribe { tracked: Some(tracked), .. } if !tracked.is_safe() => Some(tracked.clone()),
+            _ => None,
+        };
+        let waits_for: SmallVec<[Arc<Tracked>; 1]> = effects.iter().filter_map(unsafe_yet).collect();
+        if waits_for.is_empty() && self.deferred.is_empty() {
+            return self.carry_out_now(effects);
+        }
+        if !effects.is_empty() {
+            self.deferred.push_back((effects, waits_for));
+        }
+        if self.deferred.len() > MOST_DEFERRED {
+            // Loss after a crash that comes right now is less likely than trouble with this.
+            self.safe = None;
+            std::mem::take(&mut self.deferred).into_iter().for_each(|(effects, _)| self.carry_out_now(effects));
+        } else if self.safe.is_none() {
+            self.carry_out_deferred();
+        }
+    }
+
+    /// The first of the deferred need not wait any longer, or it is to be waited for.
+    fn carry_out_deferred(&mut self) {
+        while let Some((effects, mut waits_for)) = self.deferred.pop_front() {
+            if let Some(tracked) = waits_for.pop() {
+                self.deferred.push_front((effects, waits_for));
+                self.safe = Some(async move { tracked.safe(SAVED).await }.boxed());
+                return;
+            }
+            self.carry_out_now(effects);
+        }
+    }
+
+    fn carry_out_now(&mut self, effects: Vec<Effect>) {
         let mut frames: Vec<(Bytes, Option<Arc<Stage>>)> = Vec::new();
         let mut closing = None;
         for effect in effects {

@@ -80,7 +80,9 @@ async fn a_message_reaches_the_members_of_its_topic_and_privacy_and_nobody_else(
     past.bench.subscribe(&public, vec![asks(0, "room", None)], BOB).await;
     past.bench.subscribe(&private, vec![asks(0, "room", Some(&member))], ALICE).await;
     past.bench.subscribe(&other, vec![asks(0, "hall", None)], ALICE).await;
-    past.bench.subscribe(&table, vec![Entry { table: Name::Any, schema: Name::Any, ..entry(3, "", None) }], ALICE).await;
+    past.bench
+        .subscribe(&table, vec![Entry { table: Name::Any, schema: Name::Any, ..entry(3, "", None) }], ALICE)
+        .await;
     past.post(&[Message("one", "room", false), Message("two", "room", true), Message("three", "private:room", false)]);
     past.post(&[Message("end", "hall", false), OwnRow("end")]);
     let mut witness = Witness::default();
@@ -220,7 +222,8 @@ async fn messages_since_a_place_are_replayed_in_order_with_rows_and_those_that_w
     past.bench.subscribe(&half, own, ALICE).await;
     let mut had = after(asks(0, "room", Some(&rights)), place(2050, 0));
     if let Some(messages) = &mut had.messages {
-        messages.skip = Arc::new([[0x6e, 0xcd, 0x8c, 0x99, 0x40, 0x36, 0x40, 0x3d, 0xbf, 0x84, 0xcf, 0x84, 0, 0xf6, 0x78, 0x36]]);
+        messages.skip =
+            Arc::new([[0x6e, 0xcd, 0x8c, 0x99, 0x40, 0x36, 0x40, 0x3d, 0xbf, 0x84, 0xcf, 0x84, 0, 0xf6, 0x78, 0x36]]);
     }
     past.bench.subscribe(&skips, vec![had], ALICE).await;
     past.bench.subscribe(&late, vec![asks(0, "room", Some(&rights))], ALICE).await;
