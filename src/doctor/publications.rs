@@ -137,7 +137,9 @@ async fn messages(patient: &Patient<'_>) -> Result<Vec<Finding>, Unreadable> {
             Finding::warning("messages_unpublished", Subject::table("realtime", "messages"), what)
                 .why("What is inserted into it is not broadcast.")
                 .sql(format!("alter publication {MESSAGES_PUBLICATION} add table realtime.messages;"))
-                .todo("It takes somebody who owns both, or a superuser; the relay does it at a start if its login may."),
+                .todo(
+                    "It takes somebody who owns both, or a superuser; the relay does it at a start if its login may.",
+                ),
         );
     }
     Ok(findings)

@@ -463,8 +463,18 @@ mod tests {
         let (start, cursor_as, snapshot) = (Start::Now, None, None);
         let (schema, table) = (Name::Any, Name::Any);
         let messages = Some(messages);
-        let entry =
-            Entry { id: 0, action: Action::All, schema, table, filter: None, select: None, start, cursor_as, snapshot, messages };
+        let entry = Entry {
+            id: 0,
+            action: Action::All,
+            schema,
+            table,
+            filter: None,
+            select: None,
+            start,
+            cursor_as,
+            snapshot,
+            messages,
+        };
         let rows = entry.as_rows();
         assert_eq!((rows.action, &rows.table), (Action::Insert, &Name::Is("messages".into())));
         let conditions = crate::filter::parse(rows.filter.as_deref().unwrap()).unwrap();

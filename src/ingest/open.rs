@@ -175,7 +175,9 @@ impl<O: Origin> Core<O> {
             Start::Fork(limit) if now == start && found.slot.confirmed_flush <= at => {
                 self.begin(at, Why::Promoted, (&found, names), Some(limit)).await?;
             }
-            Start::Begin(at, why) if found.slot.confirmed_flush <= at => self.begin(at, why, (&found, names), None).await?,
+            Start::Begin(at, why) if found.slot.confirmed_flush <= at => {
+                self.begin(at, why, (&found, names), None).await?
+            }
             Start::Continue(_) | Start::Fork(_) | Start::Begin(..) => return Err(IngestError::Moved),
         }
         self.renewed = None;

@@ -328,10 +328,8 @@ impl Origin for Postgres {
                 let sql = "select pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8, pg_current_wal_insert_lsn()::text";
                 let asked = async { Ok(client.query_one(sql, &[&next]).await.map_err(PgError::query(what))?) };
                 let row = within(QUERY_DEADLINE, what, asked).await?;
-                let (over, here): (bool, String) = (
-                    row.try_get(0).map_err(PgError::query(what))?,
-                    row.try_get(1).map_err(PgError::query(what))?,
-                );
+                let (over, here): (bool, String) =
+                    (row.try_get(0).map_err(PgError::query(what))?, row.try_get(1).map_err(PgError::query(what))?);
                 if over {
                     // So that the stream comes there though nobody writes.
                     wal::heartbeat(&client).await?;

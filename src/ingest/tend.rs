@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::switch::among;
 use super::open::{new_token, passes_over};
 use super::origin::Origin;
 use super::start::Lineage;
+use super::switch::among;
 use super::{Core, IngestError};
 use crate::change::{Item, Lsn, Transaction};
 use crate::error::{Fault as _, Remedy, chain};

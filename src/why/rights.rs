@@ -80,7 +80,8 @@ pub(super) fn of_message(row: &RowChange, live: Option<&LiveChannel>) -> Rights 
         return Rights { says: Says::Yes, text, facts: Some(Vec::new()) };
     }
     let asked = live.iter().flat_map(|live| live.entries.iter()).filter_map(|entry| entry.messages.as_ref());
-    let right = asked.filter_map(|messages| messages.member.as_ref()).find_map(|member| member.get(Right::ReadBroadcast));
+    let right =
+        asked.filter_map(|messages| messages.member.as_ref()).find_map(|member| member.get(Right::ReadBroadcast));
     match right {
         Some(true) => {
             Rights { says: Says::Yes, text: "the channel may read broadcasts, as decided last".into(), facts: None }

@@ -179,7 +179,12 @@ const PUBLICATIONS: &[Case] = &[
             "do $$ begin if exists (select from pg_replication_slots) then raise 'the slot is still there'; end if; end $$",
         ],
     ),
-    case(("publication_missing", Warning, "publication rowcast_messages"), &["drop publication rowcast_messages"], Own, &[]),
+    case(
+        ("publication_missing", Warning, "publication rowcast_messages"),
+        &["drop publication rowcast_messages"],
+        Own,
+        &[],
+    ),
     case(
         ("messages_publication", Warning, "publication rowcast_messages"),
         &["alter publication rowcast_messages set (publish_via_partition_root = false)"],
