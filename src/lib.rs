@@ -50,7 +50,10 @@ pub mod policy;
 pub mod journal;
 // To whom.
 pub mod resume;
+pub mod messages;
 pub mod hub;
+pub mod authority;
+pub mod room;
 pub mod channel;
 // Out.
 pub mod gateway;

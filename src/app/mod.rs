@@ -34,11 +34,13 @@ use crate::hub::{Hub, HubDeps, HubHandle};
 use crate::ingest::{Ingest, IngestHandle};
 use crate::journal::{Journal, Note, Writer};
 use crate::log::{self, Files, Log, RealFiles};
+use crate::messages::Keeper;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::report::Reporter;
 use crate::resume::{CursorKey, FrontierConfig, FrontierStore, Frontiers, History, StoreDeps};
 use crate::retention::Retention;
+use crate::room::Rooms;
 use crate::task::{Connections, Drain, Gate};
 use crate::why::{Why, WhyDeps};
 use running::{Service, service};
@@ -67,6 +69,7 @@ pub struct App {
     hub: Hub,
     commands: HubHandle,
     shards: Vec<Shard>,
+    rooms: Arc<Rooms>,
     ingest: Ingest,
     handle: IngestHandle,
     log: Log,
@@ -74,6 +77,7 @@ pub struct App {
     connections: Connections,
     pool: Pool,
     retention: Option<Retention>,
+    keeper: Keeper,
     reporter: Reporter,
     store: FrontierStore,
     clock: Clock,
@@ -127,7 +131,9 @@ impl App {
             drains.ingest.clone(),
         );
         let count = config.shards.max(1);
-        let (shards, to_shards) = (0..count).map(|_| Shard::new(metrics.clone(), clock.clone(), key.clone())).unzip();
+        let (shards, to_shards): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| Shard::new(metrics.clone(), clock.clone(), key.clone())).unzip();
+        let rooms = Rooms::new(config.rooms.clone(), shards.iter().map(Shard::rooms).collect(), metrics.clone());
         let deps = HubDeps {
             log: log.clone(),
             pool: pool.clone(),
@@ -152,6 +158,14 @@ impl App {
             clock: clock.clone(),
             drain: drains.chores.clone(),
         });
+        let keeper = Keeper {
+            pg: config.pg.clone(),
+            config: config.messages,
+            ready: handle.ready.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            drain: drains.chores.clone(),
+        };
         let reporter = Reporter {
             pg: config.pg.clone(),
             interval: config.report_interval,
@@ -181,6 +195,7 @@ impl App {
         });
         let deps = gateway::Deps {
             hub: commands.clone(),
+            rooms: rooms.clone(),
             verifier: verifier.clone(),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -205,6 +220,7 @@ impl App {
             hub,
             commands,
             shards,
+            rooms,
             ingest,
             handle,
             log,
@@ -212,6 +228,7 @@ impl App {
             connections,
             pool,
             retention,
+            keeper,
             reporter,
             store,
             clock,
@@ -233,6 +250,7 @@ impl App {
             hub,
             commands,
             shards,
+            rooms,
             ingest,
             handle,
             log,
@@ -241,7 +259,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, store, clock, cursor_key, journal, .. } = self;
+        let App { retention, keeper, reporter, store, clock, cursor_key, journal, .. } = self;
         let App { journal_writer, drains, gate_keeper, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
@@ -281,6 +299,12 @@ impl App {
                 Ok(())
             }));
         }
+        // Until the last connection has left.
+        let stop = drains.hub.clone();
+        services.push(service("rooms", async move {
+            rooms.run(stop).await;
+            Ok(())
+        }));
         services.extend(stream(&config, hub, ingest, &drains));
         if let Some(retention) = retention {
             services.push(service("retention", async move {
@@ -288,6 +312,10 @@ impl App {
                 Ok(())
             }));
         }
+        services.push(service("messages", async move {
+            keeper.run().await;
+            Ok(())
+        }));
         if let Some(writer) = journal_writer {
             let stop = drains.journal.clone();
             services.push(service("journal", async move {

@@ -128,6 +128,7 @@ impl Wanted {
             start: Start::Now,
             cursor_as,
             snapshot,
+            messages: None,
         })
     }
 

@@ -5,20 +5,23 @@
 //!
 //! Rejected: a wake-up per connection and delivery, at twice the CPU (numbers.md §2).
 
+mod rooms;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::encode::{Place, RowShape, changes_frame, details, system_frame, write_data};
+use super::encode::{Place, RowShape, Unsendable, changes_frame, details, message_frame, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
 use crate::fail::{self, Point};
-use crate::hub::{Batch, Event, Fanout, Greeting, NO_CURSOR, Notice, Outgoing, Port, Reach, Version};
+use crate::hub::{Batch, Event, Fanout, Greeting, Message, NO_CURSOR, Notice, Outgoing, Port, Reach, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::resume::{Cursor, CursorKey};
+use crate::room::RoomBatch;
 
 /// Batches that may wait for a shard.
 const QUEUE: usize = 64;
@@ -28,6 +31,10 @@ const SHAPES: usize = 64;
 /// One shard of sockets.
 pub struct Shard {
     batches: mpsc::Receiver<Batch>,
+    /// A queue of its own: what clients say to each other can't be in the way of changes, and the hub, which lets the past wait
+    /// while there is much to write, looks at its own only.
+    rooms: mpsc::Receiver<RoomBatch>,
+    to_rooms: mpsc::Sender<RoomBatch>,
     metrics: Arc<Metrics>,
     clock: Clock,
     key: Arc<CursorKey>,
@@ -69,8 +76,11 @@ impl Shard {
     /// The shard and the way to it. `key`: seals the cursors.
     pub fn new(metrics: Arc<Metrics>, clock: Clock, key: Arc<CursorKey>) -> (Shard, mpsc::Sender<Batch>) {
         let (sender, batches) = mpsc::channel(QUEUE);
+        let (to_rooms, rooms) = mpsc::channel(QUEUE);
         let shard = Shard {
             batches,
+            rooms,
+            to_rooms,
             metrics,
             clock,
             key,
@@ -84,12 +94,28 @@ impl Shard {
         (shard, sender)
     }
 
-    /// Writes until all senders are gone.
+    /// The way to it for rooms.
+    pub fn rooms(&self) -> mpsc::Sender<RoomBatch> {
+        self.to_rooms.clone()
+    }
+
+    /// Writes until the hub is gone, and what rooms have sent by then.
     pub async fn run(mut self) {
-        while let Some(batch) = self.batches.recv().await {
-            self.write(batch);
+        loop {
+            tokio::select! {
+                batch = self.batches.recv() => match batch {
+                    Some(batch) => self.write(batch),
+                    None => break,
+                },
+                // It has a sender itself: there is always one.
+                Some(batch) = self.rooms.recv() => self.write_rooms(batch),
+            }
             // A run of large batches must not keep connections' own tasks from this thread.
             tokio::task::yield_now().await;
+        }
+        self.rooms.close();
+        while let Ok(batch) = self.rooms.try_recv() {
+            self.write_rooms(batch);
         }
     }
 
@@ -168,6 +194,9 @@ impl Shard {
         if self.taken.last() != Some(&event.taken) {
             self.taken.push(event.taken);
         }
+        if event.message {
+            return self.message(fanout);
+        }
         let shape = self.shape(event);
         let (buffer, key) = (&mut self.data, &self.key);
         let mut data_with = |cursor_as: Option<&Arc<str>>| {
@@ -210,6 +239,38 @@ impl Shard {
             member.port.place.deliver();
             self.frames.push(Frame { port: member.port.clone(), bytes: frame.clone(), greeting: false });
             last = Some((i, frame));
+        }
+    }
+
+    /// A database broadcast. Encoded once per protocol version and topic; an empty frame says that it has none.
+    fn message(&mut self, fanout: &Fanout) {
+        let (event, permit) = (fanout.event.value(), fanout.event.permit());
+        let Some(message) = Message::of(&event.row) else { return };
+        for member in &fanout.members {
+            let port = &member.port;
+            if member.cost > 0 {
+                self.places.push(Placing::Arrived(port.clone(), member.cost));
+            }
+            if port.stage.is_closed() {
+                continue;
+            }
+            let frame = event.frame(permit, member, || {
+                let cursor = event.cursor(&self.key);
+                message_frame(port.version, &port.topic, &message, cursor).unwrap_or_else(|why| {
+                    if why != Unsendable::Binary {
+                        let (position, reason) = (event.row.position, why.as_str());
+                        tracing::warn!(%position, reason, "a database broadcast is not sent to members with protocol 2");
+                    }
+                    Bytes::new()
+                })
+            });
+            if frame.is_empty() {
+                let why = if port.version == Version::V2 { Unsendable::Header } else { Unsendable::Binary };
+                self.metrics.messages_dropped.get_or_create(&[("reason", why.as_str())]).inc();
+                continue;
+            }
+            port.place.deliver();
+            self.frames.push(Frame { port: port.clone(), bytes: frame, greeting: false });
         }
     }
 

@@ -8,6 +8,7 @@
 use ahash::AHashMap;
 use tokio::time::{Duration, Instant};
 
+use super::gaps::before;
 use super::registry::{At, Channel};
 use super::run::Hub;
 use super::{Batch, ChannelId, Outgoing};
@@ -68,15 +69,24 @@ impl Hub {
                 let (at, epoch) = self.passes.at(pass)?;
                 epoch.map(|epoch| Cursor { epoch, position: at.max(channel.from()) })
             }
-            At::Waiting | At::Parked | At::Paused | At::Snapshot => cursor(channel.from()),
+            At::Waiting | At::Parked | At::Paused | At::Snapshot | At::Expired => cursor(channel.from()),
         }
     }
 
     pub(super) fn hold_of(&self, id: ChannelId) -> Option<Cursor> {
         let channel = self.registry.get(id)?;
-        let holds = [self.progress(channel), self.lane.complete_to(id), self.owing.since(id)];
-        // Of two histories the one before the present one is the lower.
-        holds.into_iter().flatten().min_by_key(|hold| (Some(hold.epoch) == self.epoch, hold.position))
+        let holds = [self.progress(channel), self.lane.complete_to(id), self.lost(id)];
+        self.lowest(holds)
+    }
+
+    /// The place before the first row that a channel has lost and was not told of.
+    pub(super) fn lost(&self, id: ChannelId) -> Option<Cursor> {
+        self.owing.since(id).map(|first| Cursor { position: before(first.position), ..first })
+    }
+
+    /// Of two histories the one before the present one is the lower.
+    pub(super) fn lowest(&self, places: impl IntoIterator<Item = Option<Cursor>>) -> Option<Cursor> {
+        places.into_iter().flatten().min_by_key(|place| (Some(place.epoch) == self.epoch, place.position))
     }
 
     fn move_holds(&mut self, now: Instant) {

@@ -5,8 +5,9 @@
 //! notice makes a client reload. All that was lost while the facts were away is one gap, told when they are back, or after a
 //! while if they stay away.
 //!
-//! Invariant: what was lost is told after it was lost; until then [`Owing::since`] says that the channel is not complete. So a
-//! client that reloads at the notice misses nothing, and one that goes away before it does not resume behind the loss.
+//! Invariant: what was lost is told after it was lost; until then [`Owing::since`] says that the channel is not complete, and
+//! what it gets carries no cursor from which it could go on. So a client that reloads at the notice misses nothing, and one that
+//! goes away before it does not resume behind the loss.
 //!
 //! Rejected: telling at the first loss. What is lost after the client has reloaded would have to be told again and again.
 
@@ -16,7 +17,6 @@ use std::time::Duration;
 use ahash::AHashMap;
 use tokio::time::Instant;
 
-use super::gaps::before;
 use super::{ChannelId, Port};
 use crate::change::Position;
 use crate::resume::Cursor;
@@ -33,12 +33,10 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// What one channel is owed.
 pub(super) struct Owed {
     pub(super) port: Arc<Port>,
-    /// Of the history that they are in.
-    pub(super) epoch: Option<u64>,
     /// The first row that was lost.
-    pub(super) first: Position,
-    /// The last one.
-    pub(super) last: Position,
+    pub(super) first: Cursor,
+    /// The last one, which may be in a later history.
+    pub(super) last: Cursor,
     began: Instant,
 }
 
@@ -50,31 +48,35 @@ pub(super) struct Owing {
     began: Option<Instant>,
 }
 
-impl Owed {
-    /// The place that the channel is complete up to.
-    pub(super) fn since(&self) -> Option<Cursor> {
-        self.epoch.map(|epoch| Cursor { epoch, position: before(self.first) })
-    }
-}
-
 impl Owing {
-    /// A row is lost to a channel. `epoch`: of its history.
-    pub(super) fn add(&mut self, port: &Arc<Port>, epoch: Option<u64>, at: Position, now: Instant) {
+    /// A row is lost to a channel.
+    pub(super) fn add(&mut self, port: &Arc<Port>, at: Cursor, now: Instant) {
         self.began.get_or_insert(now);
         port.place.lose();
-        let new = || Owed { port: port.clone(), epoch, first: at, last: at, began: now };
+        let new = || Owed { port: port.clone(), first: at, last: at, began: now };
         let owed = self.owed.entry(port.id).or_insert_with(new);
-        if owed.epoch == epoch {
-            (owed.first, owed.last) = (owed.first.min(at), owed.last.max(at));
-        } else {
-            // The fork itself is told of. Positions of two histories can't be compared, and the earlier one is what it resumes at.
+        if owed.first.epoch == at.epoch && at.position < owed.first.position {
+            owed.first = at;
+        }
+        if owed.last.epoch != at.epoch || at.position > owed.last.position {
             owed.last = at;
         }
     }
 
-    /// Up to where a channel is complete, if it has lost rows and was not told of them: the place before the first.
+    /// The first row that a channel has lost and was not told of: it is complete up to before it only.
     pub(super) fn since(&self, channel: ChannelId) -> Option<Cursor> {
-        self.owed.get(&channel)?.since()
+        self.owed.get(&channel).map(|owed| owed.first)
+    }
+
+    /// Whether a channel could go on from this row only without what it has lost before.
+    pub(super) fn is_behind(&self, channel: ChannelId, epoch: Option<u64>, row: Position) -> bool {
+        let is_before = |first: Cursor| Some(first.epoch) != epoch || first.position < row;
+        self.since(channel).is_some_and(is_before)
+    }
+
+    /// Nobody is owed anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owed.is_empty()
     }
 
     pub(super) fn forget(&mut self, channel: ChannelId) {

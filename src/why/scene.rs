@@ -327,7 +327,7 @@ fn entry(wanted: &Wanted) -> Entry {
     };
     let (schema, table, filter) = (name(&wanted.schema), name(&wanted.table), wanted.filter.clone());
     let (start, cursor_as, snapshot) = (Start::Now, None, None);
-    Entry { id: wanted.id, action, schema, table, filter, select: None, start, cursor_as, snapshot }
+    Entry { id: wanted.id, action, schema, table, filter, select: None, start, cursor_as, snapshot, messages: None }
 }
 
 fn kind(change: &Change) -> &'static str {

@@ -9,6 +9,8 @@
 //!
 //! Rejected: halves in two tasks, which costs a second stack and a queue between them.
 
+mod asked;
+
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -37,7 +39,7 @@ use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::storm::{OwnTurns, bounded};
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
-use crate::gateway::{GatewayConfig, Shared, close, frame};
+use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
 use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Transmit, Version};
 use crate::resume::Tracked;
 
@@ -135,6 +137,8 @@ struct Connection {
     outbox: Arc<Outbox>,
     write: Arc<WriteHalf>,
     session: Session,
+    /// Of a connection of that door.
+    door: topics::Door,
     operations: FuturesUnordered<Operation>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
@@ -218,6 +222,7 @@ pub(in crate::gateway) async fn run(
         outbox,
         write,
         session: Session::new(shared.clone(), visitor),
+        door: topics::Door::default(),
         operations: FuturesUnordered::new(),
         asked: HashMap::new(),
         deferred: VecDeque::new(),
@@ -325,6 +330,7 @@ impl Connection {
 
     fn received(&mut self, message: Option<Result<Message, Error>>) {
         let decoded = match &message {
+            Some(Ok(message)) if self.version == Version::Topics && !message.is_pong() => return self.asked(message),
             Some(Ok(Message::Text(text))) => codec::decode_text(self.version, text),
             Some(Ok(Message::Binary(bytes))) => codec::decode_binary(self.version, bytes),
             Some(Ok(Message::Pong(payload))) => {
@@ -346,21 +352,23 @@ impl Connection {
             None => return self.close(CloseReason::Peer),
         };
         match decoded {
-            Decoded::Message(message) => {
-                // Without a ref it is sent whether or not the one before was answered.
-                if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
-                    let marks = self.marks();
-                    self.receipts.heartbeat(marks, Instant::now());
-                }
-                let effects = self.session.handle(message, self.now());
-                self.carry_out(effects);
-            }
+            Decoded::Message(message) => self.handle(message),
             Decoded::Ignored => {}
             Decoded::Malformed => {
                 self.shared.metrics.malformed_frames.inc();
                 debug!(connection = self.number, "MalformedWebSocketMessage: dropped");
             }
         }
+    }
+
+    fn handle(&mut self, message: codec::Message<'_>) {
+        // Without a ref it is sent whether or not the one before was answered.
+        if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
+            let marks = self.marks();
+            self.receipts.heartbeat(marks, Instant::now());
+        }
+        let effects = self.session.handle(message, self.now());
+        self.carry_out(effects);
     }
 
     fn tick(&mut self) {
@@ -574,6 +582,8 @@ impl Connection {
             }
         }
         // Before anything asked above can be answered: the hub is only polled by the loop.
+        // The topics door has no frame for some of them.
+        frames.retain(|(frame, _)| !frame.is_empty());
         if !frames.is_empty() {
             // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
             // reply that the shard has written is not written again.
