@@ -143,7 +143,7 @@ struct Connection {
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
     /// Effects that wait until a device's first place is saved, and all that came since, in order.
-    deferred: VecDeque<(Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>)>,
+    deferred: VecDeque<Deferred>,
     /// Resolves when the first of them need not wait.
     safe: Option<BoxFuture<'static, ()>>,
     /// Stops what fetches keys.
@@ -164,6 +164,9 @@ struct Connection {
     /// A message was so large that tungstenite's buffer should go.
     heavy: bool,
 }
+
+/// Effects of one message, and whose places they wait for.
+type Deferred = (Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>);
 
 /// Why [`Connection::serve`] has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
