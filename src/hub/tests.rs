@@ -192,7 +192,7 @@ impl Bench {
     }
 }
 
-fn port() -> Arc<Port> {
+pub(super) fn port() -> Arc<Port> {
     port_with(1 << 20)
 }
 
