@@ -126,7 +126,7 @@ metrics! {
     /// Open client connections
     connections: Gauge = "connections";
     /// Open client connections by version of the Phoenix serializer
-    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0"];
+    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0", "topics"];
     /// Channels joined
     joins: Counter = "joins";
     /// Channels left by the client, or joined anew
@@ -141,6 +141,12 @@ metrics! {
     subscriptions: Gauge = "subscriptions";
     /// Frames with a change handed to client outboxes
     deliveries: Counter = "deliveries";
+    /// Database broadcasts that came: rows inserted into realtime.messages
+    messages: Counter = "messages";
+    /// Frames with a database broadcast handed to client outboxes
+    message_deliveries: Counter = "message_deliveries";
+    /// Database broadcasts that were not sent by reason: malformed (no topic, event, id or payload), extension (not broadcast), payload (too large), counted once each; header (topic, event or meta over 255 bytes on protocol 2), binary (on protocol 1), counted for each member
+    messages_dropped: Labelled = "messages_dropped" by "reason" ["malformed", "extension", "payload", "header", "binary"];
     /// Verdicts on (change, subscriber) pairs by kind: permit, deny, undecided
     verdicts: Labelled = "verdicts" by "kind" ["permit", "deny", "undecided"];
     /// Denials by reason
@@ -159,6 +165,14 @@ metrics! {
     retention_runs: Labelled = "retention_runs";
     /// When this relay's last run of retention without an error ended, in seconds since 1970
     retention_last_run: Gauge = "retention_last_run_timestamp" in Seconds;
+    /// Rounds of care for the partitions of realtime.messages by result: done, busy, left, failed
+    messages_upkeep: Labelled = "messages_upkeep";
+    /// Rows moved from the default partition of realtime.messages into their day's
+    messages_moved: Counter = "messages_moved";
+    /// Partitions of realtime.messages dropped since their time was over
+    messages_partitions_dropped: Counter = "messages_partitions_dropped";
+    /// When this relay last found the partitions of realtime.messages as they should be, in seconds since 1970
+    messages_upkeep_last_run: Gauge = "messages_upkeep_last_run_timestamp" in Seconds;
     /// Times the relay's own status was written to the database, by result: written, failed
     reports: Labelled = "reports";
     /// Time Postgres took to judge one change for one role
@@ -175,6 +189,16 @@ metrics! {
     ask_suspended: Gauge = "ask_suspended";
     /// Times a policy was suspended by reason: timeout, connection, role, behind (its rows waited too long for their turn)
     ask_suspensions: Labelled = "ask_suspensions" by "reason" ["timeout", "connection", "role", "behind"];
+    /// Questions whether a private channel may be used that memory answered, by outcome: allowed, denied
+    authz_memory: Labelled = "authz_memory" by "outcome" ["allowed", "denied"];
+    /// Such questions that Postgres was asked with rows that are rolled back, by outcome: allowed, denied, timeout, partition (none for today), pool (no turn in time), unavailable, policy (it raised, or the role is unknown), not_installed
+    authz_probes: Labelled = "authz_probes" by "outcome" ["allowed", "denied", "timeout", "partition", "pool", "unavailable", "policy", "not_installed"];
+    /// Time such a question to Postgres took, waiting for its turn included
+    authz_probe: Histogram = "authz_probe" in Seconds, latency();
+    /// Rights of members of private channels that ended because a policy, or what it looks into, has changed
+    authz_revocations: Counter = "authz_revocations";
+    /// Members of private channels whose rights memory follows
+    authz_watched: Gauge = "authz_watched";
     /// Time Postgres took to judge the filters of one change that memory can't judge
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about
@@ -189,6 +213,14 @@ metrics! {
     snapshot_rows: Counter = "snapshot_rows";
     /// Channels whose snapshot is being sent, in their own pace
     snapshots_sending: Gauge = "snapshots_sending";
+    /// Passes through the log for channels that begin in the past
+    replay_passes: Gauge = "replay_passes";
+    /// Channels that begin in the past and wait for a pass
+    replay_waiting: Gauge = "replay_waiting";
+    /// Channels that catch up and whose connection takes too little for now
+    replay_parked: Gauge = "replay_parked";
+    /// Requests to broadcast over HTTP, by status
+    posts: Labelled = "posts" by "status" ["202", "400", "401", "403", "408", "413", "415", "422", "429", "503"];
     /// Requests for pages of history and for snapshots over HTTP, by status
     pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "403", "404", "410", "413", "429", "503"];
     /// Catalog reads by result: changed, same, failed

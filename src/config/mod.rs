@@ -29,6 +29,7 @@ use crate::hub::HubConfig;
 use crate::ingest::IngestConfig;
 use crate::journal::JournalConfig;
 use crate::log::LogConfig;
+use crate::messages::KeeperConfig;
 use crate::pg::PgConfig;
 use crate::resume::FrontierConfig;
 use crate::room::RoomConfig;
@@ -37,7 +38,7 @@ use crate::wal::WalConfig;
 /// The shortest `JWT_SECRET`, in bytes.
 pub const SHORTEST_SECRET: usize = 32;
 /// The publication of tables that policies look into; always read beside those that clients subscribe to.
-pub use crate::catalog::FACTS_PUBLICATION;
+pub use crate::catalog::{FACTS_PUBLICATION, MESSAGES_PUBLICATION};
 
 /// All of one relay.
 #[derive(Debug, Clone)]
@@ -62,6 +63,8 @@ pub struct Config {
     pub migrate: bool,
     /// Rows that the rules in `rowcast.retention` no longer keep are removed this often; `None` for never.
     pub retention: Option<Duration>,
+    /// Care for the partitions of `realtime.messages`.
+    pub messages: KeeperConfig,
     /// How often the relay writes into `rowcast.relay_status` what `sql/monitor.sql` shows.
     pub report_interval: Duration,
     /// How long a database or a key set that can't be reached is waited for at the start.
@@ -115,6 +118,7 @@ impl Config {
             publications,
             migrate: false,
             retention: None,
+            messages: KeeperConfig::default(),
             report_interval: Duration::from_secs(10),
             startup_timeout: Duration::from_secs(20),
             slot_grace: Duration::from_secs(10),
@@ -135,11 +139,13 @@ impl Config {
         self.ask_login.as_deref().unwrap_or(&self.pg)
     }
 
-    /// The publications of the stream: those of clients, and that of facts.
+    /// The publications of the stream: those of clients, that of facts, and that of messages.
     pub fn stream_publications(&self) -> Vec<String> {
         let mut all = self.publications.clone();
-        if !all.iter().any(|name| name == FACTS_PUBLICATION) {
-            all.push(FACTS_PUBLICATION.to_owned());
+        for own in [FACTS_PUBLICATION, MESSAGES_PUBLICATION] {
+            if !all.iter().any(|name| name == own) {
+                all.push(own.to_owned());
+            }
         }
         all
     }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use warp::http::{HeaderMap, Method, Response, StatusCode, header};
 
-use super::{Tokens, device, storm};
+use super::{Tokens, device, pages, storm};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing as _;
 use crate::hub::{RESTARTING, Version};
@@ -47,24 +47,37 @@ pub(super) enum Refusal {
     NoSlot,
 }
 
+/// What is asked for at this path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Phoenix; `vsn` says which.
+    Phoenix,
+    /// Typed JSON.
+    Topics,
+}
+
 /// All checks but the number of connections, which is asked last and by the caller. `device`: as it stands in the path.
 pub(super) fn check(
     method: &Method,
     headers: &HeaderMap,
     query: &str,
-    device: Option<&str>,
+    (door, device): (Door, Option<&str>),
     verifier: &dyn Tokens,
     now_unix_seconds: i64,
 ) -> Result<Grant, Refusal> {
     let accept = accept_key(method, headers)?;
-    let version = match parameter(query, "vsn") {
-        None => Version::V1,
-        Some(text) => version(&text).ok_or(Refusal::Version)?,
+    let version = match (door, parameter(query, "vsn")) {
+        (Door::Topics, _) => Version::Topics,
+        (Door::Phoenix, None) => Version::V1,
+        (Door::Phoenix, Some(text)) => version(&text).ok_or(Refusal::Version)?,
     };
-    // The header wins even if it is invalid: gateways put the real token there.
-    let token = match headers.get("x-api-key") {
-        Some(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
-        None => parameter(query, "apikey").ok_or(Refusal::NoKey)?,
+    let token = match door {
+        Door::Topics => pages::token(headers, query).or_else(|| parameter(query, "token")).ok_or(Refusal::NoKey)?,
+        // The header wins even if it is invalid: gateways put the real token there.
+        Door::Phoenix => match headers.get("x-api-key") {
+            Some(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            None => parameter(query, "apikey").ok_or(Refusal::NoKey)?,
+        },
     };
     let principal = verifier.verify(&token, now_unix_seconds).map_err(Refusal::Token)?;
     let device = device::named(device, query, headers).map_err(Refusal::Device)?;
@@ -78,20 +91,25 @@ const MAX_KEPT_HEADERS: usize = 4096;
 /// What policies on messages see as `request.headers`: all `x-…` headers but the key, names in lower case, in their order. What
 /// would exceed the bound is left out whole, so that no policy reads half a value.
 fn kept_headers(headers: &HeaderMap) -> Box<str> {
+    headers_json(headers, |name| name.starts_with("x-") && name != "x-api-key", MAX_KEPT_HEADERS).into()
+}
+
+/// Headers as a JSON object of at most `most` bytes: what would exceed it is left out whole.
+pub(super) fn headers_json(headers: &HeaderMap, keep: impl Fn(&str) -> bool, most: usize) -> String {
     let mut kept = serde_json::Map::new();
     let mut size = 2;
     // A `HeaderName` is in lower case already.
-    for name in headers.keys().filter(|name| name.as_str().starts_with("x-") && *name != "x-api-key") {
+    for name in headers.keys().filter(|name| keep(name.as_str())) {
         let values = headers.get_all(name).into_iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
         let value = serde_json::Value::from(values.collect::<Vec<_>>().join(", "));
         size += name.as_str().len() + value.to_string().len() + 4;
-        if size > MAX_KEPT_HEADERS {
-            tracing::debug!(%name, "more x- headers than are kept");
+        if size > most {
+            tracing::debug!(%name, "more headers than are kept");
             break;
         }
         kept.insert(name.as_str().to_owned(), value);
     }
-    serde_json::Value::Object(kept).to_string().into()
+    serde_json::Value::Object(kept).to_string()
 }
 
 fn accept_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> {

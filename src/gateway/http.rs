@@ -27,10 +27,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
-use warp::http::{HeaderMap, Method, Request, Response, StatusCode};
+use warp::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use warp::{Filter, Rejection, Reply};
 
-use super::handshake::{self, Grant, Refusal, plain};
+use super::broadcast::{self, Broadcasts};
+use super::handshake::{self, Door, Grant, Refusal, plain};
 use super::limits::{Admission, Admitted};
 use super::pages::{self, Pages};
 use super::stream::Stream;
@@ -147,6 +148,7 @@ struct Doors {
     learning: Semaphore,
     ready: watch::Receiver<bool>,
     pages: Arc<Pages>,
+    broadcasts: Arc<Broadcasts>,
 }
 
 /// How a request of an upgraded connection leaves the HTTP half of the task.
@@ -184,7 +186,7 @@ impl Bound {
         let pages = Arc::new(Pages::new(deps.shards));
         let turns = storm::Turns::new(&config);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
-        let Deps { connections, ready, tls, .. } = deps;
+        let Deps { connections, ready, tls, rooms, .. } = deps;
         let shared = Arc::new(Shared {
             config,
             hub,
@@ -200,7 +202,10 @@ impl Bound {
             turns,
         });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
-        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages });
+        let exchange = Box::new(broadcast::Inside { rooms });
+        let broadcasts = Broadcasts::new(shared.config.clone(), exchange, shared.metrics.clone(), shared.drain.clone());
+        let broadcasts = Arc::new(broadcasts);
+        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages, broadcasts });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
         let next = AtomicU64::new(0);
         info!(address = %self.local_addr, tls = tls.is_some(), "listening");
@@ -360,38 +365,75 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
         warp::path!("readyz").map(move || readiness(&doors))
     };
     let feeds = {
-        let doors = doors.clone();
+        let (doors, broadcasts) = (doors.clone(), doors.broadcasts.clone());
         let authenticate = move |token| {
             let doors = doors.clone();
             async move { authenticate(&doors, token).await }
         };
-        pages::routes(shown, shared, authenticate)
+        let posts = broadcast::routes(broadcasts, authenticate.clone());
+        posts.or(pages::routes(shown, shared, authenticate))
     };
-    let pages = warp::get().and(health.or(ready).or(check).or(ping));
+    let tenant = {
+        let doors = doors.clone();
+        // The original's health check: curl asks for the head alone.
+        warp::path!("api" / "tenants" / String / "health")
+            .and(warp::get().or(warp::head()).unify())
+            .and(warp::header::headers_cloned())
+            .then(move |_, headers: HeaderMap| {
+                let doors = doors.clone();
+                async move { tenant_health(&doors, broadcast::token(&headers)).await }
+            })
+    };
+    let pages = warp::get().and(health.or(ready).or(check).or(ping)).or(tenant);
     let socket = warp::path!("realtime" / "v1" / "websocket")
         .or(warp::path!("socket" / "websocket"))
         .unify()
         .or(warp::path!("websocket"))
         .unify()
-        .map(|| None)
+        .map(|| (Door::Phoenix, None))
         .or(warp::path!("realtime" / "v1" / "device" / String / "websocket")
             .or(warp::path!("socket" / "device" / String / "websocket"))
             .unify()
-            .map(Some))
+            .map(|device| (Door::Phoenix, Some(device))))
+        .unify()
+        .or(warp::path!("api" / "ws")
+            .or(warp::path!("realtime" / "v1" / "api" / "ws"))
+            .unify()
+            .map(|| (Door::Topics, None)))
         .unify()
         .and(warp::method())
         .and(warp::header::headers_cloned())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::get::<Handover>())
-        .then(move |device: Option<String>, method, headers, query: String, upgrade, handover| {
+        .then(move |(door, device): (Door, Option<String>), method, headers, query: String, upgrade, handover| {
             let doors = doors.clone();
             async move {
-                let request = Opening { method: &method, headers: &headers, query: &query, device: device.as_deref() };
+                let device = device.as_deref();
+                let request = Opening { method: &method, headers: &headers, query: &query, door, device };
                 shake_hands(&doors, &request, upgrade, &handover).await
             }
         });
     socket.or(feeds).or(pages)
+}
+
+/// What containers of the original are asked: whoever has a key may know, and there is one tenant, whatever its name.
+async fn tenant_health(doors: &Doors, token: Option<String>) -> Response<String> {
+    let (status, body) = match authenticate(doors, token).await {
+        Ok(_) => {
+            let up = *doors.ready.borrow() && !doors.shared.drain.is_draining();
+            let health = serde_json::json!({
+                "healthy": up, "db_connected": up, "replication_connected": up,
+                "connected_cluster": 1, "region": null, "node": "rowcast",
+            });
+            (StatusCode::OK, serde_json::json!({ "data": health }))
+        }
+        Err(_) => (StatusCode::UNAUTHORIZED, serde_json::json!({ "message": "Unauthorized" })),
+    };
+    let mut response = plain(status, body.to_string());
+    let json = HeaderValue::from_static("application/json; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
 }
 
 fn readiness(doors: &Doors) -> Response<String> {
@@ -409,6 +451,7 @@ struct Opening<'a> {
     method: &'a Method,
     headers: &'a HeaderMap,
     query: &'a str,
+    door: Door,
     /// The device, as it stands in the path.
     device: Option<&'a str>,
 }
@@ -445,9 +488,9 @@ async fn shake_hands(
 ) -> Response<String> {
     let shared = &doors.shared;
     let Handover { connection, peer, .. } = *handover;
-    let Opening { method, headers, query, device } = *request;
+    let Opening { method, headers, query, door, device } = *request;
     let verifier = shared.verifier.as_ref();
-    let check = || handshake::check(method, headers, query, device, verifier, shared.clock.unix_seconds());
+    let check = || handshake::check(method, headers, query, (door, device), verifier, shared.clock.unix_seconds());
     let mut checked = check();
     if let Err(Refusal::Token(error)) = &checked
         && learned(doors, error).await

@@ -86,6 +86,18 @@ pub struct GatewayConfig {
     pub max_page_bytes: usize,
     /// The longest that a page may take.
     pub page_timeout: Duration,
+    /// Requests to broadcast over HTTP per second of one user, on average over a minute; more get 429.
+    pub max_posts_per_second: u32,
+    /// Their messages per second, likewise.
+    pub max_posted_messages_per_second: u32,
+    /// Bytes of the body of a batch; more get 413.
+    pub max_post_bytes: usize,
+    /// Bytes of one broadcast's payload; more are refused.
+    pub max_payload_bytes: usize,
+    /// Bytes of bodies that are read at a time, of which one user has at most a quarter; more get 429.
+    pub max_posting_bytes: usize,
+    /// The longest that a request to broadcast may take, its body and the hand-over included.
+    pub post_timeout: Duration,
     /// Public channels are refused.
     pub private_only: bool,
     /// TLS on our own listener; `None` for none.
@@ -132,6 +144,12 @@ impl Default for GatewayConfig {
             max_page_rows: 1000,
             max_page_bytes: 2 * 1024 * 1024,
             page_timeout: Duration::from_secs(20),
+            max_posts_per_second: 1000,
+            max_posted_messages_per_second: 10_000,
+            max_post_bytes: 8_000_000,
+            max_payload_bytes: 3_000_000,
+            max_posting_bytes: 64 * 1024 * 1024,
+            post_timeout: Duration::from_secs(15),
             private_only: false,
             tls: None,
             tls_poll: Duration::from_secs(2),

@@ -1,17 +1,20 @@
 //! Out: HTTP, WebSocket, Phoenix, and the encoding of what was permitted.
 
+mod broadcast;
 pub mod encode;
 pub mod frame;
 mod close;
 mod device;
 mod handshake;
 mod http;
+mod json;
 mod limits;
 mod pages;
 pub mod shard;
 mod storm;
 mod stream;
 mod tls;
+mod topics;
 pub mod phoenix;
 
 #[cfg(test)]

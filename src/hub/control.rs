@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::event::{Details, Greeting, Outgoing};
 use super::filters::Owner;
+use super::messages::NO_TABLE;
 use super::registry::{At, Channel};
 use super::replay::{self, Moments};
 use super::reshaped::reshaped;
@@ -78,6 +79,7 @@ impl Hub {
         let Some(rules) = self.rules.latest() else { return };
         let before = self.current.replace(rules.clone());
         let catalog = &rules.catalog;
+        self.members.note_rules(catalog, &self.facts);
         self.xids.retain(|xid| !rules.snapshot.sees(*xid));
         self.snapshots.unseen.seen(&rules.snapshot);
         self.shared_xids = None;
@@ -202,6 +204,8 @@ impl Hub {
             Command::Describe { reply } => drop(reply.send(self.describe())),
             Command::Look { look, reply } => drop(reply.send(self.look(&look))),
             Command::Judge { row, principal, reply } => drop(reply.send(self.judge_now(&row, &principal))),
+            Command::Rights { asking, way, expected, reply } => self.on_rights_asked(asking, way, expected, reply),
+            Command::Watch(watched) => self.on_watch(watched),
             Command::Leave { id } => {
                 self.forget(id);
                 self.count();
@@ -272,8 +276,16 @@ impl Hub {
                 if let Some((targets, known)) = self.in_force(done.id, &port, &principal, &entries).filter(|_| may_pass)
                 {
                     // A new token of equal rights, and the database could not be asked: what is in force stays.
-                    self.note_active(&port, &principal, &entries, known.from(), true);
-                    self.registry.activate(Channel { principal, ..known }, targets, &current.catalog);
+                    let (at, from) = (known.at, if known.at == At::Live { self.position() } else { known.from() });
+                    self.note_active(&port, &principal, &entries, from, true);
+                    let channel = Channel { principal: principal.clone(), ..known };
+                    self.registry.activate(channel, targets, &current.catalog);
+                    match at {
+                        At::Expired => self.place(done.id),
+                        // It waits for its entries to be resolved, which this wish has taken the place of.
+                        At::Paused => self.revalidate(done.id, entries, principal, Duration::from_secs(1)),
+                        At::Live | At::Pass(_) | At::Waiting | At::Parked | At::Snapshot => {}
+                    }
                     if reply.send(Ok(Activated::default())).is_err() {
                         self.remove(done.id);
                     }
@@ -352,7 +364,7 @@ impl Hub {
         // A channel that has a new token stays where it is: rows that wait are still for it.
         let known = self.registry.get(id).filter(|channel| same(&channel.port, &port) && channel.entries == entries);
         if let Some(known) = known {
-            let (at, is_empty) = (known.at, known.targets.is_empty());
+            let (at, is_empty) = (known.at, known.is_out());
             let is_aside = at != At::Live || snapped.is_some();
             if is_aside {
                 // It may have more to look for than the pass that it is in has at hand.
@@ -366,7 +378,8 @@ impl Hub {
                 channel.seam = Some(snapped.seam.clone());
                 self.begin_snapshot(&port, snapped);
             }
-            self.note_active(&port, &channel.principal, &channel.entries, channel.from(), true);
+            let from = if is_aside { channel.from() } else { self.position() };
+            self.note_active(&port, &channel.principal, &channel.entries, from, true);
             self.registry.activate(channel, targets, catalog);
             if at == At::Paused || is_empty {
                 self.note_paused(id, false);
@@ -407,8 +420,10 @@ impl Hub {
         principal: &Principal,
         entries: &Arc<Vec<Entry>>,
     ) -> Option<(Vec<Target>, Channel)> {
-        let channel =
-            self.registry.get(id).filter(|channel| !channel.targets.is_empty() && same(&channel.port, port))?;
+        let channel = self
+            .registry
+            .get(id)
+            .filter(|channel| !channel.targets.is_empty() && !channel.is_out() && same(&channel.port, port))?;
         let same = channel.principal.sharing_key == principal.sharing_key && channel.entries == *entries;
         same.then(|| (channel.targets.clone(), channel.place()))
     }
@@ -423,7 +438,7 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
             }
             Ok((targets, warnings, _)) => {
-                let (at, is_empty) = (channel.at, channel.targets.is_empty());
+                let (at, is_empty) = (channel.at, channel.is_out());
                 self.keeper.want(&targets, &principal.role);
                 if at != At::Live {
                     // It may have more to look for than the pass that it is in has at hand.
@@ -434,7 +449,7 @@ impl Hub {
                     self.note_paused(id, false);
                 }
                 let reached = self.registry.get(id).and_then(|channel| self.progress(channel));
-                let reached = reached.or_else(|| self.cursor(self.judged()));
+                let reached = self.lowest([reached.or_else(|| self.cursor(self.judged())), self.lost(id)]);
                 self.settled(id);
                 self.tell(&port, true, SUBSCRIBED, reached.map(Details::Reached));
                 for warning in warnings {
@@ -445,14 +460,17 @@ impl Hub {
                 }
             }
             Err(error) => {
-                // Kept without targets: should the table come back, the channel is asked again.
-                self.registry.retarget(id, Vec::new(), catalog);
+                // Messages, which need no table of the client's, go on. Without any the channel is kept without targets where it
+                // is: should the table come back, it is asked again, and goes on from there with all of its tables.
+                let messages: Vec<Target> =
+                    channel.targets.iter().filter(|target| target.table_oid == NO_TABLE).cloned().collect();
+                if messages.is_empty() {
+                    self.pause(id);
+                }
+                self.registry.retarget(id, messages, catalog);
                 self.note_paused(id, true);
                 self.settled(id);
                 self.tell(&port, false, &error.message, None);
-                if self.registry.get(id).is_some_and(|channel| channel.at != At::Live) {
-                    self.place(id);
-                }
             }
         }
         self.count();

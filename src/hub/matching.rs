@@ -37,6 +37,7 @@ pub(super) fn is_published(published: &Published, change: &Change) -> bool {
 }
 
 /// What [`Matcher::judge`] found.
+#[derive(Default)]
 pub(super) struct Judgement {
     pub(super) permits: Permits,
     pub(super) asked: SmallVec<[Asked; 1]>,
@@ -48,6 +49,8 @@ pub(super) struct Judgement {
     pub(super) lost: Vec<Arc<super::Port>>,
     /// All others that want such rows are to be told as well.
     pub(super) lost_to_all: bool,
+    /// Channels that would have been judged, but for their token, which is no longer valid.
+    pub(super) expired: Vec<super::ChannelId>,
     /// Where each principal stands in `asked`, by plan and claims.
     principals: AHashMap<(usize, Arc<str>), (usize, usize)>,
 }
@@ -80,15 +83,7 @@ impl Matcher {
         now_unix_seconds: i64,
         metrics: &Metrics,
     ) -> Judgement {
-        let mut judgement = Judgement {
-            permits: Permits::new(),
-            asked: SmallVec::new(),
-            filtered: Vec::new(),
-            undecided: Vec::new(),
-            lost: Vec::new(),
-            lost_to_all: false,
-            principals: AHashMap::new(),
-        };
+        let mut judgement = Judgement::default();
         let Some(table) = registry.table(at, row.relation.oid) else { return judgement };
         let mut counts = Counts::default();
         let Matcher { proposals, verdicts } = self;
@@ -150,8 +145,10 @@ impl Judgement {
         now_unix_seconds: i64,
         (counts, metrics): (&mut Counts, &Metrics),
     ) {
-        let expired = Judged::Decided(Verdict::Deny(DenyReason::Expired));
-        let judged = if sub.is_expired(now_unix_seconds) { &expired } else { judged };
+        if sub.is_expired(now_unix_seconds) {
+            counts.deny(metrics, DenyReason::Expired.as_str());
+            return self.expired.push(sub.port.id);
+        }
         if let (Judged::Decided(Verdict::Permit(permit)), [hit]) = (judged, hits)
             && sub.takes_all()
         {
@@ -332,13 +329,9 @@ pub(super) fn notify(
 }
 
 /// An event of a row, not encoded yet.
-pub(super) fn event(
-    row: RowChange,
-    (commit_time, taken): (Timestamp, Instant),
-    types: &Arc<Types>,
-    epoch: Option<u64>,
-) -> Arc<Event> {
-    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), epoch))
+pub(super) fn event(row: RowChange, when: (Timestamp, Instant), types: &Arc<Types>, epoch: Option<u64>) -> Event {
+    let (commit_time, taken) = when;
+    Event::new(Arc::new(row), commit_time, taken, types.clone(), epoch)
 }
 
 /// Verdicts of one row, reported together. What is counted is candidates: each channel, once per selection of columns, whose

@@ -17,11 +17,14 @@ mod lane;
 mod line;
 mod look;
 mod matching;
+mod members;
 mod memo;
+mod messages;
 mod noting;
 mod numbers;
 mod outbox;
 mod owing;
+mod parting;
 mod prepare;
 mod reach;
 mod registry;
@@ -58,6 +61,8 @@ pub use command::{
 pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, NO_CURSOR, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
+pub use members::Watch;
+pub use messages::{Body, MESSAGES_TABLE, Message, is_of_messages};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
@@ -100,6 +105,8 @@ pub struct HubConfig {
     pub facts: FactsConfig,
     /// Bounds of snapshots.
     pub snapshot: SnapshotConfig,
+    /// Bytes of a database broadcast's payload; larger ones are dropped. 3,000,500.
+    pub max_message_bytes: usize,
 }
 
 impl Default for HubConfig {
@@ -114,6 +121,7 @@ impl Default for HubConfig {
             filter_ask: FilterAskConfig::default(),
             facts: FactsConfig::default(),
             snapshot: SnapshotConfig::default(),
+            max_message_bytes: 3_000_500,
         }
     }
 }

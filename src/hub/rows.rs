@@ -9,13 +9,14 @@ use tokio::time::Instant;
 
 use super::gaps::before;
 use super::matching::{self, Judgement, UNDECIDED};
+use super::messages::is_of_messages;
 use super::prepare::FACTS;
 use super::registry::At;
 use super::resolve;
 use super::run::Hub;
 use super::settle::{Leaving, Settled};
-use super::waiting::LaneRow;
-use super::{Details, GapReason, Outgoing, Port};
+use super::waiting::{LaneRow, Permits};
+use super::{Details, Event, GapReason, NO_CURSOR, Outgoing, Port};
 use crate::change::{Change, RowChange, Timestamp, Transaction};
 use crate::journal::Note;
 use crate::resume::Cursor;
@@ -44,11 +45,24 @@ impl Origin {
             epoch,
         }
     }
+
+    pub(super) fn epoch(&self) -> Option<u64> {
+        self.epoch
+    }
+
+    /// When its transaction committed, and was taken up.
+    pub(super) fn when(&self) -> (Timestamp, std::time::Instant) {
+        (self.commit_time, self.taken.into_std())
+    }
 }
 
 impl Hub {
     /// Delivers a row to those who are looked for there.
     pub(super) fn row(&mut self, at: At, row: RowChange, origin: &Origin) {
+        let is_message = is_of_messages(&row.relation);
+        if is_message {
+            self.message(at, &row, origin);
+        }
         let Some(rules) = &self.current else { return };
         if origin.is_retention && matches!(row.change, Change::Delete { .. }) {
             if at == At::Live {
@@ -57,7 +71,13 @@ impl Hub {
             return;
         }
         let oid = row.relation.oid;
-        let Some(table) = rules.catalog.table(oid) else { return self.unknown_table(at, &row, origin) };
+        let Some(table) = rules.catalog.table(oid) else {
+            // In the stream for the broadcasts alone: nobody is owed it as a row.
+            return if is_message {
+            } else {
+                self.unknown_table(at, &row, origin)
+            };
+        };
         if !table.published.as_ref().is_some_and(|p| matching::is_published(p, &row.change)) {
             return;
         }
@@ -69,12 +89,20 @@ impl Hub {
         let transaction = (origin.xid, origin.epoch);
         let mut judgement =
             self.matcher.judge((&mut self.registry, at), (&row, transaction), &self.facts, now, metrics);
-        self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row);
+        self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, (&row, origin.epoch));
+        for id in std::mem::take(&mut judgement.expired) {
+            self.withhold(id, row.position, origin.epoch);
+        }
         if judgement.is_empty() {
             return;
         }
-        let cost = if at == At::Live { 0 } else { self.passes.weigh(&judgement, &row, &self.registry) };
-        let event = matching::event(row, (origin.commit_time, origin.taken.into_std()), &types, origin.epoch);
+        let event = Arc::new(matching::event(row, origin.when(), &types, origin.epoch));
+        self.hand_on(at, event, judgement, origin);
+    }
+
+    /// What was judged goes on to the lane or to the shards.
+    pub(super) fn hand_on(&mut self, at: At, event: Arc<Event>, judgement: Judgement, origin: &Origin) {
+        let cost = if at == At::Live { 0 } else { self.passes.weigh(&judgement, &event.row, &self.registry) };
         let waits = judgement.must_wait() || !self.lane.is_empty();
         let (permits, undecided) = if !waits {
             (judgement.permits, judgement.undecided)
@@ -86,6 +114,7 @@ impl Hub {
             let passed = self.lane.push(row, &self.registry);
             (passed.permits, passed.undecided)
         };
+        let permits = self.without_places(permits, &event);
         let sent = matching::emit(&mut self.out, &event, permits, &undecided, cost);
         self.count_undecided(undecided.len());
         self.note_undecided(undecided.iter().map(|port| (port, "catalog")), &event.row);
@@ -94,6 +123,18 @@ impl Hub {
         if waits {
             self.leave_lane();
         }
+    }
+
+    /// Who has lost rows of which he was not told yet gets this one without its cursor: from there he would never hear of them.
+    fn without_places(&self, mut permits: Permits, event: &Event) -> Permits {
+        if !self.owing.is_empty() {
+            for ready in permits.iter_mut().flat_map(|(_, members)| members) {
+                if self.owing.is_behind(ready.port.id, event.epoch, event.row.position) {
+                    ready.cursor_as = Some(NO_CURSOR.into());
+                }
+            }
+        }
+        permits
     }
 
     /// A table that is in the stream and not in the catalog: dropped since, or not visible yet. Whoever asked for all tables
@@ -128,10 +169,11 @@ impl Hub {
             };
             let (lost, undecided) = undecided.into_iter().zip(reasons).partition::<Vec<_>, _>(|(_, why)| *why == FACTS);
             // Whoever it is by name, wherever he is served by now.
-            self.lose(At::Live, lost.into_iter().map(|(port, _)| port).collect(), false, &event.row);
+            self.lose(At::Live, lost.into_iter().map(|(port, _)| port).collect(), false, (&event.row, event.epoch));
             self.count_undecided(undecided.len());
             self.note_undecided(undecided.iter().map(|(port, why)| (port, *why)), &event.row);
             let undecided: Vec<Arc<Port>> = undecided.into_iter().map(|(port, _)| port).collect();
+            let permits = self.without_places(permits, &event);
             let sent = matching::emit(&mut self.out, &event, permits, &undecided, cost);
             self.deps.metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
@@ -139,11 +181,11 @@ impl Hub {
                 let table = &event.row.relation.table;
                 tracing::warn!(table, message, "a subscription was ended for its filter");
                 self.deps.journal.note(Note::Ended { channel: port.id.0, at: event.row.position });
+                // What it waits for is dropped with it, and what it was owed already. Should the client ask again, it goes on
+                // behind that: from before, the same rows would end it again.
+                let here = event.epoch.map(|epoch| Cursor { epoch, position: before(event.row.position) });
+                let (from, to) = (self.lowest([here, self.lost(port.id)]), self.cursor(self.judged()));
                 self.remove(port.id);
-                // What it waits for is dropped with it. Should the client ask again, it goes on behind that: from before, the
-                // same rows would end it again.
-                let (from, to) = (before(event.row.position), self.cursor(self.judged()));
-                let from = event.epoch.map(|epoch| Cursor { epoch, position: from });
                 let details = to.map(|to| Details::Gap { from, to, reason: GapReason::Undecided });
                 matching::notify(&mut self.out, &port, false, &message, details);
                 let shard = port.shard % self.out.len();

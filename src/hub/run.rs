@@ -27,6 +27,7 @@ use super::facts::Keeper;
 use super::holds::Holds;
 use super::lane::Lane;
 use super::matching::Matcher;
+use super::members::Members;
 use super::noting::NotedFacts;
 use super::owing::Owing;
 use super::registry::{At, Registry};
@@ -95,6 +96,7 @@ pub struct Hub {
     /// What the journal has of them.
     pub(super) noted: NotedFacts,
     pub(super) keeper: Keeper,
+    pub(super) members: Members,
     /// Rows that were lost for want of facts, to be told.
     pub(super) owing: Owing,
     /// Since subscriptions that wait for facts were looked at.
@@ -155,6 +157,7 @@ impl Hub {
             facts: Facts::new(config.facts.memory),
             keeper,
             facts_changed: false,
+            members: Members::default(),
             owing: Owing::default(),
             commands,
             rules_reader: Some(rules_reader),
@@ -213,13 +216,15 @@ impl Hub {
             self.note_fact_states();
             self.send_snapshots();
             self.turn().await;
-            let more = self.replay();
+            let more = self.replay() | self.tend_members();
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
+            self.passes.measure(&self.deps.metrics);
             let (runnable, reads) = (self.is_runnable() || more, self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
             let (replay_at, flush_at) = (self.passes.wake_at, self.holds.due_at);
             let (facts_at, snapshots_at) = (self.facts_at(), self.snapshots_at());
+            let members_at = self.members_at();
             let overdue_at = self.revalidating.values().min().copied();
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
             tokio::select! {
@@ -241,6 +246,8 @@ impl Hub {
                 },
                 _ = sweep.tick() => {
                     self.sweep();
+                    self.members.tidy();
+                    self.relent();
                     self.sweep_facts();
                     self.count();
                 }
@@ -251,6 +258,7 @@ impl Hub {
                 }
                 () = sleep_until(overdue_at), if overdue_at.is_some() => self.on_overdue(),
                 () = sleep_until(facts_at), if facts_at.is_some() => self.keeper.look_again(),
+                () = sleep_until(members_at), if members_at.is_some() => {}
                 () = sleep_until(snapshots_at), if snapshots_at.is_some() => {}
                 () = sleep_until(read_at), if read_at.is_some() => self.read_at = None,
                 () = sleep_until(replay_at), if replay_at.is_some() => {}
@@ -300,7 +308,8 @@ impl Hub {
         }
         let before = self.cursor(self.judged());
         let known = std::mem::replace(&mut self.epoch, self.reader.epoch().map(Epoch::tag));
-        if known.is_some() && known != self.epoch && !matches!(read, Ok(Read::Gap { .. })) {
+        let is_told = !matches!(read, Ok(Read::Transaction(_) | Read::Idle(_)));
+        if known.is_some() && known != self.epoch && !is_told {
             // Another server goes on with the history. What was loaded from the one before may hold what never happened here.
             self.keeper.distrust(&mut self.facts);
         }
@@ -345,13 +354,19 @@ impl Hub {
                 self.read_at = Some(Instant::now() + READ_PAUSE);
             }
             Err(error) => {
-                let (from, resumed) = (self.reader.position(), self.deps.log.end());
-                tracing::error!(%from, %resumed, error = %chain(&error), "the log can't be read here; skipping to its end, all subscribers are told of a gap");
+                let (from, log) = (self.reader.position(), &self.deps.log);
+                // Of damage that lasts, the next segment knows nothing.
+                let next = matches!(error, LogError::Damaged { .. }).then(|| log.next_segment(from)).flatten();
+                let resumed = next.unwrap_or(log.end());
+                tracing::error!(%from, %resumed, error = %chain(&error), "the log can't be read here; skipping this, all subscribers are told of a gap");
                 self.reader = self.deps.log.reader(resumed);
                 self.epoch = self.reader.epoch().map(Epoch::tag);
                 self.done = resumed;
                 self.gap(before, resumed, GapReason::Lost);
             }
+        }
+        if known != self.epoch {
+            self.part(is_told);
         }
     }
 
@@ -428,6 +443,7 @@ impl Hub {
             tracing::error!(error = %chain(&error), "a transaction can't be folded into the facts; they are loaded again");
             self.keeper.distrust(&mut self.facts);
         }
+        self.members.note_facts(&self.facts);
         let (committed, now) = (work.transaction.commit_time.unix_micros(), self.deps.clock.unix_millis());
         let ended = [("facts", work.folded), ("rules", work.transaction.rules_changed)];
         for (kind, _) in ended.into_iter().filter(|(_, so)| *so) {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use super::envelope::Frame;
+use super::topics;
 use crate::gateway::frame::Opcode;
 use crate::hub::Version;
 use crate::pgtype::json_string_len;
@@ -52,6 +53,7 @@ pub fn broadcast_frame(version: Version, topic: &str, message: &Message) -> Resu
             Ok(text_frame(version, topic, None, "broadcast", &parts))
         }
         (Version::V2, Message::Event { event, payload, meta }) => binary_frame(topic, event, payload, meta.as_deref()),
+        (Version::Topics, message) => topics_frame(topic, message),
         (Version::Plain, _) => Err(NoFrame::NoForm),
     }
 }
@@ -60,6 +62,7 @@ pub fn broadcast_frame(version: Version, topic: &str, message: &Message) -> Resu
 pub fn presence_diff_frame(version: Version, topic: &str, payload: &[u8]) -> Result<Bytes, NoFrame> {
     match version {
         Version::V1 | Version::V2 => Ok(text_frame(version, topic, None, "presence_diff", &[payload])),
+        Version::Topics => topics_text(topic, "presence_diff", payload),
         Version::Plain => Err(NoFrame::NoForm),
     }
 }
@@ -73,7 +76,33 @@ pub fn presence_state_frame(
 ) -> Result<Bytes, NoFrame> {
     match version {
         Version::V1 | Version::V2 => Ok(text_frame(version, topic, Some(join_ref_json), "presence_state", &[payload])),
+        Version::Topics => topics_text(topic, "presence_state", payload),
         Version::Plain => Err(NoFrame::NoForm),
+    }
+}
+
+fn topics_text(topic: &str, event: &str, payload: &[u8]) -> Result<Bytes, NoFrame> {
+    let payload = std::str::from_utf8(payload).map_err(|_| NoFrame::NotJson)?;
+    Ok(topics::event("null", topic, event, payload))
+}
+
+/// Typed JSON has a form for all of them.
+fn topics_frame(topic: &str, message: &Message) -> Result<Bytes, NoFrame> {
+    match message {
+        Message::Text { payload } => topics_text(topic, "broadcast", payload),
+        Message::Event { event, payload, meta } => {
+            let meta = meta.as_deref().unwrap_or_default();
+            match payload {
+                Payload::Json(json) => {
+                    let parts: [&[u8]; 2] = [json, meta];
+                    for part in parts.into_iter().filter(|part| !part.is_empty()) {
+                        serde_json::from_slice::<&RawValue>(part).map_err(|_| NoFrame::NotJson)?;
+                    }
+                    Ok(topics::event_broadcast(topic, event, json, meta))
+                }
+                Payload::Binary(bytes) => Ok(topics::binary_broadcast(topic, event, bytes, meta)),
+            }
+        }
     }
 }
 

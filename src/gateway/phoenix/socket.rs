@@ -9,7 +9,9 @@
 //!
 //! Rejected: halves in two tasks, which costs a second stack and a queue between them.
 
-use std::collections::HashMap;
+mod asked;
+
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -21,6 +23,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
 use futures_util::stream::FuturesUnordered;
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
@@ -36,7 +39,7 @@ use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::storm::{OwnTurns, bounded};
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
-use crate::gateway::{GatewayConfig, Shared, close, frame};
+use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
 use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Transmit, Version};
 use crate::resume::Tracked;
 
@@ -44,6 +47,11 @@ use crate::resume::Tracked;
 const READ_BUFFER: usize = 1024;
 /// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
 const HEAVY_MESSAGE: usize = 64 * 1024;
+
+/// How long a join of a device that is not known yet waits for its place to be saved, if the database takes it at all.
+const SAVED: Duration = Duration::from_secs(2);
+/// Messages whose effects may wait for that.
+const MOST_DEFERRED: usize = 64;
 
 /// The half that the outbox writes to, as long as the connection's task holds it.
 struct Lent(Weak<WriteHalf>);
@@ -129,9 +137,15 @@ struct Connection {
     outbox: Arc<Outbox>,
     write: Arc<WriteHalf>,
     session: Session,
+    /// Of a connection of that door.
+    door: topics::Door,
     operations: FuturesUnordered<Operation>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
+    /// Effects that wait until a device's first place is saved, and all that came since, in order.
+    deferred: VecDeque<(Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>)>,
+    /// Resolves when the first of them need not wait.
+    safe: Option<BoxFuture<'static, ()>>,
     /// Stops what fetches keys.
     learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
@@ -208,8 +222,11 @@ pub(in crate::gateway) async fn run(
         outbox,
         write,
         session: Session::new(shared.clone(), visitor),
+        door: topics::Door::default(),
         operations: FuturesUnordered::new(),
         asked: HashMap::new(),
+        deferred: VecDeque::new(),
+        safe: None,
         learning: None,
         ports: HashMap::new(),
         receipts: Receipts::new(shared.config.device.clone(), Instant::now()),
@@ -265,6 +282,10 @@ impl Connection {
                         self.receipts.written(Instant::now());
                     }
                 }
+                () = async { if let Some(safe) = &mut self.safe { safe.await } }, if self.safe.is_some() => {
+                    self.safe = None;
+                    self.carry_out_deferred();
+                }
                 () = self.probe.notified() => self.receipts.probe(Instant::now()),
                 _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
                 Some(done) = self.operations.next(), if !self.operations.is_empty() => {
@@ -309,6 +330,7 @@ impl Connection {
 
     fn received(&mut self, message: Option<Result<Message, Error>>) {
         let decoded = match &message {
+            Some(Ok(message)) if self.version == Version::Topics && !message.is_pong() => return self.asked(message),
             Some(Ok(Message::Text(text))) => codec::decode_text(self.version, text),
             Some(Ok(Message::Binary(bytes))) => codec::decode_binary(self.version, bytes),
             Some(Ok(Message::Pong(payload))) => {
@@ -330,21 +352,23 @@ impl Connection {
             None => return self.close(CloseReason::Peer),
         };
         match decoded {
-            Decoded::Message(message) => {
-                // Without a ref it is sent whether or not the one before was answered.
-                if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
-                    let marks = self.marks();
-                    self.receipts.heartbeat(marks, Instant::now());
-                }
-                let effects = self.session.handle(message, self.now());
-                self.carry_out(effects);
-            }
+            Decoded::Message(message) => self.handle(message),
             Decoded::Ignored => {}
             Decoded::Malformed => {
                 self.shared.metrics.malformed_frames.inc();
                 debug!(connection = self.number, "MalformedWebSocketMessage: dropped");
             }
         }
+    }
+
+    fn handle(&mut self, message: codec::Message<'_>) {
+        // Without a ref it is sent whether or not the one before was answered.
+        if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
+            let marks = self.marks();
+            self.receipts.heartbeat(marks, Instant::now());
+        }
+        let effects = self.session.handle(message, self.now());
+        self.carry_out(effects);
     }
 
     fn tick(&mut self) {
@@ -429,7 +453,41 @@ impl Connection {
         };
     }
 
+    /// Carries them out, in order; a join that begins a device's first place only when that is saved.
     fn carry_out(&mut self, effects: Vec<Effect>) {
+        let unsafe_yet = |effect: &Effect| match effect {
+            Effect::Subscribe { tracked: Some(tracked), .. } if !tracked.is_safe() => Some(tracked.clone()),
+            _ => None,
+        };
+        let waits_for: SmallVec<[Arc<Tracked>; 1]> = effects.iter().filter_map(unsafe_yet).collect();
+        if waits_for.is_empty() && self.deferred.is_empty() {
+            return self.carry_out_now(effects);
+        }
+        if !effects.is_empty() {
+            self.deferred.push_back((effects, waits_for));
+        }
+        if self.deferred.len() > MOST_DEFERRED {
+            // Loss after a crash that comes right now is less likely than trouble with this.
+            self.safe = None;
+            std::mem::take(&mut self.deferred).into_iter().for_each(|(effects, _)| self.carry_out_now(effects));
+        } else if self.safe.is_none() {
+            self.carry_out_deferred();
+        }
+    }
+
+    /// The first of the deferred need not wait any longer, or it is to be waited for.
+    fn carry_out_deferred(&mut self) {
+        while let Some((effects, mut waits_for)) = self.deferred.pop_front() {
+            if let Some(tracked) = waits_for.pop() {
+                self.deferred.push_front((effects, waits_for));
+                self.safe = Some(async move { tracked.safe(SAVED).await }.boxed());
+                return;
+            }
+            self.carry_out_now(effects);
+        }
+    }
+
+    fn carry_out_now(&mut self, effects: Vec<Effect>) {
         let mut frames: Vec<(Bytes, Option<Arc<Stage>>)> = Vec::new();
         let mut closing = None;
         for effect in effects {
@@ -527,6 +585,8 @@ impl Connection {
             }
         }
         // Before anything asked above can be answered: the hub is only polled by the loop.
+        // The topics door has no frame for some of them.
+        frames.retain(|(frame, _)| !frame.is_empty());
         if !frames.is_empty() {
             // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
             // reply that the shard has written is not written again.

@@ -33,6 +33,7 @@ use tokio::time::Instant;
 use entry::{Cure, Entry, LONGEST_PAUSE, Step, rest, say, say_error};
 use work::{Done, Load, Outcome};
 
+use super::messages::NO_TABLE;
 use super::resolve::Target;
 use super::rules::{Rules, RulesHandle};
 use crate::catalog::Catalog;
@@ -132,6 +133,8 @@ pub(super) struct Keeper {
     held: Vec<(u32, Instant)>,
     /// Tables whose rules look into one that is under way, however long it takes.
     awaited: Vec<u32>,
+    /// The rules of private channels, and the table of their messages.
+    channels: (u32, Vec<Arc<Rule>>),
     /// Beside what the plans look into.
     #[cfg(test)]
     pub(super) also: Vec<(Use, FactSource)>,
@@ -165,6 +168,7 @@ impl Keeper {
             wake_at: None,
             held: Vec::new(),
             awaited: Vec::new(),
+            channels: (0, Vec::new()),
             #[cfg(test)]
             also: Vec::new(),
         }
@@ -174,7 +178,7 @@ impl Keeper {
 
     /// Subscriptions on these tables are about to be in force, or waited for, in this role.
     pub(super) fn want(&mut self, targets: &[Target], role: &Arc<str>) {
-        for target in targets {
+        for target in targets.iter().filter(|target| target.table_oid != NO_TABLE) {
             if !self.uses.contains(&(target.table_oid, role.clone())) {
                 self.uses.insert((target.table_oid, role.clone()));
                 self.due = true;
@@ -182,8 +186,15 @@ impl Keeper {
         }
     }
 
+    /// Members of private channels are judged by these rules, as are the rows of the table `messages`.
+    pub(super) fn want_rules(&mut self, messages: u32, rules: Vec<Arc<Rule>>) {
+        self.channels = (messages, rules);
+        self.due = true;
+    }
+
     /// All that is still wanted.
-    pub(super) fn retain(&mut self, wanted: AHashSet<Use>) {
+    pub(super) fn retain(&mut self, mut wanted: AHashSet<Use>) {
+        wanted.retain(|(table, _)| *table != NO_TABLE);
         self.due |= self.uses != wanted;
         self.uses = wanted;
     }
@@ -245,6 +256,11 @@ impl Keeper {
             entry.unneeded_since.is_none() && !matches!(entry.step, Step::Ready(_)) && !entry.is_given_up()
         };
         self.entries.values().any(hopes)
+    }
+
+    /// Some of these tables' facts are on their way.
+    pub(super) fn are_under_way(&self, tables: &[u32]) -> bool {
+        tables.iter().any(|oid| self.entries.get(oid).is_none_or(|entry| entry.step.is_under_way()))
     }
 
     /// Facts for these targets are on their way.
@@ -350,6 +366,12 @@ impl Keeper {
                 need.columns.extend(source.columns.iter().map(|column| column.number));
                 need.judged.push(judged);
             }
+        }
+        for source in self.channels.1.iter().flat_map(|rule| &rule.sources) {
+            let need = needs.entry(source.table_oid).or_default();
+            need.name.get_or_insert_with(|| source.table.clone());
+            need.columns.extend(source.columns.iter().map(|column| column.number));
+            need.judged.push(self.channels.0);
         }
         needs
     }

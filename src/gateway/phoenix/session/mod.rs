@@ -406,7 +406,10 @@ impl Session {
     fn close(&mut self, topic: &str, left: bool, now: Now, out: &mut Vec<Effect>) {
         if let Some(Topic::Joined(mut channel)) = self.topics.remove(topic) {
             channel.kept.end(left, now.at, now.at);
-            out.push(Effect::Send(codec::close(self.visitor.version, &channel.join_ref, &channel.topic)));
+            // Who left is told so by the answer; the topics door says it once.
+            if !(left && self.visitor.version == Version::Topics) {
+                out.push(Effect::Send(codec::close(self.visitor.version, &channel.join_ref, &channel.topic)));
+            }
             out.extend(channel.feed.is_some().then_some(Effect::Leave(channel.id)));
         }
     }
@@ -537,6 +540,12 @@ impl Session {
     /// How long until [`Session::tick`] has something to do; `None` if nothing is planned.
     pub(super) fn next_tick(&self, now: Now) -> Option<Duration> {
         self.topics.values().filter_map(|topic| topic.next_tick(now)).min()
+    }
+
+    /// The full topics of its channels.
+    pub(super) fn names(&self) -> Vec<Arc<str>> {
+        let channels = self.topics.iter().filter(|(_, topic)| topic.is_channel());
+        channels.map(|(name, _)| name.clone()).collect()
     }
 
     /// The last line about this connection.
