@@ -16,6 +16,8 @@ use crate::claims::Principal;
 use crate::log::{self, Epoch, LogConfig, LogWriter, RealFiles};
 use crate::testing::TestDatabase;
 
+#[path = "follow_tests.rs"]
+mod follow_tests;
 #[path = "lane_tests.rs"]
 mod lane_tests;
 #[path = "replay/tests.rs"]
