@@ -291,7 +291,8 @@ pub(super) fn missing_publications(patient: &Patient<'_>, slot_exists: bool) -> 
                 // A relay from before it was there; the next start makes it, and takes it into the stream behind what is there.
                 return Finding::warning("publication_missing", Subject::new(SubjectKind::Publication, name), "there is no such publication")
                     .why("Without it what is inserted into realtime.messages is not broadcast.")
-                    .todo("Start the relay again: it makes the publication.");
+                    .sql(format!("create publication {name} with (publish = 'insert', publish_via_partition_root = true);"))
+                    .todo("Then start the relay again, which adds the table if its login may.");
             }
             let mut sql = format!("create publication {};", ident(name));
             let mut todo = "Then add your tables to it: alter publication … add table …".to_owned();

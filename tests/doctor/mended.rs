@@ -180,6 +180,25 @@ const PUBLICATIONS: &[Case] = &[
         ],
     ),
     case(
+        ("publication_missing", Warning, "publication rowcast_messages"),
+        &["drop publication rowcast_messages"],
+        Own,
+        &[],
+    ),
+    case(
+        ("messages_publication", Warning, "publication rowcast_messages"),
+        &["alter publication rowcast_messages set (publish_via_partition_root = false)"],
+        Own,
+        &[],
+    ),
+    case(
+        ("messages_unpublished", Warning, "table realtime.messages"),
+        &["do $$ begin if exists (select from pg_publication_tables where pubname = 'rowcast_messages') then \
+           alter publication rowcast_messages drop table realtime.messages; end if; end $$"],
+        Own,
+        &[],
+    ),
+    case(
         ("publication_actions", Note, "publication supabase_realtime"),
         &["alter publication supabase_realtime set (publish = 'insert')"],
         Own,
