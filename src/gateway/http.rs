@@ -31,7 +31,7 @@ use warp::http::{HeaderMap, Method, Request, Response, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
 use super::handshake::{self, Grant, Refusal, plain};
-use super::limits::{Admission, Admitted};
+use super::limits::{Admission, Admitted, Joins};
 use super::pages::{self, Pages};
 use super::stream::Stream;
 use super::tls::Tls;
@@ -142,7 +142,6 @@ struct Doors {
     admission: Admission,
     /// Turns of handshakes that wait for keys.
     learning: Semaphore,
-    ready: watch::Receiver<bool>,
     pages: Arc<Pages>,
 }
 
@@ -180,6 +179,7 @@ impl Bound {
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
         let pages = Arc::new(Pages::new(deps.shards));
         let turns = storm::Turns::new(&config);
+        let joins = Joins::new(&config);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
         let Deps { connections, ready, tls, .. } = deps;
         let shared = Arc::new(Shared {
@@ -195,9 +195,11 @@ impl Bound {
             drain,
             gate,
             turns,
+            joins,
+            ready,
         });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
-        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages });
+        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, pages });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
         let next = AtomicU64::new(0);
         info!(address = %self.local_addr, tls = tls.is_some(), "listening");
@@ -394,7 +396,7 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
 fn readiness(doors: &Doors) -> Response<String> {
     if doors.shared.drain.is_draining() {
         plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into())
-    } else if *doors.ready.borrow() {
+    } else if *doors.shared.ready.borrow() {
         plain(StatusCode::OK, "streaming\n".into())
     } else {
         plain(StatusCode::SERVICE_UNAVAILABLE, "not streaming changes yet\n".into())
@@ -464,6 +466,9 @@ async fn shake_hands(
         }
         if !shared.gate.is_open() {
             return Err(Refusal::NoSlot);
+        }
+        if shared.joins.are_too_many(std::time::Instant::now()) {
+            return Err(Refusal::TooManyJoins);
         }
         let admitted = doors.admission.admit(grant.version).ok_or(Refusal::TooManyConnections)?;
         Ok(Accepted { upgrade, grant, admitted })

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
+use tokio::sync::watch;
 
 use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
@@ -84,6 +85,9 @@ struct Shared {
     drain: Drain,
     gate: Gate,
     turns: storm::Turns,
+    joins: limits::Joins,
+    /// Whether changes are streaming.
+    ready: watch::Receiver<bool>,
 }
 
 impl Shared {

@@ -1,7 +1,10 @@
 //! The Phoenix channel protocol over WebSocket, as the Supabase Realtime SDKs speak it (`protocol.md` §2–4).
 
 pub mod codec;
+mod questions;
 mod receipts;
+mod rooms;
+mod seams;
 mod session;
 mod socket;
 
