@@ -159,6 +159,14 @@ metrics! {
     retention_runs: Labelled = "retention_runs";
     /// When this relay's last run of retention without an error ended, in seconds since 1970
     retention_last_run: Gauge = "retention_last_run_timestamp" in Seconds;
+    /// Rounds of care for the partitions of realtime.messages by result: done, busy, left, failed
+    messages_upkeep: Labelled = "messages_upkeep";
+    /// Rows moved from the default partition of realtime.messages into their day's
+    messages_moved: Counter = "messages_moved";
+    /// Partitions of realtime.messages dropped since their time was over
+    messages_partitions_dropped: Counter = "messages_partitions_dropped";
+    /// When this relay last found the partitions of realtime.messages as they should be, in seconds since 1970
+    messages_upkeep_last_run: Gauge = "messages_upkeep_last_run_timestamp" in Seconds;
     /// Times the relay's own status was written to the database, by result: written, failed
     reports: Labelled = "reports";
     /// Time Postgres took to judge one change for one role
@@ -175,6 +183,16 @@ metrics! {
     ask_suspended: Gauge = "ask_suspended";
     /// Times a policy was suspended by reason: timeout, connection, role, behind (its rows waited too long for their turn)
     ask_suspensions: Labelled = "ask_suspensions" by "reason" ["timeout", "connection", "role", "behind"];
+    /// Questions whether a private channel may be used that memory answered, by outcome: allowed, denied
+    authz_memory: Labelled = "authz_memory" by "outcome" ["allowed", "denied"];
+    /// Such questions that Postgres was asked with rows that are rolled back, by outcome: allowed, denied, timeout, partition (none for today), pool (no turn in time), unavailable, policy (it raised, or the role is unknown), not_installed
+    authz_probes: Labelled = "authz_probes" by "outcome" ["allowed", "denied", "timeout", "partition", "pool", "unavailable", "policy", "not_installed"];
+    /// Time such a question to Postgres took, waiting for its turn included
+    authz_probe: Histogram = "authz_probe" in Seconds, latency();
+    /// Rights of members of private channels that ended because a policy, or what it looks into, has changed
+    authz_revocations: Counter = "authz_revocations";
+    /// Members of private channels whose rights memory follows
+    authz_watched: Gauge = "authz_watched";
     /// Time Postgres took to judge the filters of one change that memory can't judge
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about

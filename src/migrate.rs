@@ -76,6 +76,7 @@ pub static MIGRATIONS: &[Migration] = &[
     migration!(6, Own, "0006", "retention"),
     migration!(7, Shared, "0007", "rule_hints", Some(HINTS_INSTALLED)),
     migration!(8, Own, "0008", "frontiers"),
+    migration!(9, Shared, "0009", "realtime"),
 ];
 
 /// Whether the event triggers of step 7 are there and fire, as a query for one truth.

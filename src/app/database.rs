@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::AppError;
 use crate::config::Config;
 use crate::error::{Fault as _, Remedy, chain};
+use crate::messages;
 use crate::migrate;
 use crate::task::Drain;
 use crate::wal::{self, Backoff};
@@ -58,6 +59,14 @@ async fn attempt(config: &Config) -> Result<(), AppError> {
     let report = made?;
     for (version, name) in &report.steps {
         tracing::info!(version, name, "migration applied");
+    }
+    if config.migrate {
+        // Today's partition is there before we are ready. Without it messages go to the default partition, so this is no
+        // reason not to start; the keeper tries again and says what is wrong.
+        let tending = messages::tend(&mut client, config.messages.scope, config.messages.keep).await;
+        if let Err(error) = tending {
+            tracing::debug!(error = chain(&error), "the partitions of realtime.messages could not be made yet");
+        }
     }
     let missing = migrate::missing(&client, &config.publications).await?;
     if missing.is_empty() { Ok(()) } else { Err(AppError::Missing { missing }) }

@@ -34,6 +34,7 @@ use crate::hub::{Hub, HubDeps, HubHandle};
 use crate::ingest::{Ingest, IngestHandle};
 use crate::journal::{Journal, Note, Writer};
 use crate::log::{self, Files, Log, RealFiles};
+use crate::messages::Keeper;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::report::Reporter;
@@ -74,6 +75,7 @@ pub struct App {
     connections: Connections,
     pool: Pool,
     retention: Option<Retention>,
+    keeper: Keeper,
     reporter: Reporter,
     store: FrontierStore,
     clock: Clock,
@@ -152,6 +154,14 @@ impl App {
             clock: clock.clone(),
             drain: drains.chores.clone(),
         });
+        let keeper = Keeper {
+            pg: config.pg.clone(),
+            config: config.messages,
+            ready: handle.ready.clone(),
+            metrics: metrics.clone(),
+            clock: clock.clone(),
+            drain: drains.chores.clone(),
+        };
         let reporter = Reporter {
             pg: config.pg.clone(),
             interval: config.report_interval,
@@ -212,6 +222,7 @@ impl App {
             connections,
             pool,
             retention,
+            keeper,
             reporter,
             store,
             clock,
@@ -241,7 +252,7 @@ impl App {
             pool,
             ..
         } = self;
-        let App { retention, reporter, store, clock, cursor_key, journal, .. } = self;
+        let App { retention, keeper, reporter, store, clock, cursor_key, journal, .. } = self;
         let App { journal_writer, drains, gate_keeper, .. } = self;
         let local_addr = gateway.local_addr();
         let admin_addr = admin.as_ref().map(Admin::local_addr);
@@ -288,6 +299,10 @@ impl App {
                 Ok(())
             }));
         }
+        services.push(service("messages", async move {
+            keeper.run().await;
+            Ok(())
+        }));
         if let Some(writer) = journal_writer {
             let stop = drains.journal.clone();
             services.push(service("journal", async move {

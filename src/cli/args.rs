@@ -276,6 +276,14 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "TIME", help_heading = "Database")]
     retention_interval: Option<String>,
 
+    /// Make and drop the daily partitions of realtime.messages: own (where Rowcast made the table; elsewhere only missing days are
+    /// made), all, or off [env: ROWCAST_MESSAGES_UPKEEP] [default: own]
+    #[arg(long, value_name = "SCOPE", help_heading = "Database")]
+    messages_upkeep: Option<String>,
+    /// How long a partition is kept after its day is over [env: ROWCAST_MESSAGES_RETENTION] [default: 72h]
+    #[arg(long, value_name = "TIME", help_heading = "Database")]
+    messages_retention: Option<String>,
+
     /// Secret of the users' tokens (HS256, HS384, HS512), at least 32 bytes [env: JWT_SECRET]
     #[arg(long, value_name = "SECRET", help_heading = "Who may see what")]
     jwt_secret: Option<String>,
@@ -415,6 +423,8 @@ impl ServeArgs {
             ("startup_timeout", &self.startup_timeout),
             ("retention", &self.retention),
             ("retention_interval", &self.retention_interval),
+            ("messages_upkeep", &self.messages_upkeep),
+            ("messages_retention", &self.messages_retention),
             ("jwt_secret", &self.jwt_secret),
             ("jwks_url", &self.jwks_url),
             ("jwks_refresh", &self.jwks_refresh),

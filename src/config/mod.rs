@@ -29,6 +29,7 @@ use crate::hub::HubConfig;
 use crate::ingest::IngestConfig;
 use crate::journal::JournalConfig;
 use crate::log::LogConfig;
+use crate::messages::KeeperConfig;
 use crate::pg::PgConfig;
 use crate::resume::FrontierConfig;
 use crate::wal::WalConfig;
@@ -61,6 +62,8 @@ pub struct Config {
     pub migrate: bool,
     /// Rows that the rules in `rowcast.retention` no longer keep are removed this often; `None` for never.
     pub retention: Option<Duration>,
+    /// Care for the partitions of `realtime.messages`.
+    pub messages: KeeperConfig,
     /// How often the relay writes into `rowcast.relay_status` what `sql/monitor.sql` shows.
     pub report_interval: Duration,
     /// How long a database or a key set that can't be reached is waited for at the start.
@@ -112,6 +115,7 @@ impl Config {
             publications,
             migrate: false,
             retention: None,
+            messages: KeeperConfig::default(),
             report_interval: Duration::from_secs(10),
             startup_timeout: Duration::from_secs(20),
             slot_grace: Duration::from_secs(10),

@@ -12,6 +12,7 @@ use figment::value::{Num, Value};
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
 use crate::claims::KeySetConfig;
 use crate::gateway::{GatewayConfig, Receipt, TlsFiles};
+use crate::messages;
 use crate::pg::PgConfig;
 use crate::policy::Deletes;
 
@@ -38,6 +39,8 @@ const NAMES: &[(&str, &str)] = &[
     ("startup_timeout", "ROWCAST_STARTUP_TIMEOUT"),
     ("retention", "ROWCAST_RETENTION"),
     ("retention_interval", "ROWCAST_RETENTION_INTERVAL"),
+    ("messages_upkeep", "ROWCAST_MESSAGES_UPKEEP"),
+    ("messages_retention", "ROWCAST_MESSAGES_RETENTION"),
     ("deletes", "ROWCAST_DELETES"),
     ("open_partitions", "ROWCAST_OPEN_PARTITIONS"),
     ("facts_memory", "ROWCAST_FACTS_MEMORY"),
@@ -75,6 +78,8 @@ const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
 /// Less would forget a join before its channel.
 const LEAST_JOURNAL: u64 = 1 << 20;
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// Partitions of messages are of whole days, and looked after every hour.
+const SHORTEST_KEPT: Duration = Duration::from_secs(3600);
 
 /// Every setting's name in a file and in the environment.
 pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -342,6 +347,16 @@ impl<'a> Reading<'a> {
             parse::duration(text)
                 .and_then(|time| if time < SHORTEST_INTERVAL { Err("is under 1s".into()) } else { Ok(time) })
         });
+        let upkeep = self.read("messages_upkeep", "Set it to own, all or off.", |text| match text {
+            "own" => Ok(messages::Scope::Own),
+            "all" => Ok(messages::Scope::All),
+            "off" => Ok(messages::Scope::Nothing),
+            other => Err(format!("is {other:?}")),
+        });
+        let messages_kept = self.read("messages_retention", "Write it like 72h, at least 1h.", |text| {
+            parse::duration(text)
+                .and_then(|time| if time < SHORTEST_KEPT { Err("is under 1h".into()) } else { Ok(time) })
+        });
         let facts_memory = self.read("facts_memory", "Write it like 256MiB.", |text| {
             usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())
         });
@@ -377,6 +392,8 @@ impl<'a> Reading<'a> {
         config.hub.snapshot.connections = snapshots.unwrap_or(config.hub.snapshot.connections);
         config.migrate = migrate.unwrap_or(config.migrate);
         config.retention = retention.unwrap_or(false).then(|| retention_interval.unwrap_or(RETENTION_INTERVAL));
+        config.messages.scope = upkeep.unwrap_or(config.messages.scope);
+        config.messages.keep = messages_kept.unwrap_or(config.messages.keep);
         config.ingest.wal.failover = failover.unwrap_or(config.ingest.wal.failover);
         config.slot_grace = grace.unwrap_or(config.slot_grace);
         config.startup_timeout = startup.unwrap_or(config.startup_timeout);

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use bytes::Bytes;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
+use super::members::{Watch, Watched};
 use super::{Judgement, Look, Looked, Outbox, Place, Summary};
 use crate::change::{RowChange, Timestamp};
 use crate::claims::Principal;
-use crate::policy::Rights;
+use crate::policy::{Asking, Rights, Told, Way};
 use crate::resume::Cursor;
 
 /// One joined channel instance, unique in the process.
@@ -322,6 +324,19 @@ pub enum Command {
         /// Answered at once; `None` before the rules were read.
         reply: oneshot::Sender<Option<Judgement>>,
     },
+    /// Tell what memory says of a private channel.
+    Rights {
+        /// Who, and which channel.
+        asking: Asking,
+        /// What for.
+        way: Way,
+        /// What Postgres has said of broadcast and, if asked, of presence: answered when memory says so too, or not in time.
+        expected: Option<(bool, Option<bool>)>,
+        /// Answered when rules that were read after this, and the facts that it takes, are there; `None` if not in time.
+        reply: oneshot::Sender<Option<Told>>,
+    },
+    /// Keep a member's rights true.
+    Watch(Watched),
     /// Forget a channel.
     Leave {
         /// The channel.
@@ -383,6 +398,26 @@ impl HubHandle {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Judge { row, principal, reply }).await.ok()?;
         answer.await.ok()?
+    }
+
+    /// What memory says of a private channel; `None` if it can't tell in time. See [`Command::Rights`].
+    pub async fn rights(&self, asking: Asking, way: Way, expected: Option<(bool, Option<bool>)>) -> Option<Told> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Rights { asking, way, expected, reply }).await.ok()?;
+        answer.await.ok()?
+    }
+
+    /// Has the member's rights kept true until the result is dropped. Does not wait.
+    pub fn watch(&self, asking: Asking, rights: Arc<Rights>) -> Watch {
+        let (watch, watched) = Watch::new(asking, rights);
+        if let Err(TrySendError::Full(command)) = self.commands.try_send(Command::Watch(watched)) {
+            // There are as many of these as there are channels that were just joined.
+            let commands = self.commands.clone();
+            drop(crate::task::spawn("watch", async move {
+                let _ = commands.send(command).await;
+            }));
+        }
+        watch
     }
 
     /// Forgets the channel. Never fails: without a hub there is nothing to forget.

@@ -202,6 +202,8 @@ impl Hub {
             Command::Describe { reply } => drop(reply.send(self.describe())),
             Command::Look { look, reply } => drop(reply.send(self.look(&look))),
             Command::Judge { row, principal, reply } => drop(reply.send(self.judge_now(&row, &principal))),
+            Command::Rights { asking, way, expected, reply } => self.on_rights_asked(asking, way, expected, reply),
+            Command::Watch(watched) => self.on_watch(watched),
             Command::Leave { id } => {
                 self.forget(id);
                 self.count();
@@ -272,8 +274,16 @@ impl Hub {
                 if let Some((targets, known)) = self.in_force(done.id, &port, &principal, &entries).filter(|_| may_pass)
                 {
                     // A new token of equal rights, and the database could not be asked: what is in force stays.
-                    self.note_active(&port, &principal, &entries, known.from(), true);
-                    self.registry.activate(Channel { principal, ..known }, targets, &current.catalog);
+                    let (at, from) = (known.at, if known.at == At::Live { self.position() } else { known.from() });
+                    self.note_active(&port, &principal, &entries, from, true);
+                    let channel = Channel { principal: principal.clone(), ..known };
+                    self.registry.activate(channel, targets, &current.catalog);
+                    match at {
+                        At::Expired => self.place(done.id),
+                        // It waits for its entries to be resolved, which this wish has taken the place of.
+                        At::Paused => self.revalidate(done.id, entries, principal, Duration::from_secs(1)),
+                        At::Live | At::Pass(_) | At::Waiting | At::Parked | At::Snapshot => {}
+                    }
                     if reply.send(Ok(Activated::default())).is_err() {
                         self.remove(done.id);
                     }
@@ -366,7 +376,8 @@ impl Hub {
                 channel.seam = Some(snapped.seam.clone());
                 self.begin_snapshot(&port, snapped);
             }
-            self.note_active(&port, &channel.principal, &channel.entries, channel.from(), true);
+            let from = if is_aside { channel.from() } else { self.position() };
+            self.note_active(&port, &channel.principal, &channel.entries, from, true);
             self.registry.activate(channel, targets, catalog);
             if at == At::Paused || is_empty {
                 self.note_paused(id, false);
@@ -434,7 +445,7 @@ impl Hub {
                     self.note_paused(id, false);
                 }
                 let reached = self.registry.get(id).and_then(|channel| self.progress(channel));
-                let reached = reached.or_else(|| self.cursor(self.judged()));
+                let reached = self.lowest([reached.or_else(|| self.cursor(self.judged())), self.lost(id)]);
                 self.settled(id);
                 self.tell(&port, true, SUBSCRIBED, reached.map(Details::Reached));
                 for warning in warnings {
@@ -445,14 +456,13 @@ impl Hub {
                 }
             }
             Err(error) => {
-                // Kept without targets: should the table come back, the channel is asked again.
+                // Kept without targets where it is: should the table come back, the channel is asked again, and goes on from
+                // there with all of its tables.
+                self.pause(id);
                 self.registry.retarget(id, Vec::new(), catalog);
                 self.note_paused(id, true);
                 self.settled(id);
                 self.tell(&port, false, &error.message, None);
-                if self.registry.get(id).is_some_and(|channel| channel.at != At::Live) {
-                    self.place(id);
-                }
             }
         }
         self.count();

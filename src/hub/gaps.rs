@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::event::{Details, GapReason};
 use super::matching;
-use super::registry::At;
+use super::registry::{At, Channel};
 use super::run::Hub;
 use super::{ChannelId, Port};
 use crate::change::{Lsn, Position};
@@ -64,12 +64,17 @@ impl Hub {
             self.snapshots.unseen.clear();
             self.shared_xids = None;
             self.relations.clear();
-            self.registry.rebase(end_of(resumed));
         }
         let to = self.cursor(end_of(resumed));
-        let live = self.registry.channels().filter(|channel| channel.at == At::Live);
+        let same = from.map(|from| from.epoch) == self.epoch;
+        // Who begins behind it has lost nothing; in another history every place is lost.
+        let concerned = |channel: &&Channel| channel.at == At::Live && !(same && channel.from() >= end_of(resumed));
+        let live = self.registry.channels().filter(concerned);
         let ports: Vec<Arc<Port>> = live.map(|channel| channel.port.clone()).collect();
         ports.iter().for_each(|port| self.tell_gap(port, from, to, reason));
+        if !same {
+            self.registry.rebase(end_of(resumed), self.epoch);
+        }
     }
 
     /// Channels get no decision on a row, and are told by whoever delivers it.

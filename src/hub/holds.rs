@@ -69,16 +69,24 @@ impl Hub {
                 let (at, epoch) = self.passes.at(pass)?;
                 epoch.map(|epoch| Cursor { epoch, position: at.max(channel.from()) })
             }
-            At::Waiting | At::Parked | At::Paused | At::Snapshot => cursor(channel.from()),
+            At::Waiting | At::Parked | At::Paused | At::Snapshot | At::Expired => cursor(channel.from()),
         }
     }
 
     pub(super) fn hold_of(&self, id: ChannelId) -> Option<Cursor> {
         let channel = self.registry.get(id)?;
-        let lost = self.owing.since(id).and_then(|first| self.cursor(before(first)));
-        let holds = [self.progress(channel), self.lane.complete_to(id), lost];
-        // Of two histories the one before the present one is the lower.
-        holds.into_iter().flatten().min_by_key(|hold| (Some(hold.epoch) == self.epoch, hold.position))
+        let holds = [self.progress(channel), self.lane.complete_to(id), self.lost(id)];
+        self.lowest(holds)
+    }
+
+    /// The place before the first row that a channel has lost and was not told of.
+    pub(super) fn lost(&self, id: ChannelId) -> Option<Cursor> {
+        self.owing.since(id).map(|first| Cursor { position: before(first.position), ..first })
+    }
+
+    /// Of two histories the one before the present one is the lower.
+    pub(super) fn lowest(&self, places: impl IntoIterator<Item = Option<Cursor>>) -> Option<Cursor> {
+        places.into_iter().flatten().min_by_key(|place| (Some(place.epoch) == self.epoch, place.position))
     }
 
     fn move_holds(&mut self, now: Instant) {

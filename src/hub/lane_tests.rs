@@ -5,7 +5,7 @@ use crate::policy::AskConfig;
 
 /// Rows of kind `held` are judged as long as the test holds lock 7, those of kind `slow` take a moment, and while `trouble` has
 /// a row, all take longer than Postgres may.
-const WAITING: &str = "create table waiting (id text primary key, user_id uuid, kind text);
+pub(super) const WAITING: &str = "create table waiting (id text primary key, user_id uuid, kind text);
     alter table waiting replica identity full; alter table waiting enable row level security;
     create table trouble (id int); grant select on trouble to authenticated;
     create function judge(kind text) returns bool language plpgsql as $$ begin
@@ -48,7 +48,7 @@ fn of<'a>(came: &'a [Came], port: &Arc<Port>) -> Vec<&'a str> {
     came.iter().filter(|(channel, _)| *channel == port.id).map(|(_, what)| what.as_str()).collect()
 }
 
-fn patient(adjust: impl FnOnce(&mut AskConfig)) -> HubConfig {
+pub(super) fn patient(adjust: impl FnOnce(&mut AskConfig)) -> HubConfig {
     let mut config = HubConfig::default();
     config.ask.statement_timeout = DEADLINE;
     config.ask.deadline = DEADLINE;

@@ -1,7 +1,9 @@
 //! Rows that are gone before the facts are there to judge them by.
 
 use super::*;
+use crate::change::Position;
 use crate::hub::owing::LOST;
+use crate::resume::Cursor;
 
 const MEMBERS: &str = "create publication rowcast_facts;
     create table members (team text, person text, primary key (team, person)); alter table members replica identity full;
@@ -104,6 +106,29 @@ impl Room {
         lines
     }
 
+    /// What comes for this channel up to a notice that begins like this, with what it tells a program: rows, and whether they
+    /// carry a cursor.
+    async fn up_to(&mut self, port: &Arc<Port>, notice: &str) -> (Vec<(String, bool)>, Details) {
+        let mut rows = Vec::new();
+        loop {
+            let batch = tokio::time::timeout(DEADLINE, self.bench.batches.recv()).await;
+            for outgoing in batch.unwrap_or_else(|_| panic!("only {rows:?} came")).expect("runs").items {
+                match outgoing {
+                    Outgoing::Change(fanout) => {
+                        let crate::change::Change::Insert { new } = &fanout.event.value().row.change else { continue };
+                        let row = new.get(0).as_str().unwrap();
+                        let own = fanout.members.iter().filter(|member| member.port.id == port.id);
+                        rows.extend(own.map(|member| (row.to_owned(), member.cursor_as.as_deref() != Some(NO_CURSOR))));
+                    }
+                    Outgoing::Notice(told) if told.port.id == port.id && told.message.starts_with(notice) => {
+                        return (rows, told.details.expect("told to programs"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// The notices that come to Alice, up to the first; nobody else's are looked at.
     async fn told(&mut self) -> BTreeMap<ChannelId, Vec<String>> {
         let alice = self.alice.id;
@@ -175,6 +200,8 @@ async fn deletes_before_the_snapshot_of_the_facts_are_a_gap_for_those_who_are_no
         room.delete(xid, &all);
         let told = room.so_far().await;
         assert_eq!(without_marks(&told[&room.bob.id]), ["-sky"]);
+        // Whoever reads up to there knows, though it is told later.
+        assert!(room.alice.has_lost());
         // The stream goes on, beyond the snapshot.
         let (after, later) = open(&room.bench, "insert into members values ('red', 'nobody')").await;
         after.batch_execute("commit").await.expect("committed");
@@ -255,5 +282,94 @@ async fn after_a_hole_in_the_stream_rows_wait_for_the_facts_and_then_postgres_is
     assert_eq!((rows(&room.alice), rows(&room.bob)), (vec!["1"], vec!["2"]));
     assert!(so_far[&room.alice.id][0].starts_with("Gap:"), "the hole is told first: {so_far:?}");
     drop(writer);
+    room.bench.stop().await;
+}
+
+/// Every match of it is tried: on an odd number of letters that takes hours.
+const HOSTILE: &str = r"id=match.^(a*)(a*)(a*)(a*)\1\2\3\4$";
+
+/// Alice has lost a post while the facts are loaded, until this session ends; and where.
+async fn lost_one() -> (Room, tokio_postgres::Client, Position) {
+    let bench = Bench::with(&members(), config(|facts| facts.wait = Duration::from_millis(50))).await;
+    let (writer, _) = open(&bench, "insert into members values ('grey', 'nobody')").await;
+    let mut room = Room::with(bench).await;
+    room.bench.database.run("delete from members where team = 'red'").await;
+    let (members, posts) = (room.members.clone(), room.posts.clone());
+    room.delete(3, &[(&members, &["red", ALICE]), (&posts, &["1", "red"])]);
+    let at = Position { lsn: Lsn(room.bench.lsn), ordinal: 1 };
+    room.so_far().await;
+    (room, writer, at)
+}
+
+fn tag(incarnation: u128) -> u64 {
+    Epoch { system_identifier: 1, incarnation }.tag()
+}
+
+fn before(at: Position) -> Position {
+    Position { ordinal: at.ordinal - 1, ..at }
+}
+
+#[tokio::test]
+async fn rows_behind_a_loss_that_is_not_told_yet_carry_no_cursor_from_which_nobody_would_hear_of_it() {
+    let (mut room, writer, at) = lost_one().await;
+    let (marks, alice) = (room.marks.clone(), room.alice.clone());
+    room.bench.insert(&marks, &[vec!["2"]]);
+    writer.batch_execute("commit").await.expect("committed");
+    let (rows, gap) = room.up_to(&alice, LOST).await;
+    assert_eq!(rows, [("2".to_owned(), false)]);
+    let Details::Gap { from, to, .. } = gap else { panic!("{gap:?}") };
+    assert_eq!(from, Some(Cursor { epoch: tag(1), position: before(at) }));
+    assert_eq!(to.position.lsn, Lsn(room.bench.lsn), "behind what was sent");
+    room.bench.insert(&marks, &[vec!["3"]]);
+    let next = async {
+        loop {
+            for outgoing in room.bench.batches.recv().await.expect("runs").items {
+                let Outgoing::Change(fanout) = outgoing else { continue };
+                if let Some(member) = fanout.members.iter().find(|member| member.port.id == alice.id) {
+                    return member.cursor_as.clone();
+                }
+            }
+        }
+    };
+    assert_eq!(tokio::time::timeout(DEADLINE, next).await.expect("in time"), None, "from here one can go on");
+    room.bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_loss_that_is_told_in_a_later_history_names_its_own_and_no_place_that_is_still_to_come() {
+    let (mut room, writer, at) = lost_one().await;
+    room.bench.writer.begin_epoch(Epoch { system_identifier: 1, incarnation: 2 }, Lsn(50)).unwrap();
+    room.bench.lsn = 50;
+    let (marks, alice) = (room.marks.clone(), room.alice.clone());
+    room.bench.insert(&marks, &[vec!["2"]]);
+    writer.batch_execute("commit").await.expect("committed");
+    let (_, gap) = room.up_to(&alice, LOST).await;
+    let Details::Gap { from, to, .. } = gap else { panic!("{gap:?}") };
+    assert_eq!(from, Some(Cursor { epoch: tag(1), position: before(at) }));
+    assert_eq!(to.epoch, tag(2));
+    assert!(to.position.lsn <= Lsn(room.bench.lsn), "{to:?} is ahead of {}", room.bench.lsn);
+    room.bench.stop().await;
+}
+
+#[tokio::test]
+async fn a_subscription_that_ends_for_its_filter_is_told_of_what_it_had_lost_before() {
+    let bench = Bench::with(&members(), config(|facts| facts.wait = Duration::from_millis(50))).await;
+    let (_writer, _) = open(&bench, "insert into members values ('grey', 'nobody')").await;
+    let mut room = Room::with(bench).await;
+    let ends = port();
+    let entries = vec![entry(1, "posts", None), entry(2, "marks", Some(HOSTILE))];
+    room.bench.subscribe(&ends, entries, ALICE).await;
+    room.bench.database.run("delete from members where team = 'red'").await;
+    let (members, posts) = (room.members.clone(), room.posts.clone());
+    room.delete(3, &[(&members, &["red", ALICE]), (&posts, &["1", "red"])]);
+    let at = Position { lsn: Lsn(room.bench.lsn), ordinal: 1 };
+    room.so_far().await;
+    let (marks, long) = (room.marks.clone(), "a".repeat(801));
+    for _ in 0..10 {
+        room.bench.insert(&marks, &[vec![&long]]);
+    }
+    let (_, gap) = room.up_to(&ends, "Subscription ended").await;
+    let Details::Gap { from, .. } = gap else { panic!("{gap:?}") };
+    assert_eq!(from, Some(Cursor { epoch: tag(1), position: before(at) }));
     room.bench.stop().await;
 }

@@ -48,6 +48,8 @@ pub(super) struct Judgement {
     pub(super) lost: Vec<Arc<super::Port>>,
     /// All others that want such rows are to be told as well.
     pub(super) lost_to_all: bool,
+    /// Channels that would have been judged, but for their token, which is no longer valid.
+    pub(super) expired: Vec<super::ChannelId>,
     /// Where each principal stands in `asked`, by plan and claims.
     principals: AHashMap<(usize, Arc<str>), (usize, usize)>,
 }
@@ -87,6 +89,7 @@ impl Matcher {
             undecided: Vec::new(),
             lost: Vec::new(),
             lost_to_all: false,
+            expired: Vec::new(),
             principals: AHashMap::new(),
         };
         let Some(table) = registry.table(at, row.relation.oid) else { return judgement };
@@ -150,8 +153,10 @@ impl Judgement {
         now_unix_seconds: i64,
         (counts, metrics): (&mut Counts, &Metrics),
     ) {
-        let expired = Judged::Decided(Verdict::Deny(DenyReason::Expired));
-        let judged = if sub.is_expired(now_unix_seconds) { &expired } else { judged };
+        if sub.is_expired(now_unix_seconds) {
+            counts.deny(metrics, DenyReason::Expired.as_str());
+            return self.expired.push(sub.port.id);
+        }
         if let (Judged::Decided(Verdict::Permit(permit)), [hit]) = (judged, hits)
             && sub.takes_all()
         {

@@ -17,11 +17,13 @@ mod lane;
 mod line;
 mod look;
 mod matching;
+mod members;
 mod memo;
 mod noting;
 mod numbers;
 mod outbox;
 mod owing;
+mod parting;
 mod prepare;
 mod reach;
 mod registry;
@@ -52,11 +54,12 @@ pub(crate) mod crowd;
 mod tests;
 
 pub use command::{
-    Action, Activated, CURSOR, ChannelId, Command, Entry, HubHandle, Messages, Name, Port, RESTARTING, SUBSCRIBED, SnapshotWish,
-    Stage, Start, SubscribeError, Subscribed, Version, Warning,
+    Action, Activated, CURSOR, ChannelId, Command, Entry, HubHandle, Messages, Name, Port, RESTARTING, SUBSCRIBED,
+    SnapshotWish, Stage, Start, SubscribeError, Subscribed, Version, Warning,
 };
 pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, NO_CURSOR, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};
+pub use members::Watch;
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use reach::{Pace, Place, Reach};

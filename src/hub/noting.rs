@@ -107,7 +107,7 @@ impl Hub {
         }
     }
 
-    /// Before the activation of a channel: `known` if it was active.
+    /// Before the activation of a channel, which begins with what is after `from`; `known` if it was active.
     pub(super) fn note_active(
         &self,
         port: &Port,
@@ -118,7 +118,7 @@ impl Hub {
     ) {
         let (channel, user, expires_at) = (port.id.0, user(principal), principal.expires_at);
         self.deps.journal.note(if known {
-            Note::Token { channel, user, expires_at, at: self.position() }
+            Note::Token { channel, user, expires_at, at: from }
         } else {
             let (connection, topic) = (port.outbox.number(), port.topic.clone());
             let entries = entries.iter().map(wanted).collect();

@@ -5,8 +5,9 @@
 //! notice makes a client reload. All that was lost while the facts were away is one gap, told when they are back, or after a
 //! while if they stay away.
 //!
-//! Invariant: what was lost is told after it was lost; until then [`Owing::since`] says that the channel is not complete. So a
-//! client that reloads at the notice misses nothing, and one that goes away before it does not resume behind the loss.
+//! Invariant: what was lost is told after it was lost; until then [`Owing::since`] says that the channel is not complete, and
+//! what it gets carries no cursor from which it could go on. So a client that reloads at the notice misses nothing, and one that
+//! goes away before it does not resume behind the loss.
 //!
 //! Rejected: telling at the first loss. What is lost after the client has reloaded would have to be told again and again.
 
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 use super::{ChannelId, Port};
 use crate::change::Position;
+use crate::resume::Cursor;
 
 /// What a client is told.
 pub(super) const LOST: &str = "Gap: rows were deleted while the tables that the policies look into were being read, and it can't be told any \
@@ -32,9 +34,9 @@ const LONGEST: Duration = Duration::from_secs(10);
 pub(super) struct Owed {
     pub(super) port: Arc<Port>,
     /// The first row that was lost.
-    pub(super) first: Position,
-    /// The last one.
-    pub(super) last: Position,
+    pub(super) first: Cursor,
+    /// The last one, which may be in a later history.
+    pub(super) last: Cursor,
     began: Instant,
 }
 
@@ -48,16 +50,33 @@ pub(super) struct Owing {
 
 impl Owing {
     /// A row is lost to a channel.
-    pub(super) fn add(&mut self, port: &Arc<Port>, at: Position, now: Instant) {
+    pub(super) fn add(&mut self, port: &Arc<Port>, at: Cursor, now: Instant) {
         self.began.get_or_insert(now);
+        port.place.lose();
         let new = || Owed { port: port.clone(), first: at, last: at, began: now };
         let owed = self.owed.entry(port.id).or_insert_with(new);
-        (owed.first, owed.last) = (owed.first.min(at), owed.last.max(at));
+        if owed.first.epoch == at.epoch && at.position < owed.first.position {
+            owed.first = at;
+        }
+        if owed.last.epoch != at.epoch || at.position > owed.last.position {
+            owed.last = at;
+        }
     }
 
     /// The first row that a channel has lost and was not told of: it is complete up to before it only.
-    pub(super) fn since(&self, channel: ChannelId) -> Option<Position> {
+    pub(super) fn since(&self, channel: ChannelId) -> Option<Cursor> {
         self.owed.get(&channel).map(|owed| owed.first)
+    }
+
+    /// Whether a channel could go on from this row only without what it has lost before.
+    pub(super) fn is_behind(&self, channel: ChannelId, epoch: Option<u64>, row: Position) -> bool {
+        let is_before = |first: Cursor| Some(first.epoch) != epoch || first.position < row;
+        self.since(channel).is_some_and(is_before)
+    }
+
+    /// Nobody is owed anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.owed.is_empty()
     }
 
     pub(super) fn forget(&mut self, channel: ChannelId) {

@@ -16,6 +16,7 @@ use super::run::Hub;
 use super::{Action, Details, GapReason, Port};
 use crate::change::RowChange;
 use crate::policy::UndecidedReason;
+use crate::resume::Cursor;
 
 /// Why rows are lost here.
 pub(super) const FACTS: &str = UndecidedReason::Facts.as_str();
@@ -55,7 +56,13 @@ impl Hub {
     }
 
     /// Channels that may have been permitted this row, or all that want its like, get nothing of it; they are told together.
-    pub(super) fn lose(&mut self, served: At, mut lost: Vec<Arc<Port>>, to_all: bool, row: &RowChange) {
+    pub(super) fn lose(
+        &mut self,
+        served: At,
+        mut lost: Vec<Arc<Port>>,
+        to_all: bool,
+        (row, epoch): (&RowChange, Option<u64>),
+    ) {
         if to_all {
             let wants = |action| matches!(action, Action::All | Action::Delete);
             let (oid, at) = (row.relation.oid, row.position);
@@ -71,9 +78,9 @@ impl Hub {
         }
         self.deps.metrics.undecided_gaps.inc_by(lost.len() as u64);
         self.note_undecided(lost.iter().map(|port| (port, FACTS)), row);
-        let now = Instant::now();
+        let (now, at) = (Instant::now(), Cursor { epoch: epoch.unwrap_or_default(), position: row.position });
         for port in &lost {
-            self.owing.add(port, row.position, now);
+            self.owing.add(port, at, now);
             self.holds.stir(port.id);
         }
     }
@@ -84,7 +91,8 @@ impl Hub {
         if owed.is_empty() {
             return;
         }
-        let (first, last) = (owed.iter().map(|owed| owed.first).min(), owed.iter().map(|owed| owed.last).max());
+        let first = owed.iter().map(|owed| owed.first.position).min();
+        let last = owed.iter().map(|owed| owed.last.position).max();
         tracing::warn!(
             channels = owed.len(),
             ?first,
@@ -95,11 +103,12 @@ impl Hub {
             if let Some(channel) = self.registry.get(owed.port.id) {
                 // It stands behind what was sent since, and so must its end: whoever goes on from an end that lies before rows
                 // that he has gets those twice.
-                let progress = self.progress(channel).filter(|cursor| Some(cursor.epoch) == self.epoch);
-                let here = progress.map_or_else(|| self.judged(), |cursor| cursor.position);
-                let (from, to) = (self.cursor(before(owed.first)), self.cursor(owed.last.max(here)));
+                let here = self.progress(channel).or_else(|| self.cursor(self.judged()));
+                let behind = |here: &Cursor| here.epoch != owed.last.epoch || here.position > owed.last.position;
+                let to = here.filter(behind).unwrap_or(owed.last);
+                let from = Some(Cursor { position: before(owed.first.position), ..owed.first });
                 let reason = GapReason::Undecided;
-                let details = to.map(|to| Details::Gap { from, to, reason });
+                let details = Some(Details::Gap { from, to, reason });
                 self.deps.metrics.gaps.get_or_create(&[("reason", reason.as_str())]).inc();
                 self.tell(&owed.port, false, LOST, details);
                 self.holds.stir(owed.port.id);

@@ -42,6 +42,8 @@ pub struct Place {
     /// Its snapshot or the seam is not behind it.
     in_snapshot: AtomicBool,
     had_snapshot: AtomicBool,
+    /// See [`Port::has_lost`].
+    has_lost: AtomicBool,
 }
 
 impl Place {
@@ -79,6 +81,11 @@ impl Place {
     /// Whether a snapshot that the channel asked for need not be taken again: it goes on from where it was.
     pub fn had_snapshot(&self) -> bool {
         self.had_snapshot.load(Ordering::Acquire)
+    }
+
+    /// A row is lost to it; before any later row is handed over.
+    pub(super) fn lose(&self) {
+        self.has_lost.store(true, Ordering::Release);
     }
 
     /// What is on its way to the outbox.
@@ -133,6 +140,12 @@ impl Port {
     pub fn reached(&self) -> Option<Cursor> {
         let streamed = self.place.streamed();
         streamed.filter(|_| !self.place.in_snapshot.load(Ordering::Acquire))
+    }
+
+    /// Whether a row was ever lost that is told of behind later ones: whoever has those has not everything before them, unless
+    /// [`Port::reached`] says so. Whoever has a row that came before the loss may still be told `false`.
+    pub fn has_lost(&self) -> bool {
+        self.place.has_lost.load(Ordering::Acquire)
     }
 
     /// Bytes that the channel's connection has not taken yet, those on their way to its outbox included.

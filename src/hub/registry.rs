@@ -33,6 +33,9 @@ pub(super) enum At {
     Paused,
     /// Nowhere: its snapshot comes first.
     Snapshot,
+    /// Nowhere: its token is no longer valid. If it gets another one in time, it goes on with the first row that it was not
+    /// given for that.
+    Expired,
 }
 
 impl At {
@@ -40,7 +43,7 @@ impl At {
         match self {
             At::Live => Some(0),
             At::Pass(pass) => Some(pass + 1),
-            At::Waiting | At::Parked | At::Paused | At::Snapshot => None,
+            At::Waiting | At::Parked | At::Paused | At::Snapshot | At::Expired => None,
         }
     }
 }
@@ -141,14 +144,21 @@ impl Registry {
         }
     }
 
-    /// The stream goes on from an earlier position, in another history: nobody may wait until it has passed the old one.
-    pub(super) fn rebase(&mut self, from: Position) {
+    /// The stream goes on from another position, in another history: nobody may wait until it has passed the old one.
+    pub(super) fn rebase(&mut self, from: Position, epoch: Option<u64>) {
         for channel in self.slots.values_mut().filter(|channel| channel.at == At::Live) {
             channel.froms.iter_mut().for_each(|own| *own = from.min(*own));
+            channel.epoch = epoch;
         }
         if let Some(live) = self.sets.first_mut() {
             live.values_mut().for_each(|table| table.rebase(from));
         }
+    }
+
+    /// Whoever is live is in this history from here on, without having lost anything.
+    pub(super) fn enter(&mut self, epoch: Option<u64>) {
+        let live = self.slots.values_mut().filter(|channel| channel.at == At::Live);
+        live.for_each(|channel| channel.epoch = epoch);
     }
 
     /// Has a channel looked for elsewhere, from where `begin` says.

@@ -14,8 +14,8 @@ use super::registry::At;
 use super::resolve;
 use super::run::Hub;
 use super::settle::{Leaving, Settled};
-use super::waiting::LaneRow;
-use super::{Details, GapReason, Outgoing, Port};
+use super::waiting::{LaneRow, Permits};
+use super::{Details, Event, GapReason, NO_CURSOR, Outgoing, Port};
 use crate::change::{Change, RowChange, Timestamp, Transaction};
 use crate::journal::Note;
 use crate::resume::Cursor;
@@ -69,7 +69,10 @@ impl Hub {
         let transaction = (origin.xid, origin.epoch);
         let mut judgement =
             self.matcher.judge((&mut self.registry, at), (&row, transaction), &self.facts, now, metrics);
-        self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, &row);
+        self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, (&row, origin.epoch));
+        for id in std::mem::take(&mut judgement.expired) {
+            self.withhold(id, row.position, origin.epoch);
+        }
         if judgement.is_empty() {
             return;
         }
@@ -86,6 +89,7 @@ impl Hub {
             let passed = self.lane.push(row, &self.registry);
             (passed.permits, passed.undecided)
         };
+        let permits = self.without_places(permits, &event);
         let sent = matching::emit(&mut self.out, &event, permits, &undecided, cost);
         self.count_undecided(undecided.len());
         self.note_undecided(undecided.iter().map(|port| (port, "catalog")), &event.row);
@@ -94,6 +98,18 @@ impl Hub {
         if waits {
             self.leave_lane();
         }
+    }
+
+    /// Who has lost rows of which he was not told yet gets this one without its cursor: from there he would never hear of them.
+    fn without_places(&self, mut permits: Permits, event: &Event) -> Permits {
+        if !self.owing.is_empty() {
+            for ready in permits.iter_mut().flat_map(|(_, members)| members) {
+                if self.owing.is_behind(ready.port.id, event.epoch, event.row.position) {
+                    ready.cursor_as = Some(NO_CURSOR.into());
+                }
+            }
+        }
+        permits
     }
 
     /// A table that is in the stream and not in the catalog: dropped since, or not visible yet. Whoever asked for all tables
@@ -128,10 +144,11 @@ impl Hub {
             };
             let (lost, undecided) = undecided.into_iter().zip(reasons).partition::<Vec<_>, _>(|(_, why)| *why == FACTS);
             // Whoever it is by name, wherever he is served by now.
-            self.lose(At::Live, lost.into_iter().map(|(port, _)| port).collect(), false, &event.row);
+            self.lose(At::Live, lost.into_iter().map(|(port, _)| port).collect(), false, (&event.row, event.epoch));
             self.count_undecided(undecided.len());
             self.note_undecided(undecided.iter().map(|(port, why)| (port, *why)), &event.row);
             let undecided: Vec<Arc<Port>> = undecided.into_iter().map(|(port, _)| port).collect();
+            let permits = self.without_places(permits, &event);
             let sent = matching::emit(&mut self.out, &event, permits, &undecided, cost);
             self.deps.metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
@@ -139,11 +156,11 @@ impl Hub {
                 let table = &event.row.relation.table;
                 tracing::warn!(table, message, "a subscription was ended for its filter");
                 self.deps.journal.note(Note::Ended { channel: port.id.0, at: event.row.position });
+                // What it waits for is dropped with it, and what it was owed already. Should the client ask again, it goes on
+                // behind that: from before, the same rows would end it again.
+                let here = event.epoch.map(|epoch| Cursor { epoch, position: before(event.row.position) });
+                let (from, to) = (self.lowest([here, self.lost(port.id)]), self.cursor(self.judged()));
                 self.remove(port.id);
-                // What it waits for is dropped with it. Should the client ask again, it goes on behind that: from before, the
-                // same rows would end it again.
-                let (from, to) = (before(event.row.position), self.cursor(self.judged()));
-                let from = event.epoch.map(|epoch| Cursor { epoch, position: from });
                 let details = to.map(|to| Details::Gap { from, to, reason: GapReason::Undecided });
                 matching::notify(&mut self.out, &port, false, &message, details);
                 let shard = port.shard % self.out.len();

@@ -241,6 +241,7 @@ impl Hub {
                 },
                 _ = sweep.tick() => {
                     self.sweep();
+                    self.relent();
                     self.sweep_facts();
                     self.count();
                 }
@@ -300,7 +301,8 @@ impl Hub {
         }
         let before = self.cursor(self.judged());
         let known = std::mem::replace(&mut self.epoch, self.reader.epoch().map(Epoch::tag));
-        if known.is_some() && known != self.epoch && !matches!(read, Ok(Read::Gap { .. })) {
+        let is_told = !matches!(read, Ok(Read::Transaction(_) | Read::Idle(_)));
+        if known.is_some() && known != self.epoch && !is_told {
             // Another server goes on with the history. What was loaded from the one before may hold what never happened here.
             self.keeper.distrust(&mut self.facts);
         }
@@ -345,13 +347,19 @@ impl Hub {
                 self.read_at = Some(Instant::now() + READ_PAUSE);
             }
             Err(error) => {
-                let (from, resumed) = (self.reader.position(), self.deps.log.end());
-                tracing::error!(%from, %resumed, error = %chain(&error), "the log can't be read here; skipping to its end, all subscribers are told of a gap");
+                let (from, log) = (self.reader.position(), &self.deps.log);
+                // Of damage that lasts, the next segment knows nothing.
+                let next = matches!(error, LogError::Damaged { .. }).then(|| log.next_segment(from)).flatten();
+                let resumed = next.unwrap_or(log.end());
+                tracing::error!(%from, %resumed, error = %chain(&error), "the log can't be read here; skipping this, all subscribers are told of a gap");
                 self.reader = self.deps.log.reader(resumed);
                 self.epoch = self.reader.epoch().map(Epoch::tag);
                 self.done = resumed;
                 self.gap(before, resumed, GapReason::Lost);
             }
+        }
+        if known != self.epoch {
+            self.part(is_told);
         }
     }
 

@@ -221,9 +221,11 @@ impl Settling<'_> {
             return None;
         }
         if channel.principal.is_expired(self.now) {
+            // A new token may be on its way, and what comes next by that; so this row must not be missed in silence.
             if !matches!(outcome, Outcome::Undecided) {
                 self.counts.deny(self.metrics, DenyReason::Expired.as_str());
             }
+            self.undecided(port, EXPIRED);
             return None;
         }
         Some(port)
@@ -240,7 +242,7 @@ impl Settling<'_> {
 
     /// The row at hand is complete.
     fn report(&mut self) {
-        let quiet = ["", "other_token", UndecidedReason::Suspended.as_str(), UndecidedReason::Facts.as_str()];
+        let quiet = ["", "other_token", EXPIRED, UndecidedReason::Suspended.as_str(), UndecidedReason::Facts.as_str()];
         if let Some(Settled::Row(row)) = self.settled.last()
             && !quiet.contains(&self.reason)
         {
@@ -258,3 +260,5 @@ impl Settling<'_> {
 
 /// Why a part is undecided whose rights are not.
 const FILTER: &str = "filter";
+/// Why a part is not given, nor judged again, whose channel has no valid token when it leaves.
+const EXPIRED: &str = "expired";

@@ -22,6 +22,8 @@ mod lane_tests;
 mod replay_tests;
 #[path = "lost_tests.rs"]
 mod lost_tests;
+#[path = "token_tests.rs"]
+mod token_tests;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -46,6 +48,8 @@ struct Bench {
     pool: crate::pg::Pool,
     lsn: u64,
     log: log::Log,
+    /// The hub's.
+    clock: Clock,
     _folder: tempfile::TempDir,
 }
 
@@ -76,7 +80,7 @@ impl Bench {
         let mut writer = opened.writer;
         writer.begin_epoch(Epoch { system_identifier: 1, incarnation: 1 }, Lsn(100)).unwrap();
         let (shard, batches) = mpsc::channel(64);
-        let drain = Drain::new();
+        let (drain, clock) = (Drain::new(), Clock::system());
         let pool = database.pool("relay");
         let deps = HubDeps {
             log: opened.log,
@@ -85,7 +89,7 @@ impl Bench {
             snapshot_pool: database.asking_pool("relay"),
             catalog_pool: database.pool("relay"),
             facts_pool: database.pool("relay"),
-            clock: Clock::system(),
+            clock: clock.clone(),
             metrics: metrics.clone(),
             journal: crate::journal::Journal::off(),
             drain: drain.clone(),
@@ -94,7 +98,20 @@ impl Bench {
         let log = deps.log.clone();
         let (hub, handle) = Hub::new(hub_config, deps);
         let task = crate::task::spawn("hub", hub.run());
-        Bench { database, hub: handle, batches, writer, drain, task, metrics, pool, lsn: 100, log, _folder: folder }
+        Bench {
+            database,
+            hub: handle,
+            batches,
+            writer,
+            drain,
+            task,
+            metrics,
+            pool,
+            lsn: 100,
+            log,
+            clock,
+            _folder: folder,
+        }
     }
 
     async fn relation(&self, table: &str) -> Arc<Relation> {

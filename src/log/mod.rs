@@ -168,6 +168,13 @@ impl Log {
         self.shared.state().floor
     }
 
+    /// Where a reader can go on to whom the segment that holds what comes after this position is unreadable: where the next
+    /// one begins. `None` if there is none.
+    pub fn next_segment(&self, position: Lsn) -> Option<Lsn> {
+        let state = self.shared.state();
+        state.segments.iter().map(|segment| segment.header.base).find(|base| *base > position)
+    }
+
     /// The history that is being recorded; `None` before the first.
     pub fn epoch(&self) -> Option<Epoch> {
         self.shared.state().epoch
@@ -182,9 +189,15 @@ impl Log {
     /// Whether a position of the history with this [`Epoch::tag`] means the same here: it is ours, or one that ours went on
     /// from, and the position lies before they parted. Says nothing of the floor.
     pub fn shares(&self, tag: u64, position: Lsn) -> bool {
+        self.shared_until(tag).is_some_and(|until| position <= until)
+    }
+
+    /// Up to where the history of this tag is the same as the one being recorded, which is so without an end for that one
+    /// itself; `None` if it is another one altogether.
+    pub fn shared_until(&self, tag: u64) -> Option<Lsn> {
         let state = self.shared.state();
-        let Some(epoch) = state.epoch else { return false };
-        epoch.tag() == tag || state.notes.shared(epoch, tag).is_some_and(|until| position <= until)
+        let epoch = state.epoch?;
+        if epoch.tag() == tag { Some(Lsn(u64::MAX)) } else { state.notes.shared(epoch, tag) }
     }
 
     /// Up to where the server is known to have flushed its WAL, and at least the log's end; `None` until that was asked. No

@@ -20,7 +20,7 @@ async fn exists(client: &Client, what: &str) -> bool {
     client.query_one(&sql, &[]).await.expect("a row").get(0)
 }
 
-const ALL: [&str; 13] = [
+const ALL: [&str; 19] = [
     "schema rowcast",
     "publication rowcast_facts",
     "role anon",
@@ -32,6 +32,12 @@ const ALL: [&str; 13] = [
     "function auth.jwt()",
     "publication supabase_realtime",
     "role rowcast_filter",
+    "role supabase_realtime_admin",
+    "schema realtime",
+    "function realtime.topic()",
+    "function realtime.send(jsonb,text,text,boolean)",
+    "function realtime.send_binary(bytea,text,text,boolean)",
+    "function realtime.broadcast_changes(text,text,text,text,text,record,record,text)",
     "trigger rowcast_rules_changed",
     "trigger rowcast_rules_dropped",
 ];
@@ -216,8 +222,14 @@ async fn a_failing_step_leaves_the_steps_before_it_and_nothing_of_its_own() {
     let error = migrate::up(&mut client).await.expect_err("may not grant itself the last role");
     assert!(error.advice().contains("grant rowcast_filter to clerk;"), "{}", error.advice());
     pg.exec("grant rowcast_filter to clerk").await;
+    let error = migrate::up(&mut client).await.expect_err("may not create the role that owns messages");
+    assert!(error.advice().contains("create role supabase_realtime_admin nologin noinherit;"), "{}", error.advice());
+    pg.exec("create role supabase_realtime_admin nologin noinherit").await;
+    let error = migrate::up(&mut client).await.expect_err("may not grant itself that role");
+    assert!(error.advice().contains("grant supabase_realtime_admin to clerk;"), "{}", error.advice());
+    pg.exec("grant supabase_realtime_admin to clerk").await;
     let report = migrate::up(&mut client).await.expect("up");
-    assert_eq!(report.steps, [(5, "filter_role"), (6, "retention"), (8, "frontiers")]);
+    assert_eq!(report.steps, [(9, "realtime")]);
     assert_eq!(report.left_out, [(7, "rule_hints")], "it needs a superuser");
     let transaction = client.transaction().await.expect("a transaction");
     rowcast::pg::assume(&transaction, "authenticated", "x", r#"{"sub":"x"}"#).await.expect("may act as a user");

@@ -5,4 +5,5 @@ mod demo;
 mod examples;
 mod harness;
 mod hints;
+mod messages;
 mod migrations;

@@ -82,6 +82,12 @@ impl Fault {
         matches!(self, Fault::Kill | Fault::Restart | Fault::Failpoint)
     }
 
+    /// A connection may have ended and the relay not know of it, or the other way about; and receipts don't come meanwhile.
+    pub(super) fn leaves_connections(self) -> bool {
+        use Fault::{Freeze, HalfOpen, PhonesDrip, PhonesStall, SlowPhones};
+        matches!(self, HalfOpen | PhonesStall | PhonesDrip | SlowPhones | Freeze)
+    }
+
     /// After it, Postgres could not be asked for a while, so that rows may stay undecided.
     pub(super) fn hinders_questions(self) -> bool {
         matches!(

@@ -7,7 +7,8 @@
 //!   date before the row was written: what was not permitted at the commit.
 //! * MAY: all else.
 //!
-//! Besides: in the order of commits; by cursor, each once; with a device, again only after another join.
+//! Besides: in the order of commits; by cursor, each once; with a device, again only after another join, and only what had
+//! not been receipted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -26,6 +27,8 @@ use crate::journey::revocation::model::{Model, Sent};
 const RECEIVED: Duration = Duration::from_secs(3);
 /// For so long after a fault, questions may be late.
 const HINDERED: Duration = Duration::from_secs(30);
+/// For so long after a fault, receipts may be late, or not saved: a write is given up after 10 s.
+const UNSAVED: Duration = Duration::from_secs(15);
 
 /// What came out.
 #[derive(Debug, Default, Clone)]
@@ -41,6 +44,9 @@ pub(super) struct Verdict {
     pub(super) deep_repeats: usize,
     pub(super) joins: usize,
     pub(super) gaps: usize,
+    /// Of those for rows that were deleted, how many are for one that was the user's when it was.
+    pub(super) of_deletes: usize,
+    pub(super) of_own_deletes: usize,
     /// Rows that a gap notice stands for.
     pub(super) covered: usize,
     pub(super) violations: Vec<String>,
@@ -61,6 +67,8 @@ impl Verdict {
         self.deep_repeats += other.deep_repeats;
         self.joins += other.joins;
         self.gaps += other.gaps;
+        self.of_deletes += other.of_deletes;
+        self.of_own_deletes += other.of_own_deletes;
         self.covered += other.covered;
         self.violations.extend(other.violations);
         for (text, times) in other.reasons {
@@ -77,7 +85,7 @@ impl fmt::Display for Verdict {
         write!(
             f,
             "{} commits, {} rows; owed {}, received {} ({} by a newer right), {} joins, {} repeats ({} deep), {} gap \
-             notices for {} rows; {} violations",
+             notices ({} for deletes, {} of them for own rows) for {} rows; {} violations",
             self.commits,
             self.rows,
             self.owed,
@@ -87,6 +95,8 @@ impl fmt::Display for Verdict {
             self.repeats,
             self.deep_repeats,
             self.gaps,
+            self.of_deletes,
+            self.of_own_deletes,
             self.covered,
             self.violations.len()
         )
@@ -106,6 +116,8 @@ pub(super) struct Judge<'a> {
     key: Option<CursorKey>,
     /// The commit of the mark from which on stock clients are owed.
     start: Lsn,
+    /// After so long a stock client's rows have been receipted.
+    receipted: Duration,
     tally: &'a Tally,
     verdict: Verdict,
 }
@@ -118,10 +130,8 @@ struct Session {
     /// It was up to date.
     live: Option<Instant>,
     last: Option<usize>,
-    /// The last row before each receipt.
+    /// The last row before each receipt; a stock client shows none, so each row itself.
     receipts: Vec<(Instant, Option<usize>)>,
-    /// What was surely receipted when it ended.
-    received: Option<usize>,
 }
 
 impl<'a> Judge<'a> {
@@ -130,6 +140,7 @@ impl<'a> Judge<'a> {
         times: &[Instant],
         begin: &str,
         key: Option<CursorKey>,
+        receipted: Duration,
         tally: &'a Tally,
         records: &[Record],
     ) -> Judge<'a> {
@@ -157,7 +168,7 @@ impl<'a> Judge<'a> {
             *commit = most;
         });
         let verdict = Verdict { commits: events.len(), rows: model.sent.len(), ..Verdict::default() };
-        Judge { model, ends, begun, places, passed, key, start, tally, verdict }
+        Judge { model, ends, begun, places, passed, key, start, receipted, tally, verdict }
     }
 
     pub(super) fn judge(mut self, records: &[Record]) -> Verdict {
@@ -221,8 +232,14 @@ impl<'a> Judge<'a> {
                     if arrived[place].is_some() {
                         self.verdict.repeats += 1;
                         // On the connection that it is owed again for, it had not been receipted.
-                        let deep = ended.iter().all(|received| *received >= Some(place));
-                        self.verdict.deep_repeats += usize::from(deep && record.kind == Kind::Device);
+                        let deep = !ended.is_empty() && ended.iter().all(|received| *received >= Some(place));
+                        if deep && record.kind != Kind::Cursor {
+                            self.verdict.deep_repeats += 1;
+                            self.blame(record, format!("{key} came again though it had been receipted long before"));
+                        }
+                    }
+                    if matches!(record.kind, Kind::Stock(_)) {
+                        session.receipts.push((*at, Some(place)));
                     }
                     arrived[place].get_or_insert(*at);
                     self.arrived(record, place, *at, cursor.as_ref(), &mut session);
@@ -240,9 +257,8 @@ impl<'a> Judge<'a> {
                 }
                 Seen::Receipt => session.receipts.push((*at, session.last)),
                 Seen::Ended(_) => {
-                    let sure = session.receipts.iter().rev().find(|(time, _)| *time + RECEIVED < *at);
-                    session.received = sure.and_then(|(_, place)| *place);
-                    ended.push(session.received);
+                    self.received(record, &session, *at, &mut ended);
+                    session.receipts.clear();
                 }
                 Seen::Told(text) => *self.verdict.told.entry(text.chars().take(300).collect()).or_default() += 1,
                 Seen::Reached => {}
@@ -255,16 +271,55 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// A connection ended. Of each that the relay may still keep a frontier of: the last row that was surely receipted, so that it
+    /// must not come again; `None`: that can't be told.
+    fn received(&self, record: &Record, session: &Session, at: Instant, kept: &mut Vec<Option<usize>>) {
+        let late = match record.kind {
+            Kind::Stock(_) => self.receipted + RECEIVED,
+            Kind::Cursor | Kind::Device => RECEIVED,
+        };
+        let before = |within: Duration, of: fn(Fault) -> bool| {
+            self.tally.done.iter().any(|(time, fault)| of(*fault) && *time <= at + within && at <= *time + within)
+        };
+        let sure = session.receipts.iter().rev().find(|(time, _)| *time + late < at).and_then(|(_, place)| *place);
+        // It began no earlier than the lowest of those before.
+        let begun = kept.iter().copied().min().flatten();
+        if !before(Duration::MAX / 4, Fault::leaves_connections) {
+            kept.clear();
+        }
+        let unsaved = before(UNSAVED, |fault| fault.leaves_connections() || fault.hinders_questions());
+        kept.push(if unsaved { None } else { sure.max(begun) });
+    }
+
     fn explain(&mut self, record: &Record, at: Instant, reason: &str, from: Lsn, to: Lsn) {
         let is_undecided = reason.starts_with("undecided: ") || reason.starts_with("Gap: ");
         let of_facts = reason.contains("Gap: rows were deleted while the tables that the policies look into");
-        let hindered = |(time, fault): &(Instant, Fault)| {
-            let explains = fault.hinders_questions() || (of_facts && fault.forgets_facts());
-            explains && *time <= at + HINDERED && at <= *time + HINDERED
+        let after = |of: fn(Fault) -> bool| {
+            let explains =
+                |(time, fault): &(Instant, Fault)| of(*fault) && *time <= at + HINDERED && at <= *time + HINDERED;
+            self.tally.done.iter().any(explains)
         };
-        if !(is_undecided && self.tally.done.iter().any(hindered)) {
+        let (hindered, forgotten) = (after(Fault::hinders_questions), after(Fault::forgets_facts));
+        let explained = if of_facts { (hindered || forgotten) && self.deleted(record, from, to) } else { hindered };
+        if !(is_undecided && explained) {
             self.blame(record, format!("a gap from {from} to {to} that nothing explains: {reason}"));
         }
+    }
+
+    /// Whether the gap begins with a row that was deleted.
+    fn deleted(&mut self, record: &Record, from: Lsn, to: Lsn) -> bool {
+        self.verdict.of_deletes += 1;
+        // A status of a stock client shows no place.
+        if to == Lsn::ZERO {
+            return matches!(record.kind, Kind::Stock(_));
+        }
+        let deletes = || self.model.sent.iter().filter(|sent| sent.kind == "DELETE");
+        let first = |sent: &Sent| [from.0, from.0 + 1].contains(&self.ends[sent.commit].0);
+        let within = |sent: &Sent| (from..=to).contains(&self.ends[sent.commit]);
+        let own = deletes().any(|sent| within(sent) && self.model.permits(sent, &record.user, sent.from()));
+        let begins = deletes().any(first);
+        self.verdict.of_own_deletes += usize::from(own);
+        begins
     }
 
     /// Whether it may be here.

@@ -110,10 +110,14 @@ async fn judged(mut world: World, operations: &Operations, begin: &str) -> (Verd
     let history = history::read_with_ends(&unhurried(&world.pg).await).await;
     let key = world.machine.cursor_key();
     let times = operations.begun();
-    let judge = Judge::new(history, &times, begin, key, &world.tally, &records);
+    let judge = Judge::new(history, &times, begin, key, world.receipted(), &world.tally, &records);
     let verdict = judge.judge(&records);
     if !verdict.violations.is_empty() && number("ROWCAST_OBLIGATION_LOG").is_some() {
         println!("the relay:\n{}", world.machine.log_tail());
+    }
+    if let Some(answered) = world.lies() {
+        println!("{answered} Pings were answered by the proxy");
+        assert!(answered > 0);
     }
     world.machine.stop().await;
     (verdict, world.tally.clone())
@@ -155,7 +159,7 @@ fn lasting(kinds: &'static [Fault], seconds: u64) -> Trouble {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_through_kills_and_cuts() {
-    let stock = &[Stock::JavaScript, Stock::JavaScript];
+    let stock = &[Stock::JavaScript, Stock::Python, Stock::JavaScript];
     let cast = Cast { cursors: 2, devices: 1, stock, in_process: false, lying: false, forgetful: false };
     rounds("the binary", cast, lasting(OF_BINARY, 25)).await;
 }

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use rowcast::app::{App, Running};
 use rowcast::clock::Clock;
 use rowcast::config::Config;
+use rowcast::gateway::DeviceConfig;
 use rowcast::log::RealFiles;
 use rowcast::log::testing::FullDisk;
 use rowcast::resume::CursorKey;
@@ -28,6 +29,9 @@ use crate::support::{RelayProcess, Stock, TestPg, Wire};
 const OUTBOX: usize = 1 << 20;
 /// For everything that is owed, after the quiet.
 const CAUGHT_UP: Duration = Duration::from_secs(90);
+
+/// Of the stock clients, between two.
+const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// Who takes part.
 #[derive(Debug, Clone, Copy)]
@@ -208,6 +212,7 @@ pub(super) struct World {
     pub(super) users: Vec<String>,
     pub(super) pg: TestPg,
     records: Vec<JoinHandle<Record>>,
+    lying: bool,
 }
 
 impl World {
@@ -224,7 +229,8 @@ impl World {
         let phones = if cast.lying { Wire::answering_pings(target).await } else { Wire::to(target).await };
         let count = users.len() * (cast.cursors + cast.devices) + cast.stock.len();
         let board = Board::of(count);
-        let mut world = World { machine, phones, db, board, tally: Tally::default(), users, pg, records: Vec::new() };
+        let (tally, records, lying) = (Tally::default(), Vec::new(), cast.lying);
+        let mut world = World { machine, phones, db, board, tally, users, pg, records, lying };
         world.people(cast);
         let begun = world.begun().await;
         (world, begun)
@@ -304,6 +310,18 @@ impl World {
             pause().await;
         }
         self.board.without(note)
+    }
+
+    /// Pings that the proxy has answered, if it does that.
+    pub(super) fn lies(&self) -> Option<u64> {
+        self.lying.then(|| self.phones.pings_answered())
+    }
+
+    /// How long after it came a row of a stock client is receipted: its connection is asked once in a while, and once more for
+    /// what the hub had not spoken of by then. Behind a proxy that answers Pings, with the second heartbeat.
+    pub(super) fn receipted(&self) -> Duration {
+        let device = DeviceConfig::default();
+        if self.lying { 2 * HEARTBEAT } else { device.behind + 2 * device.busy }
     }
 
     /// What everybody noticed.

@@ -7,6 +7,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rowcast::task::Connections;
@@ -55,6 +56,8 @@ struct Shared {
     /// Counts up; connections that are there end.
     cut: watch::Sender<(u64, Cut)>,
     answers_pings: bool,
+    /// Pings that were.
+    answered: AtomicU64,
 }
 
 impl Wire {
@@ -73,7 +76,7 @@ impl Wire {
         let addr = listener.local_addr().expect("an address");
         let (flow, _) = watch::channel(Flow::Free);
         let (cut, _) = watch::channel((0, Cut::Reset));
-        let shared = Arc::new(Shared { target, flow, cut, answers_pings });
+        let shared = Arc::new(Shared { target, flow, cut, answers_pings, answered: AtomicU64::new(0) });
         let connections = Connections::default();
         let (taken, of_each) = (shared.clone(), connections.clone());
         connections.spawn("wire", async move {
@@ -87,6 +90,11 @@ impl Wire {
     /// Where to connect.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Pings that were answered here.
+    pub(crate) fn pings_answered(&self) -> u64 {
+        self.shared.answered.load(Ordering::Relaxed)
     }
 
     /// From now on.
@@ -236,12 +244,14 @@ impl Frames {
             let frame: Vec<u8> = self.held.drain(..length).collect();
             const PING: u8 = 0x89;
             match &self.pong {
-                Some((server, _)) if frame[0] == PING => {
+                Some((server, shared)) if frame[0] == PING => {
                     // Masked with zeros, which leaves the payload as it is.
                     let payload = &frame[2..];
                     let mut pong = vec![0x8a, 0x80 | frame[1], 0, 0, 0, 0];
                     pong.extend_from_slice(payload);
-                    let _ = server.lock().await.write_all(&pong).await;
+                    if server.lock().await.write_all(&pong).await.is_ok() {
+                        shared.answered.fetch_add(1, Ordering::Relaxed);
+                    }
                 }
                 _ => return Some(frame),
             }

@@ -1,6 +1,7 @@
 //! Where a page's channel writes: lines in memory, as many as the page may have.
 //!
-//! What is beyond is not taken, so it waits in the outbox, and the hub parks the channel as it does with any slow one.
+//! What is beyond is not taken, so it waits in the outbox, and the hub parks the channel as it does with any slow one. Unless
+//! something may still be told of the rows that were taken: then notices are, for as long as that may be.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -10,6 +11,9 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::hub::Transmit;
+
+/// How a line begins that is no row.
+pub(super) const NOTICE: &[u8] = br#"{"notice":"#;
 
 /// The reading side.
 #[derive(Clone)]
@@ -24,6 +28,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// Rows are no longer kept.
+    only_notices: bool,
     lines: VecDeque<Bytes>,
     /// The line that is not whole yet.
     begun: Vec<u8>,
@@ -45,6 +51,11 @@ impl Lines {
         (std::mem::take(&mut state.lines), !self.0.is_full(&state))
     }
 
+    /// From now on everything is taken and rows are dropped: what is told behind them is still to be heard.
+    pub(super) fn only_notices(&self) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).only_notices = true;
+    }
+
     /// Resolves when a line has come since this was last awaited.
     pub(super) async fn came(&self) {
         self.0.came.notified().await;
@@ -53,7 +64,7 @@ impl Lines {
 
 impl Shared {
     fn is_full(&self, state: &State) -> bool {
-        state.count >= self.most_lines || state.bytes >= self.most_bytes
+        !state.only_notices && (state.count >= self.most_lines || state.bytes >= self.most_bytes)
     }
 }
 
@@ -72,8 +83,10 @@ impl Transmit for Lines {
                 state.begun.extend_from_slice(piece);
                 if state.begun.ends_with(b"\n") {
                     state.begun.pop();
-                    let line = std::mem::take(&mut state.begun).into();
-                    state.lines.push_back(line);
+                    let line = std::mem::take(&mut state.begun);
+                    if !state.only_notices || line.starts_with(NOTICE) {
+                        state.lines.push_back(line.into());
+                    }
                     state.count += 1;
                 }
             }
@@ -101,6 +114,9 @@ mod tests {
         assert_eq!(write(&lines, &["three\n", "four\n"]), Some(6));
         assert_eq!(lines.take(), ([Bytes::from("three")].into(), false));
         assert_eq!(write(&lines, &["four\n"]), None);
+        lines.only_notices();
+        assert_eq!(write(&lines, &["four\n", "{\"notice\":1}\n"]), Some(18));
+        assert_eq!(lines.take(), ([Bytes::from("{\"notice\":1}")].into(), true));
         let lines = Lines::new(9, 4);
         assert_eq!((write(&lines, &["a long one\n", "b\n"]), lines.take().1), (Some(11), false));
     }

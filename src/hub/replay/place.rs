@@ -9,7 +9,7 @@ use super::pass::Pass;
 use super::{MOVED, NEAR, NEAR_ITEMS, NEAR_TRANSACTIONS, PARKED_LOOK, PAUSE, SHARED_BYTES};
 use crate::change::{Lsn, Position, Timestamp};
 use crate::error::chain;
-use crate::hub::gaps::end_of;
+use crate::hub::gaps::{before, end_of};
 use crate::hub::registry::{At, Channel, Froms};
 use crate::hub::run::Hub;
 use crate::hub::{ChannelId, Entry, GapReason, Outgoing, Port, Start, SubscribeError};
@@ -106,41 +106,42 @@ impl Hub {
 
     /// Has a channel served from where it begins.
     pub(in crate::hub) fn place(&mut self, id: ChannelId) {
-        let (Some(current), Some(channel)) = (self.current.clone(), self.registry.get(id)) else { return };
+        let Some(current) = self.current.clone() else { return };
+        let is_current = self.reader.is_current();
         if self.awaits_snapshot(id) {
             self.registry.put(id, At::Snapshot, |_| {}, &current.catalog);
             return self.holds.stir(id);
         }
-        let (mut from, port) = (channel.from(), channel.port.clone());
-        let has_targets = !channel.targets.is_empty();
-        let known = channel.epoch.map(|epoch| Cursor { epoch, position: from });
-        let is_current = self.reader.is_current();
-        if let Some(known) = known.filter(|known| is_current && !self.deps.log.shares(known.epoch, known.position.lsn))
-        {
-            // Another history has begun while it was aside: what there is of that it gets.
-            let to = end_of(self.deps.log.floor());
-            self.tell_gap(&port, Some(known), self.cursor(to), GapReason::Lost);
-            let (epoch, froms) = (self.epoch, Froms::from_slice(&[to]));
-            let begin = |channel: &mut Channel| (channel.epoch, channel.froms) = (epoch, froms);
-            self.registry.put(id, At::Paused, begin, &current.catalog);
-            from = to;
+        if is_current {
+            // Another history may have begun while it was aside: what there is of that it gets.
+            self.begin_where_they_part(id);
         }
-        let at = if from >= self.judged() || !has_targets {
+        let Some(channel) = self.registry.get(id) else { return };
+        let (from, port) = (channel.from(), channel.port.clone());
+        if channel.targets.is_empty() {
+            // It waits for a table.
+            return self.registry.put(id, At::Paused, |_| {}, &current.catalog);
+        }
+        let (epoch, same) = (self.epoch, channel.epoch == self.epoch);
+        let at = if !is_current && !same {
+            // Which of its places are shared can't be told before the stream has come to the last history.
+            At::Waiting
+        } else if from >= self.judged() {
             At::Live
         } else if is_current {
             self.choose(from).map_or(At::Waiting, At::Pass)
         } else {
             At::Waiting
         };
-        let epoch = self.epoch;
-        self.registry.put(id, at, |channel| channel.epoch = epoch, &current.catalog);
+        let begin = |channel: &mut Channel| channel.epoch = if is_current { epoch } else { channel.epoch };
+        self.registry.put(id, at, begin, &current.catalog);
         match at {
             At::Live => return self.is_live(id, &port, from),
             At::Pass(pass) => {
                 let pass = self.passes.passes.get_mut(pass).and_then(Option::as_mut);
                 pass.into_iter().for_each(|pass| pass.join(id));
             }
-            At::Waiting | At::Parked | At::Paused | At::Snapshot => {
+            At::Waiting | At::Parked | At::Paused | At::Snapshot | At::Expired => {
                 self.passes.waiting.insert((from, id));
             }
         }
@@ -153,7 +154,7 @@ impl Hub {
             self.passes.arriving.insert(id);
             return;
         }
-        let at = self.cursor(from.max(self.judged()));
+        let at = self.lowest([self.cursor(from.max(self.judged())), self.lost(id)]);
         let shard = port.shard % self.out.len();
         self.out[shard].push(Outgoing::Live(port.clone(), at));
     }
@@ -274,6 +275,24 @@ impl Hub {
         let (at, epoch) = at.map_or((channel.from(), channel.epoch), |at| (at.position, Some(at.epoch)));
         self.registry.put(id, At::Paused, |channel| advance(channel, at, epoch), &current.catalog);
         self.holds.stir(id);
+    }
+}
+
+impl Hub {
+    /// This row was not given to a channel since its token is no longer valid. Nor is anything after it: a new token may be on
+    /// its way, and what comes first is judged again by that.
+    pub(in crate::hub) fn withhold(&mut self, id: ChannelId, row: Position, epoch: Option<u64>) {
+        let Some(current) = self.current.clone() else { return };
+        self.registry.put(id, At::Expired, |channel| advance(channel, before(row), epoch), &current.catalog);
+        self.holds.stir(id);
+    }
+
+    /// Goes on with those whose token is valid after all: the clock was set back.
+    pub(in crate::hub) fn relent(&mut self) {
+        let now = self.deps.clock.unix_seconds();
+        let valid = |channel: &&Channel| channel.at == At::Expired && !channel.principal.is_expired(now);
+        let valid: Vec<ChannelId> = self.registry.channels().filter(valid).map(|channel| channel.port.id).collect();
+        valid.into_iter().for_each(|id| self.place(id));
     }
 }
 

@@ -122,8 +122,11 @@ impl Hub {
                 Step::Stop
             }
             Err(error) => {
-                let (from, to) = (pass.at, end_of(self.done));
-                tracing::error!(%from, %to, error = %chain(&error), "the log can't be read here; those who catch up skip to the present, and are told of a gap");
+                // Of damage that lasts, the next segment knows nothing.
+                let next = matches!(error, LogError::Damaged { .. })
+                    .then(|| self.deps.log.next_segment(pass.reader.position()));
+                let (from, to) = (pass.at, end_of(next.flatten().map_or(self.done, |next| next.min(self.done))));
+                tracing::error!(%from, %to, error = %chain(&error), "the log can't be read here; those who catch up skip this, and are told of a gap");
                 self.lose_stretch(pass, number, to, GapReason::Lost);
                 self.read_on(pass, number)
             }

@@ -3,6 +3,10 @@
 
 #[path = "tests/model.rs"]
 mod model;
+#[path = "tests/aside.rs"]
+mod aside;
+#[path = "tests/forks.rs"]
+mod forks;
 
 use std::collections::BTreeSet;
 

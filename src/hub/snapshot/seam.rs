@@ -52,6 +52,16 @@ impl Seam {
         &self.no_cursor
     }
 
+    /// Of which history it is.
+    pub(in crate::hub) fn epoch(&self) -> Option<u64> {
+        self.epoch
+    }
+
+    /// The same in a history that goes on from its own, and from no earlier place than its end.
+    pub(in crate::hub) fn continued(&self, epoch: Option<u64>) -> Seam {
+        Seam { epoch, ..self.clone() }
+    }
+
     /// Behind this nothing is left out.
     pub(in crate::hub) fn until(&self) -> Cursor {
         let position = Position { lsn: self.until, ordinal: u32::MAX };

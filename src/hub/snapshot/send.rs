@@ -7,10 +7,12 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Snapped;
 use super::take::Part;
+use crate::catalog::Catalog;
 use crate::change::{Change, Position, Relation, RowChange, Timestamp, Tuple, Value};
 use crate::hub::event::{Details, Event, Fanout, Ids, Member, Notice, Outgoing};
+use crate::hub::registry::At;
 use crate::hub::run::Hub;
-use crate::hub::{ChannelId, Port};
+use crate::hub::{ChannelId, GapReason, Port};
 use crate::pgtype::Types;
 use crate::policy::Permit;
 use crate::resume::Cursor;
@@ -132,9 +134,12 @@ impl Hub {
         let (mut through, mut over) = (Vec::new(), Vec::new());
         for (id, sending) in &mut self.snapshots.sending {
             let known = self.registry.get(*id);
-            let still = known.is_some_and(|channel| !channel.principal.is_expired(now));
-            if !still || sending.port.stage.is_closed() || !sending.port.outbox.is_open() {
+            let Some(known) = known.filter(|_| !sending.port.stage.is_closed() && sending.port.outbox.is_open()) else {
                 over.push(*id);
+                continue;
+            };
+            if known.principal.is_expired(now) {
+                // Its session ends it, or has another token for it.
                 continue;
             }
             let shard = sending.port.shard % self.out.len();
@@ -151,11 +156,12 @@ impl Hub {
                 through.push(*id);
             }
             let reached = sending.port.place.streamed().filter(|_| !sending.has_rows());
-            // Of another history: the channel was told that it has lost something.
-            let is_behind =
-                |reached: &Cursor| reached.epoch != sending.until.epoch || reached.position >= sending.until.position;
-            let Some(reached) = reached.filter(is_behind) else { continue };
-            let cursor = if reached.epoch == sending.until.epoch { sending.until } else { reached };
+            let until = sending.until;
+            let is_behind = |reached: Cursor| reached.epoch == until.epoch && reached.position >= until.position;
+            if !reached.is_some_and(is_behind) {
+                continue;
+            }
+            let cursor = until;
             for (id, rows, more) in sending.told.drain(..) {
                 let details = Some(Details::Snapshot { id, rows, more, cursor });
                 let message = COMPLETE.into();
@@ -171,6 +177,34 @@ impl Hub {
         // What is said of the stream comes behind the rows.
         through.into_iter().for_each(|id| self.place(id));
         self.deps.metrics.snapshots_sending.set(self.snapshots.sending.len() as i64);
+    }
+}
+
+impl Hub {
+    /// Another history goes on: a snapshot that shows only what is in both is as good as before, and goes on in that one. What
+    /// another one shows may never have happened: its channel is told, unless it is live and `told` already, and that was it.
+    pub(in crate::hub) fn part_snapshot(&mut self, id: ChannelId, told: bool, catalog: &Catalog) {
+        let Some(channel) = self.registry.get(id) else { return };
+        let Some(seam) = channel.seam.as_ref().filter(|seam| seam.epoch() != self.epoch).cloned() else { return };
+        let (at, port) = (channel.at, channel.port.clone());
+        let is_shared = seam.epoch().is_none_or(|epoch| self.deps.log.shares(epoch, seam.until().position.lsn));
+        let after = is_shared.then(|| Arc::new(seam.continued(self.epoch)));
+        self.registry.put(id, at, |channel| channel.seam = after.clone(), catalog);
+        let Some(sending) = self.snapshots.sending.get_mut(&id) else { return };
+        if let Some(after) = after {
+            sending.until = after.until();
+            return;
+        }
+        self.snapshots.sending.remove(&id);
+        if !(told && at == At::Live) {
+            let to =
+                self.registry.get(id).and_then(|channel| self.progress(channel)).or_else(|| self.cursor(self.judged()));
+            self.tell_gap(&port, None, to, GapReason::Lost);
+        }
+        port.place.end_snapshot();
+        if at == At::Snapshot {
+            self.place(id);
+        }
     }
 }
 

@@ -261,7 +261,18 @@ mod tests {
     fn the_reply_tells_the_lowest_place_or_none() {
         let entry = |start| {
             let (schema, table, action) = (Name::Any, Name::Any, Action::All);
-            Entry { id: 1, action, schema, table, filter: None, select: None, start, cursor_as: None, snapshot: None, messages: None }
+            Entry {
+                id: 1,
+                action,
+                schema,
+                table,
+                filter: None,
+                select: None,
+                start,
+                cursor_as: None,
+                snapshot: None,
+                messages: None,
+            }
         };
         let lowest = |starts: &[Start]| lowest(at(1, 9), &starts.iter().copied().map(entry).collect::<Vec<_>>());
         assert_eq!(lowest(&[Start::After(at(1, 9))]), Some(at(1, 9)));
