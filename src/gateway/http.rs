@@ -36,12 +36,14 @@ use super::pages::{self, Pages};
 use super::stream::Stream;
 use super::tls::Tls;
 use super::{GatewayConfig, Shared, Tokens, phoenix, storm};
+use crate::authority::Authority;
 use crate::claims::{Principal, TokenError};
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::pg::Pool;
 use crate::resume::{CursorKey, Frontiers, History};
 use crate::task::{Connections, Drain, Gate};
 
@@ -63,6 +65,10 @@ pub struct Deps {
     pub cursor_key: Arc<CursorKey>,
     /// What devices have received.
     pub frontiers: Arc<Frontiers>,
+    /// Who may read and write private channels.
+    pub authority: Authority,
+    /// For stored messages.
+    pub pool: Pool,
     /// When to stop.
     pub drain: Drain,
     /// The set that every connection's task belongs to.
@@ -181,7 +187,7 @@ impl Bound {
         let turns = storm::Turns::new(&config);
         let joins = Joins::new(&config);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
-        let Deps { connections, ready, tls, .. } = deps;
+        let Deps { connections, ready, tls, authority, pool, .. } = deps;
         let shared = Arc::new(Shared {
             config,
             hub,
@@ -196,6 +202,8 @@ impl Bound {
             gate,
             turns,
             joins,
+            authority,
+            pool,
             ready,
         });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));

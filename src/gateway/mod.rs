@@ -28,11 +28,13 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::sync::watch;
 
+use crate::authority::Authority;
 use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
 use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::pg::Pool;
 use crate::resume::{CursorKey, Frontiers, History};
 use crate::task::{Drain, Gate};
 
@@ -86,6 +88,9 @@ struct Shared {
     gate: Gate,
     turns: storm::Turns,
     joins: limits::Joins,
+    authority: Authority,
+    /// For stored messages.
+    pool: Pool,
     /// Whether changes are streaming.
     ready: watch::Receiver<bool>,
 }

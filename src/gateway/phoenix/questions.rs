@@ -3,29 +3,57 @@
 
 use std::sync::Arc;
 
-use super::seams::{Asking, AuthorityError, Reads, Seat, Stored, Watch, Writes};
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::seams::Seat;
 use super::session::Place;
 use super::socket::Done;
+use crate::authority::{Asking, AuthorityError, Watch};
+use crate::error::chain;
 use crate::gateway::Shared;
 use crate::hub::{ChannelId, Port};
+use crate::messages;
 use crate::policy::Rights;
 
-pub(super) async fn read(_shared: Arc<Shared>, number: u64, _asking: Asking, _presence: bool) -> Done {
-    Done::Read(number, Err::<Reads, _>(AuthorityError::NotInstalled))
+/// As Postgres says it.
+fn late() -> AuthorityError {
+    AuthorityError::Timeout("canceling statement due to statement timeout".into())
 }
 
-pub(super) async fn write(_shared: Arc<Shared>, number: u64, _asking: Asking) -> Done {
-    Done::Wrote(number, Err::<Writes, _>(AuthorityError::NotInstalled))
+/// What may be read.
+pub(super) async fn read(shared: Arc<Shared>, number: u64, asking: Asking, presence: bool) -> Done {
+    let answer = timeout(shared.config.rights_timeout, shared.authority.read(&asking, presence)).await;
+    Done::Read(number, answer.unwrap_or_else(|_| Err(late())))
 }
 
-pub(super) async fn stored(_shared: Arc<Shared>, number: u64, _topic: Arc<str>, _since: i64, _limit: u32) -> Done {
-    Done::Stored(number, None::<Vec<Stored>>)
+/// What may be written.
+pub(super) async fn write(shared: Arc<Shared>, number: u64, asking: Asking) -> Done {
+    let answer = timeout(shared.config.rights_timeout, shared.authority.write(&asking)).await;
+    Done::Wrote(number, answer.unwrap_or_else(|_| Err(late())))
+}
+
+/// Messages of the table.
+pub(super) async fn stored(shared: Arc<Shared>, number: u64, topic: Arc<str>, since: i64, limit: u32) -> Done {
+    let reading = messages::replay(&shared.pool, &topic, since, limit);
+    let stored = match timeout(shared.config.rights_timeout, reading).await {
+        Ok(Ok(stored)) => Some(stored),
+        Ok(Err(error)) => {
+            warn!(error = %chain(&error), "stored messages could not be read");
+            None
+        }
+        Err(_) => {
+            warn!("stored messages could not be read in time");
+            None
+        }
+    };
+    Done::Stored(number, stored)
 }
 
 /// Whether changes stream, now or in time.
 pub(super) async fn streams(shared: Arc<Shared>, id: ChannelId) -> Done {
     let mut ready = shared.ready.clone();
-    let flowing = tokio::time::timeout(shared.config.stream_patience, ready.wait_for(|ready| *ready)).await;
+    let flowing = timeout(shared.config.stream_patience, ready.wait_for(|ready| *ready)).await;
     Done::Streams(id, matches!(flowing, Ok(Ok(_))))
 }
 
@@ -33,6 +61,6 @@ pub(super) fn enter(_shared: &Shared, _port: Arc<Port>, _seat: Place) -> Seat {
     Seat
 }
 
-pub(super) fn watch(_shared: &Shared, _asking: Asking, _rights: Arc<Rights>) -> Watch {
-    Watch
+pub(super) fn watch(shared: &Shared, asking: Asking, rights: Arc<Rights>) -> Watch {
+    shared.authority.watch(&asking, rights)
 }

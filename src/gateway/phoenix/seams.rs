@@ -1,11 +1,8 @@
 //! Names of the parts that a session works with, until they are there.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
-
-use crate::claims::Principal;
 
 /// See `room`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,56 +24,6 @@ pub(super) enum RoomError {
     Closed,
 }
 
-#[derive(Debug, Clone)]
-pub(super) struct Asking {
-    pub(super) topic: Arc<str>,
-    pub(super) principal: Arc<Principal>,
-    pub(super) headers: Arc<str>,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Reads {
-    pub(super) broadcast: bool,
-    pub(super) presence: Option<bool>,
-    pub(super) basis: Basis,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Writes {
-    pub(super) broadcast: bool,
-    pub(super) presence: bool,
-    pub(super) basis: Basis,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Basis {
-    Followed,
-    Until(Instant),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum AuthorityError {
-    Timeout(String),
-    MissingPartition,
-    PoolExhausted,
-    Unavailable,
-    Policy,
-    NotInstalled,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stored {
-    pub(super) id: [u8; 16],
-    pub(super) event: String,
-    pub(super) payload: StoredPayload,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum StoredPayload {
-    Json(String),
-    Binary(Bytes),
-}
-
 pub(super) struct Seat;
 
 impl Seat {
@@ -91,5 +38,3 @@ impl Seat {
     }
     pub(super) async fn send_state(&self) {}
 }
-
-pub(super) struct Watch;

@@ -33,14 +33,15 @@ use tracing::{debug, warn};
 use super::codec::{self, Decoded};
 use super::receipts::{Due, Mark, Receipts};
 use super::rooms::Seats;
-use super::seams::{AuthorityError, Reads, Stored, Watch, Writes};
 use super::session::{Effect, Now, Session, Visitor};
+use crate::authority::{AuthorityError, Reads, Watch, Writes};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close, frame};
 use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Transmit, Version};
+use crate::messages::Stored;
 use crate::resume::Tracked;
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.

@@ -109,6 +109,8 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
         gate: task::Gate::always(),
         connections: connections.clone(),
         ready: ready_seen,
+        authority: testing::authority(),
+        pool: testing::no_pool(),
         shards: 2,
         tls: None,
     };

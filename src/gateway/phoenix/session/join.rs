@@ -16,8 +16,8 @@ use crate::channel::{Feed, Join, JoinError, Privacy, Replay, TokenChoice};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::phoenix::codec::{self, Message, Ref};
-use crate::gateway::phoenix::seams::Stored;
 use crate::hub::CloseReason;
+use crate::messages::Stored;
 use crate::policy::Right;
 use crate::resume::Cursor;
 

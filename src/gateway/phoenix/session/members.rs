@@ -13,10 +13,10 @@ use tracing::warn;
 use super::topic::{Backlog, Channel, Topic, Waits, What, sub_topic};
 use super::join::Asker;
 use super::{Effect, Now, Session};
+use crate::authority::{Asking, AuthorityError, Basis, Reads, Writes};
 use crate::channel::{JoinError, UNREACHABLE, no_permission};
 use crate::claims::Principal;
 use crate::gateway::phoenix::codec::Message;
-use crate::gateway::phoenix::seams::{Asking, AuthorityError, Basis, Reads, Writes};
 use crate::policy::{Right, Rights};
 
 /// Rights are asked for again when this part of their time has passed.
@@ -75,6 +75,7 @@ impl Membership {
         (self.ask_at, self.ends_at) = match reads.basis {
             Basis::Followed => (None, None),
             Basis::Until(until) => {
+                let until = until.into_std();
                 let left = until.saturating_duration_since(now).mul_f64(ASK_AGAIN_AT);
                 (Some(now + left), Some(until + patience))
             }
@@ -87,7 +88,7 @@ impl Membership {
         self.writes_until = match writes.basis {
             Basis::Followed => None,
             // Never so short that the push which has asked would ask again.
-            Basis::Until(until) => Some(until.max(now + ASK_AGAIN_AFTER)),
+            Basis::Until(until) => Some(until.into_std().max(now + ASK_AGAIN_AFTER)),
         };
     }
 
@@ -300,7 +301,8 @@ impl Session {
 
     /// It could not be found out whether a push is allowed: a broadcast vanishes, presence is told.
     fn push_undecided(&mut self, push: &Message<'_>, error: &AuthorityError, out: &mut Vec<Effect>) {
-        warn!(connection = self.visitor.connection, topic = &*push.topic, ?error, "it can't be decided who may write");
+        let (connection, topic, error) = (self.visitor.connection, &*push.topic, error.as_str());
+        warn!(connection, topic, error, "it could not be decided whether a client may write to a private channel");
         if push.event == "presence" {
             self.presence_refused(push, out);
         }

@@ -35,7 +35,8 @@ use tracing::{debug, info};
 
 use self::topic::{Topic, What};
 use super::codec::{self, Message, Ref, Status};
-use super::seams::{Asking, RoomMessage};
+use super::seams::RoomMessage;
+use crate::authority::Asking;
 use crate::channel::{GoOn, JoinError};
 use crate::claims::{Principal, TokenError};
 use crate::gateway::Shared;

@@ -14,8 +14,8 @@ use super::topic::{Channel, Topic, What, sub_topic};
 use super::{Effect, Now, Session};
 use crate::channel::JoinError;
 use crate::gateway::phoenix::codec::{self, Ref, Status};
-use crate::gateway::phoenix::seams::{Stored, StoredPayload};
 use crate::hub::{Action, ChannelId, Entry, Messages, Name, Start};
+use crate::messages::{Stored, StoredPayload};
 
 /// The canonical text of the entry of messages, under which devices are resumed.
 pub(super) const MESSAGES: &str = r#"{"messages":true}"#;
