@@ -126,7 +126,7 @@ metrics! {
     /// Open client connections
     connections: Gauge = "connections";
     /// Open client connections by version of the Phoenix serializer
-    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0"];
+    connections_by_protocol: LabelledGauge = "connections_by_protocol" by "version" ["1.0.0", "2.0.0", "topics"];
     /// Channels joined
     joins: Counter = "joins";
     /// Channels left by the client, or joined anew
@@ -141,6 +141,12 @@ metrics! {
     subscriptions: Gauge = "subscriptions";
     /// Frames with a change handed to client outboxes
     deliveries: Counter = "deliveries";
+    /// Database broadcasts that came: rows inserted into realtime.messages
+    messages: Counter = "messages";
+    /// Frames with a database broadcast handed to client outboxes
+    message_deliveries: Counter = "message_deliveries";
+    /// Database broadcasts that were not sent by reason: malformed (no topic, event, id or payload), extension (not broadcast), payload (too large), counted once each; header (topic, event or meta over 255 bytes on protocol 2), binary (on protocol 1), counted for each member
+    messages_dropped: Labelled = "messages_dropped" by "reason" ["malformed", "extension", "payload", "header", "binary"];
     /// Verdicts on (change, subscriber) pairs by kind: permit, deny, undecided
     verdicts: Labelled = "verdicts" by "kind" ["permit", "deny", "undecided"];
     /// Denials by reason

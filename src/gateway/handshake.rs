@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use warp::http::{HeaderMap, Method, Response, StatusCode, header};
 
-use super::{Tokens, device, storm};
+use super::{Tokens, device, pages, storm};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing as _;
 use crate::hub::{RESTARTING, Version};
@@ -49,24 +49,37 @@ pub(super) enum Refusal {
     NoSlot,
 }
 
+/// What is asked for at this path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Door {
+    /// Phoenix; `vsn` says which.
+    Phoenix,
+    /// Typed JSON.
+    Topics,
+}
+
 /// All checks but the number of connections, which is asked last and by the caller. `device`: as it stands in the path.
 pub(super) fn check(
     method: &Method,
     headers: &HeaderMap,
     query: &str,
-    device: Option<&str>,
+    (door, device): (Door, Option<&str>),
     verifier: &dyn Tokens,
     now_unix_seconds: i64,
 ) -> Result<Grant, Refusal> {
     let accept = accept_key(method, headers)?;
-    let version = match parameter(query, "vsn") {
-        None => Version::V1,
-        Some(text) => version(&text).ok_or(Refusal::Version)?,
+    let version = match (door, parameter(query, "vsn")) {
+        (Door::Topics, _) => Version::Topics,
+        (Door::Phoenix, None) => Version::V1,
+        (Door::Phoenix, Some(text)) => version(&text).ok_or(Refusal::Version)?,
     };
-    // The header wins even if it is invalid: gateways put the real token there.
-    let token = match headers.get("x-api-key") {
-        Some(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
-        None => parameter(query, "apikey").ok_or(Refusal::NoKey)?,
+    let token = match door {
+        Door::Topics => pages::token(headers, query).or_else(|| parameter(query, "token")).ok_or(Refusal::NoKey)?,
+        // The header wins even if it is invalid: gateways put the real token there.
+        Door::Phoenix => match headers.get("x-api-key") {
+            Some(value) => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            None => parameter(query, "apikey").ok_or(Refusal::NoKey)?,
+        },
     };
     let principal = verifier.verify(&token, now_unix_seconds).map_err(Refusal::Token)?;
     let device = device::named(device, query, headers).map_err(Refusal::Device)?;

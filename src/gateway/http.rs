@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 use warp::http::{HeaderMap, Method, Request, Response, StatusCode};
 use warp::{Filter, Rejection, Reply};
 
-use super::handshake::{self, Grant, Refusal, plain};
+use super::handshake::{self, Door, Grant, Refusal, plain};
 use super::limits::{Admission, Admitted, Joins};
 use super::pages::{self, Pages};
 use super::stream::Stream;
@@ -380,21 +380,27 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
         .unify()
         .or(warp::path!("websocket"))
         .unify()
-        .map(|| None)
+        .map(|| (Door::Phoenix, None))
         .or(warp::path!("realtime" / "v1" / "device" / String / "websocket")
             .or(warp::path!("socket" / "device" / String / "websocket"))
             .unify()
-            .map(Some))
+            .map(|device| (Door::Phoenix, Some(device))))
+        .unify()
+        .or(warp::path!("api" / "ws")
+            .or(warp::path!("realtime" / "v1" / "api" / "ws"))
+            .unify()
+            .map(|| (Door::Topics, None)))
         .unify()
         .and(warp::method())
         .and(warp::header::headers_cloned())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .and(warp::ext::optional::<OnUpgrade>())
         .and(warp::ext::get::<Handover>())
-        .then(move |device: Option<String>, method, headers, query: String, upgrade, handover| {
+        .then(move |(door, device): (Door, Option<String>), method, headers, query: String, upgrade, handover| {
             let doors = doors.clone();
             async move {
-                let request = Opening { method: &method, headers: &headers, query: &query, device: device.as_deref() };
+                let device = device.as_deref();
+                let request = Opening { method: &method, headers: &headers, query: &query, door, device };
                 shake_hands(&doors, &request, upgrade, &handover).await
             }
         });
@@ -416,6 +422,7 @@ struct Opening<'a> {
     method: &'a Method,
     headers: &'a HeaderMap,
     query: &'a str,
+    door: Door,
     /// The device, as it stands in the path.
     device: Option<&'a str>,
 }
@@ -452,9 +459,9 @@ async fn shake_hands(
 ) -> Response<String> {
     let shared = &doors.shared;
     let Handover { connection, peer, .. } = *handover;
-    let Opening { method, headers, query, device } = *request;
+    let Opening { method, headers, query, door, device } = *request;
     let verifier = shared.verifier.as_ref();
-    let check = || handshake::check(method, headers, query, device, verifier, shared.clock.unix_seconds());
+    let check = || handshake::check(method, headers, query, (door, device), verifier, shared.clock.unix_seconds());
     let mut checked = check();
     if let Err(Refusal::Token(error)) = &checked
         && learned(doors, error).await

@@ -6,12 +6,14 @@ mod close;
 mod device;
 mod handshake;
 mod http;
+mod json;
 mod limits;
 mod pages;
 pub mod shard;
 mod storm;
 mod stream;
 mod tls;
+mod topics;
 pub mod phoenix;
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::encode::{Place, RowShape, changes_frame, details, system_frame, write_data};
+use super::encode::{Place, RowShape, changes_frame, Unsendable, details, message_frame, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
 use crate::fail::{self, Point};
-use crate::hub::{Batch, Event, Fanout, Greeting, NO_CURSOR, Notice, Outgoing, Port, Reach, Version};
+use crate::hub::{Batch, Event, Fanout, Greeting, Message, NO_CURSOR, Notice, Outgoing, Port, Reach, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::resume::{Cursor, CursorKey};
@@ -168,6 +168,9 @@ impl Shard {
         if self.taken.last() != Some(&event.taken) {
             self.taken.push(event.taken);
         }
+        if event.message {
+            return self.message(fanout);
+        }
         let shape = self.shape(event);
         let (buffer, key) = (&mut self.data, &self.key);
         let mut data_with = |cursor_as: Option<&Arc<str>>| {
@@ -210,6 +213,38 @@ impl Shard {
             member.port.place.deliver();
             self.frames.push(Frame { port: member.port.clone(), bytes: frame.clone(), greeting: false });
             last = Some((i, frame));
+        }
+    }
+
+    /// A database broadcast. Encoded once per protocol version and topic; an empty frame says that it has none.
+    fn message(&mut self, fanout: &Fanout) {
+        let (event, permit) = (fanout.event.value(), fanout.event.permit());
+        let Some(message) = Message::of(&event.row) else { return };
+        for member in &fanout.members {
+            let port = &member.port;
+            if member.cost > 0 {
+                self.places.push(Placing::Arrived(port.clone(), member.cost));
+            }
+            if port.stage.is_closed() {
+                continue;
+            }
+            let frame = event.frame(permit, member, || {
+                let cursor = event.cursor(&self.key);
+                message_frame(port.version, &port.topic, &message, cursor).unwrap_or_else(|why| {
+                    if why != Unsendable::Binary {
+                        let (position, reason) = (event.row.position, why.as_str());
+                        tracing::warn!(%position, reason, "a database broadcast is not sent to members with protocol 2");
+                    }
+                    Bytes::new()
+                })
+            });
+            if frame.is_empty() {
+                let why = if port.version == Version::V2 { Unsendable::Header } else { Unsendable::Binary };
+                self.metrics.messages_dropped.get_or_create(&[("reason", why.as_str())]).inc();
+                continue;
+            }
+            port.place.deliver();
+            self.frames.push(Frame { port: port.clone(), bytes: frame, greeting: false });
         }
     }
 

@@ -30,6 +30,8 @@ pub enum Version {
     V2,
     /// Not Phoenix: each `data` object, and each notice as `{"notice":…}`, is a line of its own.
     Plain,
+    /// Not Phoenix: typed JSON objects (`/api/ws`).
+    Topics,
 }
 
 impl Version {
@@ -39,6 +41,7 @@ impl Version {
             Version::V1 => "1.0.0",
             Version::V2 => "2.0.0",
             Version::Plain => "plain",
+            Version::Topics => "topics",
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::event::{Details, Greeting, Outgoing};
 use super::filters::Owner;
+use super::messages::NO_TABLE;
 use super::registry::{At, Channel};
 use super::replay::{self, Moments};
 use super::reshaped::reshaped;
@@ -362,7 +363,7 @@ impl Hub {
         // A channel that has a new token stays where it is: rows that wait are still for it.
         let known = self.registry.get(id).filter(|channel| same(&channel.port, &port) && channel.entries == entries);
         if let Some(known) = known {
-            let (at, is_empty) = (known.at, known.targets.is_empty());
+            let (at, is_empty) = (known.at, known.is_out());
             let is_aside = at != At::Live || snapped.is_some();
             if is_aside {
                 // It may have more to look for than the pass that it is in has at hand.
@@ -419,7 +420,7 @@ impl Hub {
         entries: &Arc<Vec<Entry>>,
     ) -> Option<(Vec<Target>, Channel)> {
         let channel =
-            self.registry.get(id).filter(|channel| !channel.targets.is_empty() && same(&channel.port, port))?;
+            self.registry.get(id).filter(|channel| !channel.targets.is_empty() && !channel.is_out() && same(&channel.port, port))?;
         let same = channel.principal.sharing_key == principal.sharing_key && channel.entries == *entries;
         same.then(|| (channel.targets.clone(), channel.place()))
     }
@@ -434,7 +435,7 @@ impl Hub {
                 self.revalidate(id, entries, principal, Duration::from_secs(1));
             }
             Ok((targets, warnings, _)) => {
-                let (at, is_empty) = (channel.at, channel.targets.is_empty());
+                let (at, is_empty) = (channel.at, channel.is_out());
                 self.keeper.want(&targets, &principal.role);
                 if at != At::Live {
                     // It may have more to look for than the pass that it is in has at hand.
@@ -456,10 +457,14 @@ impl Hub {
                 }
             }
             Err(error) => {
-                // Kept without targets where it is: should the table come back, the channel is asked again, and goes on from
-                // there with all of its tables.
-                self.pause(id);
-                self.registry.retarget(id, Vec::new(), catalog);
+                // Messages, which need no table of the client's, go on. Without any the channel is kept without targets where it
+                // is: should the table come back, it is asked again, and goes on from there with all of its tables.
+                let messages: Vec<Target> =
+                    channel.targets.iter().filter(|target| target.table_oid == NO_TABLE).cloned().collect();
+                if messages.is_empty() {
+                    self.pause(id);
+                }
+                self.registry.retarget(id, messages, catalog);
                 self.note_paused(id, true);
                 self.settled(id);
                 self.tell(&port, false, &error.message, None);

@@ -119,7 +119,7 @@ impl Crowd {
 
     /// The event of a row, made once for [`Crowd::deliver`].
     pub(crate) fn event(&self, row: RowChange) -> Arc<Event> {
-        event(row, (Timestamp(0), Instant::now()), self.catalog.types(), Some(1))
+        Arc::new(event(row, (Timestamp(0), Instant::now()), self.catalog.types(), Some(1)))
     }
 
     /// What the hub does for a row, up to the batches for the shards. Returns how many get it.

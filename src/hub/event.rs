@@ -43,6 +43,8 @@ pub struct Event {
     pub epoch: Option<u64>,
     /// It is a row of a snapshot, and `commit_time` is the snapshot's.
     pub snapshot: bool,
+    /// It goes out as the broadcast that it is, not as a change of a table.
+    pub message: bool,
     cursor: OnceLock<Option<String>>,
     encodings: Mutex<Encodings>,
 }
@@ -66,12 +68,17 @@ impl Event {
         epoch: Option<u64>,
     ) -> Event {
         let (cursor, encodings) = (OnceLock::new(), Mutex::default());
-        Event { row, commit_time, taken, types, epoch, snapshot: false, cursor, encodings }
+        Event { row, commit_time, taken, types, epoch, snapshot: false, message: false, cursor, encodings }
     }
 
     /// A row of a snapshot taken at this time.
     pub fn of_snapshot(row: Arc<RowChange>, at: Timestamp, taken: Instant, types: Arc<Types>) -> Event {
         Event { snapshot: true, ..Event::new(row, at, taken, types, None) }
+    }
+
+    /// The same as a broadcast.
+    pub fn of_message(self) -> Event {
+        Event { message: true, ..self }
     }
 
     /// The text of its cursor, sealed once; `None` if it has none. One relay has one key.

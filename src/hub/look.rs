@@ -99,7 +99,7 @@ impl Hub {
             entries: channel.entries.clone(),
             from: channel.from(),
             waiting: channel.port.outbox.waiting(),
-            in_force: !channel.targets.is_empty() && channel.at != At::Paused,
+            in_force: !channel.is_out() && channel.at != At::Paused,
         };
         let known = |role: &Arc<str>| self.current.as_ref().is_some_and(|rules| rules.roles.contains(&**role));
         let role_known = look.role.as_ref().is_none_or(known);

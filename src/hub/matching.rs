@@ -37,6 +37,7 @@ pub(super) fn is_published(published: &Published, change: &Change) -> bool {
 }
 
 /// What [`Matcher::judge`] found.
+#[derive(Default)]
 pub(super) struct Judgement {
     pub(super) permits: Permits,
     pub(super) asked: SmallVec<[Asked; 1]>,
@@ -82,16 +83,7 @@ impl Matcher {
         now_unix_seconds: i64,
         metrics: &Metrics,
     ) -> Judgement {
-        let mut judgement = Judgement {
-            permits: Permits::new(),
-            asked: SmallVec::new(),
-            filtered: Vec::new(),
-            undecided: Vec::new(),
-            lost: Vec::new(),
-            lost_to_all: false,
-            expired: Vec::new(),
-            principals: AHashMap::new(),
-        };
+        let mut judgement = Judgement::default();
         let Some(table) = registry.table(at, row.relation.oid) else { return judgement };
         let mut counts = Counts::default();
         let Matcher { proposals, verdicts } = self;
@@ -337,13 +329,9 @@ pub(super) fn notify(
 }
 
 /// An event of a row, not encoded yet.
-pub(super) fn event(
-    row: RowChange,
-    (commit_time, taken): (Timestamp, Instant),
-    types: &Arc<Types>,
-    epoch: Option<u64>,
-) -> Arc<Event> {
-    Arc::new(Event::new(Arc::new(row), commit_time, taken, types.clone(), epoch))
+pub(super) fn event(row: RowChange, when: (Timestamp, Instant), types: &Arc<Types>, epoch: Option<u64>) -> Event {
+    let (commit_time, taken) = when;
+    Event::new(Arc::new(row), commit_time, taken, types.clone(), epoch)
 }
 
 /// Verdicts of one row, reported together. What is counted is candidates: each channel, once per selection of columns, whose

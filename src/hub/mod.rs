@@ -19,6 +19,7 @@ mod look;
 mod matching;
 mod members;
 mod memo;
+mod messages;
 mod noting;
 mod numbers;
 mod outbox;
@@ -61,6 +62,7 @@ pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member,
 pub use facts::{FactsConfig, FactsOf};
 pub use members::Watch;
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
+pub use messages::{Body, MESSAGES_TABLE, Message, is_of_messages};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
@@ -103,6 +105,8 @@ pub struct HubConfig {
     pub facts: FactsConfig,
     /// Bounds of snapshots.
     pub snapshot: SnapshotConfig,
+    /// Bytes of a database broadcast's payload; larger ones are dropped. 3,000,500.
+    pub max_message_bytes: usize,
 }
 
 impl Default for HubConfig {
@@ -117,6 +121,7 @@ impl Default for HubConfig {
             filter_ask: FilterAskConfig::default(),
             facts: FactsConfig::default(),
             snapshot: SnapshotConfig::default(),
+            max_message_bytes: 3_000_500,
         }
     }
 }

@@ -9,6 +9,7 @@ use ahash::AHashMap;
 use smallvec::SmallVec;
 
 use super::index::TableIndex;
+use super::messages::{MessageIndex, NO_TABLE};
 use super::resolve::Target;
 use super::slots::Slots;
 use super::snapshot::Seam;
@@ -81,6 +82,12 @@ impl Channel {
         Channel { froms, epoch, at, seam, ..Channel::new(port, principal, entries) }
     }
 
+    /// No table that it asks for is looked at for it.
+    pub(super) fn is_out(&self) -> bool {
+        self.targets.iter().all(|target| target.table_oid == NO_TABLE)
+            && self.entries.iter().any(|entry| entry.messages.is_none())
+    }
+
     /// Those of its entries that have a snapshot begin there.
     pub(super) fn begin_snapped(&mut self, start: Position) {
         let own = |at: usize| self.froms.get(at).or(self.froms.first()).copied().unwrap_or_default();
@@ -106,13 +113,20 @@ impl Channel {
 
 type Tables = AHashMap<u32, TableIndex>;
 
+/// Those who are looked for in one place.
+#[derive(Default)]
+struct Set {
+    tables: Tables,
+    messages: MessageIndex,
+}
+
 /// All channels. Slots are reused, [`ChannelId`]s are not.
 pub(super) struct Registry {
     options: policy::Options,
     slots: Slots<Channel>,
     by_id: AHashMap<ChannelId, u32>,
     /// Those of the live ones, then those of each pass.
-    sets: Vec<Tables>,
+    sets: Vec<Set>,
     subscriptions: usize,
     /// The rules that the stream has come to, if they are not those in force.
     passed: Option<Arc<Catalog>>,
@@ -124,7 +138,7 @@ impl Registry {
             options,
             slots: Slots::new(),
             by_id: AHashMap::new(),
-            sets: (0..=passes).map(|_| Tables::new()).collect(),
+            sets: (0..=passes).map(|_| Set::default()).collect(),
             subscriptions: 0,
             passed: None,
         }
@@ -151,7 +165,8 @@ impl Registry {
             channel.epoch = epoch;
         }
         if let Some(live) = self.sets.first_mut() {
-            live.values_mut().for_each(|table| table.rebase(from));
+            live.tables.values_mut().for_each(|table| table.rebase(from));
+            live.messages.rebase(from);
         }
     }
 
@@ -186,11 +201,15 @@ impl Registry {
     fn point(&mut self, slot: u32, targets: Vec<Target>, catalog: &Catalog) {
         let Some(channel) = self.slots.get_mut(slot) else { return };
         self.subscriptions += targets.len();
-        let Some(tables) = channel.at.set().and_then(|set| self.sets.get_mut(set)) else {
+        let Some(Set { tables, messages }) = channel.at.set().and_then(|set| self.sets.get_mut(set)) else {
             channel.targets = targets;
             return;
         };
         let subs = targets.iter().map(|target| {
+            let asked = channel.entries.get(target.entry as usize).and_then(|entry| entry.messages.as_ref());
+            if let (NO_TABLE, Some(asked)) = (target.table_oid, asked) {
+                return messages.insert(slot, channel, (target.entry_id, channel.start_of(target)), asked);
+            }
             let table =
                 tables.entry(target.table_oid).or_insert_with(|| TableIndex::new(self.options, self.passed.clone()));
             let (port, principal) = (channel.port.clone(), channel.principal.clone());
@@ -203,8 +222,11 @@ impl Registry {
 
     fn unpoint(&mut self, at: At, targets: &[Target], subs: Vec<u32>) {
         self.subscriptions -= targets.len();
-        let Some(tables) = at.set().and_then(|set| self.sets.get_mut(set)) else { return };
+        let Some(Set { tables, messages }) = at.set().and_then(|set| self.sets.get_mut(set)) else { return };
         for (Target { table_oid, .. }, sub) in targets.iter().zip(subs) {
+            if *table_oid == NO_TABLE {
+                messages.remove(sub);
+            }
             if let Some(table) = tables.get_mut(table_oid) {
                 table.remove(sub);
                 if table.is_empty() {
@@ -238,17 +260,23 @@ impl Registry {
     }
 
     pub(super) fn table(&mut self, at: At, oid: u32) -> Option<&mut TableIndex> {
-        self.sets.get_mut(at.set()?)?.get_mut(&oid)
+        self.sets.get_mut(at.set()?)?.tables.get_mut(&oid)
     }
 
     /// Somebody who is looked for there has subscribed to this table.
     pub(super) fn has_table(&self, at: At, oid: u32) -> bool {
-        at.set().and_then(|set| self.sets.get(set)).is_some_and(|tables| tables.contains_key(&oid))
+        at.set().and_then(|set| self.sets.get(set)).is_some_and(|set| set.tables.contains_key(&oid))
+    }
+
+    /// Those who ask for messages and are looked for there; `None` if there is none.
+    pub(super) fn messages(&self, at: At) -> Option<&MessageIndex> {
+        let set = at.set().and_then(|set| self.sets.get(set))?;
+        Some(&set.messages).filter(|messages| !messages.is_empty())
     }
 
     /// Nobody is looked for there.
     pub(super) fn is_empty(&self, at: At) -> bool {
-        at.set().and_then(|set| self.sets.get(set)).is_none_or(|tables| tables.is_empty())
+        at.set().and_then(|set| self.sets.get(set)).is_none_or(|set| set.tables.is_empty() && set.messages.is_empty())
     }
 
     /// Puts the plans of these rules into force. The facts are those of the stream, which may be behind the rules: a plan that is
@@ -256,7 +284,7 @@ impl Registry {
     /// by the old facts what nobody ever had.
     pub(super) fn apply_rules(&mut self, catalog: &Catalog, before: &Arc<Catalog>) {
         self.passed.get_or_insert_with(|| before.clone());
-        for table in self.sets.iter_mut().flat_map(|tables| tables.values_mut()) {
+        for table in self.sets.iter_mut().flat_map(|set| set.tables.values_mut()) {
             table.apply_rules(catalog, self.passed.as_ref());
         }
     }
@@ -264,13 +292,13 @@ impl Registry {
     /// The stream has come to the rules in force.
     pub(super) fn catch_up(&mut self) {
         self.passed = None;
-        self.sets.iter_mut().flat_map(|tables| tables.values_mut()).for_each(TableIndex::catch_up);
+        self.sets.iter_mut().flat_map(|set| set.tables.values_mut()).for_each(TableIndex::catch_up);
     }
 
     /// Tables that somebody subscribes to, by oid, with the number of subscriptions.
     pub(super) fn by_table(&self) -> AHashMap<u32, usize> {
         let mut counts = AHashMap::new();
-        for (oid, table) in self.sets.iter().flatten() {
+        for (oid, table) in self.sets.iter().flat_map(|set| &set.tables) {
             *counts.entry(*oid).or_default() += table.len();
         }
         counts

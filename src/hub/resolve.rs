@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::filters::Owner;
+use super::messages::NO_TABLE;
 use super::rules::{Rules, RulesHandle};
 use super::warnings::warnings;
 use super::{Action, Entry, Name, SubscribeError, Warning};
@@ -30,6 +31,14 @@ pub(super) struct Target {
     pub(super) select: Option<Arc<BTreeSet<String>>>,
     /// Under which name the record carries its cursor.
     pub(super) cursor_as: Option<Arc<str>>,
+}
+
+impl Target {
+    /// Of an entry that asks for messages. There is no table to look for: members wait for the first of it, too.
+    fn of_messages(entry_id: i32) -> Target {
+        let (action, predicate, select, cursor_as) = (Action::Insert, Predicate::everything(), None, None);
+        Target { table_oid: NO_TABLE, entry_id, entry: 0, action, predicate, select, cursor_as }
+    }
 }
 
 /// A reading of the catalog must know the channel's role within this.
@@ -70,13 +79,13 @@ pub(super) async fn resolve(
     Ok((targets, warnings, rules))
 }
 
-/// Whether the entry names this table.
+/// Whether the entry names this table, for its rows.
 pub(super) fn names(entry: &Entry, schema: &str, table: &str) -> bool {
     let is = |name: &Name, text: &str| match name {
         Name::Any => true,
         Name::Is(wanted) => **wanted == *text,
     };
-    is(&entry.schema, schema) && is(&entry.table, table)
+    entry.messages.is_none() && is(&entry.schema, schema) && is(&entry.table, table)
 }
 
 async fn resolve_entry(
@@ -86,6 +95,10 @@ async fn resolve_entry(
     (principal, owner): (&Principal, &str),
     targets: &mut Vec<Target>,
 ) -> Result<(), SubscribeError> {
+    if entry.messages.is_some() {
+        targets.push(Target::of_messages(entry.id));
+        return Ok(());
+    }
     let refused = |message: String| SubscribeError { message, retry: false };
     let conditions = match &entry.filter {
         Some(text) => filter::parse(text).map_err(|error| refused(error.client_detail()))?,

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::gaps::before;
 use super::matching::{self, Judgement, UNDECIDED};
+use super::messages::is_of_messages;
 use super::prepare::FACTS;
 use super::registry::At;
 use super::resolve;
@@ -44,11 +45,24 @@ impl Origin {
             epoch,
         }
     }
+
+    pub(super) fn epoch(&self) -> Option<u64> {
+        self.epoch
+    }
+
+    /// When its transaction committed, and was taken up.
+    pub(super) fn when(&self) -> (Timestamp, std::time::Instant) {
+        (self.commit_time, self.taken.into_std())
+    }
 }
 
 impl Hub {
     /// Delivers a row to those who are looked for there.
     pub(super) fn row(&mut self, at: At, row: RowChange, origin: &Origin) {
+        let is_message = is_of_messages(&row.relation);
+        if is_message {
+            self.message(at, &row, origin);
+        }
         let Some(rules) = &self.current else { return };
         if origin.is_retention && matches!(row.change, Change::Delete { .. }) {
             if at == At::Live {
@@ -57,7 +71,10 @@ impl Hub {
             return;
         }
         let oid = row.relation.oid;
-        let Some(table) = rules.catalog.table(oid) else { return self.unknown_table(at, &row, origin) };
+        let Some(table) = rules.catalog.table(oid) else {
+            // In the stream for the broadcasts alone: nobody is owed it as a row.
+            return if is_message {} else { self.unknown_table(at, &row, origin) };
+        };
         if !table.published.as_ref().is_some_and(|p| matching::is_published(p, &row.change)) {
             return;
         }
@@ -76,8 +93,13 @@ impl Hub {
         if judgement.is_empty() {
             return;
         }
-        let cost = if at == At::Live { 0 } else { self.passes.weigh(&judgement, &row, &self.registry) };
-        let event = matching::event(row, (origin.commit_time, origin.taken.into_std()), &types, origin.epoch);
+        let event = Arc::new(matching::event(row, origin.when(), &types, origin.epoch));
+        self.hand_on(at, event, judgement, origin);
+    }
+
+    /// What was judged goes on to the lane or to the shards.
+    pub(super) fn hand_on(&mut self, at: At, event: Arc<Event>, judgement: Judgement, origin: &Origin) {
+        let cost = if at == At::Live { 0 } else { self.passes.weigh(&judgement, &event.row, &self.registry) };
         let waits = judgement.must_wait() || !self.lane.is_empty();
         let (permits, undecided) = if !waits {
             (judgement.permits, judgement.undecided)

@@ -15,6 +15,12 @@ pub(super) struct Slots<T> {
     free: Vec<u32>,
 }
 
+impl<T> Default for Slots<T> {
+    fn default() -> Slots<T> {
+        Slots::new()
+    }
+}
+
 impl<T> Slots<T> {
     pub(super) const fn new() -> Slots<T> {
         Slots { places: Vec::new(), free: Vec::new() }

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::topics;
 use crate::gateway::frame::{self, Opcode};
 use crate::hub::Version;
 use crate::pgtype::{json_string_len, write_json_string};
@@ -99,6 +100,7 @@ pub fn changes_frame(version: Version, topic: &str, ids: &[i32], data: &[u8]) ->
         Version::V1 => &CHANGES_V1,
         Version::V2 => &CHANGES_V2,
         Version::Plain => return [data, b"\n"].concat().into(),
+        Version::Topics => return topics::change(topic, ids, data),
     };
     let id_bytes = ids.iter().map(|id| decimal_len(*id)).sum::<usize>() + ids.len().saturating_sub(1);
     let payload = IDS.len() + id_bytes + DATA.len() + data.len() + 1;
@@ -138,6 +140,7 @@ pub fn system_frame(
         Version::V1 => (&SYSTEM_V1, None),
         Version::V2 => (&SYSTEM_V2, Some(join_ref_json)),
         Version::Plain => return plain_notice(status, message, more),
+        Version::Topics => return topics::notice(topic, extension, status, message, more),
     };
     let join_ref_len = join_ref.map_or(0, |text| text.len() + 1);
     let mut frame = Frame::new(wrapping.len() + join_ref_len + strings + fixed);

@@ -7,8 +7,11 @@
 
 mod details;
 mod envelope;
+mod messages;
 mod row;
+pub(in crate::gateway) mod topics;
 
 pub use details::details;
 pub use envelope::{changes_frame, system_frame};
+pub use messages::{Unsendable, message_frame};
 pub use row::{DEFAULT_MAX_RECORD_BYTES, Place, RowShape, write_data};

@@ -20,6 +20,7 @@ use warp::http::{HeaderMap, Method, Response};
 use warp::{Filter, Rejection, Reply};
 
 use self::request::Kind;
+pub(super) use self::request::token;
 use self::response::Failure;
 use super::Shared;
 use super::handshake::Refusal;

@@ -30,7 +30,7 @@ pub(super) struct Asked {
 }
 
 /// The token of a request: the user's own if there is one, else the key that applications send with everything.
-pub(super) fn token(headers: &HeaderMap, query: &str) -> Option<String> {
+pub(in crate::gateway) fn token(headers: &HeaderMap, query: &str) -> Option<String> {
     let text = |name: &str| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let bearer = text("authorization").and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;

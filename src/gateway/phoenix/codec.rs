@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::gateway::encode::topics::{self, Request};
 use crate::gateway::frame::{self, Opcode};
 use crate::hub::Version;
 
@@ -49,6 +50,11 @@ impl Ref {
     /// From a binary frame's header field, where empty means none.
     fn from_text(text: &str) -> Ref {
         if text.is_empty() { Ref::NULL } else { Ref(Some(json(text).into())) }
+    }
+
+    /// Of a request of the topics door: no JSON, but what its answer is made from.
+    pub(in crate::gateway) fn tagged(request: Request, reference: &str) -> Ref {
+        Ref(Some(request.tag(reference).into()))
     }
 
     /// As JSON text; `null` if there is none.
@@ -157,7 +163,8 @@ pub fn decode_text(version: Version, text: &str) -> Decoded<'_> {
     match version {
         Version::V1 => decode_object(text).into(),
         Version::V2 => decode_array(text).into(),
-        Version::Plain => Decoded::Malformed,
+        // The one asks by HTTP, the other has a reader of its own.
+        Version::Plain | Version::Topics => Decoded::Malformed,
     }
 }
 
@@ -277,12 +284,15 @@ pub fn json(text: &str) -> String {
 
 /// Any message as a complete WebSocket frame. `payload` is JSON text.
 fn encode(version: Version, join_ref: &Ref, reference: &Ref, topic: &str, event: &str, payload: &str) -> Bytes {
+    if version == Version::Topics {
+        return topics::event(reference.as_json(), topic, event, payload);
+    }
     let (topic, reference) = (json(topic), reference.as_json());
     let text = match version {
         Version::V1 => {
             format!(r#"{{"topic":{topic},"event":"{event}","payload":{payload},"ref":{reference}}}"#)
         }
-        Version::V2 | Version::Plain => {
+        Version::V2 | Version::Plain | Version::Topics => {
             format!(r#"[{},{reference},{topic},"{event}",{payload}]"#, join_ref.as_json())
         }
     };

@@ -53,7 +53,7 @@ fn encode(version: Version, message: &Message<'_>) -> String {
         Version::V1 => format!(
             r#"{{"join_ref":{join_ref},"ref":{reference},"topic":{topic},"event":{event},"payload":{payload}}}"#
         ),
-        Version::V2 | Version::Plain => format!("[{join_ref},{reference},{topic},{event},{payload}]"),
+        Version::V2 | Version::Plain | Version::Topics => format!("[{join_ref},{reference},{topic},{event},{payload}]"),
     }
 }
 
@@ -91,7 +91,7 @@ fn answers(version: Version, message: &Message<'_>) {
                 assert_eq!(keys, ["event", "payload", "ref", "topic"]);
                 assert_eq!(value["topic"], **topic);
             }
-            Version::V2 | Version::Plain => {
+            Version::V2 | Version::Plain | Version::Topics => {
                 assert_eq!(value.as_array().map(Vec::len), Some(5));
                 assert_eq!(value[2], **topic);
             }

@@ -9,6 +9,7 @@
 //!
 //! Rejected: halves in two tasks, which costs a second stack and a queue between them.
 
+mod asked;
 mod effects;
 
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
+use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, join};
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
@@ -39,7 +40,7 @@ use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
-use crate::gateway::{GatewayConfig, Shared, close, frame};
+use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
 use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Transmit, Version};
 use crate::messages::Stored;
 use crate::resume::Tracked;
@@ -141,6 +142,8 @@ struct Connection {
     outbox: Arc<Outbox>,
     write: Arc<WriteHalf>,
     session: Session,
+    /// Of a connection of that door.
+    door: topics::Door,
     operations: FuturesUnordered<Operation>,
     /// What is asked about rights, stored messages and the stream. Their askers may end before the answers come.
     questions: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -231,6 +234,7 @@ pub(in crate::gateway) async fn run(
         write,
         changed: session.changed(),
         session,
+        door: topics::Door::default(),
         operations: FuturesUnordered::new(),
         questions: FuturesUnordered::new(),
         asked: HashMap::new(),
@@ -362,6 +366,7 @@ impl Connection {
             _ => Bytes::new(),
         };
         let decoded = match &message {
+            Some(Ok(message)) if self.version == Version::Topics && !message.is_pong() => return self.asked(message),
             Some(Ok(Message::Text(text))) => codec::decode_text(self.version, text),
             Some(Ok(Message::Binary(bytes))) => codec::decode_binary(self.version, bytes),
             Some(Ok(Message::Pong(payload))) => {
@@ -383,21 +388,24 @@ impl Connection {
             None => return self.close(CloseReason::Peer),
         };
         match decoded {
-            Decoded::Message(message) => {
-                // Without a ref it is sent whether or not the one before was answered.
-                if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
-                    let marks = self.marks();
-                    self.receipts.heartbeat(marks, Instant::now());
-                }
-                let effects = self.session.handle(message, &frame, self.now());
-                self.carry_out(effects);
-            }
+            Decoded::Message(message) => self.handle(message, &frame),
             Decoded::Ignored => {}
             Decoded::Malformed => {
                 self.shared.metrics.malformed_frames.inc();
                 debug!(connection = self.number, "MalformedWebSocketMessage: dropped");
             }
         }
+    }
+
+    /// `frame`: what the message was read from.
+    fn handle(&mut self, message: codec::Message<'_>, frame: &Bytes) {
+        // Without a ref it is sent whether or not the one before was answered.
+        if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
+            let marks = self.marks();
+            self.receipts.heartbeat(marks, Instant::now());
+        }
+        let effects = self.session.handle(message, frame, self.now());
+        self.carry_out(effects);
     }
 
     fn tick(&mut self) {

@@ -240,7 +240,7 @@ impl Hub {
         let mut parked = std::mem::take(&mut self.passes.parked);
         parked.retain(|id| {
             let Some(channel) = self.registry.get(*id).filter(|channel| channel.at == At::Parked) else { return false };
-            if channel.port.burden() > channel.port.outbox.limit() / 8 {
+            if channel.port.burden() > channel.port.outbox.limit() / 8 || self.awaits_right(channel) {
                 return true;
             }
             ready.push((channel.from(), *id));
@@ -263,6 +263,14 @@ impl Hub {
             self.passes.parked.push(id);
             self.holds.stir(id);
         }
+    }
+
+    /// A channel gets nothing until it is decided whether it may; then it goes on from here.
+    pub(in crate::hub) fn await_right(&mut self, id: ChannelId, at: Position, epoch: Option<u64>) {
+        let Some(current) = self.current.clone() else { return };
+        self.registry.put(id, At::Parked, |channel| advance(channel, at, epoch), &current.catalog);
+        self.passes.parked.push(id);
+        self.holds.stir(id);
     }
 
     /// A channel gets nothing until its entries are resolved again; then it goes on from here.

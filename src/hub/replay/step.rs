@@ -7,9 +7,10 @@ use tokio::time::{Duration, Instant};
 use super::pass::{Next, Pass, PassWork};
 use super::place::advance;
 use super::{MOVED, NEAR};
-use crate::change::{Item, Lsn, Position, Transaction};
+use crate::change::{Item, Lsn, Position, Relation, Transaction};
 use crate::error::chain;
 use crate::hub::gaps::end_of;
+use crate::hub::messages::is_of_messages;
 use crate::hub::registry::{At, Channel, Froms};
 use crate::hub::rows::Origin;
 use crate::hub::run::{Hub, may_change_rules};
@@ -196,14 +197,18 @@ impl Hub {
             self.xids.push_back(transaction.xid);
             self.shared_xids = None;
         }
-        let wanted = |relation: u32| {
-            self.registry.has_table(At::Pass(number), relation) || rules.catalog.table(relation).is_none()
+        let has_messages = self.registry.messages(At::Pass(number)).is_some();
+        let wanted = |relation: &Arc<Relation>| {
+            let of_messages = is_of_messages(relation);
+            self.registry.has_table(At::Pass(number), relation.oid)
+                || (of_messages && has_messages)
+                || (!of_messages && rules.catalog.table(relation.oid).is_none())
         };
-        if !transaction.relations.iter().any(|relation| wanted(relation.oid)) {
+        if !transaction.relations.iter().any(wanted) {
             pass.at = pass.at.max(end_of(transaction.end_lsn));
             return Step::Go;
         }
-        let items = transaction.iter_of(|relation| wanted(relation.oid));
+        let items = transaction.iter_of(wanted);
         pass.work = Some(PassWork { transaction, items, taken: now });
         Step::Go
     }

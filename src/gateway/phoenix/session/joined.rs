@@ -8,7 +8,7 @@ use crate::channel::{self, Answer, JoinError, Notice};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::phoenix::codec::{self, Message, Status};
-use crate::hub::{Activated, ChannelId};
+use crate::hub::{Activated, ChannelId, Version};
 
 impl Session {
     /// A line of the audit log: who and where, and nothing of what was sent.
@@ -43,7 +43,10 @@ impl Session {
     pub(super) fn close(&mut self, topic: &str, left: bool, now: Now, out: &mut Vec<Effect>) {
         if let Some(Topic::Joined(mut channel)) = self.topics.remove(topic) {
             channel.kept.end(left, now.at, now.at);
-            out.push(Effect::Send(codec::close(self.visitor.version, &channel.join_ref, &channel.topic)));
+            // Who left is told so by the answer; the topics door says it once.
+            if !(left && self.visitor.version == Version::Topics) {
+                out.push(Effect::Send(codec::close(self.visitor.version, &channel.join_ref, &channel.topic)));
+            }
             out.push(Effect::Leave(channel.id));
         }
     }

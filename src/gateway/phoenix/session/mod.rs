@@ -281,6 +281,12 @@ impl Session {
         self.topics.values().filter_map(|topic| topic.next_tick(now)).min()
     }
 
+    /// The full topics of its channels.
+    pub(super) fn names(&self) -> Vec<Arc<str>> {
+        let channels = self.topics.iter().filter(|(_, topic)| topic.is_channel());
+        channels.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The last line about this connection.
     pub(super) fn audit_end(&self, reason: Option<CloseReason>) {
         let Visitor { connection, principal, .. } = &self.visitor;

@@ -162,6 +162,8 @@ impl Connection {
             }
         }
         // Before anything asked above can be answered: the hub is only polled by the loop.
+        // The topics door has no frame for some of them.
+        frames.retain(|(frame, _)| !frame.is_empty());
         if !frames.is_empty() {
             // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
             // reply that the shard has written is not written again.

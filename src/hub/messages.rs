@@ -1,0 +1,287 @@
+//! Database broadcasts: rows of `realtime.messages` for the members of the topic that they name (`protocol.md` §7.6).
+//!
+//! A row is looked up among those who are served where it is met ([`MessageIndex`], one for the live and one for each pass), and
+//! from there on goes the way of any other row: one order, one place, one cursor. What differs is the question about rights:
+//! a member of the public channel needs none, one of the private channel its right to read broadcasts, as it is when the stream
+//! has come to the message. While that is being decided the channel waits before the message, and goes on from there, as one
+//! does that takes too little: nothing is lost and nothing told.
+//!
+//! The row is known by the table's name as the stream has it, that of the partitioned root: our publication sends what is in a
+//! partition under it. A partition that a client publication lists by itself is a table like any other, and no message.
+//!
+//! Rejected: a table's index with a filter on `topic`. Its rows are judged one by one against the policies as if they were
+//! data, while the right to a channel was decided, and is followed, for the channel.
+
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+use super::event::{Event, Ids};
+use super::gaps::before;
+use super::matching::{self, Counts, Judgement};
+use super::registry::{At, Channel, Registry};
+use super::rows::Origin;
+use super::run::Hub;
+use super::slots::{IdSet, Slots};
+use super::waiting::Ready;
+use super::{ChannelId, Messages, Port};
+use crate::change::{Change, Position, Relation, RowChange, Value};
+use crate::policy::{self, DenyReason, Verdict};
+
+/// Schema and name of the table whose rows are broadcasts.
+pub const MESSAGES_TABLE: (&str, &str) = ("realtime", "messages");
+
+/// The "table" of a target that asks for messages. No table has this oid.
+pub(super) const NO_TABLE: u32 = 0;
+
+/// Whether rows of this relation are broadcasts.
+pub fn is_of_messages(relation: &Relation) -> bool {
+    (&*relation.schema, &*relation.table) == MESSAGES_TABLE
+}
+
+/// A row as the broadcast that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message<'a> {
+    /// For the private channel of that name.
+    pub private: bool,
+    /// Without `realtime:`.
+    pub topic: &'a str,
+    /// The application's name for it.
+    pub event: &'a str,
+    /// The row's, as Postgres prints it.
+    pub id: &'a str,
+    /// What is sent.
+    pub body: Body<'a>,
+}
+
+/// What a message carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Body<'a> {
+    /// The text of a `jsonb`.
+    Json(&'a [u8]),
+    /// The digits of a `bytea`, two for each byte.
+    Hex(&'a [u8]),
+}
+
+impl Body<'_> {
+    /// Bytes of what is sent.
+    pub fn size(&self) -> usize {
+        match self {
+            Body::Json(text) => text.len(),
+            Body::Hex(digits) => digits.len() / 2,
+        }
+    }
+}
+
+/// Why a row is sent to nobody; the metric's label.
+type Dropped = &'static str;
+
+impl<'a> Message<'a> {
+    /// `None` for what is no message: not an INSERT, or without what makes one.
+    pub fn of(row: &'a RowChange) -> Option<Message<'a>> {
+        Message::read(row).ok()
+    }
+
+    fn read(row: &'a RowChange) -> Result<Message<'a>, Dropped> {
+        const MALFORMED: Dropped = "malformed";
+        let Change::Insert { new } = &row.change else { return Err(MALFORMED) };
+        let value = |name: &str| row.relation.column(name).map_or(Value::Unchanged, |column| new.get(column));
+        let text = |name: &str| value(name).as_str().ok_or(MALFORMED);
+        // The policies speak of it, and what is stored under another one is not replayed either.
+        if value("extension").as_str().is_some_and(|extension| extension != "broadcast") {
+            return Err("extension");
+        }
+        let body = match (value("binary_payload"), value("payload")) {
+            (Value::Text(bytea), _) => Body::Hex(bytea.strip_prefix(br"\x").ok_or(MALFORMED)?),
+            (_, Value::Text(json)) => Body::Json(json),
+            _ => return Err(MALFORMED),
+        };
+        let private = match text("private")? {
+            "t" => true,
+            "f" => false,
+            _ => return Err(MALFORMED),
+        };
+        let (topic, event, id) = (text("topic")?, text("event")?, text("id")?);
+        Ok(Message { private, topic, event, id, body })
+    }
+
+    fn id_bytes(&self) -> Option<[u8; 16]> {
+        let mut digits = self.id.bytes().filter(|byte| *byte != b'-');
+        let mut nibble = || (digits.next()? as char).to_digit(16);
+        let mut bytes = [0; 16];
+        for byte in &mut bytes {
+            *byte = (nibble()? << 4 | nibble()?) as u8;
+        }
+        digits.next().is_none().then_some(bytes)
+    }
+}
+
+/// A member of a topic, as far as a message asks.
+struct MessageSub {
+    /// Of its channel in the registry.
+    channel: u32,
+    entry_id: i32,
+    port: Arc<Port>,
+    /// The principal's.
+    expires_at: i64,
+    /// Messages at or before this are not for it.
+    from: Position,
+    messages: Messages,
+}
+
+/// Who asks for the messages of which topic.
+#[derive(Default)]
+pub(super) struct MessageIndex {
+    subs: Slots<MessageSub>,
+    public: AHashMap<Arc<str>, IdSet>,
+    private: AHashMap<Arc<str>, IdSet>,
+}
+
+impl MessageIndex {
+    pub(super) fn is_empty(&self) -> bool {
+        self.subs.is_empty()
+    }
+
+    fn topics(&mut self, private: bool) -> &mut AHashMap<Arc<str>, IdSet> {
+        if private { &mut self.private } else { &mut self.public }
+    }
+
+    /// Adds an entry of a channel; returns the number by which it is removed.
+    pub(super) fn insert(
+        &mut self,
+        slot: u32,
+        channel: &Channel,
+        (entry_id, from): (i32, Position),
+        messages: &Messages,
+    ) -> u32 {
+        let (port, expires_at, messages) = (channel.port.clone(), channel.principal.expires_at, messages.clone());
+        let (private, topic) = (messages.member.is_some(), messages.topic.clone());
+        let id = self.subs.insert(MessageSub { channel: slot, entry_id, port, expires_at, from, messages });
+        self.topics(private).entry(topic).or_default().insert(id);
+        id
+    }
+
+    pub(super) fn remove(&mut self, id: u32) {
+        let Some(MessageSub { messages, .. }) = self.subs.remove(id) else { return };
+        let topics = self.topics(messages.member.is_some());
+        if let Some(members) = topics.get_mut(&messages.topic) {
+            members.remove(id);
+            if members.is_empty() {
+                topics.remove(&messages.topic);
+            }
+        }
+    }
+
+    /// See [`Registry::rebase`].
+    pub(super) fn rebase(&mut self, from: Position) {
+        for sub in self.subs.values_mut() {
+            sub.from = sub.from.min(from);
+        }
+    }
+
+    /// Those who have asked for this message, by channel, each channel once.
+    fn members(&self, message: &Message<'_>, at: Position) -> Vec<&MessageSub> {
+        let topics = if message.private { &self.private } else { &self.public };
+        let id = message.id_bytes();
+        let mut members = Vec::new();
+        if let Some(ids) = topics.get(message.topic) {
+            ids.each(|number| {
+                let wants = |sub: &&MessageSub| {
+                    at > sub.from && !id.is_some_and(|id| sub.messages.skip.contains(&id))
+                };
+                members.extend(self.subs.get(number).filter(wants));
+            });
+        }
+        members.sort_unstable_by_key(|sub| sub.channel);
+        members.dedup_by_key(|sub| sub.channel);
+        members
+    }
+}
+
+/// Who gets a message, and who waits before it for a right to be decided.
+fn judge(
+    registry: &Registry,
+    at: At,
+    (message, position): (&Message<'_>, Position),
+    may: impl Fn(&Messages) -> Verdict,
+    now_unix_seconds: i64,
+    counts: (&mut Counts, &crate::metrics::Metrics),
+) -> (Judgement, Vec<ChannelId>) {
+    let (mut judgement, mut waits) = (Judgement::default(), Vec::new());
+    let (counts, metrics) = counts;
+    let members = registry.messages(at).map(|index| index.members(message, position)).unwrap_or_default();
+    for sub in members {
+        if now_unix_seconds >= sub.expires_at {
+            counts.deny(metrics, DenyReason::Expired.as_str());
+            continue;
+        }
+        match may(&sub.messages) {
+            Verdict::Permit(permit) => {
+                counts.permit += 1;
+                let ids = Ids::from_slice(&[sub.entry_id]);
+                matching::add(&mut judgement.permits, permit, Ready { port: sub.port.clone(), ids, cursor_as: None });
+            }
+            Verdict::Deny(reason) => counts.deny(metrics, reason.as_str()),
+            // Counted when it is decided.
+            Verdict::Undecided(_) => waits.push(sub.port.id),
+        }
+    }
+    (judgement, waits)
+}
+
+impl Hub {
+    /// Delivers a row of `realtime.messages` to the members of its topic who are looked for there.
+    pub(super) fn message(&mut self, at: At, row: &RowChange, origin: &Origin) {
+        let metrics = self.deps.metrics.clone();
+        if !matches!(row.change, Change::Insert { .. }) {
+            return;
+        }
+        if at == At::Live {
+            metrics.messages.inc();
+        }
+        let drop = |reason: Dropped, what: &str| {
+            // Once, though passes come by again.
+            if at == At::Live {
+                metrics.messages_dropped.get_or_create(&[("reason", reason)]).inc();
+                tracing::warn!(position = %row.position, reason, "a row of realtime.messages is not broadcast: {what}");
+            }
+        };
+        let message = match Message::read(row) {
+            Ok(message) => message,
+            Err(reason) => return drop(reason, "it has no topic, event, id or payload, or is not of a broadcast"),
+        };
+        if message.body.size() > self.config.max_message_bytes {
+            return drop("payload", "its payload is larger than what may be broadcast");
+        }
+        let Some(rules) = &self.current else { return };
+        let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
+        let now = self.deps.clock.unix_seconds();
+        let may = |messages: &Messages| self.may_have(messages);
+        let (judgement, waits) =
+            judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
+        counts.report(&metrics);
+        for id in waits {
+            self.await_right(id, before(row.position), origin.epoch());
+        }
+        if !judgement.is_empty() {
+            let event = Arc::new(Event::of_message(matching::event(row.clone(), origin.when(), &types, origin.epoch())));
+            metrics.message_deliveries.inc_by(judgement.permits.iter().map(|(_, members)| members.len() as u64).sum());
+            self.hand_on(at, event, judgement, origin);
+        }
+    }
+
+    /// Whether a member may have messages as of where the stream is.
+    fn may_have(&self, messages: &Messages) -> Verdict {
+        policy::may_have_message(messages.member.as_deref())
+    }
+
+    /// Whether it can't be told yet whether a channel may have messages.
+    pub(super) fn awaits_right(&self, channel: &Channel) -> bool {
+        let asked = channel.entries.iter().filter_map(|entry| entry.messages.as_ref());
+        asked.into_iter().any(|messages| matches!(self.may_have(messages), Verdict::Undecided(_)))
+    }
+}
+
+#[cfg(test)]
+#[path = "messages_tests.rs"]
+mod tests;
