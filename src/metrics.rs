@@ -213,6 +213,12 @@ metrics! {
     snapshot_rows: Counter = "snapshot_rows";
     /// Channels whose snapshot is being sent, in their own pace
     snapshots_sending: Gauge = "snapshots_sending";
+    /// Passes through the log for channels that begin in the past
+    replay_passes: Gauge = "replay_passes";
+    /// Channels that begin in the past and wait for a pass
+    replay_waiting: Gauge = "replay_waiting";
+    /// Channels that catch up and whose connection takes too little for now
+    replay_parked: Gauge = "replay_parked";
     /// Requests for pages of history and for snapshots over HTTP, by status
     pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "403", "404", "410", "413", "429", "503"];
     /// Catalog reads by result: changed, same, failed
@@ -267,6 +273,18 @@ metrics! {
     tls_handshake_failures: Labelled = "tls_handshake_failures" by "reason" ["timeout", "failed"];
     /// Times new TLS files were looked at by result: changed, failed (the old certificate stays)
     tls_reloads: Labelled = "tls_reloads" by "result" ["changed", "failed"];
+    /// Rooms with members
+    rooms: Gauge = "rooms";
+    /// Members of all rooms
+    room_members: Gauge = "room_members";
+    /// Broadcasts by kind: received (taken by a room), refused (more than the room may have), delivered (frames handed to client outboxes), denied (members who may not read them), unsendable (a protocol version can't say them)
+    broadcasts: Labelled = "broadcasts" by "kind" ["received", "refused", "delivered", "denied", "unsendable"];
+    /// Presence metas that are tracked
+    presence_metas: Gauge = "presence_metas";
+    /// Presence diffs sent to rooms
+    presence_diffs: Counter = "presence_diffs";
+    /// Changes of presence that had no diff of their own
+    presence_coalesced: Counter = "presence_coalesced";
     /// Frames from clients that were malformed and dropped
     malformed_frames: Counter = "malformed_frames";
 }

@@ -41,6 +41,7 @@ use crate::pg::Pool;
 use crate::report::Reporter;
 use crate::resume::{CursorKey, FrontierConfig, FrontierStore, Frontiers, History, StoreDeps};
 use crate::retention::Retention;
+use crate::room::Rooms;
 use crate::task::{Connections, Drain, Gate};
 use crate::why::{Why, WhyDeps};
 use running::{Service, service};
@@ -69,6 +70,7 @@ pub struct App {
     hub: Hub,
     commands: HubHandle,
     shards: Vec<Shard>,
+    rooms: Arc<Rooms>,
     ingest: Ingest,
     handle: IngestHandle,
     log: Log,
@@ -130,7 +132,9 @@ impl App {
             drains.ingest.clone(),
         );
         let count = config.shards.max(1);
-        let (shards, to_shards) = (0..count).map(|_| Shard::new(metrics.clone(), clock.clone(), key.clone())).unzip();
+        let (shards, to_shards): (Vec<_>, Vec<_>) =
+            (0..count).map(|_| Shard::new(metrics.clone(), clock.clone(), key.clone())).unzip();
+        let rooms = Rooms::new(config.rooms.clone(), shards.iter().map(Shard::rooms).collect(), metrics.clone());
         let deps = HubDeps {
             log: log.clone(),
             pool: pool.clone(),
@@ -200,6 +204,7 @@ impl App {
         });
         let deps = gateway::Deps {
             hub: commands.clone(),
+            rooms: rooms.clone(),
             verifier: verifier.clone(),
             clock: clock.clone(),
             metrics: metrics.clone(),
@@ -226,6 +231,7 @@ impl App {
             hub,
             commands,
             shards,
+            rooms,
             ingest,
             handle,
             log,
@@ -255,6 +261,7 @@ impl App {
             hub,
             commands,
             shards,
+            rooms,
             ingest,
             handle,
             log,
@@ -303,6 +310,12 @@ impl App {
                 Ok(())
             }));
         }
+        // Until the last connection has left.
+        let stop = drains.hub.clone();
+        services.push(service("rooms", async move {
+            rooms.run(stop).await;
+            Ok(())
+        }));
         services.extend(stream(&config, hub, ingest, &drains));
         if let Some(retention) = retention {
             services.push(service("retention", async move {

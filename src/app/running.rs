@@ -140,6 +140,7 @@ impl Running {
         self.drains.frontiers.drain();
         self.drains.hub.drain();
         self.join("hub", hub, &mut drained).await;
+        self.join("rooms", shards, &mut drained).await;
         self.join("shard", shards, &mut drained).await;
         self.join("retention", shards, &mut drained).await;
         self.join("frontiers", shards, &mut drained).await;

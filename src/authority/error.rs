@@ -53,9 +53,11 @@ impl Fault for AuthorityError {
 
     fn advice(&self) -> String {
         match self {
-            AuthorityError::MissingPartition => "Let the relay keep the partitions: run it with --migrate, or as a role \
+            AuthorityError::MissingPartition => {
+                "Let the relay keep the partitions: run it with --migrate, or as a role \
                                                  that owns realtime.messages."
-                .into(),
+                    .into()
+            }
             AuthorityError::NotInstalled => "Run `rowcast migrate up`.".into(),
             AuthorityError::PoolExhausted => "Make the policies of realtime.messages ones that are judged in memory \
                                               (`rowcast explain-policy`), or raise authz.connections."

@@ -216,13 +216,12 @@ impl Authority {
                         let found = probe::read(&mut lent, asking, extensions, timeout).await?;
                         Ok([found.first() == Some(&true), found.get(1) == Some(&true)])
                     }
-                    Probe::Write => {
-                        probe::write(&mut lent, asking, [probe::BROADCAST, probe::PRESENCE], timeout).await
-                    }
+                    Probe::Write => probe::write(&mut lent, asking, [probe::BROADCAST, probe::PRESENCE], timeout).await,
                 }
             };
             let asked = tokio::time::timeout_at(deadline, asked).await;
-            let asked = asked.unwrap_or_else(|_| Err(AuthorityError::Timeout("canceling statement due to timeout".into())));
+            let asked =
+                asked.unwrap_or_else(|_| Err(AuthorityError::Timeout("canceling statement due to timeout".into())));
             let dead = lent.0.as_ref().is_some_and(|object| object.is_closed());
             if attempt == 0 && dead && asked == Err(AuthorityError::Unavailable) {
                 continue;

@@ -28,7 +28,8 @@ const SETTINGS: &str = "select pg_catalog.set_config('request.jwt.claims', $1, t
     (select r.rolsuper from pg_catalog.pg_roles r where r.rolname = $3), \
     pg_catalog.set_config('role', $3, true)";
 
-const VISIBLE: &str = "select m.id::pg_catalog.text from realtime.messages m where m.id = any($1::pg_catalog.text::pg_catalog.uuid[])";
+const VISIBLE: &str =
+    "select m.id::pg_catalog.text from realtime.messages m where m.id = any($1::pg_catalog.text::pg_catalog.uuid[])";
 
 const BACK: &str = "rollback to savepoint probe";
 
@@ -50,10 +51,8 @@ pub(super) async fn read(
         format!("('{id}', {topic}, '{extension}', pg_catalog.timezone('utc', pg_catalog.now()))")
     });
     let rows: Vec<String> = rows.collect();
-    let insert = format!(
-        "{BACK}; insert into realtime.messages (id, topic, extension, inserted_at) values {}",
-        rows.join(", ")
-    );
+    let insert =
+        format!("{BACK}; insert into realtime.messages (id, topic, extension, inserted_at) values {}", rows.join(", "));
     let begin = begin(timeout);
     let list = format!("{{{}}}", ids.join(","));
     let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&list, Type::TEXT)];
@@ -90,9 +89,8 @@ pub(super) async fn write(
 ) -> Result<[bool; 2], AuthorityError> {
     let Some(client) = lent.0.as_ref() else { return Err(AuthorityError::Unavailable) };
     let topic = literal(&asking.topic)?;
-    let insert = |extension| {
-        format!("{BACK}; insert into realtime.messages (topic, extension) values ({topic}, '{extension}')")
-    };
+    let insert =
+        |extension| format!("{BACK}; insert into realtime.messages (topic, extension) values ({topic}, '{extension}')");
     let [one, two] = extensions.map(insert);
     let begin = begin(timeout);
     let (begun, assumed, saved, one, two, ended) = tokio::join!(

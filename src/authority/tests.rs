@@ -37,7 +37,11 @@ fn user(topic: &str, sub: &str) -> Asking {
 }
 
 /// Without a hub: everything is asked.
-fn authority(database: &TestDatabase, login: &str, change: impl FnOnce(&mut AuthorityConfig)) -> (Authority, Arc<Metrics>) {
+fn authority(
+    database: &TestDatabase,
+    login: &str,
+    change: impl FnOnce(&mut AuthorityConfig),
+) -> (Authority, Arc<Metrics>) {
     let mut config = AuthorityConfig { deadline: PATIENCE, statement_timeout: PATIENCE, ..AuthorityConfig::default() };
     change(&mut config);
     let metrics = Arc::new(Metrics::new());
@@ -194,8 +198,9 @@ async fn hostile_policies_are_refused_and_harm_nobody_who_comes_after() {
              using (topic <> 'note' or leave_a_note());",
     )
     .await;
-    let (authority, _) =
-        authority(&database, "plain_relay", |config| (config.connections, config.statement_timeout) = (1, Duration::from_millis(300)));
+    let (authority, _) = authority(&database, "plain_relay", |config| {
+        (config.connections, config.statement_timeout) = (1, Duration::from_millis(300))
+    });
     for _ in 0..2 {
         assert_eq!(reads(&authority, &user("boom", ALICE)).await, Err(AuthorityError::Policy));
         assert_eq!(writes(&authority, &user("boom", ALICE)).await, Err(AuthorityError::Policy));
@@ -277,8 +282,10 @@ async fn a_connection_that_died_is_replaced_and_a_server_that_is_away_is_said() 
     for _ in 0..3 {
         assert_eq!(reads(&authority, &alice).await, Ok((true, true)));
         database
-            .run("select pg_terminate_backend(pid, 5000) from pg_stat_activity
-                  where usename = 'plain_relay' and datname = current_database()")
+            .run(
+                "select pg_terminate_backend(pid, 5000) from pg_stat_activity
+                  where usename = 'plain_relay' and datname = current_database()",
+            )
             .await;
         assert_eq!(writes(&authority, &alice).await, Ok((true, true)));
     }
@@ -292,7 +299,8 @@ async fn a_connection_that_died_is_replaced_and_a_server_that_is_away_is_said() 
 
 #[tokio::test]
 async fn a_thousand_joins_at_once_take_no_more_connections_than_there_may_be() {
-    let database = database("create policy mine on realtime.messages for select using (topic = 'mine-' || auth.uid());").await;
+    let database =
+        database("create policy mine on realtime.messages for select using (topic = 'mine-' || auth.uid());").await;
     let (authority, metrics) = authority(&database, "plain_relay", |config| config.connections = 3);
     let joins = (0..1000).map(|n| {
         let authority = authority.clone();

@@ -33,6 +33,7 @@ use crate::log::LogConfig;
 use crate::messages::KeeperConfig;
 use crate::pg::PgConfig;
 use crate::resume::FrontierConfig;
+use crate::room::RoomConfig;
 use crate::wal::WalConfig;
 
 /// The shortest `JWT_SECRET`, in bytes.
@@ -90,6 +91,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// What devices have received. How long it is kept is set from the log's age when the relay is built.
     pub frontiers: FrontierConfig,
+    /// Broadcast between clients, and presence.
+    pub rooms: RoomConfig,
 }
 
 impl Config {
@@ -131,6 +134,7 @@ impl Config {
             authority: AuthorityConfig::default(),
             gateway: GatewayConfig::default(),
             frontiers: FrontierConfig::default(),
+            rooms: RoomConfig::default(),
         }
     }
 

@@ -45,12 +45,15 @@ use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::resume::{CursorKey, Frontiers, History};
+use crate::room::Rooms;
 use crate::task::{Connections, Drain, Gate};
 
 /// What the gateway needs from the rest of the relay.
 pub struct Deps {
     /// Where channels subscribe.
     pub hub: HubHandle,
+    /// Who is in a topic together.
+    pub rooms: Arc<Rooms>,
     /// Who may come in.
     pub verifier: Arc<dyn Tokens>,
     /// What time it is.

@@ -5,13 +5,15 @@
 //!
 //! Rejected: a wake-up per connection and delivery, at twice the CPU (numbers.md §2).
 
+mod rooms;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::encode::{Place, RowShape, changes_frame, Unsendable, details, message_frame, system_frame, write_data};
+use super::encode::{Place, RowShape, Unsendable, changes_frame, details, message_frame, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
 use crate::fail::{self, Point};
@@ -19,6 +21,7 @@ use crate::hub::{Batch, Event, Fanout, Greeting, Message, NO_CURSOR, Notice, Out
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::resume::{Cursor, CursorKey};
+use crate::room::RoomBatch;
 
 /// Batches that may wait for a shard.
 const QUEUE: usize = 64;
@@ -28,6 +31,10 @@ const SHAPES: usize = 64;
 /// One shard of sockets.
 pub struct Shard {
     batches: mpsc::Receiver<Batch>,
+    /// A queue of its own: what clients say to each other can't be in the way of changes, and the hub, which lets the past wait
+    /// while there is much to write, looks at its own only.
+    rooms: mpsc::Receiver<RoomBatch>,
+    to_rooms: mpsc::Sender<RoomBatch>,
     metrics: Arc<Metrics>,
     clock: Clock,
     key: Arc<CursorKey>,
@@ -69,8 +76,11 @@ impl Shard {
     /// The shard and the way to it. `key`: seals the cursors.
     pub fn new(metrics: Arc<Metrics>, clock: Clock, key: Arc<CursorKey>) -> (Shard, mpsc::Sender<Batch>) {
         let (sender, batches) = mpsc::channel(QUEUE);
+        let (to_rooms, rooms) = mpsc::channel(QUEUE);
         let shard = Shard {
             batches,
+            rooms,
+            to_rooms,
             metrics,
             clock,
             key,
@@ -84,12 +94,28 @@ impl Shard {
         (shard, sender)
     }
 
-    /// Writes until all senders are gone.
+    /// The way to it for rooms.
+    pub fn rooms(&self) -> mpsc::Sender<RoomBatch> {
+        self.to_rooms.clone()
+    }
+
+    /// Writes until the hub is gone, and what rooms have sent by then.
     pub async fn run(mut self) {
-        while let Some(batch) = self.batches.recv().await {
-            self.write(batch);
+        loop {
+            tokio::select! {
+                batch = self.batches.recv() => match batch {
+                    Some(batch) => self.write(batch),
+                    None => break,
+                },
+                // It has a sender itself: there is always one.
+                Some(batch) = self.rooms.recv() => self.write_rooms(batch),
+            }
             // A run of large batches must not keep connections' own tasks from this thread.
             tokio::task::yield_now().await;
+        }
+        self.rooms.close();
+        while let Ok(batch) = self.rooms.try_recv() {
+            self.write_rooms(batch);
         }
     }
 

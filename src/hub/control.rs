@@ -419,8 +419,10 @@ impl Hub {
         principal: &Principal,
         entries: &Arc<Vec<Entry>>,
     ) -> Option<(Vec<Target>, Channel)> {
-        let channel =
-            self.registry.get(id).filter(|channel| !channel.targets.is_empty() && !channel.is_out() && same(&channel.port, port))?;
+        let channel = self
+            .registry
+            .get(id)
+            .filter(|channel| !channel.targets.is_empty() && !channel.is_out() && same(&channel.port, port))?;
         let same = channel.principal.sharing_key == principal.sharing_key && channel.entries == *entries;
         same.then(|| (channel.targets.clone(), channel.place()))
     }

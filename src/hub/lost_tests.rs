@@ -373,3 +373,17 @@ async fn a_subscription_that_ends_for_its_filter_is_told_of_what_it_had_lost_bef
     assert_eq!(from, Some(Cursor { epoch: tag(1), position: before(at) }));
     room.bench.stop().await;
 }
+
+#[tokio::test]
+async fn the_end_of_a_gap_that_is_told_late_is_not_before_rows_that_were_sent_meanwhile() {
+    let (mut room, writer, _) = lost_one().await;
+    let (marks, alice) = (room.marks.clone(), room.alice.clone());
+    room.bench.insert(&marks, &[vec!["2"], vec!["3"]]);
+    let last = Position { lsn: Lsn(room.bench.lsn), ordinal: 1 };
+    writer.batch_execute("commit").await.expect("committed");
+    let (rows, gap) = room.up_to(&alice, LOST).await;
+    assert_eq!(rows.len(), 2);
+    let Details::Gap { to, .. } = gap else { panic!("{gap:?}") };
+    assert!(to.position >= last, "{to:?}");
+    room.bench.stop().await;
+}

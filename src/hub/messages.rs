@@ -186,9 +186,7 @@ impl MessageIndex {
         let mut members = Vec::new();
         if let Some(ids) = topics.get(message.topic) {
             ids.each(|number| {
-                let wants = |sub: &&MessageSub| {
-                    at > sub.from && !id.is_some_and(|id| sub.messages.skip.contains(&id))
-                };
+                let wants = |sub: &&MessageSub| at > sub.from && !id.is_some_and(|id| sub.messages.skip.contains(&id));
                 members.extend(self.subs.get(number).filter(wants));
             });
         }
@@ -257,14 +255,14 @@ impl Hub {
         let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
         let now = self.deps.clock.unix_seconds();
         let may = |messages: &Messages| self.may_have(messages);
-        let (judgement, waits) =
-            judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
+        let (judgement, waits) = judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
         counts.report(&metrics);
         for id in waits {
             self.await_right(id, before(row.position), origin.epoch());
         }
         if !judgement.is_empty() {
-            let event = Arc::new(Event::of_message(matching::event(row.clone(), origin.when(), &types, origin.epoch())));
+            let event =
+                Arc::new(Event::of_message(matching::event(row.clone(), origin.when(), &types, origin.epoch())));
             metrics.message_deliveries.inc_by(judgement.permits.iter().map(|(_, members)| members.len() as u64).sum());
             self.hand_on(at, event, judgement, origin);
         }

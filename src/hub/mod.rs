@@ -60,8 +60,8 @@ pub use command::{
 };
 pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member, NO_CURSOR, Notice, Outgoing};
 pub use facts::{FactsConfig, FactsOf};
-pub use members::Watch;
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
+pub use members::Watch;
 pub use messages::{Body, MESSAGES_TABLE, Message, is_of_messages};
 pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
 pub use reach::{Pace, Place, Reach};

@@ -73,7 +73,10 @@ impl Hub {
         let oid = row.relation.oid;
         let Some(table) = rules.catalog.table(oid) else {
             // In the stream for the broadcasts alone: nobody is owed it as a row.
-            return if is_message {} else { self.unknown_table(at, &row, origin) };
+            return if is_message {
+            } else {
+                self.unknown_table(at, &row, origin)
+            };
         };
         if !table.published.as_ref().is_some_and(|p| matching::is_published(p, &row.change)) {
             return;

@@ -216,6 +216,7 @@ impl Hub {
             let more = self.replay();
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
+            self.passes.measure(&self.deps.metrics);
             let (runnable, reads) = (self.is_runnable() || more, self.may_read());
             let (poke_at, read_at) = (self.poke_at, self.read_at);
             let (replay_at, flush_at) = (self.passes.wake_at, self.holds.due_at);

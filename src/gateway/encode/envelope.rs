@@ -29,34 +29,34 @@ const SYSTEM_V1: Wrapping =
 const SYSTEM_V2: Wrapping = Wrapping { before_topic: ",null,", after_topic: r#","system","#, end: "]" };
 
 /// A frame being filled; the capacity is exact.
-struct Frame {
+pub(super) struct Frame {
     out: Vec<u8>,
     end: usize,
 }
 
 impl Frame {
-    fn new(length: usize) -> Frame {
+    pub(super) fn new(opcode: Opcode, length: usize) -> Frame {
         let header = match length {
             0..=125 => 2,
             126..=0xFFFF => 4,
             _ => 10,
         };
         let mut out = Vec::with_capacity(header + length);
-        frame::header(Opcode::Text, length, &mut out);
+        frame::header(opcode, length, &mut out);
         Frame { end: out.len() + length, out }
     }
 
-    fn raw(&mut self, text: impl AsRef<[u8]>) -> &mut Frame {
+    pub(super) fn raw(&mut self, text: impl AsRef<[u8]>) -> &mut Frame {
         self.out.extend_from_slice(text.as_ref());
         self
     }
 
-    fn string(&mut self, text: &str) -> &mut Frame {
+    pub(super) fn string(&mut self, text: &str) -> &mut Frame {
         write_json_string(text.as_bytes(), &mut self.out);
         self
     }
 
-    fn finish(self) -> Bytes {
+    pub(super) fn finish(self) -> Bytes {
         debug_assert_eq!(self.out.len(), self.end, "the announced length is the written one");
         Bytes::from(self.out)
     }
@@ -104,7 +104,7 @@ pub fn changes_frame(version: Version, topic: &str, ids: &[i32], data: &[u8]) ->
     };
     let id_bytes = ids.iter().map(|id| decimal_len(*id)).sum::<usize>() + ids.len().saturating_sub(1);
     let payload = IDS.len() + id_bytes + DATA.len() + data.len() + 1;
-    let mut frame = Frame::new(wrapping.len() + json_string_len(topic) + payload);
+    let mut frame = Frame::new(Opcode::Text, wrapping.len() + json_string_len(topic) + payload);
     frame.raw(wrapping.before_topic).string(topic).raw(wrapping.after_topic).raw(IDS);
     for (i, id) in ids.iter().enumerate() {
         if i > 0 {
@@ -143,7 +143,7 @@ pub fn system_frame(
         Version::Topics => return topics::notice(topic, extension, status, message, more),
     };
     let join_ref_len = join_ref.map_or(0, |text| text.len() + 1);
-    let mut frame = Frame::new(wrapping.len() + join_ref_len + strings + fixed);
+    let mut frame = Frame::new(Opcode::Text, wrapping.len() + join_ref_len + strings + fixed);
     if let Some(text) = join_ref {
         frame.raw("[").raw(text);
     }

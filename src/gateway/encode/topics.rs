@@ -248,7 +248,6 @@ pub(in crate::gateway) fn broadcast(topic: &str, payload: &str) -> Bytes {
 }
 
 /// A broadcast with a header of its own. `payload`: JSON text; `meta`: JSON text or nothing.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the encoder of rooms"))]
 pub(in crate::gateway) fn event_broadcast(topic: &str, event: &str, payload: &[u8], meta: &[u8]) -> Bytes {
     let cursor = std::str::from_utf8(meta).map(cursor_of).unwrap_or_default();
     let frame = Object::new("broadcast").topic(topic).raw("cursor", cursor).text("event", event);
@@ -256,7 +255,6 @@ pub(in crate::gateway) fn event_broadcast(topic: &str, event: &str, payload: &[u
 }
 
 /// The same with a payload of bytes, which a text frame carries as base64.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the encoder of rooms"))]
 pub(in crate::gateway) fn binary_broadcast(topic: &str, event: &str, payload: &[u8], meta: &[u8]) -> Bytes {
     let cursor = std::str::from_utf8(meta).map(cursor_of).unwrap_or_default();
     let frame = Object::new("broadcast").topic(topic).raw("cursor", cursor).text("event", event);

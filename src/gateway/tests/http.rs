@@ -128,6 +128,7 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
     let (commands, _) = mpsc::channel(1);
     let deps = Deps {
         hub: HubHandle::new(commands),
+        rooms: Rooms::new(RoomConfig::default(), Vec::new(), Arc::default()),
         verifier: Arc::new(verifier()),
         clock: Clock::system(),
         metrics: Arc::default(),

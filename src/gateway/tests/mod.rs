@@ -19,12 +19,14 @@ use tokio_tungstenite::tungstenite::protocol::frame::{Frame, Utf8Bytes};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::shard::Shard;
 use super::{Deps, Gateway, GatewayConfig, Tokens, frame};
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::error::{Fault as _, chain};
 use crate::hub::{Activated, ChannelId, Command, HubHandle, Port, Subscribed};
 use crate::metrics::Metrics;
+use crate::room::{RoomConfig, Rooms};
 use crate::task::{self, Connections, Drain};
 
 mod devices;
@@ -98,6 +100,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
     let frontiers = crate::resume::Frontiers::in_memory(Default::default(), metrics.clone());
     let deps = Deps {
         hub: HubHandle::new(commands),
+        rooms: rooms(2, clock.clone(), metrics.clone(), drain.clone()),
         verifier,
         clock: clock.clone(),
         metrics: metrics.clone(),
@@ -125,6 +128,23 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
     let addr = bound.local_addr();
     drop(task::spawn("gateway", bound.serve()));
     Relay { addr, clock, drain, metrics, connections, ready, asked, frontiers }
+}
+
+/// Rooms with shards that write.
+fn rooms(shards: usize, clock: Clock, metrics: Arc<Metrics>, drain: Drain) -> Arc<Rooms> {
+    let key = Arc::new(crate::resume::CursorKey::new([1; 32]));
+    let queues = (0..shards).map(|_| {
+        let (shard, from_hub) = Shard::new(metrics.clone(), clock.clone(), key.clone());
+        let queue = shard.rooms();
+        drop(task::spawn("shard", async move {
+            let _no_hub_ends_it = from_hub;
+            shard.run().await;
+        }));
+        queue
+    });
+    let rooms = Rooms::new(RoomConfig::default(), queues.collect(), metrics);
+    drop(task::spawn("rooms", rooms.clone().run(drain)));
+    rooms
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {

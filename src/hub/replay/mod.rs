@@ -35,6 +35,7 @@ use super::run::Hub;
 use super::waiting::Waiting;
 use super::{ChannelId, Port};
 use crate::change::{Change, Position, RowChange, Tuple, Value};
+use crate::metrics::Metrics;
 use pass::Pass;
 pub(super) use place::{Moments, moments};
 
@@ -92,6 +93,12 @@ impl Passes {
 
     fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.parked.is_empty() && self.passes.iter().all(Option::is_none)
+    }
+
+    pub(super) fn measure(&self, metrics: &Metrics) {
+        metrics.replay_passes.set(self.passes.iter().flatten().count() as i64);
+        metrics.replay_waiting.set(self.waiting.len() as i64);
+        metrics.replay_parked.set(self.parked.len() as i64);
     }
 
     /// Up to where a pass has judged, and of which history that is.

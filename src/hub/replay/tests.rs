@@ -275,11 +275,15 @@ async fn one_whose_connection_takes_nothing_is_parked_and_goes_on_where_it_was()
     assert!((1..200).contains(&had), "{had} rows were sent to one who takes none");
     assert!(slow.burden() <= slow.outbox.limit() / 2, "{}", slow.burden());
     assert_eq!(witness.of(&slow).live, 0);
+    let metrics = past.bench.metrics.clone();
+    assert_eq!((metrics.replay_parked.get(), metrics.replay_waiting.get()), (1, 0));
     witness.let_go(None);
     witness.until(&mut past.bench, "the slow one", |w| w.of(&slow).rows.len() == 2000).await;
     assert_eq!(witness.of(&slow).ids(), Past::ids(&owed));
     witness.until(&mut past.bench, "it is live", |w| w.of(&slow).live == 1).await;
     assert_eq!(slow.burden(), 0);
+    past.goes_by().await;
+    assert_eq!((metrics.replay_parked.get(), metrics.replay_passes.get()), (0, 0));
     past.bench.stop().await;
 }
 

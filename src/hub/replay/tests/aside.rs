@@ -87,3 +87,24 @@ async fn who_catches_up_over_a_damaged_region_is_told_of_it_and_gets_what_is_bef
     }
     past.bench.stop().await;
 }
+
+#[tokio::test]
+async fn a_channel_that_was_removed_is_not_said_to_go_on_with_the_others() {
+    let mut past = Past::new().await;
+    let (alice, bob) = (port(), port());
+    past.bench.subscribe(&alice, vec![entry(1, "owned", None)], ALICE).await;
+    past.bench.subscribe(&bob, vec![entry(1, "owned", None)], BOB).await;
+    let mut witness = Witness::default();
+    past.commit(&[("owned", ALICE, "x"), ("owned", BOB, "x")]);
+    witness.until(&mut past.bench, "the first", |w| w.of(&bob).rows.len() == 1).await;
+    past.bench.hub.leave(alice.id).await;
+    past.bench.hub.describe().await.expect("it has taken the command before this");
+    past.commit(&[("owned", ALICE, "x"), ("owned", BOB, "x")]);
+    let missed = past.rows[past.rows.len() - 2].at;
+    let there = |w: &mut Witness| w.ports[&bob.id].reached().is_some_and(|reached| reached.position > missed);
+    witness.until(&mut past.bench, "the others go on", there).await;
+    assert_eq!(witness.of(&alice).rows.len(), 1);
+    let reached = alice.reached().expect("it was active").position;
+    assert!(witness.of(&alice).rows[0].1 <= reached && reached < missed, "{reached}");
+    past.bench.stop().await;
+}
