@@ -180,12 +180,8 @@ impl App {
         };
         let mut authority_config = config.pg.clone();
         authority_config.pool_size = config.authority.connections.max(1);
-        let authority = Authority::new(
-            authority_config.pool()?,
-            commands.clone(),
-            config.authority.clone(),
-            metrics.clone(),
-        );
+        let authority =
+            Authority::new(authority_config.pool()?, commands.clone(), config.authority.clone(), metrics.clone());
         let (gate_keeper, gate) = Gate::new();
         let tls = match config.gateway.tls.clone() {
             Some(files) => Some(Arc::new(Tls::load(files, config.gateway.tls_poll, metrics.clone())?)),

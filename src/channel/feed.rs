@@ -210,7 +210,18 @@ mod tests {
         let (any, start) = (Name::Any, Start::Now);
         let (filter, select, cursor_as, snapshot) = (None, None, None, None);
         let id = i32::from(messages.is_none());
-        Entry { id, action: Action::All, schema: any.clone(), table: any, filter, select, start, cursor_as, snapshot, messages }
+        Entry {
+            id,
+            action: Action::All,
+            schema: any.clone(),
+            table: any,
+            filter,
+            select,
+            start,
+            cursor_as,
+            snapshot,
+            messages,
+        }
     }
 
     fn feed_of(entries: &[bool]) -> (Feed, Instant) {
@@ -305,7 +316,10 @@ mod tests {
         let (mut feed, now) = feed_of(&[false, true]);
         assert_eq!((ids(&feed), feed.wanted()), (vec![1, 0], 1));
         let told = vec![Notice::Refused("no table".into())];
-        assert_eq!(feed.answered(error("no table", false), now), (told.clone(), Some(Request::Subscribe { again: true })));
+        assert_eq!(
+            feed.answered(error("no table", false), now),
+            (told.clone(), Some(Request::Subscribe { again: true }))
+        );
         assert_eq!((ids(&feed), feed.all().len(), feed.wanted()), (vec![0], 2, 1));
         assert_eq!(feed.answered(Ok(Activated::default()), now), (vec![], None));
         assert_eq!(feed.goes_on(), GoOn::Messages);

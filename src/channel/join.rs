@@ -409,7 +409,8 @@ mod tests {
 
     #[test]
     fn a_replay_needs_a_time_or_a_cursor() {
-        let replay = |replay: &str| Join::parse(&format!(r#"{{"config":{{"broadcast":{{"replay":{replay}}}}}}}"#)).replay;
+        let replay =
+            |replay: &str| Join::parse(&format!(r#"{{"config":{{"broadcast":{{"replay":{replay}}}}}}}"#)).replay;
         let stored = |since, limit| Some(Replay::Stored { since, limit });
         assert_eq!(replay("null"), None);
         assert_eq!(replay(r#"{"since":5}"#), stored(5, 25));

@@ -190,7 +190,7 @@ impl Bound {
         let turns = storm::Turns::new(&config);
         let joins = Joins::new(&config);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
-        let Deps { connections, ready, tls, authority, pool, .. } = deps;
+        let Deps { connections, ready, tls, rooms, authority, pool, .. } = deps;
         let shared = Arc::new(Shared {
             config,
             hub,
@@ -205,6 +205,7 @@ impl Bound {
             gate,
             turns,
             joins,
+            rooms,
             authority,
             pool,
             ready,

@@ -38,6 +38,7 @@ use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::pg::Pool;
 use crate::resume::{CursorKey, Frontiers, History};
+use crate::room::Rooms;
 use crate::task::{Drain, Gate};
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
@@ -90,6 +91,7 @@ struct Shared {
     gate: Gate,
     turns: storm::Turns,
     joins: limits::Joins,
+    rooms: Arc<Rooms>,
     authority: Authority,
     /// For stored messages.
     pool: Pool,

@@ -519,8 +519,8 @@ mod tests {
         let (_, two) = both(|v, j, _| error(v, j, "t"));
         assert_eq!(two, r#"["4","4","t","phx_error",{"reason":"channel_crash"}]"#);
         let (one, two) = both(|v, j, _| replayed(v, j, "t", "{}"));
-        assert_eq!(one, r#"{"topic":"t","event":"presence_state","payload":{},"ref":null}"#);
-        assert_eq!(two, r#"["4",null,"t","presence_state",{}]"#);
+        assert_eq!(one, r#"{"topic":"t","event":"broadcast","payload":{},"ref":null}"#);
+        assert_eq!(two, r#"["4",null,"t","broadcast",{}]"#);
         let (_, two) = both(|v, j, r| refusal(v, j, r, "t", "a \"b\""));
         assert_eq!(two, r#"["4","9","t","phx_reply",{"status":"error","response":{"reason":"a \"b\""}}]"#);
     }

@@ -47,7 +47,7 @@ pub(crate) fn frames(bytes: &[u8]) {
 
 /// As a client writes it.
 fn encode(version: Version, message: &Message<'_>) -> String {
-    let Message { join_ref, reference, topic, event, payload } = message;
+    let Message { join_ref, reference, topic, event, payload, .. } = message;
     let (join_ref, reference, topic, event) = (join_ref.as_json(), reference.as_json(), json(topic), json(event));
     match version {
         Version::V1 => format!(

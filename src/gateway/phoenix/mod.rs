@@ -4,7 +4,6 @@ pub mod codec;
 mod questions;
 mod receipts;
 mod rooms;
-mod seams;
 mod session;
 mod socket;
 

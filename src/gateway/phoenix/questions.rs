@@ -6,7 +6,6 @@ use std::sync::Arc;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::seams::Seat;
 use super::session::Place;
 use super::socket::Done;
 use crate::authority::{Asking, AuthorityError, Watch};
@@ -15,6 +14,7 @@ use crate::gateway::Shared;
 use crate::hub::{ChannelId, Port};
 use crate::messages;
 use crate::policy::Rights;
+use crate::room::{Member, RoomKey, Seat};
 
 /// As Postgres says it.
 fn late() -> AuthorityError {
@@ -57,8 +57,11 @@ pub(super) async fn streams(shared: Arc<Shared>, id: ChannelId) -> Done {
     Done::Streams(id, matches!(flowing, Ok(Ok(_))))
 }
 
-pub(super) fn enter(_shared: &Shared, _port: Arc<Port>, _seat: Place) -> Seat {
-    Seat
+/// A seat in the room of the port's topic.
+pub(super) fn enter(shared: &Shared, port: Arc<Port>, seat: Place) -> Seat {
+    let Place { rights, presence, key, user } = seat;
+    let topic = port.topic.strip_prefix("realtime:").unwrap_or(&port.topic).into();
+    shared.rooms.enter(RoomKey { private: rights.is_some(), topic }, Member { port, rights, presence, key, user })
 }
 
 pub(super) fn watch(shared: &Shared, asking: Asking, rights: Arc<Rights>) -> Watch {

@@ -18,8 +18,8 @@ use serde_json::value::RawValue;
 use tokio::time::timeout;
 
 use super::codec::Ref;
-use super::seams::{RoomError, RoomMessage, Seat};
 use crate::hub::{ChannelId, Stage};
+use crate::room::{Message, RoomError, Seat};
 
 /// What has become of something that was sent to a room.
 pub(super) enum Sent {
@@ -74,7 +74,7 @@ impl Seats {
     pub(super) fn broadcast(
         &self,
         id: ChannelId,
-        message: RoomMessage,
+        message: Message,
         echo: bool,
         ack: Option<Bytes>,
         patience: Duration,

@@ -14,8 +14,8 @@ use tracing::debug;
 use super::devices::Kept;
 use super::fresh::Fresh;
 use super::join::{Found, Granted};
-use super::topic::{Channel, Counted, Topic};
 use super::presence::Calls;
+use super::topic::{Channel, Counted, Topic};
 use super::{CHANGES_REFUSED, Effect, Now, Place, Session, stored};
 use crate::channel::{self, Feed, Join, JoinError, Notice, Privacy, Replay, Request, Since, Wanted};
 use crate::gateway::encode::details;
@@ -49,8 +49,7 @@ impl Session {
     ) -> Result<Beginning, JoinError> {
         let Granted { join, principal, .. } = granted;
         let here = self.shared.log.here();
-        let entries: Result<Vec<Entry>, String> =
-            join.changes.iter().map(|wanted| self.entry(wanted, here)).collect();
+        let entries: Result<Vec<Entry>, String> = join.changes.iter().map(|wanted| self.entry(wanted, here)).collect();
         let (mut entries, malformed) = match entries {
             Ok(entries) => (entries, None),
             Err(text) => (Vec::new(), Some(text)),

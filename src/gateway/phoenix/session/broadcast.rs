@@ -8,9 +8,9 @@ use tracing::debug;
 use super::topic::Topic;
 use super::{Effect, Now, Session};
 use crate::gateway::phoenix::codec::{self, Message, Status};
-use crate::gateway::phoenix::seams::{Payload, RoomError, RoomMessage};
 use crate::hub::ChannelId;
 use crate::policy::Right;
+use crate::room::{self, Payload, RoomError};
 
 /// What a client is told, and a channel ended with, that sends more than it may.
 const TOO_MANY_MESSAGES: &str = "Too many messages per second";
@@ -56,7 +56,8 @@ impl Session {
         let (text, code) = match error {
             RoomError::TooManyMessages => (TOO_MANY_MESSAGES, "MessagePerSecondRateLimitReached"),
             RoomError::TooManyPresence => (TOO_MANY_PRESENCES, "PresenceRateLimitReached"),
-            RoomError::Closed => return out,
+            // These are told to who asked, and end nothing.
+            RoomError::PresenceFull | RoomError::NotAMap | RoomError::Closed => return out,
         };
         if let Some(name) = self.name_of(id) {
             self.end_channel(&name, text, code, now, &mut out);
@@ -65,14 +66,14 @@ impl Session {
     }
 }
 
-fn for_the_room(message: Message<'_>, frame: &Bytes) -> RoomMessage {
+fn for_the_room(message: Message<'_>, frame: &Bytes) -> room::Message {
     let Some(push) = message.push else {
-        return RoomMessage::Text { payload: codec::shared(frame, message.payload) };
+        return room::Message::Text { payload: codec::shared(frame, message.payload) };
     };
     let payload = match push.binary {
         None => Payload::Json(codec::shared(frame, message.payload)),
         Some(Cow::Borrowed(bytes)) => Payload::Binary(codec::shared(frame, Cow::Borrowed(bytes))),
         Some(Cow::Owned(bytes)) => Payload::Binary(bytes.into()),
     };
-    RoomMessage::Event { event: push.event.as_ref().into(), payload, meta: None }
+    room::Message::Event { event: push.event.as_ref().into(), payload, meta: None }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
-use super::topic::{Backlog, Channel, Held, Topic, What};
 use super::join::Asker;
+use super::topic::{Backlog, Channel, Held, Topic, What};
 use super::{Effect, Now, Session};
 use crate::channel::{Answer, JoinError};
 use crate::gateway::phoenix::codec::Message;

@@ -53,14 +53,7 @@ impl Session {
 
     /// Ends a channel with this reason: `system` error, then `phx_close`. A join that is held is refused; a message that waits
     /// on it is dropped, and those behind it find no channel.
-    pub(super) fn end_channel(
-        &mut self,
-        name: &str,
-        text: &str,
-        code: &'static str,
-        now: Now,
-        out: &mut Vec<Effect>,
-    ) {
+    pub(super) fn end_channel(&mut self, name: &str, text: &str, code: &'static str, now: Now, out: &mut Vec<Effect>) {
         let Some(topic) = self.topics.get(name) else { return };
         if topic.held().is_some() {
             let topic = super::topic::sub_topic(name).into();

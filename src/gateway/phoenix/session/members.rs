@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::topic::{Backlog, Channel, Topic, Waits, What, sub_topic};
 use super::join::Asker;
+use super::topic::{Backlog, Channel, Topic, Waits, What, sub_topic};
 use super::{Effect, Now, Session};
 use crate::authority::{Asking, AuthorityError, Basis, Reads, Writes};
 use crate::channel::{JoinError, UNREACHABLE, no_permission};
@@ -60,10 +60,10 @@ impl Membership {
         Membership { rights, presence, could, ask_at: None, ends_at: None, asked: None, writes_until: None }
     }
 
-    /// What was found out about reading; `newer`: also what is decided already is to be as found.
+    /// What was found out about reading. Unless it is `newer` than what the hub says, it gives no right that the hub has taken.
     fn decide(&mut self, reads: &Reads, newer: bool, patience: Duration, now: Instant) {
-        let set = |right, allowed| {
-            if newer || self.rights.get(right).is_none() {
+        let set = |right, allowed: bool| {
+            if newer || !allowed || self.rights.get(right).is_none() {
                 self.rights.set(right, Some(allowed));
             }
         };
@@ -396,7 +396,8 @@ impl Session {
             Standing::Unknown if member.asked.is_some() || answer_comes => {}
             Standing::Unknown => self.ask_reads(name, out),
             Standing::Lost => {
-                let text = format!("You no longer have permission to read from this Channel topic: {}", sub_topic(name));
+                let text =
+                    format!("You no longer have permission to read from this Channel topic: {}", sub_topic(name));
                 self.end_channel(name, &text, "Unauthorized", now, out);
             }
             Standing::Nothing => {

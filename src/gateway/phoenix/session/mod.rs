@@ -35,7 +35,6 @@ use tracing::{debug, info};
 
 use self::topic::{Topic, What};
 use super::codec::{self, Message, Ref, Status};
-use super::seams::RoomMessage;
 use crate::authority::Asking;
 use crate::channel::{GoOn, JoinError};
 use crate::claims::{Principal, TokenError};
@@ -45,6 +44,7 @@ use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
 use crate::journal::Note;
 use crate::policy::Rights;
 use crate::resume::Tracked;
+use crate::room;
 
 /// Why a channel that is joined gets no changes; the client has the text.
 const CHANGES_REFUSED: &str = "ChangesRefused";
@@ -80,7 +80,7 @@ pub(super) enum Effect {
     PresenceState(ChannelId),
     /// Send this to the channel's room, and to itself if it wants `echo`; then queue `ack`. If the room refuses, call
     /// [`Session::rejected`].
-    Broadcast { id: ChannelId, message: RoomMessage, echo: bool, ack: Option<Bytes> },
+    Broadcast { id: ChannelId, message: room::Message, echo: bool, ack: Option<Bytes> },
     /// Have the channel be present with this, or not any more; hand the result to [`Session::tracked`].
     Track { id: ChannelId, payload: Option<Arc<RawValue>>, reference: Ref },
     /// Ask who may read, within a bound; hand the answer to [`Session::read_answered`].

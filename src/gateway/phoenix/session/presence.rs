@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 use super::topic::{Channel, Topic};
 use super::{Effect, Now, Session};
 use crate::channel::{Presence, presence};
-use crate::gateway::phoenix::codec::{Message, Ref, Status};
-use crate::gateway::phoenix::seams::RoomError;
+use crate::gateway::phoenix::codec::{self, Message, Ref, Status};
 use crate::hub::ChannelId;
 use crate::policy::Right;
+use crate::room::RoomError;
 
 /// A channel's presence calls in the window at hand.
 #[derive(Debug, Default)]
@@ -36,8 +36,7 @@ impl Session {
         let Some(Topic::Joined(channel)) = self.topics.get_mut(message.topic.as_ref()) else { return };
         let asked = presence(&message.payload);
         let config = &self.shared.config;
-        if asked != Presence::Nothing
-            && !channel.calls.admit(now.at, config.presence_window, config.max_presence_calls)
+        if asked != Presence::Nothing && !channel.calls.admit(now.at, config.presence_window, config.max_presence_calls)
         {
             let text = "Client presence rate limit exceeded";
             return self.end_channel(&message.topic, text, "ClientPresenceRateLimitReached", now, out);
@@ -92,7 +91,13 @@ impl Session {
         match taken {
             Ok(()) => out.push(Effect::Send(channel.reply(version, reference, Status::Ok, "{}"))),
             Err(RoomError::Closed) => out.push(Effect::Send(channel.reply(version, reference, Status::Error, "{}"))),
-            Err(error) => return self.rejected(id, error, now),
+            Err(error @ (RoomError::PresenceFull | RoomError::NotAMap)) => {
+                let response = format!(r#"{{"reason":{}}}"#, codec::json(&error.to_string()));
+                out.push(Effect::Send(channel.reply(version, reference, Status::Error, &response)));
+            }
+            Err(error @ (RoomError::TooManyPresence | RoomError::TooManyMessages)) => {
+                return self.rejected(id, error, now);
+            }
         }
         out
     }

@@ -230,11 +230,6 @@ impl Topic {
 }
 
 impl Channel {
-    /// The topic without `realtime:`.
-    pub(super) fn sub_topic(&self) -> &str {
-        sub_topic(&self.topic)
-    }
-
     /// Whether a leave is for an earlier instance, from which the client has moved on; null is a match (decision 2).
     pub(super) fn is_stale(&self, leave: &Message<'_>) -> bool {
         !leave.join_ref.is_null() && leave.join_ref != self.own_ref
