@@ -219,6 +219,8 @@ metrics! {
     replay_waiting: Gauge = "replay_waiting";
     /// Channels that catch up and whose connection takes too little for now
     replay_parked: Gauge = "replay_parked";
+    /// Requests to broadcast over HTTP, by status
+    posts: Labelled = "posts" by "status" ["202", "400", "401", "403", "408", "413", "415", "422", "429", "503"];
     /// Requests for pages of history and for snapshots over HTTP, by status
     pages: Labelled = "pages" by "status" ["200", "304", "400", "401", "403", "404", "410", "413", "429", "503"];
     /// Catalog reads by result: changed, same, failed

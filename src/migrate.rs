@@ -16,13 +16,14 @@ use std::fmt;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
+use crate::catalog::{FACTS_PUBLICATION, MESSAGES_PUBLICATION};
 use crate::error::{Fault, Remedy};
 use crate::pg::{PgError, is_transient};
 
 /// Whether the relay needs the objects for itself, or applications and policies do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Schema `rowcast` with all in it, `rowcast_facts`: `serve` makes these.
+    /// Schema `rowcast` with all in it, `rowcast_facts`, `rowcast_messages`: `serve` makes these.
     Own,
     /// Roles, `auth`, the publication, event triggers: only on request.
     Shared,
@@ -77,6 +78,7 @@ pub static MIGRATIONS: &[Migration] = &[
     migration!(7, Shared, "0007", "rule_hints", Some(HINTS_INSTALLED)),
     migration!(8, Own, "0008", "frontiers"),
     migration!(9, Shared, "0009", "realtime"),
+    migration!(10, Own, "0010", "messages"),
 ];
 
 /// Whether the event triggers of step 7 are there and fire, as a query for one truth.
@@ -308,12 +310,44 @@ pub async fn missing(client: &Client, publications: &[String]) -> Result<Vec<Str
         absent.push("schema rowcast".to_owned());
     }
     let mut wanted: Vec<&str> = publications.iter().map(String::as_str).collect();
-    wanted.push("rowcast_facts");
+    wanted.extend([FACTS_PUBLICATION, MESSAGES_PUBLICATION]);
     let sql = "select name from unnest($1::text[]) with ordinality as wanted (name, place) \
                where not exists (select from pg_catalog.pg_publication where pubname = name) order by place";
     let rows = client.query(sql, &[&wanted]).await.map_err(PgError::query("cannot read pg_publication"))?;
     absent.extend(rows.iter().map(|row| format!("publication {}", row.get::<_, &str>(0))));
     Ok(absent)
+}
+
+/// Adds `realtime.messages` to its publication if it is there and not in it. `None` if there is nothing left to do; else the
+/// SQL for who may, and why the login did not.
+pub async fn publish_messages(client: &Client) -> Result<Option<(String, String)>, MigrateError> {
+    let sql = "select exists (select from pg_catalog.pg_publication_rel r where r.prpubid = p.oid and r.prrelid = c.oid), \
+               pg_has_role(c.relowner, 'USAGE') and pg_has_role(p.pubowner, 'USAGE'), \
+               pg_get_userbyid(c.relowner)::text, pg_get_userbyid(p.pubowner)::text \
+               from pg_catalog.pg_publication p, pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+               where p.pubname = $1 and n.nspname = 'realtime' and c.relname = 'messages' and c.relkind in ('r', 'p')";
+    let failed = PgError::query("cannot look for realtime.messages");
+    let Some(row) = client.query_opt(sql, &[&MESSAGES_PUBLICATION]).await.map_err(failed)? else { return Ok(None) };
+    let (is_member, may): (bool, bool) = (row.get(0), row.get(1));
+    if is_member {
+        return Ok(None);
+    }
+    let (table, publication): (String, String) = (row.get(2), row.get(3));
+    let sql = format!("alter publication {MESSAGES_PUBLICATION} add table realtime.messages;");
+    if !may {
+        let why = format!("it takes an owner of the table ({table}) and of the publication ({publication})");
+        return Ok(Some((sql, why)));
+    }
+    // Not in one transaction with anything else: it waits for a lock.
+    let added = client.batch_execute(&format!("begin; set local lock_timeout = '5s'; {sql} commit")).await;
+    let Err(error) = added else { return Ok(None) };
+    let why = server_text(&error);
+    let _ = client.batch_execute("rollback").await;
+    if error.code() == Some(&SqlState::DUPLICATE_OBJECT) {
+        // Somebody else did at the same moment.
+        return Ok(None);
+    }
+    Ok(Some((sql, why.trim_start_matches(": ").to_owned())))
 }
 
 async fn apply(client: &mut Client, wanted: fn(&Migration) -> bool) -> Result<Report, MigrateError> {

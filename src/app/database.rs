@@ -68,6 +68,13 @@ async fn attempt(config: &Config) -> Result<(), AppError> {
             tracing::debug!(error = chain(&error), "the partitions of realtime.messages could not be made yet");
         }
     }
+    if let Some((sql, why)) = migrate::publish_messages(&client).await? {
+        tracing::warn!(
+            sql,
+            why,
+            "realtime.messages is not in publication rowcast_messages, so what is inserted into it is not broadcast"
+        );
+    }
     let missing = migrate::missing(&client, &config.publications).await?;
     if missing.is_empty() { Ok(()) } else { Err(AppError::Missing { missing }) }
 }

@@ -38,8 +38,14 @@ pub(super) struct Closure {
 }
 
 impl Reader<'_> {
-    /// Follows policies and functions from `published`, with as many inner tables as `roles` roles allow.
-    pub(super) async fn closure(&self, published: &[u32], roles: usize) -> Result<Closure, CatalogError> {
+    /// Follows policies and functions from `published`, with as many inner tables as `roles` roles allow; of `messages` also
+    /// those for INSERT.
+    pub(super) async fn closure(
+        &self,
+        published: &[u32],
+        messages: Option<u32>,
+        roles: usize,
+    ) -> Result<Closure, CatalogError> {
         let mut closure = Closure::default();
         let rows = self.rows("partitions", sql::ANCESTORS, &[&published]).await?;
         closure.tables = rows.iter().map(|row| get(row, 0)).collect::<Result<_, _>>()?;
@@ -47,7 +53,7 @@ impl Reader<'_> {
             closure.tables.len() + MAX_INNER_TABLES.min((MAX_PAIRS / roles.max(1)).saturating_sub(published.len()));
         let (mut tables, mut functions): (Vec<u32>, Vec<u32>) = (closure.tables.iter().copied().collect(), Vec::new());
         for _ in 0..ROUNDS {
-            let fresh = self.follow(&tables, &functions, most, &mut closure).await?;
+            let fresh = self.follow((&tables, &functions), messages, most, &mut closure).await?;
             let mentions = self.describe(&fresh, &mut closure).await?;
             (tables, functions) = self.resolve(&mentions).await?;
             closure.mentioned.extend(&tables);
@@ -63,14 +69,14 @@ impl Reader<'_> {
     /// Adds the tables that can be reached from these; answers with the functions that are new.
     async fn follow(
         &self,
-        tables: &[u32],
-        functions: &[u32],
+        (tables, functions): (&[u32], &[u32]),
+        messages: Option<u32>,
         most: usize,
         closure: &mut Closure,
     ) -> Result<Vec<u32>, CatalogError> {
         let mut fresh = Vec::new();
         let mut complete = true;
-        for row in &self.rows("references", sql::REFERENCES, &[&tables, &functions, &MAX_ROWS]).await? {
+        for row in &self.rows("references", sql::REFERENCES, &[&tables, &functions, &MAX_ROWS, &messages]).await? {
             let oid: u32 = get(row, 1)?;
             if get(row, 0)? {
                 complete &= closure.tables.len() < most || closure.tables.contains(&oid);

@@ -12,6 +12,7 @@
 
 mod body;
 mod closure;
+mod messages;
 mod read;
 mod snapshot;
 mod sql;
@@ -25,6 +26,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use messages::Messages;
 pub use read::read;
 pub use snapshot::{ParseSnapshotError, Snapshot};
 pub use table::{
@@ -38,6 +40,8 @@ use crate::pgtype::Types;
 
 /// The publication of tables that policies look into. Its rows go to no subscriber.
 pub const FACTS_PUBLICATION: &str = "rowcast_facts";
+/// The publication of `realtime.messages`, whose rows are broadcasts. They go to no subscriber of tables.
+pub const MESSAGES_PUBLICATION: &str = "rowcast_messages";
 
 /// What to read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +114,7 @@ struct Rules {
     types: Arc<Types>,
     encoding: String,
     foreign_claims: bool,
+    messages: Option<Messages>,
 }
 
 /// The catalog as of one snapshot.
@@ -154,6 +159,11 @@ impl Catalog {
     /// The table of this name that is known for any reason; not one that clients may subscribe to.
     pub fn named(&self, schema: &str, name: &str) -> Option<&Arc<Table>> {
         self.by_name.get(&(schema.to_owned(), name.to_owned())).and_then(|oid| self.table(*oid))
+    }
+
+    /// `realtime.messages`, if there is such a table; known whether it is published or not.
+    pub fn messages(&self) -> Option<&Messages> {
+        self.rules.messages.as_ref()
     }
 
     /// The functions of this name that are known.

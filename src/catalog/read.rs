@@ -90,8 +90,11 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let foreign_claims = get(session, 3)?;
 
     let published = reader.published(wanted, version).await?;
-    let oids: Vec<u32> = published.keys().copied().collect();
-    let Closure { tables: known, mut functions, mut mentioned } = reader.closure(&oids, wanted.roles.len()).await?;
+    let messages = reader.messages().await?;
+    let oids: BTreeSet<u32> = published.keys().copied().chain(messages).collect();
+    let oids: Vec<u32> = oids.into_iter().collect();
+    let Closure { tables: known, mut functions, mut mentioned } =
+        reader.closure(&oids, messages, wanted.roles.len()).await?;
     let oids: Vec<u32> = known.into_iter().collect();
     let mut tables = reader.tables(&oids, published).await?;
     let kept = reader.columns(&oids, &mut tables).await?;
@@ -107,6 +110,11 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
 
     // Printing locks, so it comes last; nothing after it waits for another lock.
     mentioned.extend(reader.policies(&oids, &mut tables).await?);
+    let inserts = match messages {
+        Some(oid) => Some((oid, reader.inserts(oid, &names).await?)),
+        None => None,
+    };
+    mentioned.extend(inserts.iter().flat_map(|(_, inserts)| &inserts.mentioned));
     reader.bodies(&mut functions).await?;
     for oid in &mentioned {
         if let (Some(table), Some(tree)) = (tables.get_mut(oid), trees.get(oid)) {
@@ -114,9 +122,11 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
             table.storage = stream::storage(tree, &kept.get(oid));
         }
     }
-    let tables = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
+    let tables: BTreeMap<u32, Arc<Table>> = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
+    let messages = inserts.and_then(|(oid, inserts)| Some(inserts.of(tables.get(&oid)?)));
     let functions = functions.into_iter().map(|(oid, function)| (oid, Arc::new(function))).collect();
-    let rules = Rules { tables, roles, functions, schemas, operators, builtins, types, encoding, foreign_claims };
+    let rules =
+        Rules { tables, roles, functions, schemas, operators, builtins, types, encoding, foreign_claims, messages };
     let fingerprint = reader.fingerprint(&rules).await?;
     reader.transaction.commit().await.map_err(failed("commit"))?;
     Ok((Catalog::new(snapshot, rules), fingerprint))

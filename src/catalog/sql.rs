@@ -132,14 +132,15 @@ pub(super) const ACCESS: &str = "select c.oid, r.rolname::text, \
     from pg_class c cross join pg_roles r where c.oid = any($1::oid[]) and r.rolname = any($2::text[])";
 
 /// What the policies of the tables `$1` and the functions `$2` refer to, and what that refers to, nearest first; views and
-/// what they select from are left out. Function bodies that are text depend on nothing here.
+/// what they select from are left out. Function bodies that are text depend on nothing here. Of the table `$4` also what its
+/// policies for INSERT refer to.
 pub(super) const REFERENCES: &str = "with recursive reached(is_table, oid) as ( \
         select true, t.oid from unnest($1::oid[]) as t(oid) union select false, f.oid from unnest($2::oid[]) as f(oid) \
         union \
         select d.refclassid = 'pg_class'::regclass, d.refobjid from reached r cross join lateral ( \
             select d.refclassid, d.refobjid from pg_policy p \
                 join pg_depend d on d.classid = 'pg_policy'::regclass and d.objid = p.oid \
-                where r.is_table and p.polrelid = r.oid and p.polcmd in ('r', '*') \
+                where r.is_table and p.polrelid = r.oid and (p.polcmd in ('r', '*') or (p.polcmd = 'a' and r.oid = $4)) \
             union all select d.refclassid, d.refobjid from pg_depend d \
                 where not r.is_table and d.classid = 'pg_proc'::regclass and d.objid = r.oid) d \
         where d.refclassid = 'pg_proc'::regclass or (d.refclassid = 'pg_class'::regclass and exists ( \
@@ -260,3 +261,52 @@ pub(super) const TYPES: &str = "with recursive used(oid) as ( \
     array(select a.atttypid from pg_attribute a where t.typtype = 'c' and a.attrelid = t.typrelid \
           and a.attnum > 0 and not a.attisdropped order by a.attnum) \
     from used join pg_type t on t.oid = used.oid join pg_namespace n on n.oid = t.typnamespace";
+
+/// `realtime.messages`.
+pub(super) const MESSAGES: &str = "select c.oid from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+    where n.nspname = 'realtime' and c.relname = 'messages' and c.relkind in ('r', 'p') and c.relpersistence <> 't'";
+
+/// Policies of the table `$1` that govern INSERT, with what a new row must meet, and what they depend on.
+pub(super) const INSERT_POLICIES: &str = "select p.polname::text, p.polpermissive, \
+    array(select case when m = 0 then 'public' else pg_get_userbyid(m)::text end from unnest(p.polroles) as m), \
+    coalesce(p.polwithcheck, p.polqual) is not null, \
+    pg_get_expr(case when p.polwithcheck is not null then p.polwithcheck else p.polqual end, p.polrelid), \
+    array(select distinct d.refobjsubid::int2 from pg_depend d where d.classid = 'pg_policy'::regclass and d.objid = p.oid \
+          and d.refclassid = 'pg_class'::regclass and d.refobjid = p.polrelid and d.refobjsubid <> 0 order by 1), \
+    array(select d.refobjid from pg_depend d where d.classid = 'pg_policy'::regclass and d.objid = p.oid \
+          and d.refclassid = 'pg_proc'::regclass), \
+    array(select d.refobjid from pg_depend d where d.classid = 'pg_policy'::regclass and d.objid = p.oid \
+          and d.refclassid = 'pg_class'::regclass and d.refobjid <> p.polrelid) \
+    from pg_policy p where p.polrelid = $1 and p.polcmd in ('a', '*') order by p.polname";
+
+/// What each role of `$2` may insert into the table `$1`.
+pub(super) const INSERT_ACCESS: &str = "select r.rolname::text, \
+    coalesce(has_schema_privilege(r.oid, c.relnamespace, 'USAGE'), false), \
+    coalesce(pg_has_role(r.oid, c.relowner, 'USAGE'), false), \
+    array(select a.attnum from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped \
+        and has_any_column_privilege(r.oid, c.oid, 'INSERT') and has_column_privilege(r.oid, c.oid, a.attnum, 'INSERT')), \
+    array(select p.polname::text from pg_policy p where p.polrelid = c.oid and p.polcmd in ('a', '*') and exists ( \
+          select from unnest(p.polroles) as m where case when m = 0 then true else pg_has_role(r.oid, m, 'USAGE') end)) \
+    from pg_class c cross join pg_roles r where c.oid = $1 and r.rolname = any($2::text[])";
+
+/// Defaults of the columns of the table `$1`.
+pub(super) const DEFAULTS: &str = "select a.attname::text, pg_get_expr(d.adbin, d.adrelid) from pg_attrdef d \
+    join pg_attribute a on a.attrelid = d.adrelid and a.attnum = d.adnum where d.adrelid = $1 and not a.attisdropped";
+
+/// The first thing, in words, that may happen at an INSERT into the table `$1` or its partitions beside the policies: it could
+/// change the row, or raise. The check and the index that Supabase's own table has are known to do neither.
+pub(super) const INSERT_OBSTACLES: &str = "with tree(oid) as (select $1::oid union select relid::oid from pg_partition_tree($1::oid::regclass)) \
+    select case \
+        when exists (select from pg_trigger t join tree on tree.oid = t.tgrelid \
+                     where not t.tgisinternal and t.tgenabled <> 'D' and t.tgtype & 4 <> 0) then 'a trigger at INSERT' \
+        when exists (select from pg_rewrite w join tree on tree.oid = w.ev_class where w.ev_type = '3') then 'a rule at INSERT' \
+        when exists (select from pg_constraint k join tree on tree.oid = k.conrelid where k.contype in ('f', 'x', 'u') \
+                     or (k.contype = 'c' and pg_get_constraintdef(k.oid) <> all (array[ \
+                         'CHECK (((payload IS NULL) OR (binary_payload IS NULL)))']))) \
+            then 'a constraint of its own' \
+        when exists (select from pg_index i join tree on tree.oid = i.indrelid where i.indexprs is not null \
+                     or (i.indisunique and not i.indisprimary) \
+                     or (i.indpred is not null and pg_get_expr(i.indpred, i.indrelid) \
+                         <> all (array['((extension = ''broadcast''::text) AND (private IS TRUE))', '(private IS TRUE)', \
+                                       '(extension = ''broadcast''::text)']))) \
+            then 'an index of its own' end";

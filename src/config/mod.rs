@@ -39,7 +39,7 @@ use crate::wal::WalConfig;
 /// The shortest `JWT_SECRET`, in bytes.
 pub const SHORTEST_SECRET: usize = 32;
 /// The publication of tables that policies look into; always read beside those that clients subscribe to.
-pub use crate::catalog::FACTS_PUBLICATION;
+pub use crate::catalog::{FACTS_PUBLICATION, MESSAGES_PUBLICATION};
 
 /// All of one relay.
 #[derive(Debug, Clone)]
@@ -143,11 +143,13 @@ impl Config {
         self.ask_login.as_deref().unwrap_or(&self.pg)
     }
 
-    /// The publications of the stream: those of clients, and that of facts.
+    /// The publications of the stream: those of clients, that of facts, and that of messages.
     pub fn stream_publications(&self) -> Vec<String> {
         let mut all = self.publications.clone();
-        if !all.iter().any(|name| name == FACTS_PUBLICATION) {
-            all.push(FACTS_PUBLICATION.to_owned());
+        for own in [FACTS_PUBLICATION, MESSAGES_PUBLICATION] {
+            if !all.iter().any(|name| name == own) {
+                all.push(own.to_owned());
+            }
         }
         all
     }

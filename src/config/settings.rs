@@ -415,6 +415,7 @@ impl<'a> Reading<'a> {
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;
         self.limits(&mut config.gateway);
+        config.hub.max_message_bytes = config.gateway.largest_payload();
         let connections = self.read("authz_connections", "Set it to a number above 0.", above_zero);
         config.authority.connections = connections.unwrap_or(config.authority.connections);
         let recheck = self.read("authz_recheck", "Write it like 10s, from 1s to 1h.", parse::seconds_to_an_hour);

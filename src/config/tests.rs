@@ -34,7 +34,7 @@ fn flags_win_over_the_environment_and_that_over_the_file_and_that_over_defaults(
     assert_eq!((config.port, config.ingest.wal.slot.as_str()), (3, "environment"));
     assert_eq!(config.host.to_string(), "::1", "an empty variable is none");
     assert_eq!(config.publications, ["a", "b"]);
-    assert_eq!(config.stream_publications(), ["a", "b", FACTS_PUBLICATION]);
+    assert_eq!(config.stream_publications(), ["a", "b", FACTS_PUBLICATION, MESSAGES_PUBLICATION]);
     assert!(config.migrate);
     assert_eq!(config.retention, None, "off unless told");
     assert_eq!(config.data_dir, Path::new("/default"));

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::finding::{ident, qualified};
 use super::roles::missing_publications;
 use super::{Finding, Patient, Subject, SubjectKind, Unreadable};
-use crate::config::FACTS_PUBLICATION;
+use crate::config::{FACTS_PUBLICATION, MESSAGES_PUBLICATION};
 
 #[derive(Debug, Deserialize)]
 struct Publication {
@@ -117,7 +117,8 @@ pub(super) async fn check(patient: &Patient<'_>) -> Result<Vec<Finding>, Unreada
     let names = patient.config.stream_publications();
     let row = client.query_one(PUBLICATIONS, &[&names]).await?;
     let publications: Vec<Publication> = serde_json::from_str(row.try_get(0)?)?;
-    let clients = publications.iter().filter(|publication| publication.name != FACTS_PUBLICATION);
+    let is_own = |name: &str| [FACTS_PUBLICATION, MESSAGES_PUBLICATION].contains(&name);
+    let clients = publications.iter().filter(|publication| !is_own(&publication.name));
     findings.extend(clients.flat_map(content));
     if patient.facts.version < 150_000 {
         return Ok(findings);

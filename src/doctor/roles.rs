@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::facts::Facts;
 use super::finding::{ident, literal};
 use super::{Finding, Patient, Subject, SubjectKind, TOKEN_ROLES, Unreadable, token_roles};
-use crate::config::FACTS_PUBLICATION;
+use crate::config::{FACTS_PUBLICATION, MESSAGES_PUBLICATION};
 use crate::error::{Fault as _, chain};
 use crate::migrate;
 use crate::policy::Plan;
@@ -278,10 +278,17 @@ async fn steps(patient: &Patient<'_>) -> Vec<Finding> {
 /// Publications that are missing: found with the login's rights, mended by an owner.
 pub(super) fn missing_publications(patient: &Patient<'_>, slot_exists: bool) -> Vec<Finding> {
     let facts = patient.facts;
-    // The relay makes its own publication together with its schema.
-    let wanted = facts.missing_publications.iter().filter(|name| *name != FACTS_PUBLICATION || facts.has_schema);
+    // The relay makes its own publications together with its schema.
+    let is_own = |name: &str| [FACTS_PUBLICATION, MESSAGES_PUBLICATION].contains(&name);
+    let wanted = facts.missing_publications.iter().filter(|name| !is_own(name) || facts.has_schema);
     wanted
         .map(|name| {
+            if name == MESSAGES_PUBLICATION {
+                // A relay from before it was there; the next start makes it, and takes it into the stream behind what is there.
+                return Finding::warning("publication_missing", Subject::new(SubjectKind::Publication, name), "there is no such publication")
+                    .why("Without it what is inserted into realtime.messages is not broadcast.")
+                    .todo("Start the relay again: it makes the publication.");
+            }
             let mut sql = format!("create publication {};", ident(name));
             let mut todo = "Then add your tables to it: alter publication … add table …".to_owned();
             if slot_exists {

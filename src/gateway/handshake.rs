@@ -93,20 +93,25 @@ const MAX_KEPT_HEADERS: usize = 4096;
 /// What policies on messages see as `request.headers`: all `x-…` headers but the key, names in lower case, in their order. What
 /// would exceed the bound is left out whole, so that no policy reads half a value.
 fn kept_headers(headers: &HeaderMap) -> Box<str> {
+    headers_json(headers, |name| name.starts_with("x-") && name != "x-api-key", MAX_KEPT_HEADERS).into()
+}
+
+/// Headers as a JSON object of at most `most` bytes: what would exceed it is left out whole.
+pub(super) fn headers_json(headers: &HeaderMap, keep: impl Fn(&str) -> bool, most: usize) -> String {
     let mut kept = serde_json::Map::new();
     let mut size = 2;
     // A `HeaderName` is in lower case already.
-    for name in headers.keys().filter(|name| name.as_str().starts_with("x-") && *name != "x-api-key") {
+    for name in headers.keys().filter(|name| keep(name.as_str())) {
         let values = headers.get_all(name).into_iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
         let value = serde_json::Value::from(values.collect::<Vec<_>>().join(", "));
         size += name.as_str().len() + value.to_string().len() + 4;
-        if size > MAX_KEPT_HEADERS {
-            tracing::debug!(%name, "more x- headers than are kept");
+        if size > most {
+            tracing::debug!(%name, "more headers than are kept");
             break;
         }
         kept.insert(name.as_str().to_owned(), value);
     }
-    serde_json::Value::Object(kept).to_string().into()
+    serde_json::Value::Object(kept).to_string()
 }
 
 fn accept_key(method: &Method, headers: &HeaderMap) -> Result<String, Refusal> {

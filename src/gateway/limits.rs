@@ -44,8 +44,6 @@ pub struct GatewayConfig {
     pub max_presence_calls: u32,
     /// See `max_presence_calls`.
     pub presence_window: Duration,
-    /// Bytes of the payload of a broadcast, or of what somebody is present with.
-    pub max_payload_bytes: usize,
     /// The longest that a question about rights on a private channel may take, or the reading of stored messages.
     pub rights_timeout: Duration,
     /// How long a private channel stays whose rights have become too old and can't be asked for.
@@ -104,6 +102,18 @@ pub struct GatewayConfig {
     pub max_page_bytes: usize,
     /// The longest that a page may take.
     pub page_timeout: Duration,
+    /// Requests to broadcast over HTTP per second of one user, on average over a minute; more get 429.
+    pub max_posts_per_second: u32,
+    /// Their messages per second, likewise.
+    pub max_posted_messages_per_second: u32,
+    /// Bytes of the body of a batch; more get 413.
+    pub max_post_bytes: usize,
+    /// Bytes of one broadcast's payload; more are refused.
+    pub max_payload_bytes: usize,
+    /// Bytes of bodies that are read at a time, of which one user has at most a quarter; more get 429.
+    pub max_posting_bytes: usize,
+    /// The longest that a request to broadcast may take, its body and the hand-over included.
+    pub post_timeout: Duration,
     /// Public channels are refused.
     pub private_only: bool,
     /// TLS on our own listener; `None` for none.
@@ -159,10 +169,25 @@ impl Default for GatewayConfig {
             max_page_rows: 1000,
             max_page_bytes: 2 * 1024 * 1024,
             page_timeout: Duration::from_secs(20),
+            max_posts_per_second: 1000,
+            max_posted_messages_per_second: 10_000,
+            max_post_bytes: 8_000_000,
+            max_posting_bytes: 64 * 1024 * 1024,
+            post_timeout: Duration::from_secs(15),
             private_only: false,
             tls: None,
             tls_poll: Duration::from_secs(2),
         }
+    }
+}
+
+/// What a payload may have above its limit: what is wrapped around it, as other servers have it.
+const TOLERANCE: usize = 500;
+
+impl GatewayConfig {
+    /// Bytes of the largest payload that is taken.
+    pub fn largest_payload(&self) -> usize {
+        self.max_payload_bytes.saturating_add(TOLERANCE)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Out: HTTP, WebSocket, Phoenix, and the encoding of what was permitted.
 
+mod broadcast;
 pub mod encode;
 pub mod frame;
 mod close;

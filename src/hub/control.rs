@@ -79,6 +79,7 @@ impl Hub {
         let Some(rules) = self.rules.latest() else { return };
         let before = self.current.replace(rules.clone());
         let catalog = &rules.catalog;
+        self.members.note_rules(catalog, &self.facts);
         self.xids.retain(|xid| !rules.snapshot.sees(*xid));
         self.snapshots.unseen.seen(&rules.snapshot);
         self.shared_xids = None;

@@ -1,11 +1,46 @@
-//! Members of private channels, whose rights the hub keeps true.
+//! Members of private channels, whose rights the hub keeps true: the policies of `realtime.messages` over the facts of the moment.
+//!
+//! ```text
+//! rules change, facts change ──► plan.version + 1 ──► may_read: at the next message, exactly
+//!                                                └──► sweep, in slices: everybody else's rights, within 250 ms
+//! ```
+//!
+//! Invariants:
+//! * A right that memory has judged is judged again whenever its plan's version has changed, before a message is matched by it.
+//! * What memory can't judge any more is taken back, and the member's connection asks Postgres. What it never could is left
+//!   alone, unless the rules themselves have changed.
+//! * Memory that says no where Postgres has said yes is behind it, or newer: it takes the right back, and is not believed.
+//! * A commit that changes no fact of a plan costs nothing for its members.
+//!
+//! Rejected: judging at each broadcast between clients. There may be thousands a second, and a sweep is prompt enough.
 
+use std::cell::Cell;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use ahash::AHashMap;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::run::Hub;
-use crate::policy::{Asking, Rights, Told, Way};
+use crate::catalog::Catalog;
+use crate::metrics::Metrics;
+use crate::policy::facts::{FactBinding, Facts};
+use crate::policy::rule::{KnownViewer, Rule, Viewer};
+use crate::policy::{self, Asking, MemberPlan, Right, Rights, Told, Verdict, Way};
+
+/// Members judged at once, before the hub does something else.
+const SLICE: usize = 1024;
+/// Between the beginnings of two sweeps.
+const SWEEPS: Duration = Duration::from_millis(100);
+/// A session has made its member's rights of an answer by then.
+const SETTLING: Duration = Duration::from_secs(2);
+/// A plan that nobody asks for is forgotten after this.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+/// For memory to come to what Postgres has said.
+const CATCH_UP: Duration = Duration::from_secs(1);
+/// Questions that may wait for rules and facts; others are answered by Postgres.
+const MOST_WAITING: usize = 20_000;
 
 /// Rights that the hub keeps true, until this is dropped.
 #[derive(Debug)]
@@ -16,9 +51,9 @@ pub struct Watch {
 /// The hub's end of a [`Watch`].
 #[derive(Debug)]
 pub struct Watched {
-    pub(super) asking: Asking,
-    pub(super) rights: Arc<Rights>,
-    pub(super) alive: Weak<()>,
+    asking: Asking,
+    rights: Arc<Rights>,
+    alive: Weak<()>,
 }
 
 impl Watch {
@@ -29,18 +64,405 @@ impl Watch {
     }
 }
 
+/// A role and what its members want.
+type Use = (Arc<str>, Way);
+
+/// A compiled plan in use.
+struct Used {
+    plan: Arc<MemberPlan>,
+    /// `None` while its facts are not there.
+    binding: Option<FactBinding>,
+    /// Of the facts, when it was bound.
+    stamp: (u64, u64),
+    tables: Vec<u32>,
+    /// Which compilation, and which state of rules and facts.
+    number: u64,
+    version: u64,
+    asked_at: Instant,
+}
+
+impl Used {
+    fn new(plan: MemberPlan, number: u64) -> Used {
+        let mut tables: Vec<u32> = plan.rule().iter().flat_map(|rule| &rule.sources).map(|s| s.table_oid).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        let plan = Arc::new(plan);
+        let stamp = (u64::MAX, u64::MAX);
+        Used { plan, binding: None, stamp, tables, number, version: 0, asked_at: Instant::now() }
+    }
+
+    fn viewer(&self, asking: &Asking) -> KnownViewer {
+        KnownViewer::new(self.plan.rule().map_or_else(|| Viewer::new([]), |rule| rule.viewer(&asking.principal)))
+    }
+
+    fn judge(&self, viewer: &KnownViewer, topic: &str, extension: &str, facts: &Facts) -> Option<bool> {
+        self.plan.judge(viewer, topic, extension, self.binding.as_ref().map(|binding| (binding, facts)))
+    }
+}
+
+/// What was last judged of one right: by which compilation and version of the plan, and how.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    number: u64,
+    version: u64,
+    verdict: Option<bool>,
+    /// The right was taken back since: what it is now, Postgres has said.
+    doubted: bool,
+}
+
+/// What a member's right is to be set to, if to anything: what memory last said of it, what it says now, and what the right
+/// is, which the session may have set meanwhile by an older answer.
+fn told(before: Seen, seen: Seen, right: Option<bool>) -> Option<Option<bool>> {
+    // Never asked, or being asked again.
+    let right = right?;
+    let is_new = (before.number, before.version) != (seen.number, seen.version);
+    match seen.verdict {
+        Some(verdict) if verdict == right => None,
+        Some(true) => Some(Some(true)),
+        Some(false) if is_new && before.verdict == Some(true) => Some(Some(false)),
+        Some(false) => (is_new || !seen.doubted).then_some(None),
+        // What was never in memory's hands stays as it is, but not under other policies.
+        None => {
+            let other = before.number != 0 && before.number != seen.number;
+            (is_new && (before.verdict.is_some() || other)).then_some(None)
+        }
+    }
+}
+
+struct Member {
+    watched: Watched,
+    /// What each way's plan takes from the principal, by the plan's number.
+    viewers: [(Cell<u64>, KnownViewer); 2],
+    seen: [Cell<Seen>; 4],
+}
+
+/// A question that waits.
+struct Asked {
+    asking: Asking,
+    way: Way,
+    expected: Option<(bool, Option<bool>)>,
+    at: Instant,
+    until: Instant,
+    reply: oneshot::Sender<Option<Told>>,
+}
+
+/// See the module's comment.
+#[derive(Default)]
+pub(super) struct Members {
+    catalog: Option<Arc<Catalog>>,
+    plans: AHashMap<Use, Used>,
+    /// By where their rights are: nothing else comes to be there while they are known here.
+    members: AHashMap<usize, Member>,
+    asked: Vec<Asked>,
+    /// [`Facts::stamp`] when the plans were last looked at.
+    stamp: (u64, u64),
+    compiled: u64,
+    /// Rules in use have changed: whose facts are wanted is to be told.
+    sources_changed: bool,
+    /// Questions are to be looked at.
+    look: bool,
+    /// Some plan has another version than its members were judged by, or a session may set a right by an older answer.
+    dirty: bool,
+    /// Until when the latter may be.
+    settling_until: Option<Instant>,
+    swept_at: Option<Instant>,
+    /// The members that are still to be looked at by the sweep under way.
+    sweep: Vec<usize>,
+}
+
+fn key(rights: &Arc<Rights>) -> usize {
+    Arc::as_ptr(rights) as usize
+}
+
+fn way_of(right: Right) -> (Way, &'static str) {
+    match right {
+        Right::ReadBroadcast => (Way::Read, "broadcast"),
+        Right::ReadPresence => (Way::Read, "presence"),
+        Right::WriteBroadcast => (Way::Write, "broadcast"),
+        Right::WritePresence => (Way::Write, "presence"),
+    }
+}
+
+impl Members {
+    /// Whether this member gets a message of the database that is in the transaction at hand, by the rules in force and the
+    /// facts after that transaction. The token's expiry is the caller's to check.
+    pub(super) fn may_read(&self, rights: &Arc<Rights>, facts: &Facts, metrics: &Metrics) -> Verdict {
+        let judged = self.members.get(&key(rights)).and_then(|member| {
+            let plan = self.plan(&member.watched.asking, Way::Read)?;
+            self.judge(member, plan, Right::ReadBroadcast, facts, metrics)
+        });
+        policy::may_have_message(Some(rights), judged)
+    }
+
+    fn plan(&self, asking: &Asking, way: Way) -> Option<&Used> {
+        // Looked up by parts, without a copy of the role.
+        let role = asking.principal.role.clone();
+        self.plans.get(&(role, way))
+    }
+
+    /// The verdict of the plan as it is now, which the member's rights are made to follow.
+    fn judge(&self, member: &Member, plan: &Used, right: Right, facts: &Facts, metrics: &Metrics) -> Option<bool> {
+        let before = member.seen[right as usize].get();
+        let mut seen = before;
+        if (before.number, before.version) != (plan.number, plan.version) {
+            let (way, extension) = way_of(right);
+            let asking = &member.watched.asking;
+            let (number, viewer) = &member.viewers[way as usize];
+            let verdict = match number.get() == plan.number {
+                true => plan.judge(viewer, &asking.topic, extension, facts),
+                false => plan.judge(&plan.viewer(asking), &asking.topic, extension, facts),
+            };
+            seen = Seen { number: plan.number, version: plan.version, verdict, doubted: false };
+        }
+        let rights = &member.watched.rights;
+        match told(before, seen, rights.get(right)) {
+            Some(told) => {
+                seen.doubted = told.is_none();
+                if rights.set(right, told) && told == Some(false) {
+                    metrics.authz_revocations.inc();
+                }
+            }
+            None => {}
+        }
+        member.seen[right as usize].set(seen);
+        seen.verdict
+    }
+
+    /// Looks whether what plans rest on has changed. Cheap if not. To be called whenever facts may have changed, and before
+    /// messages of a transaction are matched.
+    pub(super) fn note_facts(&mut self, facts: &Facts) {
+        let stamp = facts.stamp();
+        if self.plans.is_empty() || self.stamp == stamp {
+            return;
+        }
+        self.stamp = stamp;
+        for used in self.plans.values_mut() {
+            self.dirty |= bind(used, facts);
+        }
+        self.look |= !self.asked.is_empty();
+    }
+
+    /// Other rules may be in force.
+    pub(super) fn note_rules(&mut self, catalog: &Arc<Catalog>, facts: &Facts) {
+        self.look |= !self.asked.is_empty();
+        if self.catalog.as_ref().is_some_and(|known| Arc::ptr_eq(known, catalog)) {
+            return;
+        }
+        self.catalog = Some(catalog.clone());
+        for ((role, way), used) in &mut self.plans {
+            let plan = MemberPlan::compile(catalog, role, *way);
+            if plan != *used.plan {
+                self.compiled += 1;
+                let asked_at = used.asked_at;
+                *used = Used { asked_at, version: used.version + 1, ..Used::new(plan, self.compiled) };
+                bind(used, facts);
+                (self.dirty, self.sources_changed) = (true, true);
+            }
+        }
+    }
+
+    /// Makes sure that there are plans for a role.
+    fn want(&mut self, asking: &Asking, way: Way, facts: &Facts) {
+        let Some(catalog) = &self.catalog else { return };
+        let used = self.plans.entry((asking.principal.role.clone(), way)).or_insert_with(|| {
+            self.compiled += 1;
+            let mut used = Used::new(MemberPlan::compile(catalog, &asking.principal.role, way), self.compiled);
+            bind(&mut used, facts);
+            self.sources_changed |= !used.tables.is_empty();
+            used
+        });
+        used.asked_at = Instant::now();
+    }
+
+    /// The rules whose facts are wanted, if they are others than at the last call.
+    fn changed_rules(&mut self) -> Option<Vec<Arc<Rule>>> {
+        std::mem::take(&mut self.sources_changed).then(|| {
+            let rules = self.plans.values().filter_map(|used| used.plan.rule());
+            rules.filter(|rule| !rule.sources.is_empty()).cloned().collect()
+        })
+    }
+
+    fn add(&mut self, watched: Watched, facts: &Facts, metrics: &Metrics) {
+        for way in [Way::Read, Way::Write] {
+            self.want(&watched.asking, way, facts);
+        }
+        let viewers = [Way::Read, Way::Write].map(|way| match self.plan(&watched.asking, way) {
+            Some(plan) => (Cell::new(plan.number), plan.viewer(&watched.asking)),
+            None => (Cell::new(0), KnownViewer::new(Viewer::new([]))),
+        });
+        let key = key(&watched.rights);
+        self.members.insert(key, Member { watched, viewers, seen: Default::default() });
+        self.look_at(key, facts, metrics);
+    }
+
+    /// Judges what is not of the plans' versions; forgets a member that is gone.
+    fn look_at(&mut self, key: usize, facts: &Facts, metrics: &Metrics) {
+        let Some(member) = self.members.get_mut(&key) else { return };
+        if member.watched.alive.strong_count() == 0 {
+            self.members.remove(&key);
+            return;
+        }
+        for way in [Way::Read, Way::Write] {
+            let asking = &member.watched.asking;
+            let Some(plan) = self.plans.get(&(asking.principal.role.clone(), way)) else { continue };
+            if member.viewers[way as usize].0.get() != plan.number {
+                member.viewers[way as usize] = (Cell::new(plan.number), plan.viewer(asking));
+            }
+        }
+        let Some(member) = self.members.get(&key) else { return };
+        for right in Right::ALL {
+            if let Some(plan) = self.plan(&member.watched.asking, way_of(right).0) {
+                self.judge(member, plan, right, facts, metrics);
+            }
+        }
+    }
+
+    /// Part of a sweep, if one is due; says whether there is more to do at once.
+    fn sweep(&mut self, facts: &Facts, metrics: &Metrics) -> bool {
+        let now = Instant::now();
+        if self.sweep.is_empty() && self.dirty && self.sweep_at().is_none_or(|at| at <= now) {
+            self.dirty = self.settling_until.is_some_and(|until| now < until);
+            self.swept_at = Some(now);
+            self.sweep = self.members.keys().copied().collect();
+        }
+        for _ in 0..SLICE {
+            let Some(key) = self.sweep.pop() else { return false };
+            self.look_at(key, facts, metrics);
+        }
+        !self.sweep.is_empty()
+    }
+
+    /// When the next sweep may begin; `None` if any time.
+    fn sweep_at(&self) -> Option<Instant> {
+        self.swept_at.map(|at| at + SWEEPS)
+    }
+
+    /// Forgets members that are gone and plans that nobody needs.
+    pub(super) fn tidy(&mut self) {
+        self.members.retain(|_, member| member.watched.alive.strong_count() > 0);
+        let mut roles: AHashMap<Arc<str>, ()> = AHashMap::new();
+        for member in self.members.values() {
+            roles.entry(member.watched.asking.principal.role.clone()).or_default();
+        }
+        let before = self.plans.len();
+        self.plans.retain(|(role, _), used| roles.contains_key(role) || used.asked_at.elapsed() < FORGET_AFTER);
+        self.sources_changed |= self.plans.len() != before;
+    }
+
+    /// What memory says now.
+    fn told(&self, asking: &Asking, way: Way, facts: &Facts) -> Option<Told> {
+        let used = self.plan(asking, way)?;
+        let viewer = used.viewer(asking);
+        Some(Told {
+            broadcast: used.judge(&viewer, &asking.topic, "broadcast", facts),
+            presence: used.judge(&viewer, &asking.topic, "presence", facts),
+            by_facts: !used.tables.is_empty(),
+        })
+    }
+}
+
+/// Binds the plan to the facts if those that it rests on have changed; says so.
+fn bind(used: &mut Used, facts: &Facts) -> bool {
+    let stamp = facts.stamp_of(&used.tables);
+    let Some(rule) = used.plan.rule() else { return false };
+    if used.stamp == stamp {
+        return false;
+    }
+    let (same_generation, was_bound) = (used.stamp.0 == stamp.0, used.binding.is_some());
+    used.stamp = stamp;
+    if !(same_generation && was_bound) {
+        used.binding = facts.bind(rule).ok();
+        if used.tables.is_empty() && was_bound {
+            // It rests on none.
+            return false;
+        }
+    }
+    used.version += 1;
+    true
+}
+
 impl Hub {
     pub(super) fn on_rights_asked(
         &mut self,
-        _asking: Asking,
-        _way: Way,
-        _expected: Option<(bool, Option<bool>)>,
+        asking: Asking,
+        way: Way,
+        expected: Option<(bool, Option<bool>)>,
         reply: oneshot::Sender<Option<Told>>,
     ) {
-        let _ = reply.send(None);
+        if self.members.asked.len() >= MOST_WAITING {
+            let _ = reply.send(None);
+            return;
+        }
+        self.rules.want(&asking.principal.role);
+        // What was committed before the question is in the rules that it is answered by.
+        self.rules.request();
+        let at = Instant::now();
+        let until = at + if expected.is_some() { CATCH_UP } else { self.config.facts.wait };
+        self.members.asked.push(Asked { asking, way, expected, at, until, reply });
     }
 
     pub(super) fn on_watch(&mut self, watched: Watched) {
-        drop(watched);
+        self.members.add(watched, &self.facts, &self.deps.metrics);
+    }
+
+    /// Whatever is due about members; says whether there is more to do at once.
+    pub(super) fn tend_members(&mut self) -> bool {
+        self.members.note_facts(&self.facts);
+        let now = Instant::now();
+        if std::mem::take(&mut self.members.look) || self.members.asked.iter().any(|asked| asked.until <= now) {
+            for asked in std::mem::take(&mut self.members.asked) {
+                self.answer(asked, now);
+            }
+        }
+        if let Some(rules) = self.members.changed_rules() {
+            let oid = self.current.as_ref().and_then(|rules| rules.catalog.messages().map(|m| m.reading.oid));
+            self.keeper.want_rules(oid.unwrap_or_default(), rules);
+        }
+        let more = self.members.sweep(&self.facts, &self.deps.metrics);
+        self.deps.metrics.authz_watched.set(self.members.members.len() as i64);
+        more
+    }
+
+    /// When [`Hub::tend_members`] is to be called.
+    pub(super) fn members_at(&self) -> Option<Instant> {
+        let sweep = self.members.dirty.then(|| self.members.sweep_at().unwrap_or_else(Instant::now));
+        self.members.asked.iter().map(|asked| asked.until).chain(sweep).min()
+    }
+
+    /// Answers, or waits on.
+    fn answer(&mut self, asked: Asked, now: Instant) {
+        if asked.reply.is_closed() {
+            return;
+        }
+        let role = &*asked.asking.principal.role;
+        let current = self.current.as_ref();
+        let rules = current.filter(|rules| rules.read_at >= asked.at && rules.roles.contains(role));
+        let told = rules.is_some().then(|| {
+            self.members.want(&asked.asking, asked.way, &self.facts);
+            self.members.told(&asked.asking, asked.way, &self.facts)
+        });
+        let told = told.flatten();
+        let is_late = asked.until <= now;
+        let waits = match (told, asked.expected) {
+            _ if is_late => false,
+            (None, _) => true,
+            (Some(told), Some((broadcast, presence))) => {
+                told.broadcast != Some(broadcast) || presence.is_some_and(|presence| told.presence != Some(presence))
+            }
+            // Facts may be on their way.
+            (Some(told), None) => told.by_facts && told.broadcast.is_none() && self.is_preparing_members(&asked),
+        };
+        if waits {
+            self.members.asked.push(asked);
+        } else {
+            if asked.reply.send(told).is_ok() {
+                (self.members.dirty, self.members.settling_until) = (true, Some(now + SETTLING));
+            }
+        }
+    }
+
+    fn is_preparing_members(&self, asked: &Asked) -> bool {
+        let used = self.members.plan(&asked.asking, asked.way);
+        used.is_some_and(|used| used.binding.is_none() && self.keeper.are_under_way(&used.tables))
     }
 }

@@ -270,7 +270,10 @@ impl Hub {
 
     /// Whether a member may have messages as of where the stream is.
     fn may_have(&self, messages: &Messages) -> Verdict {
-        policy::may_have_message(messages.member.as_deref())
+        match &messages.member {
+            Some(rights) => self.members.may_read(rights, &self.facts, &self.deps.metrics),
+            None => policy::may_have_message(None, None),
+        }
     }
 
     /// Whether it can't be told yet whether a channel may have messages.
@@ -281,5 +284,16 @@ impl Hub {
 }
 
 #[cfg(test)]
-#[path = "messages_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_as_its_bytes() {
+        let message = |id| Message { private: true, topic: "t", event: "e", id, body: Body::Json(b"1") };
+        let id = message("6ecd8c99-4036-403d-bf84-cf8400f67836").id_bytes().expect("an id");
+        assert_eq!(id[..4], [0x6e, 0xcd, 0x8c, 0x99]);
+        for odd in ["", "6ecd8c99", "6ecd8c99-4036-403d-bf84-cf8400f6783x", "6ecd8c99-4036-403d-bf84-cf8400f6783600"] {
+            assert_eq!(message(odd).id_bytes(), None, "{odd}");
+        }
+    }
+}

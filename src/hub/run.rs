@@ -27,6 +27,7 @@ use super::facts::Keeper;
 use super::holds::Holds;
 use super::lane::Lane;
 use super::matching::Matcher;
+use super::members::Members;
 use super::noting::NotedFacts;
 use super::owing::Owing;
 use super::registry::{At, Registry};
@@ -95,6 +96,7 @@ pub struct Hub {
     /// What the journal has of them.
     pub(super) noted: NotedFacts,
     pub(super) keeper: Keeper,
+    pub(super) members: Members,
     /// Rows that were lost for want of facts, to be told.
     pub(super) owing: Owing,
     /// Since subscriptions that wait for facts were looked at.
@@ -155,6 +157,7 @@ impl Hub {
             facts: Facts::new(config.facts.memory),
             keeper,
             facts_changed: false,
+            members: Members::default(),
             owing: Owing::default(),
             commands,
             rules_reader: Some(rules_reader),
@@ -213,7 +216,7 @@ impl Hub {
             self.note_fact_states();
             self.send_snapshots();
             self.turn().await;
-            let more = self.replay();
+            let more = self.replay() | self.tend_members();
             self.flush().await;
             self.lane.measure(&self.deps.metrics);
             self.passes.measure(&self.deps.metrics);
@@ -221,6 +224,7 @@ impl Hub {
             let (poke_at, read_at) = (self.poke_at, self.read_at);
             let (replay_at, flush_at) = (self.passes.wake_at, self.holds.due_at);
             let (facts_at, snapshots_at) = (self.facts_at(), self.snapshots_at());
+            let members_at = self.members_at();
             let overdue_at = self.revalidating.values().min().copied();
             // In this order: stop; what is waited for by rows; what clients ask; new rows; housekeeping.
             tokio::select! {
@@ -242,6 +246,7 @@ impl Hub {
                 },
                 _ = sweep.tick() => {
                     self.sweep();
+                    self.members.tidy();
                     self.relent();
                     self.sweep_facts();
                     self.count();
@@ -253,6 +258,7 @@ impl Hub {
                 }
                 () = sleep_until(overdue_at), if overdue_at.is_some() => self.on_overdue(),
                 () = sleep_until(facts_at), if facts_at.is_some() => self.keeper.look_again(),
+                () = sleep_until(members_at), if members_at.is_some() => {}
                 () = sleep_until(snapshots_at), if snapshots_at.is_some() => {}
                 () = sleep_until(read_at), if read_at.is_some() => self.read_at = None,
                 () = sleep_until(replay_at), if replay_at.is_some() => {}
@@ -437,6 +443,7 @@ impl Hub {
             tracing::error!(error = %chain(&error), "a transaction can't be folded into the facts; they are loaded again");
             self.keeper.distrust(&mut self.facts);
         }
+        self.members.note_facts(&self.facts);
         let (committed, now) = (work.transaction.commit_time.unix_micros(), self.deps.clock.unix_millis());
         let ended = [("facts", work.folded), ("rules", work.transaction.rules_changed)];
         for (kind, _) in ended.into_iter().filter(|(_, so)| *so) {

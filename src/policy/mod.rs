@@ -42,7 +42,7 @@ pub use bound::{Bound, Judged, RowJudge};
 pub use compile::{compile, obstacle, obstacles_to_memory};
 pub use facts::{FactBinding, FactState, FactTable, Facts, Layout, Side};
 pub use form::Form;
-pub use members::{Asking, Told, Way};
+pub use members::{Asking, MemberEngine, MemberPlan, Told, Way};
 pub use message::may_have_message;
 pub use permit::{ColumnMask, DenyReason, Permit, Permitted, UndecidedReason, Verdict};
 pub use plan::{Deletes, Engine, Options, Plan};

@@ -108,6 +108,7 @@ impl FrontierStore {
             () = drain.draining() => {}
             () = self.forever() => {}
         }
+        self.deps.frontiers.saving(false);
         // A statement that was under way may have ended with its connection, its rows unsaved.
         self.client = None;
         if self.owner && tokio::time::timeout(GOODBYE, self.save_rest()).await.is_err() {
@@ -149,6 +150,7 @@ impl FrontierStore {
                 tracing::debug!(frontiers = rows.len(), "frontiers loaded");
                 self.deps.frontiers.with(|access| access.load(rows, self.fenced, Instant::now()));
                 (self.owner, self.fenced, self.told) = (true, false, String::new());
+                self.deps.frontiers.saving(true);
                 self.deps.frontiers.open(true);
             }
             Err(error) => {
@@ -188,7 +190,9 @@ impl FrontierStore {
         };
         let (result, good) = match written.unwrap_or(Err(PgError::Timeout(DEADLINE))) {
             Ok(Written::Saved) => {
-                taken.unsaved = None;
+                if let Some(unsaved) = taken.unsaved.take() {
+                    self.deps.frontiers.with(|access| access.saved(&unsaved));
+                }
                 self.told.clear();
                 ("saved", true)
             }
@@ -209,6 +213,7 @@ impl FrontierStore {
                 ("failed", false)
             }
         };
+        self.deps.frontiers.saving(good);
         self.deps.metrics.frontier_saves.get_or_create(&[("result", result)]).inc();
         good
     }

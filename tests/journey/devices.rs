@@ -404,6 +404,88 @@ async fn while_nothing_can_be_saved_memory_goes_on() {
     until("it is saved after all", async || saved(&scene.relay).await > before).await;
 }
 
+/// A join was answered before anything of its device was saved, and after a crash the device came back as a stranger: what was
+/// committed in between was lost, and nobody was told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_whose_first_join_was_answered_right_before_a_crash_loses_nothing() {
+    let pg = database("").await;
+    let mut relay = RelayProcess::start(&pg).await;
+    let token = token::user(ALICE);
+    // An application subscribes to several things at once. Each is a device of its own, so that none is known.
+    for round in 0..5 {
+        let base = format!("{}/device/new-{round}", relay.base());
+        let mut phone = Phone::connect(&base, &token, Version::V2).await;
+        let topics = ["a", "b", "c"];
+        let payload = json!({ "config": { "postgres_changes": watching(&["notifications"]) }, "access_token": token });
+        let mut refs = Vec::new();
+        for topic in topics {
+            refs.push(phone.push_join(topic, payload.clone()).await);
+        }
+        // Whoever is answered last was answered a moment ago.
+        for reference in &refs {
+            let reply = phone.reply_to(&json!(reference)).await;
+            assert_eq!(reply.payload["status"], "ok", "{}", reply.text);
+        }
+        relay.kill().await;
+        let kind = format!("missed {round}");
+        pg.exec(&notify(ALICE, &kind)).await;
+        relay.start_again().await;
+        let mut phone = Phone::connect(&base, &token, Version::V2).await;
+        for topic in topics {
+            phone.subscribe(topic, &watching(&["notifications"])).await;
+        }
+        mark(&pg, &kind).await;
+        let mut missed = Vec::new();
+        for _ in topics {
+            missed.extend(phone.changes_before(&kind).await.into_iter().filter(|change| change.table() != "marks"));
+        }
+        let mut of: Vec<&str> = missed.iter().map(|change| &*change.topic).collect();
+        of.sort_unstable();
+        assert_eq!(of, topics, "{missed:?}");
+        drop(phone);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_receipted_while_the_database_is_down_is_saved_when_it_is_back() {
+    let mut pg = database("").await;
+    let mut relay = RelayProcess::start(&pg).await;
+    let base = format!("{}/device/phone", relay.base());
+    let token = token::user(ALICE);
+    let mut phone = Phone::connect(&base, &token, Version::V2).await;
+    phone.subscribe("room", &watching(&["notifications"])).await;
+    // Of its first place: whatever is later comes of a receipt.
+    let places = "select max(lsn)::text from rowcast.frontiers";
+    let before: String = pg.client().await.query_one(places, &[]).await.expect("a row").get(0);
+    pg.exec(&notify(ALICE, "seen")).await;
+    assert_eq!(phone.next_change().await.record()["kind"], "seen");
+    pg.stop().await;
+    // Whoever reads answers Pings, and what that receipts can't be saved.
+    until_reading(&mut phone, "saving fails", async || relay.log().contains("have received can't be saved")).await;
+    pg.start_again().await;
+    let client = pg.client().await;
+    let saved = format!("select count(*) from rowcast.frontiers where lsn > '{before}'");
+    let is_saved = async || client.query_one(&saved, &[]).await.expect("a row").get::<_, i64>(0) == 2;
+    until_reading(&mut phone, "it is saved after all", is_saved).await;
+    relay.kill().await;
+    drop(phone);
+    pg.exec(&notify(ALICE, "missed")).await;
+    relay.start_again().await;
+    let mut phone = Phone::connect(&base, &token, Version::V2).await;
+    phone.subscribe("room", &watching(&["notifications"])).await;
+    mark(&pg, "end").await;
+    assert_eq!(kinds(&phone.changes_before("end").await), ["missed"], "neither lost nor again");
+}
+
+async fn until_reading(phone: &mut Phone, what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        phone.heartbeat().await;
+        crate::support::relay::pause().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_relay_saves_after_another_has_taken_over_has_no_effect() {
     let scene = scene().await;

@@ -292,7 +292,7 @@ impl<'a> Judge<'a> {
     }
 
     fn explain(&mut self, record: &Record, at: Instant, reason: &str, from: Lsn, to: Lsn) {
-        let is_undecided = reason.starts_with("undecided: ") || reason.starts_with("Gap: ");
+        let is_undecided = reason.starts_with("undecided: ") || reason.contains("Gap: ");
         let of_facts = reason.contains("Gap: rows were deleted while the tables that the policies look into");
         let after = |of: fn(Fault) -> bool| {
             let explains =

@@ -141,7 +141,7 @@ async fn rounds(name: &str, mut cast: Cast, trouble: Trouble) {
         for (reason, times) in &verdict.reasons {
             println!("  {times} gaps: {reason}");
         }
-        for violation in verdict.violations.iter().take(4) {
+        for violation in verdict.violations.iter().rev().take(8) {
             println!("  {violation}");
         }
         all.add(verdict);

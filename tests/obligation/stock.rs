@@ -73,10 +73,10 @@ impl Client {
                     let error = event["error"].as_str().unwrap_or_default();
                     if error.contains("Gap: ") {
                         self.record.note(Seen::Gap(None, None, error.to_owned()));
-                    } else {
-                        self.record.note(Seen::Ended(None));
-                        self.record.note(Seen::Joining);
                     }
+                    // Python's client takes a notice for the end of its channel, and joins again.
+                    self.record.note(Seen::Ended(None));
+                    self.record.note(Seen::Joining);
                 }
                 Some("system") => self.system(&event["payload"]),
                 // It complains of what happens to its connection.

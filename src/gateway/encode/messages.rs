@@ -56,20 +56,20 @@ pub fn message_frame(
             text.extend_from_slice(br#","ref":null}"#);
             Ok(frame::text(&text))
         }
-        Version::Topics => match message.body {
-            Body::Json(payload) => Ok(topics::event_broadcast(topic, message.event, payload, &meta)),
-            Body::Hex(digits) => {
-                let mut bytes = Vec::with_capacity(message.body.size());
-                decode(digits, &mut bytes).ok_or(Unsendable::Malformed)?;
-                Ok(topics::binary_broadcast(topic, message.event, &bytes, &meta))
-            }
-        },
         Version::Plain => {
             let mut line = br#"{"broadcast":"#.to_vec();
             object(message, &meta, &mut line)?;
             line.extend_from_slice(b"}\n");
             Ok(line.into())
         }
+        Version::Topics => match message.body {
+            Body::Json(payload) => Ok(topics::event_broadcast(topic, message.event, payload, &meta)),
+            Body::Hex(digits) => {
+                let mut bytes = Vec::with_capacity(digits.len() / 2);
+                decode(digits, &mut bytes).ok_or(Unsendable::Malformed)?;
+                Ok(topics::binary_broadcast(topic, message.event, &bytes, &meta))
+            }
+        },
     }
 }
 

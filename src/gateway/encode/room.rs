@@ -39,7 +39,10 @@ pub fn broadcast_frame(version: Version, topic: &str, message: &Message) -> Resu
         }
         (Version::V1, Message::Event { event, payload, meta }) => {
             let Payload::Json(json) = payload else { return Err(NoFrame::NoForm) };
-            are_json([Some(json), meta.as_ref()])?;
+            // It comes from a binary frame, where nobody had to parse it, into a text frame that it could end.
+            for part in [Some(json), meta.as_ref()].into_iter().flatten() {
+                serde_json::from_slice::<&RawValue>(part).map_err(|_| NoFrame::NotJson)?;
+            }
             let mut name = Vec::with_capacity(json_string_len(event));
             crate::pgtype::write_json_string(event.as_bytes(), &mut name);
             let (mark, meta): (&[u8], &[u8]) = match meta {
@@ -50,44 +53,16 @@ pub fn broadcast_frame(version: Version, topic: &str, message: &Message) -> Resu
             Ok(text_frame(version, topic, None, "broadcast", &parts))
         }
         (Version::V2, Message::Event { event, payload, meta }) => binary_frame(topic, event, payload, meta.as_deref()),
-        (Version::Topics, Message::Text { payload }) => {
-            Ok(topics::broadcast(topic, str::from_utf8(payload).map_err(|_| NoFrame::NotJson)?))
-        }
-        (Version::Topics, Message::Event { event, payload, meta }) => {
-            let of_meta = meta.as_deref().unwrap_or_default();
-            match payload {
-                Payload::Json(json) => {
-                    are_json([Some(json), meta.as_ref()])?;
-                    Ok(topics::event_broadcast(topic, event, json, of_meta))
-                }
-                Payload::Binary(bytes) => {
-                    are_json([meta.as_ref()])?;
-                    Ok(topics::binary_broadcast(topic, event, bytes, of_meta))
-                }
-            }
-        }
+        (Version::Topics, message) => topics_frame(topic, message),
         (Version::Plain, _) => Err(NoFrame::NoForm),
     }
-}
-
-/// Parts of a binary frame, where nobody had to parse them, go into a text frame that they could end.
-fn are_json<const N: usize>(parts: [Option<&Bytes>; N]) -> Result<(), NoFrame> {
-    for part in parts.into_iter().flatten() {
-        serde_json::from_slice::<&RawValue>(part).map_err(|_| NoFrame::NotJson)?;
-    }
-    Ok(())
-}
-
-/// A payload of our own, for the door that has other words.
-fn event(topic: &str, event: &str, payload: &[u8]) -> Result<Bytes, NoFrame> {
-    Ok(topics::event("null", topic, event, str::from_utf8(payload).map_err(|_| NoFrame::NotJson)?))
 }
 
 /// A `presence_diff` with this payload.
 pub fn presence_diff_frame(version: Version, topic: &str, payload: &[u8]) -> Result<Bytes, NoFrame> {
     match version {
         Version::V1 | Version::V2 => Ok(text_frame(version, topic, None, "presence_diff", &[payload])),
-        Version::Topics => event(topic, "presence_diff", payload),
+        Version::Topics => topics_text(topic, "presence_diff", payload),
         Version::Plain => Err(NoFrame::NoForm),
     }
 }
@@ -101,8 +76,33 @@ pub fn presence_state_frame(
 ) -> Result<Bytes, NoFrame> {
     match version {
         Version::V1 | Version::V2 => Ok(text_frame(version, topic, Some(join_ref_json), "presence_state", &[payload])),
-        Version::Topics => event(topic, "presence_state", payload),
+        Version::Topics => topics_text(topic, "presence_state", payload),
         Version::Plain => Err(NoFrame::NoForm),
+    }
+}
+
+fn topics_text(topic: &str, event: &str, payload: &[u8]) -> Result<Bytes, NoFrame> {
+    let payload = std::str::from_utf8(payload).map_err(|_| NoFrame::NotJson)?;
+    Ok(topics::event("null", topic, event, payload))
+}
+
+/// Typed JSON has a form for all of them.
+fn topics_frame(topic: &str, message: &Message) -> Result<Bytes, NoFrame> {
+    match message {
+        Message::Text { payload } => topics_text(topic, "broadcast", payload),
+        Message::Event { event, payload, meta } => {
+            let meta = meta.as_deref().unwrap_or_default();
+            match payload {
+                Payload::Json(json) => {
+                    let parts: [&[u8]; 2] = [json, meta];
+                    for part in parts.into_iter().filter(|part| !part.is_empty()) {
+                        serde_json::from_slice::<&RawValue>(part).map_err(|_| NoFrame::NotJson)?;
+                    }
+                    Ok(topics::event_broadcast(topic, event, json, meta))
+                }
+                Payload::Binary(bytes) => Ok(topics::binary_broadcast(topic, event, bytes, meta)),
+            }
+        }
     }
 }
 

@@ -12,7 +12,7 @@
 mod asked;
 mod effects;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
@@ -23,6 +23,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, join};
 use futures_util::stream::FuturesUnordered;
+use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
@@ -49,6 +50,11 @@ use crate::resume::Tracked;
 const READ_BUFFER: usize = 1024;
 /// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
 const HEAVY_MESSAGE: usize = 64 * 1024;
+
+/// How long a join of a device that is not known yet waits for its place to be saved, if the database takes it at all.
+const SAVED: Duration = Duration::from_secs(2);
+/// Messages whose effects may wait for that.
+const MOST_DEFERRED: usize = 64;
 
 /// The half that the outbox writes to, as long as the connection's task holds it.
 struct Lent(Weak<WriteHalf>);
@@ -149,6 +155,10 @@ struct Connection {
     questions: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
+    /// Effects that wait until a device's first place is saved, and all that came since, in order.
+    deferred: VecDeque<(Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>)>,
+    /// Resolves when the first of them need not wait.
+    safe: Option<BoxFuture<'static, ()>>,
     /// Stops what fetches keys.
     learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
@@ -238,6 +248,8 @@ pub(in crate::gateway) async fn run(
         operations: FuturesUnordered::new(),
         questions: FuturesUnordered::new(),
         asked: HashMap::new(),
+        deferred: VecDeque::new(),
+        safe: None,
         learning: None,
         ports: HashMap::new(),
         seats: Seats::default(),
@@ -295,6 +307,10 @@ impl Connection {
                     if self.outbox.noticed() {
                         self.receipts.written(Instant::now());
                     }
+                }
+                () = async { if let Some(safe) = &mut self.safe { safe.await } }, if self.safe.is_some() => {
+                    self.safe = None;
+                    self.carry_out_deferred();
                 }
                 () = self.probe.notified() => self.receipts.probe(Instant::now()),
                 () = self.changed.notified() => {

@@ -133,6 +133,8 @@ pub(super) struct Keeper {
     held: Vec<(u32, Instant)>,
     /// Tables whose rules look into one that is under way, however long it takes.
     awaited: Vec<u32>,
+    /// The rules of private channels, and the table of their messages.
+    channels: (u32, Vec<Arc<Rule>>),
     /// Beside what the plans look into.
     #[cfg(test)]
     pub(super) also: Vec<(Use, FactSource)>,
@@ -166,6 +168,7 @@ impl Keeper {
             wake_at: None,
             held: Vec::new(),
             awaited: Vec::new(),
+            channels: (0, Vec::new()),
             #[cfg(test)]
             also: Vec::new(),
         }
@@ -181,6 +184,12 @@ impl Keeper {
                 self.due = true;
             }
         }
+    }
+
+    /// Members of private channels are judged by these rules, as are the rows of the table `messages`.
+    pub(super) fn want_rules(&mut self, messages: u32, rules: Vec<Arc<Rule>>) {
+        self.channels = (messages, rules);
+        self.due = true;
     }
 
     /// All that is still wanted.
@@ -247,6 +256,11 @@ impl Keeper {
             entry.unneeded_since.is_none() && !matches!(entry.step, Step::Ready(_)) && !entry.is_given_up()
         };
         self.entries.values().any(hopes)
+    }
+
+    /// Some of these tables' facts are on their way.
+    pub(super) fn are_under_way(&self, tables: &[u32]) -> bool {
+        tables.iter().any(|oid| self.entries.get(oid).is_none_or(|entry| entry.step.is_under_way()))
     }
 
     /// Facts for these targets are on their way.
@@ -352,6 +366,12 @@ impl Keeper {
                 need.columns.extend(source.columns.iter().map(|column| column.number));
                 need.judged.push(judged);
             }
+        }
+        for source in self.channels.1.iter().flat_map(|rule| &rule.sources) {
+            let need = needs.entry(source.table_oid).or_default();
+            need.name.get_or_insert_with(|| source.table.clone());
+            need.columns.extend(source.columns.iter().map(|column| column.number));
+            need.judged.push(self.channels.0);
         }
         needs
     }

@@ -81,7 +81,7 @@ impl Keeper {
     /// What the rules in use look up in a table of this layout.
     pub(super) fn lookups(&self, catalog: &Catalog, layout: &Arc<Layout>) -> Lookups {
         let looks = |rule: &&Arc<Rule>| rule.sources.iter().any(|source| source.table_oid == layout.table_oid);
-        let rules: Vec<Arc<Rule>> = self.rules.values().filter(looks).cloned().collect();
+        let rules: Vec<Arc<Rule>> = self.rules.values().chain(&self.channels.1).filter(looks).cloned().collect();
         let others = rules.iter().flat_map(|rule| &rule.sources).map(|source| source.table_oid);
         let others: BTreeSet<u32> = others.filter(|oid| *oid != layout.table_oid).collect();
         let of = |oid: &u32| {

@@ -1,6 +1,8 @@
 //! Channels that begin in the past. The test plays the stream and the shards, and checks at every batch that nobody is said to be
 //! farther than he is.
 
+#[path = "tests/messages.rs"]
+mod messages;
 #[path = "tests/model.rs"]
 mod model;
 #[path = "tests/aside.rs"]

@@ -19,7 +19,13 @@ impl Lookups {
         let mut facts = Facts::new(usize::MAX);
         for layout in layouts {
             let state = State::Ready(Box::new(Store::new(layout.clone())));
-            facts.tables.push(Tracked { layout: layout.clone(), state, mappings: Vec::new(), loaded_at: None });
+            facts.tables.push(Tracked {
+                layout: layout.clone(),
+                state,
+                mappings: Vec::new(),
+                loaded_at: None,
+                turns: 0,
+            });
         }
         for rule in rules {
             // One that looks into a table that is not here binds nothing, and is bound when it is.

@@ -153,6 +153,8 @@ struct Tracked {
     /// What was loaded, until the stream has passed it: the rows are ahead of the stream, and transactions that the snapshot
     /// saw are in them.
     loaded_at: Option<Snapshot>,
+    /// How many transactions have changed it.
+    turns: u64,
 }
 
 impl Tracked {
@@ -213,6 +215,8 @@ pub struct Facts {
     folding: bool,
     /// How often that was.
     folded: u64,
+    /// How often a transaction began that changes something.
+    begun: u64,
 }
 
 static NONE: LazyLock<Facts> = LazyLock::new(Facts::default);
@@ -237,6 +241,7 @@ impl Facts {
             state: State::Recording(Recorder::new()),
             mappings: Vec::new(),
             loaded_at: None,
+            turns: 0,
         });
         self.rearrange();
     }
@@ -376,6 +381,10 @@ impl Facts {
         self.touched = mappings.iter().map(|(place, _)| *place).collect();
         self.touched.sort_unstable();
         self.touched.dedup();
+        self.begun += 1;
+        for place in &self.touched {
+            self.tables[*place].turns += 1;
+        }
         let outcome = self.fold(tx, &mappings);
         if outcome.is_err() {
             for place in self.touched.clone() {
@@ -476,6 +485,17 @@ impl Facts {
     /// facts of one version holds for just that version.
     pub fn version(&self) -> Option<u64> {
         (!self.folding).then_some(self.generation + self.folded)
+    }
+
+    /// Differs whenever [`Side::After`] may: what was judged by it holds as long as it is the same.
+    pub fn stamp(&self) -> (u64, u64) {
+        (self.generation, self.begun)
+    }
+
+    /// The same of these tables only.
+    pub fn stamp_of(&self, tables: &[u32]) -> (u64, u64) {
+        let of = self.tables.iter().filter(|table| tables.contains(&table.layout.table_oid));
+        (self.generation, of.map(|table| table.turns).sum())
     }
 
     /// Memory that all tables take.

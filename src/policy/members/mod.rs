@@ -3,9 +3,12 @@
 
 #[cfg(test)]
 pub(crate) mod fixture;
+mod plan;
 
 use std::fmt;
 use std::sync::Arc;
+
+pub use plan::{MemberEngine, MemberPlan};
 
 use crate::claims::Principal;
 

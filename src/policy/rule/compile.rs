@@ -25,10 +25,27 @@ pub(in crate::policy) fn compile<'a>(
     permissive: &Policies<'a>,
     restrictive: &Policies<'a>,
 ) -> Compiled {
+    compiled(Compiler::new(catalog, table, role), permissive, restrictive)
+}
+
+/// The same where the row is the one that private channels are judged by, whose topic is the setting `realtime.topic` too.
+pub(in crate::policy) fn compile_channel<'a>(
+    catalog: &'a Catalog,
+    table: &'a Table,
+    role: &'a str,
+    permissive: &Policies<'a>,
+    restrictive: &Policies<'a>,
+) -> Compiled {
+    let mut compiler = Compiler::new(catalog, table, role);
+    compiler.topic = table.column("topic");
+    compiled(compiler, permissive, restrictive)
+}
+
+fn compiled<'a>(mut compiler: Compiler<'a>, permissive: &Policies<'a>, restrictive: &Policies<'a>) -> Compiled {
+    let catalog = compiler.catalog;
     if !catalog.is_utf8() {
         return Compiled::NotPure("the database's encoding is not UTF8".into());
     }
-    let mut compiler = Compiler::new(catalog, table, role);
     let condition = condition(&mut compiler, permissive, restrictive);
     if let Some(refused) = compiler.refused {
         return Compiled::Refused(refused);

@@ -34,7 +34,7 @@ use std::sync::Arc;
 
 use crate::pgtype::{Equality, Order};
 
-pub(super) use compile::{Compiled, compile};
+pub(super) use compile::{Compiled, compile, compile_channel};
 pub(super) use convert::convertible;
 pub use eval::RowEval;
 pub use keys::{Keys, RowKeys, RowValue, ViewerKey};

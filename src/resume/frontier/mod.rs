@@ -10,7 +10,8 @@
 //! Invariants:
 //! * A frontier is never ahead of what its client is known to have received: repeats are possible, loss is not.
 //! * Memory decides; the table lags behind it and is only read at the start. Whatever can't be saved costs repeats after a
-//!   crash of the relay.
+//!   crash of the relay. But for the first place of a key: until the table has that ([`Tracked::is_safe`]), its client would come
+//!   back as a stranger, so its join is not answered before, unless the table can't be written to.
 //! * All of it is bounded, per user and in all, and ends: [`FrontierConfig`].
 
 mod key;
@@ -78,13 +79,21 @@ pub struct Frontiers {
     pub(super) work: Notify,
     /// What was saved before is here; until then no device may join.
     opened: watch::Sender<bool>,
+    /// Whether what is to be saved is, soon; sent anew with every write.
+    saving: watch::Sender<bool>,
 }
 
 impl Frontiers {
     /// Closed: nobody may join before [`super::FrontierStore`] has loaded what was saved.
     pub fn new(config: FrontierConfig, metrics: Arc<Metrics>) -> Arc<Frontiers> {
         let registry = Mutex::new(Registry::new(config));
-        Arc::new(Frontiers { registry, metrics, work: Notify::new(), opened: watch::Sender::new(false) })
+        Arc::new(Frontiers {
+            registry,
+            metrics,
+            work: Notify::new(),
+            opened: watch::Sender::new(false),
+            saving: watch::Sender::new(false),
+        })
     }
 
     /// Open, and saved nowhere.
@@ -123,6 +132,11 @@ impl Frontiers {
 
     pub(super) fn open(&self, open: bool) {
         self.opened.send_if_modified(|is_open| std::mem::replace(is_open, open) != open);
+    }
+
+    /// A write has ended, and how; or none will be made.
+    pub(super) fn saving(&self, well: bool) {
+        self.saving.send_replace(well);
     }
 
     /// Whether devices may join, after waiting for it for this long at most.
@@ -214,6 +228,10 @@ impl Access<'_> {
         self.0.not_saved(unsaved);
     }
 
+    pub(super) fn saved(&mut self, unsaved: &Unsaved) {
+        self.0.saved(unsaved);
+    }
+
     pub(super) fn unsaved(&self) -> usize {
         self.0.unsaved()
     }
@@ -250,6 +268,11 @@ pub struct Handles {
 }
 
 impl Handles {
+    fn are_safe(&self, well: bool) -> bool {
+        let safe = |access: &mut Access<'_>| self.handles.iter().all(|handle| access.0.is_safe(*handle));
+        !well || self.frontiers.with(safe)
+    }
+
     /// The client has received everything up to here; `rows`: and some of it was rows.
     pub fn advance(&self, to: Cursor, rows: bool) {
         self.frontiers.with(|access| self.handles.iter().for_each(|handle| access.0.advance(*handle, to, rows)));
@@ -267,6 +290,18 @@ impl Handles {
 }
 
 impl Tracked {
+    /// Whether the client would go on from somewhere if this process ended now, or nothing can be done for that.
+    pub fn is_safe(&self) -> bool {
+        let well = *self.handles.frontiers.saving.borrow();
+        self.handles.are_safe(well)
+    }
+
+    /// Resolves when that is so, or after this time.
+    pub async fn safe(&self, patience: Duration) {
+        let mut saving = self.handles.frontiers.saving.subscribe();
+        let _ = tokio::time::timeout(patience, saving.wait_for(|well| self.handles.are_safe(*well))).await;
+    }
+
     /// For receipts.
     pub fn handles(&self) -> Arc<Handles> {
         self.handles.clone()

@@ -64,6 +64,8 @@ struct Slot {
     queued: bool,
     /// What the table has, as far as we know.
     saved: Option<Cursor>,
+    /// The table has a place of it, this one or an earlier one.
+    safe: bool,
 }
 
 /// A frontier as it is saved.
@@ -323,6 +325,24 @@ impl Registry {
         Unsaved { gone, rows }
     }
 
+    /// It was saved.
+    pub(super) fn saved(&mut self, unsaved: &Unsaved) {
+        for row in &unsaved.rows {
+            let found = self.of(row.key).find(|index| self.slots[*index as usize].tab == row.tab);
+            if let Some(index) = found {
+                self.slots[index as usize].safe = true;
+            }
+        }
+    }
+
+    /// Whether its client would go on from somewhere if this process ended now.
+    pub(super) fn is_safe(&self, handle: Handle) -> bool {
+        let held =
+            self.slots.get(handle.index as usize).filter(|slot| slot.tenure == handle.tenure && slot.at.is_some());
+        // Of tabs that share a key each begins at the lowest place.
+        held.is_none_or(|slot| slot.safe || self.of(slot.key).any(|index| self.slots[index as usize].safe))
+    }
+
     /// It could not be saved: it is to be tried again.
     pub(super) fn not_saved(&mut self, unsaved: Unsaved) {
         for row in unsaved.rows {
@@ -356,12 +376,14 @@ impl Registry {
             let clash = self.of(row.key).find(|index| self.slots[*index as usize].tab == row.tab);
             if let Some(index) = clash {
                 let tab = self.free_tab(row.key).max(row.tab + 1);
-                (self.slots[index as usize].tab, self.slots[index as usize].saved) = (tab, None);
+                let slot = &mut self.slots[index as usize];
+                (slot.tab, slot.saved, slot.safe) = (tab, None, false);
                 self.queue(index);
             }
             let index = self.insert(row.key, now);
             let slot = &mut self.slots[index as usize];
             (slot.tab, slot.at, slot.saved, slot.since) = (row.tab, Some(row.at), Some(row.at), row.since);
+            slot.safe = true;
             self.orphan(index, row.left, now + rest);
         }
     }
@@ -446,6 +468,7 @@ impl Registry {
             left: false,
             queued: false,
             saved: None,
+            safe: false,
         };
         let index = match self.free.pop() {
             Some(index) => {

@@ -30,7 +30,7 @@ impl Session {
     pub(super) fn broadcast(&mut self, message: Message<'_>, frame: &Bytes, now: Now, out: &mut Vec<Effect>) {
         let version = self.visitor.version;
         let Some(Topic::Joined(channel)) = self.topics.get(message.topic.as_ref()) else { return };
-        if message.size() > self.shared.config.max_payload_bytes {
+        if message.size() > self.shared.config.largest_payload() {
             if channel.ack {
                 let response = r#"{"reason":"payload_size_exceeded"}"#;
                 out.push(Effect::Send(channel.reply(version, &message.reference, Status::Error, response)));

@@ -58,7 +58,7 @@ impl Session {
                     let response = r#"{"reason":"Presence track payload must be a map"}"#;
                     return self.presence_reply(&message, Status::Error, response, out);
                 };
-                if payload.get().len() > config.max_payload_bytes {
+                if payload.get().len() > config.largest_payload() {
                     let text = "Track message size exceeded";
                     return self.end_channel(&message.topic, text, "TrackMessageSizeExceeded", now, out);
                 }

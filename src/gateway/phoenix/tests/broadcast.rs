@@ -78,7 +78,7 @@ fn what_is_too_large_goes_to_nobody_and_only_who_asked_is_told() {
         let mut client = client_of(Version::V2, config.clone());
         client.join("realtime:t", json!({"config": {"broadcast": {"ack": ack}}}));
         client.asks.clear();
-        let told = client.send(json!(["1", "2", "realtime:t", "broadcast", {"x": "y".repeat(100)}]));
+        let told = client.send(json!(["1", "2", "realtime:t", "broadcast", {"x": "y".repeat(600)}]));
         let expected = no(json!("1"), json!("2"), "realtime:t", "payload_size_exceeded");
         assert_eq!(told, if ack { vec![expected] } else { vec![] });
         assert!(client.asks.is_empty());

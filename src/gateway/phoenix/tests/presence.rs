@@ -89,7 +89,7 @@ fn too_many_calls_in_the_window_end_the_channel() {
 #[test]
 fn too_large_a_presence_ends_the_channel() {
     let (mut client, _) = joined(GatewayConfig { max_payload_bytes: 100, ..GatewayConfig::default() });
-    let frames = presence(&mut client, json!({"event": "track", "payload": {"x": "y".repeat(100)}}));
+    let frames = presence(&mut client, json!({"event": "track", "payload": {"x": "y".repeat(600)}}));
     assert_eq!(frames[0], system("system", "error", "Track message size exceeded"));
     assert_eq!(frames[1][3], "phx_close");
 }

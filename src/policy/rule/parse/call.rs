@@ -10,7 +10,7 @@ use super::{Compiler, NotPure, Result, is_clock, not_pure};
 use crate::catalog::Function;
 use crate::pgtype::oid;
 use crate::policy::bodies;
-use crate::policy::rule::Expr;
+use crate::policy::rule::{Expr, Scalar};
 use crate::policy::term::{Elements, Setting, Term};
 
 impl<'a> Compiler<'a> {
@@ -169,7 +169,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn setting(&self, name: &Ast, call: &Call) -> Result<Typed> {
+    fn setting(&mut self, name: &Ast, call: &Call) -> Result<Typed> {
         let Some(name) = literal::text(name) else { return not_pure("a setting whose name is not a constant", call) };
         for setting in [Setting::Claims, Setting::Subject, Setting::Role] {
             if name == setting.name() {
@@ -179,6 +179,10 @@ impl<'a> Compiler<'a> {
         // Set together with the claims.
         if name == "role" {
             return Ok(Typed::constant(oid::TEXT, self.role));
+        }
+        if let Some(topic) = self.topic.filter(|_| name == "realtime.topic") {
+            let reference = self.column_ref(0, topic)?;
+            return Ok(Typed::scalar(oid::TEXT, Scalar::Column(reference)));
         }
         not_pure("a setting that only the session knows", call)
     }

@@ -34,7 +34,7 @@ use sqlparser::tokenizer::Token;
 use self::condition::Want;
 use self::scope::Env;
 use super::{ClaimTerm, Expr, FactSource, RuleColumn};
-use crate::catalog::{Catalog, PolicyRow, Table};
+use crate::catalog::{Catalog, Column, PolicyRow, Table};
 
 /// Why a policy is not Pure, for `explain`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,8 +62,10 @@ enum Frame {
 
 /// Reads the policies of one table for one role, one after the other, into the parts of one rule.
 pub(in crate::policy) struct Compiler<'a> {
-    catalog: &'a Catalog,
+    pub(super) catalog: &'a Catalog,
     table: &'a Table,
+    /// The column of the judged row that is the setting `realtime.topic` too, if that is set.
+    pub(super) topic: Option<&'a Column>,
     /// The role that subscribes; a function that is SECURITY DEFINER runs as another.
     role: &'a str,
     env: Env<'a>,
@@ -86,6 +88,7 @@ impl<'a> Compiler<'a> {
         Compiler {
             catalog,
             table,
+            topic: None,
             role,
             env: Env::nothing(role),
             frames: vec![Frame::Policies(table.oid)],
