@@ -138,6 +138,9 @@ struct Joined {
     fresh: u8,
 }
 
+/// Effects, and whose places are to be saved before them.
+type Deferred = (Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>);
+
 type Operation = Abortable<BoxFuture<'static, Done>>;
 
 struct Connection {
@@ -156,7 +159,7 @@ struct Connection {
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
     /// Effects that wait until a device's first place is saved, and all that came since, in order.
-    deferred: VecDeque<(Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>)>,
+    deferred: VecDeque<Deferred>,
     /// Resolves when the first of them need not wait.
     safe: Option<BoxFuture<'static, ()>>,
     /// Stops what fetches keys.
