@@ -73,7 +73,7 @@ fn login(facts: &Facts, roles: &BTreeMap<&str, &Role>, tokens: &[&str]) -> Vec<F
                 .sql(small_login(facts, roles, tokens))
                 .todo(format!("Give it a password (\\password {RELAY_ROLE} in psql), then name it in DATABASE_URL.")),
         );
-    } else if facts.bypass {
+    } else if facts.bypass && !facts.messages_by_bypass {
         findings.push(
             Finding::warning("login_bypassrls", subject(), "the relay's login bypasses row-level security")
                 .why("It does not need to, and a function in a policy may RESET ROLE to it.")
@@ -99,6 +99,10 @@ fn small_login(facts: &Facts, roles: &BTreeMap<&str, &Role>, tokens: &[&str]) ->
     }
     if facts.has_schema {
         lines.extend(schema_grants(RELAY_ROLE));
+        if let Some(owner) = &facts.messages_owner {
+            lines.push(format!("grant select on rowcast.installed to {RELAY_ROLE};"));
+            lines.push(format!("grant {} to {RELAY_ROLE};", ident(owner)));
+        }
     } else {
         lines.push(format!("grant create on database {} to {RELAY_ROLE};", ident(&facts.database)));
     }
