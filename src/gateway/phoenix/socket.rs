@@ -479,10 +479,7 @@ impl Connection {
                     let (expires_at, delivered) = (principal.expires_at, 0);
                     let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
                     if let Some(before) = self.ports.insert(id, joined) {
-                        // Before it is closed: from then on frames are dropped that count as handed over.
-                        let reached = before.port.reached();
-                        before.port.stage.close();
-                        if let Some(reached) = reached.filter(|_| go_on) {
+                        if let Some(reached) = before.port.retire().filter(|_| go_on) {
                             entries.iter_mut().for_each(|entry| entry.start = begin::later(entry.start, reached));
                         }
                         if go_on && before.port.place.had_snapshot() {
