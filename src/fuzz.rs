@@ -31,6 +31,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("values", values),
     ("filter", filter),
     ("frames", crate::gateway::phoenix::fuzz::frames),
+    ("topics", crate::gateway::topics::fuzz::frames),
+    ("batch", crate::gateway::broadcast::fuzz::bodies),
     ("token", token),
     ("join", join),
     ("record", crate::log::fuzz::record),

@@ -118,14 +118,21 @@ pub(super) async fn write(
     give_back(lent, ended, outcome)
 }
 
-/// Whether the relay's login could make the probe rows of a read check, for `doctor`; and what it lacks, if not.
-pub async fn can_probe(client: &mut Client) -> Result<(), AuthorityError> {
-    let transaction = client.transaction().await.map_err(|error| ours(&error))?;
-    let insert = "insert into realtime.messages (topic, extension, inserted_at) \
-                  values ('', 'broadcast', pg_catalog.timezone('utc', pg_catalog.now()))";
-    let inserted = transaction.batch_execute(insert).await;
-    transaction.rollback().await.map_err(|error| ours(&error))?;
-    inserted.map_err(|error| ours(&error))
+/// Whether the relay's login may make the probe rows of a read check, for `doctor`: if not, the error is
+/// [`AuthorityError::Unavailable`], and also if the connection breaks.
+pub async fn can_probe(client: &Client) -> Result<(), AuthorityError> {
+    let insert = format!(
+        "{BACK}; insert into realtime.messages (topic, extension, inserted_at) \
+         values ('', 'broadcast', pg_catalog.timezone('utc', pg_catalog.now()))"
+    );
+    let begin = begin(Duration::from_secs(5));
+    let (begun, inserted, ended) = tokio::join!(
+        biased;
+        client.batch_execute(&begin),
+        client.batch_execute(&insert),
+        client.batch_execute("rollback"),
+    );
+    [begun, inserted, ended].into_iter().try_for_each(|done| done.map_err(|error| ours(&error)))
 }
 
 /// A transaction that may write, whatever the session's default, with the pinned limits and a savepoint.

@@ -9,7 +9,7 @@ use super::args::ExplainArgs;
 use super::doctor::{json, wrapped};
 use super::{Environment, Failure, relay};
 use crate::config::{SHORTEST_SECRET, Settings};
-use crate::doctor::{self, Explanation, FactView};
+use crate::doctor::{self, ChannelView, Explanation, FactView};
 use crate::policy::rule::Branch;
 
 pub(super) async fn explain(args: &ExplainArgs, environment: &Environment) -> Result<(), Failure> {
@@ -118,6 +118,7 @@ fn tree(explanation: &Explanation) -> Node {
         count => Node::new(format!("policies for reading: {count}")).with(policies),
     });
     nodes.extend(e.row_filter.as_ref().map(|filter| Node::new(format!("row filter of the publication: {filter}"))));
+    nodes.extend(channels(e));
     nodes.push(columns(e));
     let verb = if e.deletes.delivered { "judged and sent" } else { "never sent" };
     nodes.push(Node::new(format!("DELETE: {verb}; {}", e.deletes.why)));
@@ -130,6 +131,21 @@ fn tree(explanation: &Explanation) -> Node {
         )),
     ]));
     Node::new(format!("{} for {}", e.table, e.role)).with(nodes)
+}
+
+/// What the policies of `realtime.messages` are really for.
+fn channels(e: &Explanation) -> Option<Node> {
+    let way = |view: &ChannelView| {
+        let who = match view.engine {
+            "everything" => "everybody of the role may",
+            "pure" => "judged in memory",
+            "probe" => "Postgres is asked, with rows that are rolled back",
+            _ => "nobody of the role may",
+        };
+        Node::new(format!("{}: {who}; {}", view.way, view.reason)).with(view.condition.iter().map(Node::new))
+    };
+    let views = e.private_channels.iter().map(way);
+    (!e.private_channels.is_empty()).then(|| Node::new("private channels").with(views))
 }
 
 fn judged(e: &Explanation) -> Node {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::channels::{self, ChannelView};
 use super::engines::{denial, what_would_make_it_pure};
 use super::insight::{self, FactView, RulesView};
 use super::tables::unseen_in_deletes;
@@ -137,6 +138,8 @@ pub struct Explanation {
     pub ask: Option<AskCost>,
     /// Of `ask`: what would let memory judge.
     pub pure_if: Option<String>,
+    /// Of `realtime.messages`: how its policies decide who may read and write private channels.
+    pub private_channels: Vec<ChannelView>,
     /// A change of the rules counts for every row that is judged later than this after its commit, in milliseconds.
     pub rules_followed_within_ms: u64,
     /// Which changes of rules count at their commit, and which are looked for.
@@ -200,7 +203,9 @@ fn sources(plan: &Plan) -> BTreeMap<u32, (String, BTreeSet<String>)> {
 fn find<'a>(catalog: &'a Catalog, text: &str) -> Option<&'a Table> {
     let splits = text.match_indices('.').map(|(dot, _)| (&text[..dot], &text[dot + 1..]));
     let mut tried = splits.chain([("public", text)]);
-    tried.find_map(|(schema, name)| catalog.find(schema, name)).map(|table| &**table)
+    // Private channels go by its policies, whether it is published to clients or not.
+    let messages = || catalog.messages().map(|messages| &messages.reading).filter(|_| text == "realtime.messages");
+    tried.find_map(|(schema, name)| catalog.find(schema, name)).or_else(messages).map(|table| &**table)
 }
 
 fn explained(catalog: &Catalog, table: &Table, plan: &Plan, config: &Config) -> Explanation {
@@ -239,6 +244,10 @@ fn explained(catalog: &Catalog, table: &Table, plan: &Plan, config: &Config) -> 
         obstacle: obstacle.map(denial),
         deletes: deletes(table, plan),
         ask: asked.map(|(sql, _)| cost(sql, plan, config)),
+        private_channels: match catalog.messages() {
+            Some(messages) if messages.reading.oid == table.oid => channels::views(catalog, &plan.role),
+            _ => Vec::new(),
+        },
         pure_if: asked.map(|(_, reason)| what_would_make_it_pure(reason)),
         rules_followed_within_ms: millis(config.hub.max_rules_age),
     }

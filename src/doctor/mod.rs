@@ -25,6 +25,7 @@
 //! database decides when.
 
 mod asking;
+mod channels;
 mod connection;
 mod engines;
 mod explain;
@@ -33,6 +34,7 @@ mod facts;
 mod finding;
 mod insight;
 mod machine;
+mod messages;
 mod publications;
 mod roles;
 mod server;
@@ -50,6 +52,7 @@ use crate::config::Config;
 use crate::error::{Fault as _, chain};
 use crate::policy::{Plan, compile};
 
+pub use channels::ChannelView;
 pub use engines::what_would_make_it_pure;
 pub use explain::{AskCost, DeleteView, ExplainError, Explanation, PolicyText, explain};
 pub use finding::{Finding, Severity, Subject, SubjectKind, worst};
@@ -124,7 +127,8 @@ async fn database(patient: &Patient<'_>, findings: &mut Vec<Finding>) -> Result<
     gather(findings, "the slots", within(slot::check(patient)).await)?;
     gather(findings, "the roles", within(roles::check(patient)).await)?;
     gather(findings, "locks", within(publications::locked(patient)).await)?;
-    gather(findings, "the publications", within(publications::check(patient)).await)
+    gather(findings, "the publications", within(publications::check(patient)).await)?;
+    gather(findings, "realtime.messages", within(messages::check(patient)).await)
 }
 
 async fn tables_and_engines(
@@ -144,6 +148,11 @@ async fn tables_and_engines(
         within(Box::pin(asking::check(client, catalog, config, facts, &plans)))
             .await
             .unwrap_or_else(|error| vec![unreadable("the login that asks about rows", chain(&error))]),
+    );
+    findings.extend(
+        within(async { Ok(channels::check(client, catalog, facts).await) })
+            .await
+            .unwrap_or_else(|error: Unreadable| vec![unreadable("private channels", chain(&error))]),
     );
     findings.extend(tables::check(catalog, config, facts, &plans, &relatives));
     findings.extend(engines::check(&plans));

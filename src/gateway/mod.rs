@@ -1,6 +1,6 @@
 //! Out: HTTP, WebSocket, Phoenix, and the encoding of what was permitted.
 
-mod broadcast;
+pub(crate) mod broadcast;
 pub mod encode;
 pub mod frame;
 mod close;
@@ -14,7 +14,7 @@ pub mod shard;
 mod storm;
 mod stream;
 mod tls;
-mod topics;
+pub(crate) mod topics;
 pub mod phoenix;
 
 #[cfg(test)]

@@ -466,3 +466,7 @@ impl Hub {
         used.is_some_and(|used| used.binding.is_none() && self.keeper.are_under_way(&used.tables))
     }
 }
+
+#[cfg(test)]
+#[path = "members_tests.rs"]
+mod tests;

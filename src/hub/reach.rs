@@ -142,6 +142,14 @@ impl Port {
         streamed.filter(|_| !self.place.in_snapshot.load(Ordering::Acquire))
     }
 
+    /// Ends this instance; says up to where everything was written for it. In this order: once it is closed, frames are dropped
+    /// that count as handed over.
+    pub fn retire(&self) -> Option<Cursor> {
+        let reached = self.reached();
+        self.stage.close();
+        reached
+    }
+
     /// Whether a row was ever lost that is told of behind later ones: whoever has those has not everything before them, unless
     /// [`Port::reached`] says so. Whoever has a row that came before the loss may still be told `false`.
     pub fn has_lost(&self) -> bool {
@@ -180,6 +188,36 @@ mod tests {
         assert_eq!(place.streamed(), cursor(1, 12), "what it waits for is of the history before");
         place.hold(None);
         assert_eq!(place.streamed(), cursor(2, 3));
+    }
+
+    #[test]
+    fn an_instance_that_ends_has_reached_nothing_that_was_dropped_for_it() {
+        for _ in 0..200 {
+            let reach = Arc::new(Reach::default());
+            let port = crate::hub::tests::port();
+            port.place.begin(reach.clone(), cursor(1, 1));
+            reach.set(cursor(1, 1));
+            let shard = {
+                let (port, reach) = (port.clone(), reach.clone());
+                std::thread::spawn(move || {
+                    let mut written = 1;
+                    for lsn in 2..20 {
+                        if !port.stage.is_closed() {
+                            written = lsn;
+                        }
+                        reach.set(cursor(1, lsn));
+                        std::thread::yield_now();
+                    }
+                    written
+                })
+            };
+            while reach.get().is_some_and(|reached| reached.position.lsn < Lsn(4)) {
+                std::thread::yield_now();
+            }
+            let reached = port.retire().expect("a place").position.lsn.0;
+            let written = shard.join().expect("it ends");
+            assert!(reached <= written, "{reached} of {written}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::resolve;
 use super::run::Hub;
 use super::settle::{Leaving, Settled};
 use super::waiting::{LaneRow, Permits};
-use super::{Details, Event, GapReason, NO_CURSOR, Outgoing, Port};
+use super::{Details, Event, GapReason, NO_CURSOR, Outgoing, Port, Version};
 use crate::change::{Change, RowChange, Timestamp, Transaction};
 use crate::journal::Note;
 use crate::resume::Cursor;
@@ -126,10 +126,12 @@ impl Hub {
     }
 
     /// Who has lost rows of which he was not told yet gets this one without its cursor: from there he would never hear of them.
+    /// A page over HTTP waits for what it is owed before it ends, and looks at the places of its rows then.
     fn without_places(&self, mut permits: Permits, event: &Event) -> Permits {
         if !self.owing.is_empty() {
             for ready in permits.iter_mut().flat_map(|(_, members)| members) {
-                if self.owing.is_behind(ready.port.id, event.epoch, event.row.position) {
+                let is_behind = self.owing.is_behind(ready.port.id, event.epoch, event.row.position);
+                if is_behind && ready.port.version != Version::Plain {
                     ready.cursor_as = Some(NO_CURSOR.into());
                 }
             }

@@ -16,6 +16,8 @@ use crate::claims::Principal;
 use crate::log::{self, Epoch, LogConfig, LogWriter, RealFiles};
 use crate::testing::TestDatabase;
 
+#[path = "follow_tests.rs"]
+mod follow_tests;
 #[path = "lane_tests.rs"]
 mod lane_tests;
 #[path = "replay/tests.rs"]
@@ -192,7 +194,7 @@ impl Bench {
     }
 }
 
-fn port() -> Arc<Port> {
+pub(super) fn port() -> Arc<Port> {
     port_with(1 << 20)
 }
 

@@ -154,6 +154,8 @@ impl FrontierStore {
                 self.deps.frontiers.open(true);
             }
             Err(error) => {
+                // The statement may still be under way on it, and nobody answers.
+                self.client = None;
                 self.trouble(&error, "what devices have received can't be loaded");
                 // A right that is missing is not there a moment later. Devices are served from memory.
                 if crate::error::Fault::remedy(&error) != crate::error::Remedy::Retry {
@@ -191,7 +193,7 @@ impl FrontierStore {
         let (result, good) = match written.unwrap_or(Err(PgError::Timeout(DEADLINE))) {
             Ok(Written::Saved) => {
                 if let Some(unsaved) = taken.unsaved.take() {
-                    self.deps.frontiers.with(|access| access.saved(&unsaved));
+                    self.deps.frontiers.with(|access| access.saved(&unsaved, Instant::now()));
                 }
                 self.told.clear();
                 ("saved", true)
@@ -280,7 +282,7 @@ impl FrontierStore {
             if let Some(epoch) = log.epoch() {
                 // Who is quiet has this much of the log left before what is saved of him would be a gap.
                 let lowest = Position { lsn: Lsn(floor + end.saturating_sub(floor) / 2), ordinal: 0 };
-                access.save_behind(epoch.tag(), lowest);
+                access.save_behind(epoch.tag(), lowest, now);
             }
         });
         let (live, kept) = frontiers.count_all();

@@ -12,6 +12,7 @@
 #[cfg(debug_assertions)]
 mod alloc;
 mod matching;
+mod rooms;
 
 use std::hint::black_box;
 use std::io::{self, IoSlice};

@@ -76,6 +76,11 @@ impl Scene {
 
 async fn database(sql: &str) -> TestPg {
     let pg = TestPg::start().await;
+    furnish(&pg, sql).await;
+    pg
+}
+
+async fn furnish(pg: &TestPg, sql: &str) {
     for script in EXAMPLES.into_iter().chain([MARKS, sql]) {
         pg.exec(script).await;
     }
@@ -83,7 +88,6 @@ async fn database(sql: &str) -> TestPg {
         "insert into public.coding_sessions (id, user_id) values ('{ALICES_SESSION}', '{ALICE}'), ('{BOBS_SESSION}', '{BOB}')"
     ))
     .await;
-    pg
 }
 
 async fn mark(pg: &TestPg, note: &str) {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Scene, database, mark, notify, watching};
+use crate::support::pg::TestPgOptions;
 use crate::support::phone::PATIENCE;
 use crate::support::relay::pause;
 use crate::support::sdk::{SdkPhone, Stock};
@@ -311,6 +312,47 @@ async fn a_place_in_another_history_is_a_gap() {
     assert_eq!(kinds(&phone.changes_before("end").await), ["1"]);
     let (mut phone, _) = back(&relay.base(), &told["to"]).await;
     assert_eq!(kinds(&phone.changes_before("end").await), ["1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prepared_transaction_that_outlives_the_relay_comes_once_when_it_is_committed() {
+    let settings = vec![("max_prepared_transactions", "5")];
+    let pg = TestPg::with(TestPgOptions { settings, ..TestPgOptions::default() }).await;
+    super::furnish(&pg, "").await;
+    let mut relay = RelayProcess::start(&pg).await;
+    let (mut phone, reply) = back(&relay.base(), &Value::Null).await;
+    phone.subscribed("room").await;
+    let mut place = reply["cursor"].clone();
+    for (kind, name) in [("late", "kept"), ("never", "dropped"), ("later", "through two")] {
+        pg.exec(&format!("begin; {} prepare transaction '{name}'", notify(ALICE, kind))).await;
+    }
+    for (kind, statements) in [
+        ("1", &["rollback prepared 'dropped'", "commit prepared 'kept'"][..]),
+        ("2", &["commit prepared 'through two'"]),
+    ] {
+        pg.exec(&notify(ALICE, kind)).await;
+        let change = phone.next_change().await;
+        assert_eq!(change.record()["kind"], kind);
+        place = cursor(&change).is_string().then(|| cursor(&change)).unwrap_or(place);
+        // Whatever was confirmed, the slot still has what was prepared before.
+        relay.kill().await;
+        if kind == "1" {
+            relay.start_again().await;
+        }
+        for statement in statements {
+            pg.exec(statement).await;
+        }
+        if kind == "2" {
+            relay.start_again().await;
+        }
+        mark(&pg, kind).await;
+        (phone, _) = back(&relay.base(), &place).await;
+        let changes = phone.changes_before(kind).await;
+        assert_eq!(kinds(&changes), [if kind == "1" { "late" } else { "later" }]);
+        place = cursor(&changes[0]);
+    }
+    mark(&pg, "end").await;
+    phone.expect_nothing_before("end").await;
 }
 
 async fn drop_slot(pg: &TestPg) {

@@ -7,7 +7,7 @@
 //!   date before the row was written: what was not permitted at the commit.
 //! * MAY: all else.
 //!
-//! Besides: in the order of commits; by cursor, each once; with a device, again only after another join, and only what had
+//! Besides: in the order of commits; by cursor, each once that has come with one; with a device, again only after another join, and only what had
 //! not been receipted.
 
 use std::collections::{BTreeMap, HashMap};
@@ -217,7 +217,7 @@ impl<'a> Judge<'a> {
                         self.blame(record, format!("never committed: {key}"));
                         continue;
                     };
-                    let before = if record.kind == Kind::Cursor { last_ever } else { session.last };
+                    let before = if record.kind == Kind::Cursor { last_ever.max(session.last) } else { session.last };
                     if before >= Some(place) {
                         let sent = &self.model.sent[before.unwrap_or_default()];
                         let text = format!(
@@ -228,7 +228,9 @@ impl<'a> Judge<'a> {
                         );
                         self.blame(record, text);
                     }
-                    (last_ever, session.last) = (last_ever.max(Some(place)), Some(place));
+                    // From what came without its place, it comes back to the one before: see the relay's `hub::owing`.
+                    let placed = Some(place).filter(|_| cursor.is_some());
+                    (last_ever, session.last) = (last_ever.max(placed), Some(place));
                     if arrived[place].is_some() {
                         self.verdict.repeats += 1;
                         // On the connection that it is owed again for, it had not been receipted.

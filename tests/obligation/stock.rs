@@ -71,6 +71,11 @@ impl Client {
                 Some("status") => {
                     without.get_or_insert_with(Instant::now);
                     let error = event["error"].as_str().unwrap_or_default();
+                    self.record.note(Seen::Told(format!(
+                        "{} {}",
+                        event["status"],
+                        error.chars().take(80).collect::<String>()
+                    )));
                     if error.contains("Gap: ") {
                         self.record.note(Seen::Gap(None, None, error.to_owned()));
                     }

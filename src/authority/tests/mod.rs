@@ -252,10 +252,10 @@ async fn what_stands_in_the_way_is_told_apart() {
     // Somebody else's table: the login is under its policies, or may not insert at all.
     database.run("alter table realtime.messages owner to relay").await;
     assert_eq!(reads(&authority, &alice).await, Err(AuthorityError::Unavailable));
-    let mut client = database.config("plain_relay").connect().await.expect("connected");
-    assert_eq!(super::can_probe(&mut client).await, Err(AuthorityError::Unavailable));
+    let client = database.config("plain_relay").connect().await.expect("connected");
+    assert_eq!(super::can_probe(&client).await, Err(AuthorityError::Unavailable));
     database.run("alter table realtime.messages owner to plain_relay").await;
-    assert_eq!(super::can_probe(&mut client).await, Ok(()));
+    assert_eq!(super::can_probe(&client).await, Ok(()));
     assert_eq!(reads(&authority, &alice).await, Ok((true, true)));
     database
         .run(
@@ -270,7 +270,7 @@ async fn what_stands_in_the_way_is_told_apart() {
     database.run("drop table realtime.messages").await;
     assert_eq!(reads(&authority, &alice).await, Err(AuthorityError::NotInstalled));
     assert_eq!(writes(&authority, &alice).await, Err(AuthorityError::NotInstalled));
-    assert_eq!(super::can_probe(&mut client).await, Err(AuthorityError::NotInstalled));
+    assert_eq!(super::can_probe(&client).await, Err(AuthorityError::NotInstalled));
     database.run("drop schema realtime cascade").await;
     assert_eq!(reads(&authority, &alice).await, Err(AuthorityError::NotInstalled));
     assert_eq!(writes(&authority, &alice).await, Err(AuthorityError::NotInstalled));

@@ -9,6 +9,8 @@
 //! Rejected: warp's JSON bodies, which buffer first and ask later.
 
 mod batch;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod rate;
 mod request;
 mod response;

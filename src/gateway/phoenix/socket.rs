@@ -10,9 +10,10 @@
 //! Rejected: halves in two tasks, which costs a second stack and a queue between them.
 
 mod asked;
+mod deferred;
 mod effects;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
@@ -23,7 +24,6 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, join};
 use futures_util::stream::FuturesUnordered;
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
@@ -32,6 +32,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::{debug, warn};
 
+use self::deferred::Deferred;
 use super::codec::{self, Decoded};
 use super::receipts::{Due, Mark, Receipts};
 use super::rooms::Seats;
@@ -50,11 +51,6 @@ use crate::resume::Tracked;
 const READ_BUFFER: usize = 1024;
 /// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
 const HEAVY_MESSAGE: usize = 64 * 1024;
-
-/// How long a join of a device that is not known yet waits for its place to be saved, if the database takes it at all.
-const SAVED: Duration = Duration::from_secs(2);
-/// Messages whose effects may wait for that.
-const MOST_DEFERRED: usize = 64;
 
 /// The half that the outbox writes to, as long as the connection's task holds it.
 struct Lent(Weak<WriteHalf>);
@@ -138,9 +134,6 @@ struct Joined {
     fresh: u8,
 }
 
-/// Effects, and whose places are to be saved before them.
-type Deferred = (Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>);
-
 type Operation = Abortable<BoxFuture<'static, Done>>;
 
 struct Connection {
@@ -158,10 +151,7 @@ struct Connection {
     questions: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
-    /// Effects that wait until a device's first place is saved, and all that came since, in order.
-    deferred: VecDeque<Deferred>,
-    /// Resolves when the first of them need not wait.
-    safe: Option<BoxFuture<'static, ()>>,
+    deferred: Deferred,
     /// Stops what fetches keys.
     learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
@@ -251,8 +241,7 @@ pub(in crate::gateway) async fn run(
         operations: FuturesUnordered::new(),
         questions: FuturesUnordered::new(),
         asked: HashMap::new(),
-        deferred: VecDeque::new(),
-        safe: None,
+        deferred: Deferred::default(),
         learning: None,
         ports: HashMap::new(),
         seats: Seats::default(),
@@ -311,10 +300,7 @@ impl Connection {
                         self.receipts.written(Instant::now());
                     }
                 }
-                () = async { if let Some(safe) = &mut self.safe { safe.await } }, if self.safe.is_some() => {
-                    self.safe = None;
-                    self.carry_out_deferred();
-                }
+                () = self.deferred.safe(), if self.deferred.is_waiting() => self.carry_out_deferred(),
                 () = self.probe.notified() => self.receipts.probe(Instant::now()),
                 () = self.changed.notified() => {
                     let effects = self.session.rights_changed(self.now());

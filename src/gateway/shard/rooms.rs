@@ -65,6 +65,14 @@ impl Shard {
         }
     }
 
+    /// Writes all that waits.
+    #[cfg(test)]
+    pub(crate) fn write_waiting(&mut self) {
+        while let Ok(batch) = self.rooms.try_recv() {
+            self.write_rooms(batch);
+        }
+    }
+
     fn write_run(&self, run: Option<Run>, counts: &mut Counts) {
         let Some(Run { members, casts }) = run else { return };
         for slot in members.iter().flat_map(|block| block.iter()) {

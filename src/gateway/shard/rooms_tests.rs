@@ -87,9 +87,7 @@ impl Desk {
 
     /// Writes all that waits.
     fn write(&mut self) {
-        while let Ok(batch) = self.shard.rooms.try_recv() {
-            self.shard.write_rooms(batch);
-        }
+        self.shard.write_waiting();
     }
 
     fn count(&self, kind: &'static str) -> u64 {

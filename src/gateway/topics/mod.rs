@@ -11,6 +11,8 @@
 //!
 //! Fields that no frame of the type has are refused, not ignored: a misspelt `since` would lose what it was to bring.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod read;
 
 use std::sync::Arc;

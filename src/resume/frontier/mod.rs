@@ -228,8 +228,8 @@ impl Access<'_> {
         self.0.not_saved(unsaved);
     }
 
-    pub(super) fn saved(&mut self, unsaved: &Unsaved) {
-        self.0.saved(unsaved);
+    pub(super) fn saved(&mut self, unsaved: &Unsaved, now: Instant) {
+        self.0.saved(unsaved, now);
     }
 
     pub(super) fn unsaved(&self) -> usize {
@@ -244,8 +244,8 @@ impl Access<'_> {
         self.0.expire(now);
     }
 
-    pub(super) fn save_behind(&mut self, epoch: u64, lowest: Position) {
-        self.0.save_behind(epoch, lowest);
+    pub(super) fn save_behind(&mut self, epoch: u64, lowest: Position, now: Instant) {
+        self.0.save_behind(epoch, lowest, now);
     }
 
     pub(super) fn save_all(&mut self) {

@@ -60,12 +60,14 @@ struct Slot {
     at: Option<Cursor>,
     since: Option<Part>,
     left: bool,
-    /// It waits to be saved.
+    /// Its number is among those to be saved, be it from before it was given up and made anew.
     queued: bool,
     /// What the table has, as far as we know.
     saved: Option<Cursor>,
     /// The table has a place of it, this one or an earlier one.
     safe: bool,
+    /// When that was written, as far as it is known.
+    written: Option<Instant>,
 }
 
 /// A frontier as it is saved.
@@ -180,8 +182,9 @@ impl Registry {
         let (tenure, turn) = (self.next, self.next);
         self.owing -= usize::from(self.slots[index as usize].owed.is_some());
         let slot = &mut self.slots[index as usize];
-        // A place that is later in the table than here is so because another row there has this one.
-        let unknown = slot.saved.is_none() || slot.left || slot.since != since;
+        // A place that is later in the table than here is so because another row there has this one: that may go before this.
+        let ahead = slot.saved.is_some_and(|saved| start.is_some_and(|start| rank(start) < rank(saved)));
+        let unknown = slot.saved.is_none() || slot.left || slot.since != since || ahead;
         (slot.state, slot.tenure, slot.turn) = (State::Live, tenure, turn);
         (slot.joined, slot.alive) = (now, now);
         (slot.owed, slot.at, slot.since, slot.left) = (owed, start.or(otherwise), since, false);
@@ -280,8 +283,13 @@ impl Registry {
         }
     }
 
-    /// Has everything saved whose saved place is so far behind that it matters: below `lowest`, of its history.
-    pub(super) fn save_behind(&mut self, epoch: u64, lowest: crate::change::Position) {
+    /// Has everything saved whose saved place is so far behind that it matters: below `lowest`, of its history. And of those
+    /// that are there, what was written so long ago that a restart would find it too old.
+    pub(super) fn save_behind(&mut self, epoch: u64, lowest: crate::change::Position, now: Instant) {
+        let old = |slot: &Slot| {
+            let long_ago = |written: Instant| now.saturating_duration_since(written) >= self.config.keep / 2;
+            slot.state == State::Live && slot.saved.is_some() && slot.written.is_some_and(long_ago)
+        };
         let behind = |slot: &Slot| {
             let (Some(at), Some(saved)) = (slot.at, slot.saved) else { return slot.at.is_some() };
             at != saved && (saved.epoch != epoch || saved.position < lowest)
@@ -289,7 +297,7 @@ impl Registry {
         let all: Vec<u32> = (0..self.slots.len() as u32)
             .filter(|index| {
                 let slot = &self.slots[*index as usize];
-                slot.state != State::Free && behind(slot)
+                slot.state != State::Free && (behind(slot) || old(slot))
             })
             .collect();
         all.into_iter().for_each(|index| self.queue(index));
@@ -307,7 +315,9 @@ impl Registry {
 
     /// The oldest of what is to be saved.
     pub(super) fn take_unsaved(&mut self, most: usize) -> Unsaved {
-        let gone: Vec<(Key, i32)> = self.gone.drain(..self.gone.len().min(most)).collect();
+        // What took the place of something that is gone must be there before that goes.
+        let behind = if self.unsaved.len() > most { 0 } else { self.gone.len().min(most) };
+        let gone: Vec<(Key, i32)> = self.gone.drain(..behind).collect();
         // Somebody else has the same number by now.
         let again = |(key, tab): &(Key, i32)| self.of(*key).any(|index| self.slots[index as usize].tab == *tab);
         let gone = gone.into_iter().filter(|row| !again(row)).collect();
@@ -316,9 +326,8 @@ impl Registry {
             && let Some(index) = self.unsaved.pop_front()
         {
             let slot = &mut self.slots[index as usize];
-            // Of a slot that was given up and made anew it may be here twice.
-            let queued = std::mem::take(&mut slot.queued);
-            let Some(at) = slot.at.filter(|_| queued && slot.state != State::Free) else { continue };
+            slot.queued = false;
+            let Some(at) = slot.at.filter(|_| slot.state != State::Free) else { continue };
             slot.saved = Some(at);
             rows.push(Row { key: slot.key, tab: slot.tab, at, since: slot.since, left: slot.left });
         }
@@ -326,11 +335,12 @@ impl Registry {
     }
 
     /// It was saved.
-    pub(super) fn saved(&mut self, unsaved: &Unsaved) {
+    pub(super) fn saved(&mut self, unsaved: &Unsaved, now: Instant) {
         for row in &unsaved.rows {
             let found = self.of(row.key).find(|index| self.slots[*index as usize].tab == row.tab);
             if let Some(index) = found {
-                self.slots[index as usize].safe = true;
+                let slot = &mut self.slots[index as usize];
+                (slot.safe, slot.written) = (true, Some(now));
             }
         }
     }
@@ -365,6 +375,14 @@ impl Registry {
             let orphans: Vec<u32> = (0..self.slots.len() as u32).filter(orphan).collect();
             orphans.into_iter().for_each(|index| self.release(index));
             self.gone.clear();
+            // What was on its way then is not in the table, and what was there may be anything.
+            for index in 0..self.slots.len() as u32 {
+                let slot = &mut self.slots[index as usize];
+                (slot.saved, slot.safe) = (None, false);
+                if slot.state == State::Live {
+                    self.queue(index);
+                }
+            }
         }
         for (row, age) in rows {
             let keep = if row.left { self.config.keep_left } else { self.config.keep };
@@ -375,7 +393,8 @@ impl Registry {
             };
             let clash = self.of(row.key).find(|index| self.slots[*index as usize].tab == row.tab);
             if let Some(index) = clash {
-                let tab = self.free_tab(row.key).max(row.tab + 1);
+                let used: Vec<i32> = self.of(row.key).map(|index| self.slots[index as usize].tab).collect();
+                let tab = (row.tab.saturating_add(1)..).find(|tab| !used.contains(tab)).unwrap_or_default();
                 let slot = &mut self.slots[index as usize];
                 (slot.tab, slot.saved, slot.safe) = (tab, None, false);
                 self.queue(index);
@@ -383,7 +402,7 @@ impl Registry {
             let index = self.insert(row.key, now);
             let slot = &mut self.slots[index as usize];
             (slot.tab, slot.at, slot.saved, slot.since) = (row.tab, Some(row.at), Some(row.at), row.since);
-            slot.safe = true;
+            (slot.safe, slot.written) = (true, now.checked_sub(age));
             self.orphan(index, row.left, now + rest);
         }
     }
@@ -469,10 +488,12 @@ impl Registry {
             queued: false,
             saved: None,
             safe: false,
+            written: None,
         };
         let index = match self.free.pop() {
             Some(index) => {
-                self.slots[index as usize] = slot;
+                let queued = self.slots[index as usize].queued;
+                self.slots[index as usize] = Slot { queued, ..slot };
                 index
             }
             None => {

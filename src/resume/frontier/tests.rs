@@ -266,9 +266,9 @@ fn what_is_saved_is_what_there_is() {
     stage.frontiers.with(|access| access.not_saved(second));
     assert_eq!(take(&stage).rows[0].at, at(31));
     tracked.handles().advance(at(40), false);
-    stage.frontiers.with(|access| access.save_behind(EPOCH, at(31).position));
+    stage.frontiers.with(|access| access.save_behind(EPOCH, at(31).position, stage.now));
     assert!(take(&stage).rows.is_empty());
-    stage.frontiers.with(|access| access.save_behind(EPOCH, at(32).position));
+    stage.frontiers.with(|access| access.save_behind(EPOCH, at(32).position, stage.now));
     assert_eq!(take(&stage).rows[0].at, at(40));
     // A rejoin writes nothing: the row is the same.
     stage.end(&tracked);
@@ -422,4 +422,135 @@ proptest! {
             }
         }
     }
+}
+
+impl Stage {
+    /// What is to be saved is; the rows.
+    fn save(&self) -> Vec<Row> {
+        self.frontiers.with(|access| {
+            let unsaved = access.take_unsaved(1000);
+            access.saved(&unsaved, self.now);
+            unsaved.rows
+        })
+    }
+
+    fn load(&self, rows: Vec<Row>, stale: bool) {
+        let rows = rows.into_iter().map(|row| (row, Duration::ZERO)).collect();
+        self.frontiers.with(|access| access.load(rows, stale, self.now));
+    }
+}
+
+/// It counted as saved although nobody had written it, and was lost with the process.
+#[test]
+fn what_was_on_its_way_when_another_relay_took_over_is_saved_again_afterwards() {
+    let stage = Stage::new(FrontierConfig::default());
+    let (_, tracked) = stage.join(key(), 10);
+    // Taken, and refused: another relay owns the table.
+    assert_eq!(stage.frontiers.with(|access| access.take_unsaved(1000)).rows.len(), 1);
+    stage.load(Vec::new(), true);
+    assert_eq!(stage.save().len(), 1);
+    assert!(tracked.is_safe());
+}
+
+/// Two rows with one number in one statement, which fails for good.
+#[test]
+fn numbers_of_tabs_stay_apart_whatever_another_relay_has_saved() {
+    let stage = Stage::new(FrontierConfig::default());
+    let tabs: Vec<_> = (0..4).map(|_| stage.join(key(), 10).1).collect();
+    // The second is gone for good: 0, 2 and 3 are left.
+    tabs[1].end(true, stage.now, stage.now);
+    let row = |tab| Row { key: key(), tab, at: at(5), since: None, left: false };
+    stage.load(vec![row(2)], true);
+    let mut numbers: Vec<i32> = stage.save().iter().map(|row| row.tab).collect();
+    numbers.sort_unstable();
+    assert!(numbers.len() >= 3 && numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+}
+
+/// It was written once and then was right for days, until a restart found it too old; what came meanwhile was lost.
+#[test]
+fn the_place_of_a_device_that_is_there_does_not_grow_old_in_the_table() {
+    let mut stage = Stage::new(FrontierConfig::default());
+    let (_, tracked) = stage.join(key(), 10);
+    assert_eq!(stage.save().len(), 1);
+    let behind = |stage: &Stage| stage.frontiers.with(|access| access.save_behind(EPOCH, at(0).position, stage.now));
+    stage.pass(23 * 3600);
+    behind(&stage);
+    assert_eq!(stage.save().len(), 0);
+    stage.pass(2 * 3600);
+    behind(&stage);
+    assert_eq!(stage.save().len(), 1);
+    // Gone, it is forgotten in time.
+    stage.end(&tracked);
+    stage.pass(25 * 3600);
+    behind(&stage);
+    assert_eq!(stage.save().len(), 0);
+}
+
+#[test]
+fn while_nothing_can_be_saved_what_waits_for_it_does_not_grow_with_time() {
+    let stage = Stage::new(FrontierConfig { most: 10, ..FrontierConfig::default() });
+    for n in 0..1000 {
+        let (_, tracked) = stage.join(key_of(&format!("user {n}"), "phone", "{}"), 10);
+        stage.end(&tracked);
+    }
+    let unsaved = stage.frontiers.with(|access| access.unsaved());
+    assert!(unsaved <= 10, "{unsaved}");
+}
+
+#[test]
+fn a_join_is_safe_when_its_first_place_is_saved_or_a_known_one_was() {
+    let stage = Stage::new(FrontierConfig::default());
+    stage.frontiers.saving(true);
+    let (_, tracked) = stage.join(key(), 10);
+    assert!(!tracked.is_safe());
+    // On its way is not there.
+    let unsaved = stage.frontiers.with(|access| access.take_unsaved(1000));
+    assert!(!tracked.is_safe());
+    stage.frontiers.with(|access| access.saved(&unsaved, stage.now));
+    assert!(tracked.is_safe());
+    let (_, more) = stage.join(key(), 90);
+    assert!(more.is_safe(), "a tab more");
+    stage.save();
+    stage.end(&tracked);
+    stage.end(&more);
+    assert!(stage.join(key(), 90).1.is_safe(), "it is back");
+    let (_, other) = stage.join(key_of("bob", "phone", "{}"), 90);
+    assert!(!other.is_safe());
+    // Nobody waits for what can't be.
+    stage.frontiers.saving(false);
+    assert!(other.is_safe());
+}
+
+#[test]
+fn what_is_gone_leaves_the_table_when_what_took_its_place_is_there() {
+    let stage = Stage::new(FrontierConfig::default());
+    let (_, one) = stage.join(key(), 10);
+    stage.save();
+    // Another socket of the same client: the first had died.
+    let mut others: Vec<_> = (0..5).map(|n| stage.join(key_of("bob", "phone", &n.to_string()), 10).1).collect();
+    others.push(stage.join(key(), 10).1);
+    stage.end(&one);
+    let first = stage.frontiers.with(|access| access.take_unsaved(3));
+    assert_eq!((first.gone.len(), first.rows.len()), (0, 3));
+    let second = stage.frontiers.with(|access| access.take_unsaved(3));
+    assert_eq!((second.gone.len(), second.rows.len()), (1, 3));
+    assert!(second.rows.iter().any(|row| row.key == key()));
+}
+
+/// The table had a later place under its number, and what vouched for the earlier one went.
+#[test]
+fn a_tab_that_goes_back_to_the_lowest_place_is_saved_there() {
+    let mut stage = Stage::new(FrontierConfig::default());
+    let (_, one) = stage.join(key(), 10);
+    stage.pass(1);
+    let (_, two) = stage.join(key(), 10);
+    stage.pass(1);
+    one.handles().alive(stage.now);
+    two.handles().advance(at(20), true);
+    stage.save();
+    stage.end(&one);
+    stage.end(&two);
+    let (start, _three) = stage.join(key(), 90);
+    assert_eq!(start, Some(10));
+    assert_eq!(stage.save().iter().map(|row| row.at).collect::<Vec<_>>(), [at(10)]);
 }

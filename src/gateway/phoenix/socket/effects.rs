@@ -5,55 +5,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::{AbortHandle, Abortable, FutureExt as _};
-use smallvec::SmallVec;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Connection, Done, Joined, MOST_DEFERRED, SAVED};
+use super::{Connection, Done, Joined};
 use crate::channel::{Answer, GoOn};
 use crate::gateway::phoenix::questions;
 use crate::gateway::phoenix::rooms::Sent;
 use crate::gateway::phoenix::session::{Effect, begin};
 use crate::gateway::storm::bounded;
 use crate::hub::{ChannelId, Entry, Place, Port, Stage};
-use crate::resume::Tracked;
 
 impl Connection {
-    /// Carries them out, in order; a join that begins a device's first place only when that is saved.
-    pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
-        let unsafe_yet = |effect: &Effect| match effect {
-            Effect::Subscribe { tracked: Some(tracked), .. } if !tracked.is_safe() => Some(tracked.clone()),
-            _ => None,
-        };
-        let waits_for: SmallVec<[Arc<Tracked>; 1]> = effects.iter().filter_map(unsafe_yet).collect();
-        if waits_for.is_empty() && self.deferred.is_empty() {
-            return self.carry_out_now(effects);
-        }
-        if !effects.is_empty() {
-            self.deferred.push_back((effects, waits_for));
-        }
-        if self.deferred.len() > MOST_DEFERRED {
-            // Loss after a crash that comes right now is less likely than trouble with this.
-            self.safe = None;
-            std::mem::take(&mut self.deferred).into_iter().for_each(|(effects, _)| self.carry_out_now(effects));
-        } else if self.safe.is_none() {
-            self.carry_out_deferred();
-        }
-    }
-
-    /// The first of the deferred need not wait any longer, or it is to be waited for.
-    pub(super) fn carry_out_deferred(&mut self) {
-        while let Some((effects, mut waits_for)) = self.deferred.pop_front() {
-            if let Some(tracked) = waits_for.pop() {
-                self.deferred.push_front((effects, waits_for));
-                self.safe = Some(async move { tracked.safe(SAVED).await }.boxed());
-                return;
-            }
-            self.carry_out_now(effects);
-        }
-    }
-
-    fn carry_out_now(&mut self, effects: Vec<Effect>) {
+    pub(super) fn carry_out_now(&mut self, effects: Vec<Effect>) {
         let mut frames: Vec<(Bytes, Option<Arc<Stage>>)> = Vec::new();
         let mut sending = Vec::new();
         let mut closing = None;
@@ -92,9 +56,7 @@ impl Connection {
                     let (expires_at, delivered) = (principal.expires_at, 0);
                     let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
                     if let Some(before) = self.ports.insert(id, joined) {
-                        // Before it is closed: from then on frames are dropped that count as handed over.
-                        let reached = before.port.reached();
-                        before.port.stage.close();
+                        let reached = before.port.retire();
                         let goes_on = |entry: &&mut Entry| match go_on {
                             GoOn::All => true,
                             GoOn::Messages => entry.messages.is_some(),

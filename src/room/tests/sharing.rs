@@ -1,0 +1,158 @@
+//! Who has to wait, who is refused, and who is not.
+
+use super::*;
+
+async fn said(batches: &mut mpsc::Receiver<RoomBatch>) -> u64 {
+    next(batches).await.1[0].as_u64().unwrap()
+}
+
+fn number(number: u64) -> Message {
+    Message::Text { payload: number.to_string().into() }
+}
+
+/// A room of which the shard takes one message at a time.
+fn narrow() -> (Arc<Rooms>, mpsc::Receiver<RoomBatch>) {
+    let (queue, batches) = mpsc::channel(1);
+    (Rooms::new(RoomConfig::default(), vec![queue], Arc::default()), batches)
+}
+
+#[tokio::test]
+async fn who_sends_faster_than_the_shards_write_waits_and_loses_nothing() {
+    let (rooms, mut batches) = narrow();
+    let one = Arc::new(rooms.enter(public("a"), member(1, "u")));
+    let sending = task::spawn("sender", {
+        let one = one.clone();
+        async move {
+            for number in 0..200 {
+                one.broadcast(self::number(number), true).await.unwrap();
+            }
+        }
+    });
+    tokio::task::yield_now().await;
+    assert!(!sending.is_finished());
+    for number in 0..200 {
+        assert_eq!(said(&mut batches).await, number);
+    }
+    sending.await.unwrap();
+}
+
+#[tokio::test]
+async fn users_share_a_room_however_many_connections_each_has() {
+    let (rooms, mut batches) = narrow();
+    let greedy: Vec<_> = (1..=20).map(|id| rooms.enter(public("a"), member(id, "greedy"))).collect();
+    let modest = rooms.enter(public("a"), member(21, "modest"));
+    for seat in greedy {
+        drop(task::spawn("sender", async move {
+            loop {
+                if seat.broadcast(number(1), true).await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+    // The queue is full, and all of them wait.
+    for _ in 0..50 {
+        said(&mut batches).await;
+        tokio::task::yield_now().await;
+    }
+    drop(task::spawn("sender", async move {
+        for _ in 0..20 {
+            modest.broadcast(number(2), true).await.unwrap();
+        }
+    }));
+    let mut between = 0;
+    let mut others = Vec::new();
+    while others.len() < 20 {
+        match said(&mut batches).await {
+            1 => between += 1,
+            _ => others.push(std::mem::take(&mut between)),
+        }
+    }
+    assert!(others.iter().skip(1).all(|between| *between <= 3), "{others:?}");
+}
+
+#[tokio::test]
+async fn a_member_that_is_full_of_work_elsewhere_does_not_hold_up_other_rooms() {
+    let (one, mut busy) = mpsc::channel(1);
+    let (two, mut free) = mpsc::channel(1);
+    let rooms = Rooms::new(RoomConfig::default(), vec![one, two], Arc::default());
+    let on = |id: u64, shard| Member { port: port(id, shard, Version::V2, Stage::greeted()).0, ..member(id, "u") };
+    let stuck = rooms.enter(public("a"), on(1, 0));
+    stuck.broadcast(number(1), true).await.unwrap();
+    let waiting = task::spawn("sender", async move { stuck.broadcast(number(2), true).await });
+    let other = rooms.enter(public("b"), on(2, 1));
+    for at in 3..10 {
+        other.broadcast(number(at), true).await.unwrap();
+        assert_eq!(said(&mut free).await, at);
+    }
+    assert_eq!((said(&mut busy).await, said(&mut busy).await), (1, 2));
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn over_the_rooms_rate_those_are_refused_who_have_sent_more_than_their_share() {
+    let config = RoomConfig { messages_per_second: 1, ..RoomConfig::default() };
+    let (rooms, mut batches, _drain) = rooms(config);
+    drop(task::spawn("shard", async move { while batches.recv().await.is_some() {} }));
+    let greedy = rooms.enter(public("a"), member(1, "greedy"));
+    let modest = rooms.enter(public("a"), member(2, "modest"));
+    for at in 0..60 {
+        greedy.broadcast(number(at), true).await.unwrap();
+    }
+    assert_eq!(greedy.broadcast(number(60), true).await, Err(RoomError::TooManyMessages));
+    assert_eq!(rooms.publish(&public("a"), number(60)).await, Err(RoomError::TooManyMessages));
+    for at in 0..20 {
+        modest.broadcast(number(at), true).await.unwrap();
+    }
+    for _ in 0..20 {
+        let _ = modest.broadcast(number(60), true).await;
+    }
+    assert_eq!(modest.broadcast(number(60), true).await, Err(RoomError::TooManyMessages), "its share has an end too");
+    assert_eq!(greedy.broadcast(number(60), true).await, Err(RoomError::TooManyMessages));
+    let other = rooms.enter(public("b"), member(3, "greedy"));
+    other.broadcast(number(0), true).await.unwrap();
+}
+
+#[tokio::test]
+async fn changes_of_presence_have_a_rate_and_the_same_again_counts() {
+    let config = RoomConfig { presence_per_second: 1, presence_metas: 1, ..RoomConfig::default() };
+    let (rooms, _batches, _drain) = rooms(config);
+    let (one, two) = (rooms.enter(public("a"), member(1, "u")), rooms.enter(public("a"), member(2, "v")));
+    one.track(raw("{}")).await.unwrap();
+    assert_eq!(two.track(raw("{}")).await, Err(RoomError::PresenceFull));
+    for _ in 2..60 {
+        one.track(raw("{}")).await.unwrap();
+    }
+    assert_eq!(one.track(raw("{}")).await, Err(RoomError::TooManyPresence));
+    one.untrack().await.unwrap();
+    assert_eq!(rooms.metrics.presence_metas.get(), 0);
+}
+
+#[tokio::test]
+async fn without_shards_a_room_is_closed() {
+    let (rooms, batches, _drain) = rooms(RoomConfig::default());
+    let one = rooms.enter(public("a"), member(1, "u"));
+    drop(batches);
+    assert_eq!(one.broadcast(number(1), true).await, Err(RoomError::Closed));
+    one.send_state().await;
+    one.track(raw("{}")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_quiet_room_tells_presence_at_once_and_a_busy_one_once_in_a_window() {
+    let presence_window = Duration::from_secs(1);
+    let (rooms, mut batches, _drain) = rooms(RoomConfig { presence_window, ..RoomConfig::default() });
+    let seats: Vec<_> = (1..=3).map(|id| rooms.enter(public("a"), member(id, "u"))).collect();
+    let start = std::time::Instant::now();
+    seats[0].track(raw("{}")).await.unwrap();
+    let first = next(&mut batches).await.1;
+    assert_eq!(first[0]["joins"].as_object().unwrap().len(), 1);
+    seats[1].track(raw("{}")).await.unwrap();
+    seats[2].track(raw("{}")).await.unwrap();
+    seats[2].untrack().await.unwrap();
+    let diff = next(&mut batches).await.1;
+    assert!(start.elapsed() >= presence_window);
+    assert_eq!(diff[0]["joins"].as_object().unwrap().keys().collect::<Vec<_>>(), ["k2"]);
+    assert_eq!(rooms.metrics.presence_diffs.get(), 2);
+    assert_eq!(rooms.metrics.presence_coalesced.get(), 2, "of three changes one had a diff");
+}
