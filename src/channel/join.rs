@@ -299,7 +299,7 @@ fn key(presence: &Object<'_>, unreadable: &mut Vec<&'static str>) -> Option<Box<
         unreadable.push("key");
         return None;
     }
-    Some(text.into()).filter(|text: &Box<str>| !text.is_empty())
+    (!text.is_empty()).then(|| text.into())
 }
 
 fn replay(json: &str) -> Replay {
