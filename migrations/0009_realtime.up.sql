@@ -99,7 +99,7 @@ begin
             id             uuid      not null default gen_random_uuid(),
             binary_payload bytea,
             primary key (id, inserted_at),
-            constraint messages_one_payload check (payload is null or binary_payload is null)
+            constraint messages_payload_exclusive check (payload is null or binary_payload is null)
         ) partition by range (inserted_at);
         perform rowcast.note(9, 'table', 'realtime.messages');
         create index messages_inserted_at_topic_index on realtime.messages (inserted_at desc, topic)

@@ -15,6 +15,8 @@
 --                                       policies look into these tables: the relay may read them in full, above their policies, and so
 --                                       keep them in memory. Then add each to its publication, if `rowcast doctor` says so:
 --                                       publication_add_table.sql with -v publication=rowcast_facts
+--                 -v channels=yes       the relay may judge private channels, replay their messages and care for the partitions of
+--                                       realtime.messages: it reads and writes that table above its policies
 --                 -v undo=yes           removes the five again
 -- Who may run it: a superuser, after `rowcast migrate up`: only a superuser gives REPLICATION and BYPASSRLS before
 --                 PostgreSQL 16, and makes replication origins.
@@ -29,6 +31,7 @@
 \if :{?table_owner} \else \set table_owner '' \endif
 \if :{?runner} \else \set runner '' \endif
 \if :{?fact_tables} \else \set fact_tables '' \endif
+\if :{?channels} \else \set channels '' \endif
 select :'undo' = 'yes' as undoing \gset
 
 begin;
@@ -38,7 +41,7 @@ set local lock_timeout = '5s';
 set local log_min_error_statement = panic;
 set local log_statement = none;
 select set_config('rowcast.table_owner', :'table_owner', true), set_config('rowcast.runner', :'runner', true),
-       set_config('rowcast.fact_tables', :'fact_tables', true) \g /dev/null
+       set_config('rowcast.fact_tables', :'fact_tables', true), set_config('rowcast.channels', :'channels', true) \g /dev/null
 
 \if :undoing
 do $$
@@ -123,6 +126,32 @@ begin
             end if;
         end loop;
     end loop;
+
+    -- Private channels: who may use one is found out by inserting into the table and looking, and rolling back.
+    if current_setting('rowcast.channels') = 'yes' then
+        if to_regclass('realtime.messages') is null then
+            raise undefined_table using message = 'there is no table realtime.messages', hint = 'Run: rowcast migrate up';
+        end if;
+        grant usage on schema realtime to rowcast_relay;
+        grant select, insert on realtime.messages to rowcast_relay;
+        grant select on rowcast.installed to rowcast_relay;
+        alter role rowcast_relay bypassrls;
+        -- Partitions are made and dropped by the table's owner.
+        for granted in select r.rolname, r.rolsuper from pg_class c join pg_roles r on r.oid = c.relowner
+            where c.oid = 'realtime.messages'::regclass loop
+            if granted.rolsuper then
+                raise notice 'realtime.messages belongs to the superuser %, so the relay will not care for its partitions', granted.rolname;
+            else
+                execute format(case when modern then 'grant %I to rowcast_relay with inherit false, set true'
+                                    else 'grant %I to rowcast_relay' end, granted.rolname);
+            end if;
+        end loop;
+        if exists (select from pg_publication where pubname = 'rowcast_messages') and not exists (
+            select from pg_publication_rel r join pg_publication p on p.oid = r.prpubid
+            where p.pubname = 'rowcast_messages' and r.prrelid = 'realtime.messages'::regclass) then
+            alter publication rowcast_messages add table realtime.messages;
+        end if;
+    end if;
 
     -- Retention acts with rights on tables that have a rule, and on nothing else.
     grant select on rowcast.retention to rowcast_retention;

@@ -166,7 +166,7 @@ metrics! {
     /// When this relay's last run of retention without an error ended, in seconds since 1970
     retention_last_run: Gauge = "retention_last_run_timestamp" in Seconds;
     /// Rounds of care for the partitions of realtime.messages by result: done, busy, left, failed
-    messages_upkeep: Labelled = "messages_upkeep";
+    messages_upkeep: Labelled = "messages_upkeep" by "result" ["done", "busy", "left", "failed"];
     /// Rows moved from the default partition of realtime.messages into their day's
     messages_moved: Counter = "messages_moved";
     /// Partitions of realtime.messages dropped since their time was over

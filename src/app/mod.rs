@@ -105,6 +105,8 @@ impl App {
         config.hub.publications.clone_from(&config.publications);
         let others = config.stream_publications().into_iter().filter(|name| !config.publications.contains(name));
         config.hub.other_publications = others.collect();
+        // As for those of clients, with their tolerance (`protocol.md` §9.1).
+        config.hub.max_message_bytes = config.gateway.max_payload_bytes.saturating_add(500);
         // The ports first: a relay that runs already is the usual reason for failing here, and says so best.
         let admin = match config.admin {
             Some(addr) => Some(Admin::bind(addr).await?),

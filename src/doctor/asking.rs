@@ -70,7 +70,7 @@ fn rights(name: &str, login: &Login, plans: &[Plan], own: bool) -> Option<Findin
         .iter()
         .map(String::as_str)
         // Those of roles.sql; filters are judged as one that has no rights.
-        .filter(|role| !["rowcast_filter", "rowcast_retention"].contains(role) || own)
+        .filter(|role| !["rowcast_filter", "rowcast_retention", "supabase_realtime_admin"].contains(role) || own)
         .filter(|role| !super::TOKEN_ROLES.contains(role) && plans.iter().all(|plan| plan.role != *role))
         .collect();
     let mut excess = Vec::new();

@@ -45,6 +45,10 @@ pub(super) struct Facts {
     pub(super) database: String,
     pub(super) may_create: bool,
     pub(super) has_schema: bool,
+    /// Whose member is above the policies of `realtime.messages`, unless that is a superuser.
+    pub(super) messages_owner: Option<String>,
+    /// It is BYPASSRLS by which the login is above them.
+    pub(super) messages_by_bypass: bool,
     pub(super) missing_publications: Vec<String>,
     /// Milliseconds that the server is ahead of us.
     #[serde(skip)]
@@ -93,6 +97,11 @@ const SQL: &str = "select json_build_object( \
     'may_create', has_database_privilege(current_database(), 'CREATE'), \
     'has_schema', exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
         where n.nspname = 'rowcast' and c.relname = 'migrations'), \
+    'messages_owner', (select r.rolname from pg_catalog.pg_class c join pg_catalog.pg_roles r on r.oid = c.relowner \
+        join pg_catalog.pg_namespace n on n.oid = c.relnamespace where n.nspname = 'realtime' and c.relname = 'messages' and not r.rolsuper), \
+    'messages_by_bypass', me.rolbypassrls and exists (select from pg_catalog.pg_class c \
+        join pg_catalog.pg_namespace n on n.oid = c.relnamespace where n.nspname = 'realtime' and c.relname = 'messages' \
+        and has_table_privilege(c.oid, 'INSERT') and not pg_has_role(c.relowner, 'USAGE')), \
     'missing_publications', (select coalesce(json_agg(name order by place), '[]') \
         from unnest($1::text[]) with ordinality as wanted (name, place) \
         where not exists (select from pg_catalog.pg_publication where pubname = name)) \

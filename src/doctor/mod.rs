@@ -33,6 +33,7 @@ mod facts;
 mod finding;
 mod insight;
 mod machine;
+mod messages;
 mod publications;
 mod roles;
 mod server;
@@ -124,7 +125,8 @@ async fn database(patient: &Patient<'_>, findings: &mut Vec<Finding>) -> Result<
     gather(findings, "the slots", within(slot::check(patient)).await)?;
     gather(findings, "the roles", within(roles::check(patient)).await)?;
     gather(findings, "locks", within(publications::locked(patient)).await)?;
-    gather(findings, "the publications", within(publications::check(patient)).await)
+    gather(findings, "the publications", within(publications::check(patient)).await)?;
+    gather(findings, "realtime.messages", within(messages::check(patient)).await)
 }
 
 async fn tables_and_engines(

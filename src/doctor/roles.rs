@@ -73,7 +73,7 @@ fn login(facts: &Facts, roles: &BTreeMap<&str, &Role>, tokens: &[&str]) -> Vec<F
                 .sql(small_login(facts, roles, tokens))
                 .todo(format!("Give it a password (\\password {RELAY_ROLE} in psql), then name it in DATABASE_URL.")),
         );
-    } else if facts.bypass {
+    } else if facts.bypass && !facts.messages_by_bypass {
         findings.push(
             Finding::warning("login_bypassrls", subject(), "the relay's login bypasses row-level security")
                 .why("It does not need to, and a function in a policy may RESET ROLE to it.")
@@ -99,6 +99,10 @@ fn small_login(facts: &Facts, roles: &BTreeMap<&str, &Role>, tokens: &[&str]) ->
     }
     if facts.has_schema {
         lines.extend(schema_grants(RELAY_ROLE));
+        if let Some(owner) = &facts.messages_owner {
+            lines.push(format!("grant select on rowcast.installed to {RELAY_ROLE};"));
+            lines.push(format!("grant {} to {RELAY_ROLE};", ident(owner)));
+        }
     } else {
         lines.push(format!("grant create on database {} to {RELAY_ROLE};", ident(&facts.database)));
     }
@@ -287,7 +291,8 @@ pub(super) fn missing_publications(patient: &Patient<'_>, slot_exists: bool) -> 
                 // A relay from before it was there; the next start makes it, and takes it into the stream behind what is there.
                 return Finding::warning("publication_missing", Subject::new(SubjectKind::Publication, name), "there is no such publication")
                     .why("Without it what is inserted into realtime.messages is not broadcast.")
-                    .todo("Start the relay again: it makes the publication.");
+                    .sql(format!("create publication {name} with (publish = 'insert', publish_via_partition_root = true);"))
+                    .todo("Then start the relay again, which adds the table if its login may.");
             }
             let mut sql = format!("create publication {};", ident(name));
             let mut todo = "Then add your tables to it: alter publication … add table …".to_owned();

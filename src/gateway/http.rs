@@ -384,7 +384,8 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
                 async move { tenant_health(&doors, broadcast::token(&headers)).await }
             })
     };
-    let pages = warp::get().and(health.or(ready).or(check).or(ping)).or(tenant);
+    // The paths first: who posts to none of them hears that it is not there, not that the method is wrong.
+    let pages = health.or(ready).or(check).or(ping).and(warp::get()).or(tenant);
     let socket = warp::path!("realtime" / "v1" / "websocket")
         .or(warp::path!("socket" / "websocket"))
         .unify()

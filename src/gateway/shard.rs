@@ -7,6 +7,7 @@
 
 mod rooms;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,6 +36,8 @@ pub struct Shard {
     /// while there is much to write, looks at its own only.
     rooms: mpsc::Receiver<RoomBatch>,
     to_rooms: mpsc::Sender<RoomBatch>,
+    /// When it was last warned of a message of a room that can't be sent.
+    warned: Cell<Option<Instant>>,
     metrics: Arc<Metrics>,
     clock: Clock,
     key: Arc<CursorKey>,
@@ -81,6 +84,7 @@ impl Shard {
             batches,
             rooms,
             to_rooms,
+            warned: Cell::default(),
             metrics,
             clock,
             key,

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::members::{Watch, Watched};
-use super::{Judgement, Look, Looked, Outbox, Place, Summary};
+use super::{Judgement, Look, Looked, MESSAGES_TABLE, Outbox, Place, Summary};
 use crate::change::{RowChange, Timestamp};
 use crate::claims::Principal;
 use crate::policy::{Asking, Rights, Told, Way};
@@ -173,6 +173,24 @@ pub struct Entry {
     /// It asks for the messages of a topic, not for rows of a table; what is said of those above is then without meaning, but
     /// for `id` and `start`.
     pub messages: Option<Messages>,
+}
+
+impl Entry {
+    /// What it asks for in terms of rows: one that asks for messages, as one on the table that they are inserted into.
+    pub fn as_rows(&self) -> Entry {
+        let Some(messages) = &self.messages else { return self.clone() };
+        let (schema, table) = MESSAGES_TABLE;
+        let topic = messages.topic.replace('\\', "\\\\").replace('"', "\\\"");
+        let filter = format!("topic=eq.\"{topic}\",private=is.{}", messages.member.is_some());
+        Entry {
+            action: Action::Insert,
+            schema: Name::Is(schema.into()),
+            table: Name::Is(table.into()),
+            filter: Some(filter.into()),
+            messages: None,
+            ..self.clone()
+        }
+    }
 }
 
 /// The broadcasts of a topic that come from the database: rows of `realtime.messages`.
@@ -437,6 +455,32 @@ mod tests {
         assert!(stage.give_up());
         assert!(!stage.greet() && stage.give_up() && stage.is_closed());
         assert!(!Stage::greeted().greet() && !Stage::greeted().give_up());
+    }
+
+    #[test]
+    fn what_is_asked_of_messages_can_be_said_of_their_rows() {
+        let messages = Messages { topic: r#"a "b", \ c"#.into(), member: None, skip: Arc::default() };
+        let (start, cursor_as, snapshot) = (Start::Now, None, None);
+        let (schema, table) = (Name::Any, Name::Any);
+        let messages = Some(messages);
+        let entry = Entry {
+            id: 0,
+            action: Action::All,
+            schema,
+            table,
+            filter: None,
+            select: None,
+            start,
+            cursor_as,
+            snapshot,
+            messages,
+        };
+        let rows = entry.as_rows();
+        assert_eq!((rows.action, &rows.table), (Action::Insert, &Name::Is("messages".into())));
+        let conditions = crate::filter::parse(rows.filter.as_deref().unwrap()).unwrap();
+        let values: Vec<(&str, &str)> = conditions.iter().map(|c| (&*c.column, &*c.value)).collect();
+        assert_eq!(values, [("topic", r#"a "b", \ c"#), ("private", "false")]);
+        assert_eq!(rows.as_rows(), rows);
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl Hub {
             Note::Token { channel, user, expires_at, at: from }
         } else {
             let (connection, topic) = (port.outbox.number(), port.topic.clone());
-            let entries = entries.iter().map(wanted).collect();
+            let entries = entries.iter().map(|entry| wanted(&entry.as_rows())).collect();
             Note::Joined { channel, connection, topic, user, expires_at, from, entries }
         });
     }

@@ -87,6 +87,9 @@ pub enum IngestError {
     /// The server is being shut down; it waits for those who read from it.
     #[error("the server is shutting down")]
     ServerStops,
+    /// The stream has come to where it may have other publications.
+    #[error("the stream gets other publications")]
+    Switching,
     /// Another relay used the slot between our look at it and our getting hold of it.
     #[error("the slot was moved by somebody else while we connected")]
     Moved,
@@ -164,6 +167,7 @@ impl Fault for IngestError {
             | IngestError::LineageChanged { .. }
             | IngestError::TwoHistories { .. }
             | IngestError::ServerStops
+            | IngestError::Switching
             | IngestError::TwoServers { .. }
             | IngestError::BufferFull { .. } => Remedy::Retry,
             IngestError::Startup { .. } => Remedy::Operator,
@@ -202,7 +206,9 @@ impl Fault for IngestError {
                 }
                 advice => advice,
             },
-            IngestError::Timeout { .. } | IngestError::Moved | IngestError::ServerStops => String::new(),
+            IngestError::Timeout { .. } | IngestError::Moved | IngestError::ServerStops | IngestError::Switching => {
+                String::new()
+            },
         }
     }
 }

@@ -7,6 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use super::origin::{Origin, Source};
+use super::switch::Switching;
 use super::tend::Tending;
 use super::{Core, IngestError, IngestState};
 use crate::change::{Body, Lsn, Transaction};
@@ -36,6 +37,14 @@ pub(super) struct Chores {
     /// The newest position without a transaction, and when it may be noted.
     idle: Lsn,
     advance_at: Instant,
+    pub(super) switching: Switching,
+}
+
+impl Chores {
+    /// The newest position without a transaction.
+    pub(super) fn idle(&self) -> Lsn {
+        self.idle
+    }
 }
 
 fn cost(transaction: &Transaction) -> usize {
@@ -59,7 +68,9 @@ impl<O: Origin> Core<O> {
             retain_at: now,
             idle: Lsn::ZERO,
             advance_at: now,
+            switching: Switching::default(),
         };
+        self.prepare_switch(&mut chores.switching);
         let drain = self.drain.clone();
         let end = loop {
             let wake = self.wake(&backlog, &chores);
@@ -91,6 +102,10 @@ impl<O: Origin> Core<O> {
                         Err(error) => break Err(error),
                     }
                 }
+                settled = chores.switching.done() => {
+                    self.settled(settled, &mut chores.switching);
+                    None
+                }
                 () = sleep_until(wake) => None,
                 received = source.next() => Some(received),
             };
@@ -98,6 +113,10 @@ impl<O: Origin> Core<O> {
                 None => self.due(&mut backlog, &mut chores).await,
                 Some(Ok(received)) => self.take(received, &mut backlog, &mut chores).await,
                 Some(Err(error)) => Err(error.into()),
+            };
+            let worked = match worked {
+                Ok(()) if backlog.error.is_none() => self.switch_if_there(&chores),
+                worked => worked,
             };
             if let Err(error) = worked {
                 break Err(error);
@@ -107,6 +126,7 @@ impl<O: Origin> Core<O> {
             beating.abort();
         }
         chores.tending.stop();
+        chores.switching.stop();
         if end.is_ok() {
             self.last_words(&mut backlog, &chores).await;
         }
@@ -118,6 +138,9 @@ impl<O: Origin> Core<O> {
         let mut wake = chores.retain_at.min(chores.tending.wake());
         if chores.beating.is_none() {
             wake = wake.min(chores.heartbeat_at);
+        }
+        if let Some(again) = chores.switching.wake() {
+            wake = wake.min(again);
         }
         if backlog.error.is_some() {
             wake = wake.min(backlog.retry_at);
@@ -216,6 +239,9 @@ impl<O: Origin> Core<O> {
         }
         if now >= chores.tending.wake() {
             self.tend(&mut chores.tending).await?;
+        }
+        if chores.switching.wake().is_some_and(|at| now >= at) {
+            self.prepare_switch(&mut chores.switching);
         }
         if now >= chores.retain_at {
             chores.retain_at = now + self.config.retain_interval;

@@ -24,6 +24,7 @@ mod origin;
 mod pen;
 mod report;
 mod start;
+mod switch;
 mod tend;
 #[cfg(test)]
 mod tests;
@@ -176,6 +177,8 @@ struct Core<O> {
     notes: Notes,
     /// Why the slot that is missing was dropped by us.
     renewed: Option<Why>,
+    /// The log has come to where the stream may have the publications that are wanted.
+    switched: bool,
     /// So often in a row the server could not decode the next row.
     unreadable: u32,
     /// Changes have streamed once.
@@ -207,6 +210,7 @@ impl<O: Origin> Core<O> {
             ready,
             backoff: Backoff::new(),
             renewed: None,
+            switched: false,
             unreadable: 0,
             was_up: false,
             stuck: None,
@@ -256,8 +260,21 @@ impl<O: Origin> Core<O> {
         }
     }
 
-    /// One stream, from finding its start to its end. `Ok` is the drain.
+    /// Streams from finding a start to the end, one after the other while only its publications change. `Ok` is the drain.
     async fn attempt(&mut self) -> Result<(), IngestError> {
+        loop {
+            match self.stream().await {
+                Err(IngestError::Switching) => {
+                    let publications = self.config.wal.publications.join(", ");
+                    tracing::info!(publications, position = %self.pen.log.end(), "the stream has other publications from here on");
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    /// One stream. `Ok` is the drain.
+    async fn stream(&mut self) -> Result<(), IngestError> {
         let drain = self.drain.clone();
         let opened = tokio::select! {
             biased;
@@ -270,6 +287,12 @@ impl<O: Origin> Core<O> {
         self.report.over();
         self.ready.send_replace(true);
         if let Err(error) = self.follow(&mut source).await {
+            if matches!(error, IngestError::Switching) {
+                let durable = self.pen.sync_all().await?;
+                self.switched = true;
+                source.confirm(durable);
+                source.close(self.config.close_deadline).await;
+            }
             if error.is_undecodable(&self.config.wal.slot) {
                 self.unreadable += 1;
             }

@@ -8,6 +8,7 @@ use super::error::Holder;
 use super::notes::{Notes, Reader};
 use super::origin::{Origin, Source as _};
 use super::start::{Found, Parted, Start, Why, decide};
+use super::switch::{among, asked};
 use super::{Core, IngestError};
 use crate::change::Lsn;
 use crate::error::chain;
@@ -28,6 +29,7 @@ impl<O: Origin> Core<O> {
         let (end, went_back) = self.pen.settle().await?;
         if went_back {
             self.stuck = None;
+            self.switched = false;
         }
         if let Some(stuck) = self.stuck.clone() {
             self.pen.append(&stuck).await.inspect_err(|error| self.forget_stuck(error))?;
@@ -38,12 +40,13 @@ impl<O: Origin> Core<O> {
         let found = self.usable_slot().await?;
         let start = decide(self.pen.log.epoch(), end, &self.notes, &found);
         let (start, at) = self.cut(start, &found).await?;
-        match self.origin.connect(at).await {
-            Ok(source) => self.take_over(source, start, at).await,
+        let names = asked(&self.config.wal.publications, &self.notes, self.switched, start, &found);
+        match self.origin.connect(at, &names).await {
+            Ok(source) => self.take_over(source, (start, at), &names).await,
             Err(IngestError::Wal(WalError::Ahead { .. })) if !matches!(start, Start::Begin(..)) => {
                 let at = found.slot.confirmed_flush;
-                let source = self.origin.connect(at).await?;
-                self.take_over(source, Start::Begin(at, Why::ServerBehind), at).await
+                let source = self.origin.connect(at, &names).await?;
+                self.take_over(source, (Start::Begin(at, Why::ServerBehind), at), &names).await
             }
             Err(error) => Err(error),
         }
@@ -154,7 +157,12 @@ impl<O: Origin> Core<O> {
 
     /// The slot is ours now, so nobody else can move it. Whoever held it before may have, between our look and now: the
     /// server would then have skipped what lies between without a word.
-    async fn take_over(&mut self, source: O::Source, start: Start, at: Lsn) -> Result<O::Source, IngestError> {
+    async fn take_over(
+        &mut self,
+        source: O::Source,
+        (start, at): (Start, Lsn),
+        names: &[String],
+    ) -> Result<O::Source, IngestError> {
         let found = self.survey().await?;
         let (stream, timeline) = source.identity();
         if found.system_identifier != stream {
@@ -163,11 +171,13 @@ impl<O: Origin> Core<O> {
         let now = decide(self.pen.log.epoch(), self.pen.log.end(), &self.notes, &found);
         match start {
             _ if found.timeline != timeline => return Err(IngestError::Moved),
-            Start::Continue(_) if now == start => self.note(|notes| notes.meet(&found)).await?,
+            Start::Continue(_) if now == start => self.note(|notes| notes.meet(&found, names)).await?,
             Start::Fork(limit) if now == start && found.slot.confirmed_flush <= at => {
-                self.begin(at, Why::Promoted, &found, Some(limit)).await?;
+                self.begin(at, Why::Promoted, (&found, names), Some(limit)).await?;
             }
-            Start::Begin(at, why) if found.slot.confirmed_flush <= at => self.begin(at, why, &found, None).await?,
+            Start::Begin(at, why) if found.slot.confirmed_flush <= at => {
+                self.begin(at, why, (&found, names), None).await?
+            }
             Start::Continue(_) | Start::Fork(_) | Start::Begin(..) => return Err(IngestError::Moved),
         }
         self.renewed = None;
@@ -202,12 +212,18 @@ impl<O: Origin> Core<O> {
     }
 
     /// Another history, which shares the old one up to a limit if there is one. The database learns of it first: if it can't, the old log is still there.
-    async fn begin(&mut self, at: Lsn, why: Why, found: &Found, shared: Option<Lsn>) -> Result<(), IngestError> {
+    async fn begin(
+        &mut self,
+        at: Lsn,
+        why: Why,
+        (found, names): (&Found, &[String]),
+        shared: Option<Lsn>,
+    ) -> Result<(), IngestError> {
         let epoch = Epoch { system_identifier: found.system_identifier, incarnation: rand::random() };
         let token = new_token();
         let noted = token.clone();
         self.note(|notes| {
-            notes.meet(found);
+            notes.meet(found, names);
             notes.tokens.push(noted);
         })
         .await?;
@@ -269,10 +285,10 @@ pub(super) fn new_token() -> String {
 }
 
 impl Notes {
-    /// Notes what was found while the slot is ours.
-    fn meet(&mut self, found: &Found) {
+    /// Notes what was found while the slot is ours, and with which publications it is read.
+    fn meet(&mut self, found: &Found, names: &[String]) {
         self.timeline = Some(found.timeline);
-        self.publications.clone_from(&found.publications);
+        self.publications = among(&found.publications, names);
         self.reader = found.holder.as_ref().and_then(Holder::session).or(self.reader);
         // The last one is what the database holds now.
         if let Some(lineage) = &found.lineage {

@@ -41,8 +41,12 @@ pub(super) trait Origin: Send + 'static {
     fn lineage(&mut self) -> impl Future<Output = Result<Option<Lineage>, IngestError>> + Send;
     /// The ends of the timelines before this one.
     fn timelines(&mut self, timeline: u32) -> impl Future<Output = Result<Vec<(u32, Lsn)>, IngestError>> + Send;
-    /// Gets hold of the slot, from `start` on.
-    fn connect(&mut self, start: Lsn) -> impl Future<Output = Result<Self::Source, IngestError>> + Send;
+    /// Gets hold of the slot, from `start` on, with these publications.
+    fn connect(
+        &mut self,
+        start: Lsn,
+        publications: &[String],
+    ) -> impl Future<Output = Result<Self::Source, IngestError>> + Send;
     /// Ends a session, if it is still this one.
     fn terminate(&mut self, reader: Reader) -> impl Future<Output = Result<(), IngestError>> + Send;
     /// Removes the slot.
@@ -51,6 +55,8 @@ pub(super) trait Origin: Send + 'static {
     fn record(&mut self, epoch: Epoch, token: &str) -> impl Future<Output = Result<(), IngestError>> + Send;
     /// Looks beside the stream, and writes a new token if one is given.
     fn tend(&self, turn: Option<Turn>) -> impl Future<Output = Result<Tended, IngestError>> + Send + 'static;
+    /// Waits, however long, until everything has ended that is begun, and gives a place behind it that the stream comes to.
+    fn settle(&self) -> impl Future<Output = Result<Lsn, IngestError>> + Send + 'static;
     /// Makes a transaction that comes through the stream.
     fn beat(&self) -> impl Future<Output = Result<(), IngestError>> + Send + 'static;
 }
@@ -76,6 +82,9 @@ const QUERY_DEADLINE: Duration = Duration::from_secs(10);
 const LOOK_DEADLINE: Duration = SLOT_DEADLINE.saturating_add(Duration::from_secs(30));
 /// A look that takes longer is asked what it waits for, and again as often.
 const LOOK_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Between two looks at the transactions that are open.
+const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// A Postgres server.
 pub(super) struct Postgres {
@@ -123,7 +132,7 @@ impl Postgres {
         let odd = |e: std::num::ParseIntError| WalError::Protocol(format!("pg_walfile_name: {e}"));
         let timeline = u32::from_str_radix(&timeline, 16).map_err(odd)?;
         let written = position(&written)?;
-        let publications = publications(client, &wal).await?;
+        let publications = publications(client).await?;
         let holder = match slot.active_pid {
             Some(pid) => Some(holder(client, pid).await?),
             None => None,
@@ -149,10 +158,10 @@ fn position(text: &str) -> Result<Lsn, WalError> {
     text.parse().map_err(|error: crate::change::ParseLsnError| WalError::Protocol(error.to_string()))
 }
 
-async fn publications(client: &Client, wal: &WalConfig) -> Result<BTreeMap<String, u32>, IngestError> {
+async fn publications(client: &Client) -> Result<BTreeMap<String, u32>, IngestError> {
     let what = "cannot read the publications";
-    let sql = "select pubname::text, oid from pg_catalog.pg_publication where pubname = any ($1)";
-    let rows = client.query(sql, &[&wal.publications]).await.map_err(PgError::query(what))?;
+    let sql = "select pubname::text, oid from pg_catalog.pg_publication";
+    let rows = client.query(sql, &[]).await.map_err(PgError::query(what))?;
     let read = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?));
     let all: Result<_, tokio_postgres::Error> = rows.iter().map(read).collect();
     Ok(all.map_err(PgError::query(what))?)
@@ -246,8 +255,9 @@ impl Origin for Postgres {
         Ok(Box::pin(wal::timelines(&self.wal, timeline)).await?)
     }
 
-    async fn connect(&mut self, start: Lsn) -> Result<Stream, IngestError> {
-        Ok(Box::pin(Stream::connect(&self.wal, start, &self.metrics)).await?)
+    async fn connect(&mut self, start: Lsn, publications: &[String]) -> Result<Stream, IngestError> {
+        let wal = WalConfig { publications: publications.to_vec(), ..self.wal.clone() };
+        Ok(Box::pin(Stream::connect(&wal, start, &self.metrics)).await?)
     }
 
     async fn terminate(&mut self, reader: Reader) -> Result<(), IngestError> {
@@ -300,10 +310,34 @@ impl Origin for Postgres {
             let row = client.query_one(sql, &[]).await.map_err(PgError::query(what))?;
             let written = position(row.try_get(0).map_err(PgError::query(what))?)?;
             let version = row.try_get(1).map_err(PgError::query(what))?;
-            let publications = publications(&client, &wal).await?;
+            let publications = publications(&client).await?;
             *kept = Some(client);
             Ok(Tended { written, version, publications, behind })
         })
+    }
+
+    fn settle(&self) -> impl Future<Output = Result<Lsn, IngestError>> + Send + 'static {
+        let pg = self.pg.clone();
+        async move {
+            let what = "cannot look which transactions are open";
+            let client = within(QUERY_DEADLINE, "connecting", async { Ok(pg.connect().await?) }).await?;
+            let sql = "select pg_snapshot_xmax(pg_current_snapshot())::text";
+            let row = client.query_one(sql, &[]).await.map_err(PgError::query(what))?;
+            let next: String = row.try_get(0).map_err(PgError::query(what))?;
+            loop {
+                let sql = "select pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8, pg_current_wal_insert_lsn()::text";
+                let asked = async { Ok(client.query_one(sql, &[&next]).await.map_err(PgError::query(what))?) };
+                let row = within(QUERY_DEADLINE, what, asked).await?;
+                let (over, here): (bool, String) =
+                    (row.try_get(0).map_err(PgError::query(what))?, row.try_get(1).map_err(PgError::query(what))?);
+                if over {
+                    // So that the stream comes there though nobody writes.
+                    wal::heartbeat(&client).await?;
+                    return Ok(position(&here)?);
+                }
+                tokio::time::sleep(SETTLE_PAUSE).await;
+            }
+        }
     }
 
     fn beat(&self) -> impl Future<Output = Result<(), IngestError>> + Send + 'static {

@@ -59,7 +59,7 @@ pub(super) struct Found {
     pub(super) slot: SlotState,
     /// Who reads the slot.
     pub(super) holder: Option<Holder>,
-    /// The stream's publications by name, with their oids.
+    /// The publications of the database by name, with their oids.
     pub(super) publications: BTreeMap<String, u32>,
     pub(super) lineage: Option<Lineage>,
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::open::{new_token, passes_over};
 use super::origin::Origin;
 use super::start::Lineage;
+use super::switch::among;
 use super::{Core, IngestError};
 use crate::change::{Item, Lsn, Transaction};
 use crate::error::{Fault as _, Remedy, chain};
@@ -37,6 +38,7 @@ pub(super) struct Tended {
     /// Such as 150018.
     pub(super) version: i32,
     /// By name, with their oids.
+    /// All of the database.
     pub(super) publications: BTreeMap<String, u32>,
     /// The end of WAL behind the new token, if one was asked for. `None`: it was not written, since the row is not ours.
     pub(super) behind: Option<Option<Lsn>>,
@@ -208,6 +210,7 @@ impl<O: Origin> Core<O> {
             return Err(IngestError::PublicationReplaced { names });
         }
         // Nothing came between, or the server would have refused to go on.
-        Ok(self.note(|notes| notes.publications = tended.publications).await?)
+        let streamed: Vec<String> = self.notes.publications.keys().cloned().collect();
+        Ok(self.note(|notes| notes.publications = among(&tended.publications, &streamed)).await?)
     }
 }

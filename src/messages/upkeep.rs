@@ -101,7 +101,7 @@ impl Fault for UpkeepError {
         match self {
             UpkeepError::NotMember { login, owner } => {
                 format!(
-                    "As a superuser: grant {owner} to {login}; or set ROWCAST_MESSAGES_UPKEEP=off if others care for them."
+                    "As a superuser: grant {owner} to {login}; (or sql/roles.sql -v channels=yes for rowcast_relay). Set ROWCAST_MESSAGES_UPKEEP=off if others care for them."
                 )
             }
             UpkeepError::Locked(_) => String::new(),
@@ -160,17 +160,9 @@ pub async fn tend(client: &mut Client, scope: Scope, keep: Duration) -> Result<T
 
 async fn find(client: &Client) -> Result<Option<Table>, UpkeepError> {
     let what = "cannot look at realtime.messages";
-    // Looked up by name first, so that a database without schema `rowcast` is none to fail on.
-    let journal = "select to_regclass('rowcast.installed') is not null";
-    let journal: bool = client.query_one(journal, &[]).await.map_err(failed(what))?.get(0);
-    let ours = if journal {
-        "exists (select from rowcast.installed where kind = 'table' and identity = 'realtime.messages')"
-    } else {
-        "false"
-    };
     let sql = format!(
-        "select r.rolname::text, d.oid::regclass::text, {ours}, current_user::text, \
-                pg_has_role(current_user, c.relowner, {MAY_ACT_AS}) \
+        "select r.rolname::text, d.oid::regclass::text, current_user::text, \
+                pg_has_role(current_user, c.relowner, {MAY_ACT_AS}), exists (select from pg_catalog.pg_tables where schemaname = 'rowcast' and tablename = 'installed') \
          from pg_catalog.pg_class c \
          join pg_catalog.pg_namespace n on n.oid = c.relnamespace and n.nspname = 'realtime' \
          join pg_catalog.pg_partitioned_table p on p.partrelid = c.oid and p.partstrat = 'r' and p.partnatts = 1 \
@@ -180,11 +172,17 @@ async fn find(client: &Client) -> Result<Option<Table>, UpkeepError> {
          where c.relname = 'messages'"
     );
     let Some(row) = client.query_opt(&sql, &[]).await.map_err(failed(what))? else { return Ok(None) };
-    let (owner, login): (String, String) = (row.get(0), row.get(3));
-    if !row.get::<_, bool>(4) {
+    let (owner, login): (String, String) = (row.get(0), row.get(2));
+    if !row.get::<_, bool>(3) {
         return Err(UpkeepError::NotMember { login, owner });
     }
-    Ok(Some(Table { owner, default: row.get(1), ours: row.get(2) }))
+    let mut ours = row.get(4);
+    if ours {
+        let sql =
+            "select exists (select from rowcast.installed where kind = 'table' and identity = 'realtime.messages')";
+        ours = client.query_one(sql, &[]).await.map_err(failed(what))?.get(0);
+    }
+    Ok(Some(Table { owner, default: row.get(1), ours }))
 }
 
 /// The right by which a login may assume a role, as SQL.
@@ -206,7 +204,9 @@ const PARTITIONS: &str = "select c.relname::text as name, n.nspname::text as sch
     join pg_catalog.pg_class c on c.oid = i.inhrelid \
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
     cross join lateral (select pg_catalog.pg_get_expr(c.relpartbound, c.oid) as text) b \
-    where i.inhparent = 'realtime.messages'::regclass and b.text <> 'DEFAULT'";
+    join pg_catalog.pg_class root on root.oid = i.inhparent and root.relname = 'messages' \
+    join pg_catalog.pg_namespace home on home.oid = root.relnamespace and home.nspname = 'realtime' \
+    where b.text <> 'DEFAULT'";
 
 /// The first day of the window that no partition covers and that was not left in this round.
 async fn missing(client: &Client, tended: &Tended) -> Result<Option<Day>, UpkeepError> {

@@ -17,6 +17,7 @@ use super::state::{Room, State};
 use super::{Member, Message, RoomConfig, RoomError, RoomKey, Seat};
 use crate::hub::ChannelId;
 use crate::metrics::Metrics;
+use crate::policy::Rights;
 use crate::task::Drain;
 
 /// Parts of the map, so that joins of different rooms seldom meet.
@@ -58,6 +59,8 @@ impl Rooms {
     /// Registers a channel; from now on broadcasts and diffs go to its port, and are written while its stage is greeted.
     pub fn enter(self: &Arc<Self>, key: RoomKey, member: Member) -> Seat {
         let Member { port, rights, presence, key: own, user } = member;
+        // Who has no rights in a private room may do nothing there.
+        let rights = rights.or_else(|| key.private.then(|| Arc::new(Rights::new(Arc::default()))));
         let (slot, room, turn) = {
             let mut part = self.part(&key);
             let room = part.entry(key.clone()).or_insert_with(|| {

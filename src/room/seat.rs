@@ -84,6 +84,13 @@ impl Seat {
     }
 }
 
+#[cfg(test)]
+impl Seat {
+    pub(super) fn id(&self) -> u64 {
+        self.slot.port.id.0
+    }
+}
+
 impl Drop for Seat {
     fn drop(&mut self) {
         self.rooms.leave(&self.room, |state| {

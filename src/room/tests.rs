@@ -1,5 +1,7 @@
 //! Rooms over queues that the test reads, and with shards that write to paper.
 
+mod model;
+
 use std::io::{self, IoSlice};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};

@@ -9,9 +9,9 @@ use crate::catalog::Table;
 use crate::change::RowChange;
 use crate::claims::Principal;
 use crate::filter::{FilterAnswer, FilterAsker, FilterQuestion};
-use crate::hub::{Entry, Passes, passes, predicate};
+use crate::hub::{Entry, LiveChannel, Message, Passes, passes, predicate};
 use crate::metrics::Metrics;
-use crate::policy::{Asker, DenyReason, Engine, Judged, Plan, Question, Setting, Term, Verdict};
+use crate::policy::{Asker, DenyReason, Engine, Judged, Plan, Question, Right, Setting, Term, Verdict};
 
 /// For whom a row is judged.
 #[derive(Clone)]
@@ -66,6 +66,30 @@ pub(super) async fn now(deps: &WhyDeps, catalog: &Catalog, row: &Arc<RowChange>,
             Rights { says: Says::No, text: format!("{role} may not see it, {}: {by}; {judge}", words(reason)), facts }
         }
         Verdict::Undecided(reason) => unknown(&format!("not decided ({}): {by}; {judge}", reason.as_str())),
+    }
+}
+
+/// Of a database broadcast: not of the row, but of the channel that it is for.
+pub(super) fn of_message(row: &RowChange, live: Option<&LiveChannel>) -> Rights {
+    let Some(message) = Message::of(row) else {
+        let text = "it is no broadcast: it has no topic, event, id or payload, or is not of a broadcast".into();
+        return Rights { says: Says::No, text, facts: Some(Vec::new()) };
+    };
+    if !message.private {
+        let text = "members of a public channel need no right".into();
+        return Rights { says: Says::Yes, text, facts: Some(Vec::new()) };
+    }
+    let asked = live.iter().flat_map(|live| live.entries.iter()).filter_map(|entry| entry.messages.as_ref());
+    let right =
+        asked.filter_map(|messages| messages.member.as_ref()).find_map(|member| member.get(Right::ReadBroadcast));
+    match right {
+        Some(true) => {
+            Rights { says: Says::Yes, text: "the channel may read broadcasts, as decided last".into(), facts: None }
+        }
+        Some(false) => {
+            Rights { says: Says::No, text: "the channel may not read broadcasts, as decided last".into(), facts: None }
+        }
+        None => unknown("whether the channel might read broadcasts then is not kept"),
     }
 }
 

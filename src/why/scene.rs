@@ -14,7 +14,7 @@ use super::{Subject, WhyDeps, clock};
 use crate::catalog::{Catalog, Table};
 use crate::change::{Change, RowChange, Tuple, Value};
 use crate::claims::Principal;
-use crate::hub::{Action, Entry, LiveChannel, Looked, MOST, Name, Start, wants};
+use crate::hub::{Action, Entry, LiveChannel, Looked, MOST, Name, Start, is_of_messages, wants};
 use crate::journal::Wanted;
 
 /// What the answer is made of.
@@ -148,6 +148,9 @@ impl Scene<'_> {
         if found.retention && is_delete {
             return Step::new("published", Says::No, "the row was removed by retention, which nobody is told");
         }
+        if is_message(&found.row) {
+            return Step::new("published", Says::Yes, "it is a database broadcast, and in the stream as one");
+        }
         let Some(published) = table.and_then(|table| table.published.as_ref()) else {
             return no("the table is in no publication of clients".into());
         };
@@ -182,7 +185,9 @@ impl Scene<'_> {
                 rights.insert(role.clone(), rights::now(self.deps, self.catalog, &found.row, &who).await);
             }
             let Some(of_role) = rights.get(&role) else { continue };
-            let case = Case { found, evidence: self.evidence, rights: of_role };
+            // The right to the channel, which is its own.
+            let of_channel = is_message(&found.row).then(|| rights::of_message(&found.row, live));
+            let case = Case { found, evidence: self.evidence, rights: of_channel.as_ref().unwrap_or(of_role) };
             let ending = self.of_channel(&case, &channel, live, table).await;
             told += 1;
             if best.as_ref().is_none_or(|best| ending.rank() > best.rank()) {
@@ -248,7 +253,7 @@ impl Scene<'_> {
             return end(says, text);
         }
         let kept: Option<Vec<Entry>> = match (live, &past.entries) {
-            (Some(live), _) => Some(live.entries.to_vec()),
+            (Some(live), _) => Some(live.entries.iter().map(Entry::as_rows).collect()),
             (None, Some(entries)) => Some(entries.iter().map(entry).collect()),
             (None, None) => None,
         };
@@ -328,6 +333,11 @@ fn entry(wanted: &Wanted) -> Entry {
     let (schema, table, filter) = (name(&wanted.schema), name(&wanted.table), wanted.filter.clone());
     let (start, cursor_as, snapshot) = (Start::Now, None, None);
     Entry { id: wanted.id, action, schema, table, filter, select: None, start, cursor_as, snapshot, messages: None }
+}
+
+/// Sent to the members of its topic; whether somebody asks for the table as well is another question.
+fn is_message(row: &RowChange) -> bool {
+    is_of_messages(&row.relation) && matches!(row.change, Change::Insert { .. })
 }
 
 fn kind(change: &Change) -> &'static str {

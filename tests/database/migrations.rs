@@ -20,9 +20,10 @@ async fn exists(client: &Client, what: &str) -> bool {
     client.query_one(&sql, &[]).await.expect("a row").get(0)
 }
 
-const ALL: [&str; 19] = [
+const ALL: [&str; 20] = [
     "schema rowcast",
     "publication rowcast_facts",
+    "publication rowcast_messages",
     "role anon",
     "role authenticated",
     "role service_role",
@@ -41,6 +42,9 @@ const ALL: [&str; 19] = [
     "trigger rowcast_rules_changed",
     "trigger rowcast_rules_dropped",
 ];
+
+/// What `serve` makes by itself.
+const OWN: [&str; 3] = ["schema rowcast", "publication rowcast_facts", "publication rowcast_messages"];
 
 async fn assert_present(client: &Client, wanted: &[&str]) {
     for what in ALL {
@@ -140,7 +144,13 @@ async fn what_others_depend_on_stays_with_its_data_and_is_named() {
         let line = report.kept.iter().find(|line| line.starts_with(what)).unwrap_or_else(|| panic!("{what}: {report}"));
         assert!(line.contains(because), "{line}");
     }
-    for gone in ["schema rowcast", "publication rowcast_facts", "role anon", "function auth.jwt()"] {
+    for gone in [
+        "schema rowcast",
+        "publication rowcast_facts",
+        "publication rowcast_messages",
+        "role anon",
+        "function auth.jwt()",
+    ] {
         assert!(!exists(&client, gone).await, "{gone} was ours and unused");
     }
     let rows: i64 = client.query_one("select count(*) from session_events", &[]).await.expect("a row").get(0);
@@ -178,13 +188,19 @@ async fn serve_makes_only_its_own_and_up_adds_the_rest() {
     let missing = migrate::missing(&client, &wanted).await.expect("missing");
     assert_eq!(
         missing,
-        ["schema rowcast", "publication supabase_realtime", "publication orders", "publication rowcast_facts"]
+        [
+            "schema rowcast",
+            "publication supabase_realtime",
+            "publication orders",
+            "publication rowcast_facts",
+            "publication rowcast_messages"
+        ]
     );
     let report = migrate::ensure_own(&mut client).await.expect("own");
     let own: Vec<_> = MIGRATIONS.iter().filter(|m| m.scope == Scope::Own).map(|m| (m.version, m.name)).collect();
     assert_eq!(report.steps, own);
     assert_eq!(migrate::ensure_own(&mut client).await.expect("own again").steps, []);
-    assert_present(&client, &["schema rowcast", "publication rowcast_facts"]).await;
+    assert_present(&client, &OWN).await;
     migrate::up(&mut client).await.expect("up");
     assert_eq!(migrate::missing(&client, &wanted).await.expect("missing"), ["publication orders"]);
 }
@@ -229,7 +245,7 @@ async fn a_failing_step_leaves_the_steps_before_it_and_nothing_of_its_own() {
     assert!(error.advice().contains("grant supabase_realtime_admin to clerk;"), "{}", error.advice());
     pg.exec("grant supabase_realtime_admin to clerk").await;
     let report = migrate::up(&mut client).await.expect("up");
-    assert_eq!(report.steps, [(9, "realtime")]);
+    assert_eq!(report.steps, [(9, "realtime"), (10, "messages")]);
     assert_eq!(report.left_out, [(7, "rule_hints")], "it needs a superuser");
     let transaction = client.transaction().await.expect("a transaction");
     rowcast::pg::assume(&transaction, "authenticated", "x", r#"{"sub":"x"}"#).await.expect("may act as a user");
@@ -322,4 +338,31 @@ async fn the_auth_functions_read_both_forms_of_the_claims() {
     for column in 0..3 {
         assert_eq!(row.get::<_, Option<&str>>(column), None, "nobody has no claims");
     }
+}
+
+#[tokio::test]
+async fn messages_are_published_however_the_steps_come_and_what_may_not_be_done_is_said() {
+    let published = "select count(*) from pg_publication_tables where pubname = 'rowcast_messages' \
+                     and schemaname = 'realtime' and tablename = 'messages'";
+    let pg = TestPg::bare().await;
+    let mut client = pg.client().await;
+    let count = async |client: &Client| client.query_one(published, &[]).await.expect("a row").get::<_, i64>(0);
+    // The relay's own steps first, as on a database that is migrated later.
+    migrate::ensure_own(&mut client).await.expect("own");
+    assert_eq!(migrate::publish_messages(&client).await.expect("looks"), None, "there is no such table yet");
+    migrate::up(&mut client).await.expect("up");
+    assert_eq!(count(&client).await, 1);
+    // And all at once.
+    migrate::down(&mut client, None).await.expect("down");
+    migrate::up(&mut client).await.expect("up");
+    assert_eq!(count(&client).await, 1);
+    assert_eq!(migrate::publish_messages(&client).await.expect("looks"), None);
+    client.batch_execute("alter publication rowcast_messages drop table realtime.messages").await.expect("dropped");
+    pg.exec("create role relay login").await;
+    let other = pg.client_as("relay").await;
+    let (sql, why) = migrate::publish_messages(&other).await.expect("looks").expect("not done");
+    assert!(sql.contains("add table realtime.messages") && why.contains("owner"), "{sql} {why}");
+    assert_eq!(count(&client).await, 0);
+    assert_eq!(migrate::publish_messages(&client).await.expect("looks"), None);
+    assert_eq!(count(&client).await, 1);
 }

@@ -1,5 +1,6 @@
 //! The database side: migrations, examples, the private cluster.
 
+mod chat;
 mod cluster;
 mod demo;
 mod examples;

@@ -17,7 +17,7 @@ use crate::support::token::{ALICE, SECRET, user};
 use crate::support::{Relay, TestPg, summary};
 
 const ROLES: &str = "roles.sql";
-const WITH_RETENTION: [(&str, &str); 2] = [("table_owner", "app"), ("runner", "relay")];
+const WITH_RETENTION: [(&str, &str); 3] = [("table_owner", "app"), ("runner", "relay"), ("channels", "yes")];
 
 /// `notes` is judged in memory, `puzzles` by Postgres.
 const TABLES: &str =
@@ -127,7 +127,15 @@ enum Breaks {
     Frontiers,
     /// Rows are not removed.
     Retention,
+    /// Private channels can't be judged.
+    Channels,
+    /// The partitions of messages are not cared for.
+    Partitions,
 }
+
+/// What the relay does with messages, above the table's policies.
+const JUDGING: &str = "begin; set local row_security = off; \
+    insert into realtime.messages (topic, extension) values ('t', 'broadcast'); select * from realtime.messages; rollback";
 
 /// What the relay does with the frontiers of devices.
 const SAVING: &str = "begin; \
@@ -140,7 +148,7 @@ const SAVING: &str = "begin; \
     delete from rowcast.frontiers where slot = 's'; rollback";
 
 fn needed() -> Vec<(&'static str, Breaks)> {
-    use Breaks::{Asking, Frontiers, Report, Retention, Start, Tokens};
+    use Breaks::{Asking, Channels, Frontiers, Partitions, Report, Retention, Start, Tokens};
     vec![
         ("attribute login", Start("is not permitted to log in")),
         ("attribute replication", Start("no replication right")),
@@ -171,6 +179,12 @@ fn needed() -> Vec<(&'static str, Breaks)> {
         ("table rowcast.retention_runs UPDATE", Retention),
         ("table rowcast.retention_runs DELETE", Retention),
         ("procedure rowcast.run_retention EXECUTE", Retention),
+        ("attribute bypassrls", Channels),
+        ("schema realtime USAGE", Channels),
+        ("table realtime.messages SELECT", Channels),
+        ("table realtime.messages INSERT", Channels),
+        ("table rowcast.installed SELECT", Partitions),
+        ("member supabase_realtime_admin", Partitions),
     ]
 }
 
@@ -248,11 +262,28 @@ async fn every_right_of_the_relays_login_is_needed_and_there_is_no_other() {
                 let relay = Relay::with(&pg, Clock::system(), as_relay(&pg)).await;
                 reaches(&relay, "rowcast_retention_runs_total", "failed", 1.0).await
             }
+            Breaks::Channels => pg.client_as("rowcast_relay").await.batch_execute(JUDGING).await.is_err(),
+            Breaks::Partitions => !tends(&pg).await,
         };
         assert!(broken, "nothing breaks without {right}");
         run(&pg, "postgres", ROLES, &WITH_RETENTION).await;
     }
+    assert!(tends(&pg).await, "it can't care for the partitions");
+    pg.client_as("rowcast_relay").await.batch_execute(JUDGING).await.expect("it can't judge private channels");
     assert_eq!(rights(&pg, "rowcast_relay").await, named, "the script gives them back");
+}
+
+/// Whether the relay's login can make a partition that is missing.
+async fn tends(pg: &TestPg) -> bool {
+    let mut client = pg.client_as("rowcast_relay").await;
+    pg.exec(
+        "do $$ begin execute 'drop table if exists realtime.messages_' || to_char((now() at time zone 'utc')::date + 1, 'YYYY_MM_DD'); end $$",
+    )
+    .await;
+    let keep = Duration::from_secs(72 * 3600);
+    rowcast::messages::tend(&mut client, rowcast::messages::Scope::Own, keep)
+        .await
+        .is_ok_and(|tended| tended.made.len() == 1)
 }
 
 /// Read above their policies, or not at all.

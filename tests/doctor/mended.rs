@@ -6,7 +6,7 @@ use super::Clinic;
 
 /// How a finding goes away.
 #[derive(Clone, Copy)]
-enum Cure {
+pub(super) enum Cure {
     /// By its own SQL.
     Own,
     /// By its own SQL and a restart.
@@ -15,7 +15,7 @@ enum Cure {
     Todo(&'static str, &'static str),
 }
 
-struct Case {
+pub(super) struct Case {
     /// What makes it wrong, a statement each.
     wrong: &'static [&'static str],
     /// The finding: check, severity, subject as it is printed.
@@ -25,7 +25,7 @@ struct Case {
     after: &'static [&'static str],
 }
 
-const fn case(
+pub(super) const fn case(
     found: (&'static str, Severity, &'static str),
     wrong: &'static [&'static str],
     cure: Cure,
@@ -178,6 +178,25 @@ const PUBLICATIONS: &[Case] = &[
         &[
             "do $$ begin if exists (select from pg_replication_slots) then raise 'the slot is still there'; end if; end $$",
         ],
+    ),
+    case(
+        ("publication_missing", Warning, "publication rowcast_messages"),
+        &["drop publication rowcast_messages"],
+        Own,
+        &[],
+    ),
+    case(
+        ("messages_publication", Warning, "publication rowcast_messages"),
+        &["alter publication rowcast_messages set (publish_via_partition_root = false)"],
+        Own,
+        &[],
+    ),
+    case(
+        ("messages_unpublished", Warning, "table realtime.messages"),
+        &["do $$ begin if exists (select from pg_publication_tables where pubname = 'rowcast_messages') then \
+           alter publication rowcast_messages drop table realtime.messages; end if; end $$"],
+        Own,
+        &[],
     ),
     case(
         ("publication_actions", Note, "publication supabase_realtime"),
@@ -506,7 +525,7 @@ async fn run(clinic: &mut Clinic, statement: &str) {
 }
 
 /// Each is found, has what a person needs to know, and is gone after its cure.
-async fn all(mut clinic: Clinic, cases: &[Case]) {
+pub(super) async fn all(mut clinic: Clinic, cases: &[Case]) {
     for case in cases {
         let (check, ..) = case.found;
         for statement in case.wrong {
@@ -575,5 +594,9 @@ async fn what_keeps_facts_out_of_memory_is_found_and_mended_by_its_own_sql() {
 
 /// The checks that the tables above prove.
 pub(super) fn proved() -> Vec<&'static str> {
-    [SERVER, SLOTS, ROLES, PUBLICATIONS, TABLES, FACT_TABLES].into_iter().flatten().map(|case| case.found.0).collect()
+    [SERVER, SLOTS, ROLES, PUBLICATIONS, super::messages::MESSAGES, TABLES, FACT_TABLES]
+        .into_iter()
+        .flatten()
+        .map(|case| case.found.0)
+        .collect()
 }

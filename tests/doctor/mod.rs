@@ -5,9 +5,11 @@ mod checks;
 mod command;
 mod explain;
 mod mended;
+mod messages;
 mod pooler;
 
 use std::path::Path;
+use std::time::Duration;
 
 use rowcast::clock::Clock;
 use rowcast::config::Config;
@@ -29,6 +31,11 @@ const HEALTHY: &[&str] = &[
     "create role relay login replication; grant anon, authenticated, service_role, rowcast_filter to relay; \
      grant usage on schema rowcast to relay; grant select on rowcast.migrations to relay; \
      grant select, insert, update on rowcast.lineage to relay; select pg_reload_conf()",
+    // Private channels are judged by the owner of messages.
+    "grant supabase_realtime_admin to relay; grant select on rowcast.installed to relay",
+    "do $$ begin if exists (select from pg_publication where pubname = 'rowcast_messages') and not exists ( \
+         select from pg_publication_tables where pubname = 'rowcast_messages') then \
+     alter publication rowcast_messages add table realtime.messages; end if; end $$",
     // The policy on events looks into sessions.
     "grant select on coding_sessions to relay; alter role relay bypassrls; alter publication rowcast_facts add table coding_sessions",
 ];
@@ -49,6 +56,10 @@ impl Clinic {
         for sql in HEALTHY {
             clinic.pg.exec(sql).await;
         }
+        // The prepared cluster may be of another day.
+        let mut client = clinic.pg.client().await;
+        let keep = Duration::from_secs(72 * 3600);
+        rowcast::messages::tend(&mut client, rowcast::messages::Scope::Own, keep).await.expect("partitions");
         clinic.login = "relay";
         clinic.until("a healthy database", |found| worst(found) < Severity::Warning).await;
         clinic

@@ -122,3 +122,39 @@ async fn a_publication_of_all_tables_disturbs_nothing() {
     next_mark(&mut phone, "after").await;
     assert_eq!(relay.metric("rowcast_stream_connects_total", "").await, 1.0);
 }
+
+/// The rows between are older than the publication, and can't be decoded by one who asks for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_publication_is_taken_into_the_stream_behind_what_is_older_without_a_gap() {
+    let pg = with_marks().await;
+    let mut relay = program(&pg).await;
+    let mut phone = watcher(&relay.base()).await;
+    mark(&pg, "first").await;
+    next_mark(&mut phone, "first").await;
+    stop(&pg, &mut relay).await;
+    mark(&pg, "older").await;
+    let mut open = pg.client().await;
+    let writing = open.transaction().await.expect("begins");
+    writing.execute("insert into public.marks (note) values ('open')", &[]).await.expect("written");
+    pg.exec(
+        "create table public.more (id int primary key); grant select on public.more to public; \
+         create publication more for table public.more; insert into public.more values (1)",
+    )
+    .await;
+    relay.set("ROWCAST_PUBLICATION", "supabase_realtime,more");
+    relay.start_again().await;
+    relay.logged("the stream gets other publications when transactions that are open now have ended").await;
+    let mut phone = watcher(&relay.base()).await;
+    phone.subscribe("more", &json!([{ "event": "*", "schema": "public", "table": "more" }])).await;
+    // Changes flow meanwhile.
+    mark(&pg, "meanwhile").await;
+    next_mark(&mut phone, "meanwhile").await;
+    writing.commit().await.expect("commits");
+    next_mark(&mut phone, "open").await;
+    relay.logged("the stream has other publications from here on").await;
+    pg.exec("insert into public.more values (2)").await;
+    let change = phone.next_change().await;
+    assert_eq!((change.table(), &change.record()["id"]), ("more", &json!(2)));
+    let log = relay.log();
+    assert!(!log.contains("is made anew") && !log.contains("a new history begins: what"), "{log}");
+}

@@ -10,8 +10,9 @@
 //! Rejected: halves in two tasks, which costs a second stack and a queue between them.
 
 mod asked;
+mod deferred;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -23,7 +24,6 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
 use futures_util::stream::FuturesUnordered;
-use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
@@ -32,6 +32,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::{debug, warn};
 
+use self::deferred::Deferred;
 use super::codec::{self, Decoded};
 use super::receipts::{Due, Mark, Receipts};
 use super::session::{Effect, Now, Session, Visitor, begin};
@@ -47,11 +48,6 @@ use crate::resume::Tracked;
 const READ_BUFFER: usize = 1024;
 /// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
 const HEAVY_MESSAGE: usize = 64 * 1024;
-
-/// How long a join of a device that is not known yet waits for its place to be saved, if the database takes it at all.
-const SAVED: Duration = Duration::from_secs(2);
-/// Messages whose effects may wait for that.
-const MOST_DEFERRED: usize = 64;
 
 /// The half that the outbox writes to, as long as the connection's task holds it.
 struct Lent(Weak<WriteHalf>);
@@ -142,10 +138,7 @@ struct Connection {
     operations: FuturesUnordered<Operation>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
-    /// Effects that wait until a device's first place is saved, and all that came since, in order.
-    deferred: VecDeque<Deferred>,
-    /// Resolves when the first of them need not wait.
-    safe: Option<BoxFuture<'static, ()>>,
+    deferred: Deferred,
     /// Stops what fetches keys.
     learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
@@ -164,9 +157,6 @@ struct Connection {
     /// A message was so large that tungstenite's buffer should go.
     heavy: bool,
 }
-
-/// Effects of one message, and whose places they wait for.
-type Deferred = (Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>);
 
 /// Why [`Connection::serve`] has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,8 +218,7 @@ pub(in crate::gateway) async fn run(
         door: topics::Door::default(),
         operations: FuturesUnordered::new(),
         asked: HashMap::new(),
-        deferred: VecDeque::new(),
-        safe: None,
+        deferred: Deferred::default(),
         learning: None,
         ports: HashMap::new(),
         receipts: Receipts::new(shared.config.device.clone(), Instant::now()),
@@ -285,10 +274,7 @@ impl Connection {
                         self.receipts.written(Instant::now());
                     }
                 }
-                () = async { if let Some(safe) = &mut self.safe { safe.await } }, if self.safe.is_some() => {
-                    self.safe = None;
-                    self.carry_out_deferred();
-                }
+                () = self.deferred.safe(), if self.deferred.is_waiting() => self.carry_out_deferred(),
                 () = self.probe.notified() => self.receipts.probe(Instant::now()),
                 _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
                 Some(done) = self.operations.next(), if !self.operations.is_empty() => {
@@ -454,40 +440,6 @@ impl Connection {
             Flushed::Blocked => self.blocked_since.or_else(|| Some(Instant::now())),
             Flushed::Empty | Flushed::Finished | Flushed::Broken => None,
         };
-    }
-
-    /// Carries them out, in order; a join that begins a device's first place only when that is saved.
-    fn carry_out(&mut self, effects: Vec<Effect>) {
-        let unsafe_yet = |effect: &Effect| match effect {
-            Effect::Subscribe { tracked: Some(tracked), .. } if !tracked.is_safe() => Some(tracked.clone()),
-            _ => None,
-        };
-        let waits_for: SmallVec<[Arc<Tracked>; 1]> = effects.iter().filter_map(unsafe_yet).collect();
-        if waits_for.is_empty() && self.deferred.is_empty() {
-            return self.carry_out_now(effects);
-        }
-        if !effects.is_empty() {
-            self.deferred.push_back((effects, waits_for));
-        }
-        if self.deferred.len() > MOST_DEFERRED {
-            // Loss after a crash that comes right now is less likely than trouble with this.
-            self.safe = None;
-            std::mem::take(&mut self.deferred).into_iter().for_each(|(effects, _)| self.carry_out_now(effects));
-        } else if self.safe.is_none() {
-            self.carry_out_deferred();
-        }
-    }
-
-    /// The first of the deferred need not wait any longer, or it is to be waited for.
-    fn carry_out_deferred(&mut self) {
-        while let Some((effects, mut waits_for)) = self.deferred.pop_front() {
-            if let Some(tracked) = waits_for.pop() {
-                self.deferred.push_front((effects, waits_for));
-                self.safe = Some(async move { tracked.safe(SAVED).await }.boxed());
-                return;
-            }
-            self.carry_out_now(effects);
-        }
     }
 
     fn carry_out_now(&mut self, effects: Vec<Effect>) {

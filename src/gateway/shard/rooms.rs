@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -17,6 +18,8 @@ use crate::room::{Cast, Kind, RoomBatch, Slot, What};
 
 /// Batches that are taken up together: a bound on the time until a batch of the hub gets its turn.
 const TOGETHER: usize = 32;
+/// Between two warnings of messages that can't be sent; the metric counts them all.
+const WARNING: Duration = Duration::from_secs(10);
 
 /// Messages for the same members.
 struct Run {
@@ -76,7 +79,7 @@ impl Shard {
                 if !slot.may(right) {
                     counts.denied += u64::from(is_broadcast);
                 } else if (is_broadcast || slot.has_presence())
-                    && let Some(frame) = cast.frame(slot.form, || encode(&cast.kind, slot, &self.metrics))
+                    && let Some(frame) = cast.frame(slot.form, || encode(&cast.kind, slot, &self.metrics, &self.warned))
                 {
                     frames.push((frame, is_broadcast));
                 }
@@ -99,7 +102,7 @@ impl Shard {
 }
 
 /// The frame for all members like this one; what has none is told of here, once.
-fn encode(kind: &Kind, like: &Slot, metrics: &Metrics) -> Option<Bytes> {
+fn encode(kind: &Kind, like: &Slot, metrics: &Metrics, warned: &Cell<Option<Instant>>) -> Option<Bytes> {
     let (version, topic) = (like.port.version, &like.port.topic);
     let frame = match kind {
         Kind::Broadcast(message) => broadcast_frame(version, topic, message),
@@ -110,7 +113,12 @@ fn encode(kind: &Kind, like: &Slot, metrics: &Metrics) -> Option<Bytes> {
         Err(NoFrame::NoForm) => None,
         Err(reason @ (NoFrame::TooLong | NoFrame::NotJson)) => {
             metrics.broadcasts.get_or_create(&[("kind", "unsendable")]).inc();
-            tracing::warn!(version = version.as_str(), %reason, "a broadcast can't be sent to members of this protocol version");
+            let now = Instant::now();
+            // Whoever sends such messages does not fill the log with them.
+            if warned.get().is_none_or(|last| now >= last + WARNING) {
+                warned.set(Some(now));
+                tracing::warn!(version = version.as_str(), %reason, "a broadcast can't be sent to members of this version");
+            }
             None
         }
     }
@@ -125,3 +133,7 @@ fn write_state(slot: &Slot, payload: &[u8]) {
         port.outbox.send_all([&frame].into_iter().filter(|_| port.stage.is_greeted()));
     }
 }
+
+#[cfg(test)]
+#[path = "rooms_tests.rs"]
+mod tests;

@@ -29,10 +29,12 @@ use crate::metrics::Metrics;
 use crate::room::{RoomConfig, Rooms};
 use crate::task::{self, Connections, Drain};
 
+mod broadcast;
 mod devices;
 mod http;
 mod keys;
 mod socket;
+mod topics;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

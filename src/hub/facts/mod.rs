@@ -33,7 +33,6 @@ use tokio::time::Instant;
 use entry::{Cure, Entry, LONGEST_PAUSE, Step, rest, say, say_error};
 use work::{Done, Load, Outcome};
 
-use super::messages::NO_TABLE;
 use super::resolve::Target;
 use super::rules::{Rules, RulesHandle};
 use crate::catalog::Catalog;
@@ -178,7 +177,7 @@ impl Keeper {
 
     /// Subscriptions on these tables are about to be in force, or waited for, in this role.
     pub(super) fn want(&mut self, targets: &[Target], role: &Arc<str>) {
-        for target in targets.iter().filter(|target| target.table_oid != NO_TABLE) {
+        for target in targets {
             if !self.uses.contains(&(target.table_oid, role.clone())) {
                 self.uses.insert((target.table_oid, role.clone()));
                 self.due = true;
@@ -193,8 +192,7 @@ impl Keeper {
     }
 
     /// All that is still wanted.
-    pub(super) fn retain(&mut self, mut wanted: AHashSet<Use>) {
-        wanted.retain(|(table, _)| *table != NO_TABLE);
+    pub(super) fn retain(&mut self, wanted: AHashSet<Use>) {
         self.due |= self.uses != wanted;
         self.uses = wanted;
     }

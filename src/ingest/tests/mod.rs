@@ -9,6 +9,7 @@ use crate::wal::WalError;
 
 mod server;
 mod slots;
+mod switch;
 
 use server::{Server, transaction};
 

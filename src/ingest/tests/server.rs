@@ -21,6 +21,12 @@ use crate::wal::{Received, SlotFault, SlotState, WalError};
 
 pub(super) const SERVER: u64 = 42;
 
+impl Inner {
+    fn publications(&self) -> std::collections::BTreeMap<String, u32> {
+        self.more.iter().cloned().chain([("p".to_owned(), self.publication)]).collect()
+    }
+}
+
 /// A Postgres with nothing but a slot: what was committed, and what was confirmed.
 #[derive(Clone, Default)]
 pub(super) struct Server {
@@ -37,6 +43,12 @@ pub(super) struct Inner {
     pub(super) confirmed: u64,
     pub(super) lineage: Option<Lineage>,
     pub(super) connects: u32,
+    /// The publications that each asked for.
+    pub(super) asked: Vec<Vec<String>>,
+    /// Publications beside `p`.
+    pub(super) more: Vec<(String, u32)>,
+    /// Transactions from before are open.
+    pub(super) unsettled: bool,
     /// Errors for the next attempts to look at the slot.
     pub(super) failing: VecDeque<WalError>,
     /// Another relay moves the slot to here between our look and our getting hold of it.
@@ -188,7 +200,7 @@ impl Origin for Server {
             waits_for_standbys: false,
             slot,
             holder: inner.holder.clone().or_else(|| inner.holder_when_connected.clone().filter(|_| inner.connected)),
-            publications: [("p".to_owned(), inner.publication)].into(),
+            publications: inner.publications(),
             lineage: inner.lineage.clone(),
         })
     }
@@ -201,8 +213,9 @@ impl Origin for Server {
         Ok(self.lock().ends.iter().map(|(timeline, end)| (*timeline, Lsn(*end))).collect())
     }
 
-    async fn connect(&mut self, start: Lsn) -> Result<Stream, IngestError> {
+    async fn connect(&mut self, start: Lsn, publications: &[String]) -> Result<Stream, IngestError> {
         let mut inner = self.lock();
+        inner.asked.push(publications.to_vec());
         if start.0 > inner.written {
             return Err(WalError::Ahead { start, written: Lsn(inner.written) }.into());
         }
@@ -237,6 +250,19 @@ impl Origin for Server {
         Ok(())
     }
 
+    fn settle(&self) -> impl Future<Output = Result<Lsn, IngestError>> + Send + 'static {
+        let server = self.clone();
+        async move {
+            server.until("transactions have ended", |inner| !inner.unsettled).await;
+            let mut inner = server.lock();
+            let here = inner.written;
+            inner.written += 1;
+            drop(inner);
+            server.changed.notify_waiters();
+            Ok(Lsn(here))
+        }
+    }
+
     fn tend(&self, turn: Option<Turn>) -> impl Future<Output = Result<Tended, IngestError>> + Send + 'static {
         let server = self.clone();
         async move {
@@ -255,7 +281,7 @@ impl Origin for Server {
             });
             server.changed.notify_waiters();
             let inner = server.lock();
-            let publications = [("p".to_owned(), inner.publication)].into();
+            let publications = inner.publications();
             Ok(Tended { written: Lsn(inner.written), version: inner.major * 10_000, publications, behind })
         }
     }

@@ -15,7 +15,7 @@ impl Bench {
     }
 
     /// The ingest runs and has confirmed a transaction.
-    async fn running(&self) -> Running {
+    pub(super) async fn running(&self) -> Running {
         let running = self.start();
         let end = self.server.lock().written + 10;
         self.server.commit(end, 10);

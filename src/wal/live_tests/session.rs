@@ -223,7 +223,17 @@ async fn a_terminated_session_and_a_crashed_server_are_worth_another_attempt() {
     server.sql("select pg_terminate_backend(active_pid) from pg_replication_slots").await;
     let error = try_transaction(&mut s).await.expect_err("ended");
     assert_eq!((error.remedy(), error.sqlstate()), (Remedy::Retry, Some("57P01")), "{error:?}");
-    let mut s = connect(&config, Lsn::ZERO).await.expect("again");
+    // The server lets go of the slot a moment after it has said goodbye.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut s = loop {
+        match connect(&config, Lsn::ZERO).await {
+            Ok(s) => break s,
+            Err(error) => {
+                assert_eq!((error.remedy(), error.sqlstate()), (Remedy::Retry, Some("55006")), "{error:?}");
+                assert!(tokio::time::Instant::now() < deadline, "the slot is still taken");
+            }
+        }
+    };
     server.crash();
     let error = try_transaction(&mut s).await.expect_err("ended");
     assert_eq!(error.remedy(), Remedy::Retry, "{error:?}");

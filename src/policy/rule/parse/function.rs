@@ -101,10 +101,14 @@ impl<'a> Compiler<'a> {
             arguments.extend(values?);
         }
         for (argument, (_, oid)) in arguments.into_iter().zip(&function.arguments) {
-            let plain = matches!(
-                argument.val,
-                Val::Constant(_) | Val::Term(_) | Val::Scalar(Scalar::Column(_) | Scalar::Convert(..))
-            );
+            let plain = match &argument.val {
+                Val::Constant(_) | Val::Term(_) | Val::Scalar(Scalar::Column(_) | Scalar::Convert(..)) => true,
+                // As `realtime.topic()` is.
+                Val::Scalar(Scalar::NullIf(_, pair)) => {
+                    matches!(**pair, (Scalar::Column(_), Scalar::Constant(_)))
+                }
+                _ => false,
+            };
             if !plain {
                 return Err(NotPure(format!("an argument of {} that is neither a column nor a claim", function.name)));
             }

@@ -1,5 +1,7 @@
 //! Questions about private channels to a real Postgres: what its own policies say is right.
 
+mod oracle;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,0 +1,89 @@
+//! What waits until a device's first place is saved: the answer to its first join, and all that came behind that.
+//!
+//! Without that place a crash of the relay right after the answer would make the device a stranger, and lose what came in between.
+//! A wait has an end, also while the database hangs: a crash just then is less likely than trouble with the wait.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use smallvec::SmallVec;
+
+use super::Connection;
+use crate::gateway::phoenix::session::Effect;
+use crate::resume::Tracked;
+
+/// The longest that a connection waits for its places to be saved, however many they are.
+const SAVED: Duration = Duration::from_secs(2);
+/// Messages whose effects may wait for that.
+const MOST_DEFERRED: usize = 64;
+
+/// Whose places are to be saved first.
+type WaitsFor = SmallVec<[Arc<Tracked>; 1]>;
+
+/// The effects that wait, in order, and for what.
+#[derive(Default)]
+pub(super) struct Deferred {
+    queue: VecDeque<(Vec<Effect>, WaitsFor)>,
+    /// Nothing of the queue waits longer.
+    until: Option<Instant>,
+    /// Resolves when the first of them need not wait.
+    safe: Option<BoxFuture<'static, ()>>,
+}
+
+impl Deferred {
+    pub(super) fn is_waiting(&self) -> bool {
+        self.safe.is_some()
+    }
+
+    /// Resolves once the first of them need not wait any longer.
+    pub(super) async fn safe(&mut self) {
+        if let Some(safe) = &mut self.safe {
+            safe.await;
+        }
+        self.safe = None;
+    }
+
+    /// The next effects that need not wait; `None` if there are none now.
+    fn next(&mut self) -> Option<Vec<Effect>> {
+        let (_, waits_for) = self.queue.front_mut()?;
+        let left = self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
+        if let Some(tracked) = waits_for.pop().filter(|_| !left.is_zero() && self.queue.len() <= MOST_DEFERRED) {
+            self.safe = Some(async move { tracked.safe(left).await }.boxed());
+            return None;
+        }
+        self.queue.pop_front().map(|(effects, _)| effects)
+    }
+}
+
+impl Connection {
+    /// Carries them out, in order; a join that begins a device's first place only when that is saved.
+    pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
+        let unsafe_yet = |effect: &Effect| match effect {
+            Effect::Subscribe { tracked: Some(tracked), .. } if !tracked.is_safe() => Some(tracked.clone()),
+            _ => None,
+        };
+        let waits_for: SmallVec<[Arc<Tracked>; 1]> = effects.iter().filter_map(unsafe_yet).collect();
+        if waits_for.is_empty() && self.deferred.queue.is_empty() {
+            return self.carry_out_now(effects);
+        }
+        if effects.is_empty() {
+            return;
+        }
+        if self.deferred.queue.is_empty() {
+            self.deferred.until = Some(Instant::now() + SAVED);
+        }
+        self.deferred.queue.push_back((effects, waits_for));
+        if !self.deferred.is_waiting() || self.deferred.queue.len() > MOST_DEFERRED {
+            self.carry_out_deferred();
+        }
+    }
+
+    /// The first of the deferred need not wait any longer.
+    pub(super) fn carry_out_deferred(&mut self) {
+        while let Some(effects) = self.deferred.next() {
+            self.carry_out_now(effects);
+        }
+    }
+}
