@@ -127,8 +127,11 @@ async fn item_158_an_empty_segment_of_a_filter_is_refused() {
         pair.subscribe(&format!("blank {index}"), &filtered(blank)).await;
     }
     stage.exec("insert into todos values (1)").await;
-    for _ in 0..2 {
-        assert_eq!(pair.next_change().await.record()["id"], 1);
+    // Which of the two channels gets it first is nobody's business.
+    for phone in &mut pair.phones {
+        for _ in 0..2 {
+            assert_eq!(phone.next_change().await.record()["id"], 1);
+        }
     }
 }
 
