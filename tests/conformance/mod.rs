@@ -12,6 +12,7 @@ mod delivery_tables;
 mod delivery_values;
 mod framing;
 mod handshake;
+mod http;
 mod joins;
 mod limits;
 mod presence;

@@ -16,7 +16,7 @@ use crate::channel::{Feed, Join, JoinError, Privacy, Replay, TokenChoice};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::phoenix::codec::{self, Message, Ref};
-use crate::hub::CloseReason;
+use crate::hub::{CloseReason, Version};
 use crate::messages::Stored;
 use crate::policy::Right;
 use crate::resume::Cursor;
@@ -91,8 +91,9 @@ impl Session {
             self.shared.metrics.leaves.inc();
             self.audit("left", &old.topic, &old.principal, Some("rejoined"));
             out.push(Effect::Leave(old.id));
-            // A Python client, whose join_ref is null, would take the close for the new instance's (decision 4).
-            if !old.join_ref.is_null() {
+            // A Python client takes any close for the channel's end and drops what comes then, whatever its ref says (seen with
+            // realtime-py 2.34, which joins anew at each gap notice). It speaks version 1 (decision 4).
+            if !old.join_ref.is_null() && self.visitor.version == Version::V2 {
                 after.push(codec::close(self.visitor.version, &old.join_ref, &old.topic));
             }
         }
