@@ -56,9 +56,7 @@ impl Connection {
                     let (expires_at, delivered) = (principal.expires_at, 0);
                     let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
                     if let Some(before) = self.ports.insert(id, joined) {
-                        // Before it is closed: from then on frames are dropped that count as handed over.
-                        let reached = before.port.reached();
-                        before.port.stage.close();
+                        let reached = before.port.retire();
                         let goes_on = |entry: &&mut Entry| match go_on {
                             GoOn::All => true,
                             GoOn::Messages => entry.messages.is_some(),
