@@ -125,10 +125,32 @@ async fn item_112_replay_needs_whole_numbers() {
     let scene = Scene::prepared(OPEN, |_| {}).await;
     for version in BOTH {
         let mut phone = scene.phone(version).await;
-        for replay in [json!({}), json!({ "since": "5" }), json!({ "since": 5, "limit": "2" })] {
+        let missing = [json!({}), json!({ "since": null }), json!({ "limit": 2 }), json!([]), json!(5)];
+        let strange =
+            [json!("5"), json!(5.5), json!(-1), json!(true), json!(1e30)].map(|since| json!({ "since": since }));
+        let limits = [json!("2"), json!(2.5), json!({})].map(|limit| json!({ "since": 5, "limit": limit }));
+        for replay in missing.into_iter().chain(strange).chain(limits) {
             let reply = join(&mut phone, "room", json!({ "replay": replay }), true).await;
-            assert_eq!(reply, refused("UnableToReplayMessages: Replay params are not valid"));
+            assert_eq!(reply, refused("UnableToReplayMessages: Replay params are not valid"), "{replay}");
         }
+        assert_eq!(join(&mut phone, "room", json!({ "replay": { "since": 5 } }), true).await["status"], "ok");
+    }
+}
+
+/// Who joins for presence alone may read none of what is stored.
+#[tokio::test]
+async fn item_112_a_replay_needs_the_right_to_read_broadcasts() {
+    let sql = "create policy r on realtime.messages for select to authenticated using (extension = 'presence')";
+    let scene = Scene::prepared(sql, |_| {}).await;
+    store(&scene, "room", "secret", 20).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        let mut config = json!({ "private": true, "presence": { "enabled": true } });
+        assert_eq!(phone.join_with("room", json!({ "config": config })).await["status"], "ok");
+        phone.next_of("room", "presence_state").await;
+        config["broadcast"] = json!({ "replay": { "since": 0 } });
+        let text = "Unauthorized: You do not have permissions to read from this Channel topic: room";
+        assert_eq!(phone.join_with("room", json!({ "config": config })).await, refused(text));
     }
 }
 

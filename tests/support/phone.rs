@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
@@ -105,7 +106,23 @@ impl Phone {
             let line = tokio::time::timeout(PATIENCE, TcpStream::connect(host)).await;
             let line = line.unwrap_or_else(|_| panic!("at {at}: no connection within {PATIENCE:?}"));
             let line = line.unwrap_or_else(|error| panic!("at {at}: no connection: {error}"));
-            Phone::over_at(Box::new(line), &base, &token, version, at).await
+            Phone::over_at(Box::new(line), &base, (&token, None), version, at).await
+        }
+    }
+
+    /// The same with a header.
+    #[track_caller]
+    pub(crate) fn connect_with<'a>(
+        base: &'a str,
+        token: &'a str,
+        version: Version,
+        header: (&'static str, &'a str),
+    ) -> impl Future<Output = Phone> + 'a {
+        let at = Location::caller();
+        let host = base.strip_prefix("ws://").and_then(|rest| rest.split('/').next()).expect("ws://");
+        async move {
+            let line = TcpStream::connect(host).await.unwrap_or_else(|error| panic!("at {at}: no connection: {error}"));
+            Phone::over_at(Box::new(line), base, (token, Some(header)), version, at).await
         }
     }
 
@@ -119,17 +136,27 @@ impl Phone {
     ) -> impl Future<Output = Phone> + use<> {
         let at = Location::caller();
         let (base, token) = (base.to_owned(), token.to_owned());
-        async move { Phone::over_at(line, &base, &token, version, at).await }
+        async move { Phone::over_at(line, &base, (&token, None), version, at).await }
     }
 
-    async fn over_at(line: Box<dyn Line>, base: &str, token: &str, version: Version, at: &Location<'_>) -> Phone {
+    async fn over_at(
+        line: Box<dyn Line>,
+        base: &str,
+        (token, header): (&str, Option<(&'static str, &str)>),
+        version: Version,
+        at: &Location<'_>,
+    ) -> Phone {
         let vsn = match version {
             Version::V1 => "1.0.0",
             Version::V2 => "2.0.0",
         };
         let url = format!("{base}/websocket?apikey={token}&vsn={vsn}");
+        let mut request = url.into_client_request().expect("a good URL");
+        if let Some((name, value)) = header {
+            request.headers_mut().insert(name, value.parse().expect("a header's value"));
+        }
         let token = token.to_owned();
-        let connecting = tokio::time::timeout(PATIENCE, client_async(url, line));
+        let connecting = tokio::time::timeout(PATIENCE, client_async(request, line));
         let connected = connecting.await.unwrap_or_else(|_| panic!("at {at}: no handshake within {PATIENCE:?}"));
         let (socket, _) = connected.unwrap_or_else(|error| panic!("at {at}: no handshake: {error}"));
         let (joins, inbox) = (HashMap::new(), VecDeque::new());
