@@ -49,13 +49,19 @@ pub(super) async fn check(client: &Client, catalog: &Catalog, facts: &Facts) -> 
     let Some(messages) = catalog.messages() else { return Vec::new() };
     let subject = || Subject::new(SubjectKind::Table, TABLE);
     let found = match can_probe(client).await {
-        Ok(()) => Finding::ok("private_channels", subject(), "the relay can ask its policies who may use a private channel"),
+        Ok(()) => {
+            Finding::ok("private_channels", subject(), "the relay can ask its policies who may use a private channel")
+        }
         Err(AuthorityError::Unavailable) => {
             let owner = ident(&messages.reading.owner);
             let options = if facts.version >= 160_000 { " with inherit true, set true" } else { "" };
-            Finding::error("private_channels", subject(), "the relay's login may not insert the rows that its policies are asked with")
-                .why("Nobody can join a private channel unless memory can judge the policies. The rows are rolled back.")
-                .sql(format!("grant {owner} to {}{options};", ident(&facts.login)))
+            Finding::error(
+                "private_channels",
+                subject(),
+                "the relay's login may not insert the rows that its policies are asked with",
+            )
+            .why("Nobody can join a private channel unless memory can judge the policies. The rows are rolled back.")
+            .sql(format!("grant {owner} to {}{options};", ident(&facts.login)))
         }
         Err(error) => Finding::error("private_channels", subject(), error.to_string())
             .why("Nobody can join a private channel unless memory can judge the policies.")

@@ -73,15 +73,19 @@ impl Bench {
 
     fn post(&mut self, relation: &Arc<Relation>, topic: &str, event: &str) {
         let id = "6ecd8c99-4036-403d-bf84-cf8400f67836";
-        let values: Vec<&str> = relation.columns.iter().map(|column| match column.name.as_str() {
-            "topic" => topic,
-            "event" => event,
-            "extension" => "broadcast",
-            "private" => "t",
-            "payload" => "{}",
-            "id" => id,
-            _ => "2026-01-01 00:00:00",
-        }).collect();
+        let values: Vec<&str> = relation
+            .columns
+            .iter()
+            .map(|column| match column.name.as_str() {
+                "topic" => topic,
+                "event" => event,
+                "extension" => "broadcast",
+                "private" => "t",
+                "payload" => "{}",
+                "id" => id,
+                _ => "2026-01-01 00:00:00",
+            })
+            .collect();
         let mut raw = vec![b'N'];
         let column = relation.column("binary_payload");
         let values = values.iter().enumerate().map(|(place, text)| match Some(place) == column {
@@ -180,7 +184,10 @@ async fn messages_follow_rights_in_commit_order_and_the_member_is_woken() {
     notify.notified().await;
     assert!(bench.metrics.authz_revocations.get() >= 1);
     // A rule, too.
-    bench.database.run("create policy more on realtime.messages for select to authenticated using (topic = 'room')").await;
+    bench
+        .database
+        .run("create policy more on realtime.messages for select to authenticated using (topic = 'room')")
+        .await;
     until(&rights, Right::ReadBroadcast, Some(true)).await;
     bench.stop().await;
 }
