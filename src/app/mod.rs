@@ -24,6 +24,7 @@ pub use error::AppError;
 pub use running::{Drained, Running};
 
 use crate::admin::{Admin, AdminDeps};
+use crate::authority::Authority;
 use crate::claims::Verifier;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -179,6 +180,10 @@ impl App {
             metrics: metrics.clone(),
             drain: drains.chores.clone(),
         };
+        let mut authority_config = config.pg.clone();
+        authority_config.pool_size = config.authority.connections.max(1);
+        let authority =
+            Authority::new(authority_config.pool()?, commands.clone(), config.authority.clone(), metrics.clone());
         let (gate_keeper, gate) = Gate::new();
         let tls = match config.gateway.tls.clone() {
             Some(files) => Some(Arc::new(Tls::load(files, config.gateway.tls_poll, metrics.clone())?)),
@@ -205,6 +210,8 @@ impl App {
             log: History::new(log.clone()),
             cursor_key: key.clone(),
             frontiers,
+            authority,
+            pool: pool.clone(),
             drain: drains.gateway.clone(),
             gate,
             connections: connections.clone(),

@@ -35,12 +35,33 @@ pub enum JoinError {
     /// The payload is not one that we may guess about.
     #[error("the payload is invalid: {0}")]
     Payload(&'static str),
-    /// Private channels are not served yet.
-    #[error("private channels are not supported yet")]
-    Private,
+    /// Policies let nothing of this private channel be read.
+    #[error("the private channel may not be read")]
+    Unauthorized {
+        /// Without `realtime:`.
+        topic: String,
+    },
+    /// Postgres did not say in time whether it may be read: its message.
+    #[error("it could not be decided in time whether the channel may be read")]
+    Canceled(String),
+    /// `realtime.messages` has no partition for today, without which nothing can be decided.
+    #[error("realtime.messages has no partition for today")]
+    MissingPartition,
+    /// Too many ask whether they may read.
+    #[error("too many channels are being authorized")]
+    PoolExhausted,
+    /// The database, which has to decide, is not there.
+    #[error("the database can't be reached")]
+    Unreachable,
     /// Replay is for private channels.
     #[error("replay is not allowed for public channels")]
     Replay,
+    /// What is to be replayed can't be read, or is out of range.
+    #[error("the replay parameters are not valid")]
+    ReplayParams,
+    /// The table could not be read.
+    #[error("stored messages could not be read")]
+    ReplayFailed,
     /// The join was to be answered when its changes are active, and they can't be: the text of §5.5.
     #[error("the changes asked for can't be subscribed to")]
     Changes(String),
@@ -64,8 +85,12 @@ impl ClientFacing for JoinError {
             JoinError::TooManyChannels => "ChannelRateLimitReached",
             JoinError::Token(error) => error.code(),
             JoinError::Payload(_) => "InvalidJoinPayload",
-            JoinError::Private => "PrivateChannelsNotSupported",
-            JoinError::Replay => "UnableToReplayMessages",
+            JoinError::Unauthorized { .. } => "Unauthorized",
+            JoinError::Canceled(_) => "QueryCanceled",
+            JoinError::MissingPartition => "MissingPartition",
+            JoinError::PoolExhausted => "IncreaseConnectionPool",
+            JoinError::Unreachable => "UnableToConnectToProject",
+            JoinError::Replay | JoinError::ReplayParams | JoinError::ReplayFailed => "UnableToReplayMessages",
             JoinError::Changes(_) => "RealtimeDisabledForConfiguration",
             JoinError::ChangesTimeout { .. } => "PostgresChangesSubscribeTimeout",
         }
@@ -81,9 +106,14 @@ impl ClientFacing for JoinError {
             JoinError::TooManyChannels => "Too many channels",
             JoinError::Token(error) => return error.join_reason(),
             JoinError::Payload(text) => text,
-            JoinError::Private => "Private channels are not supported yet",
+            JoinError::Unauthorized { topic } => return format!("{}: {}", self.code(), no_permission(topic)),
+            JoinError::MissingPartition => "Realtime was unable to find the expected messages partition",
+            JoinError::PoolExhausted => "Please increase your connection pool size",
+            JoinError::Unreachable => UNREACHABLE,
             JoinError::Replay => "Replay is not allowed for public channels",
-            JoinError::Changes(text) => text,
+            JoinError::ReplayParams => "Replay params are not valid",
+            JoinError::ReplayFailed => "Realtime was unable to replay messages",
+            JoinError::Canceled(text) | JoinError::Changes(text) => text,
             JoinError::ChangesTimeout { after, last } => {
                 let why = last.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
                 return format!("{}: Changes were not active within {} ms{why}", self.code(), after.as_millis());
@@ -96,10 +126,23 @@ impl ClientFacing for JoinError {
 impl Fault for JoinError {
     fn remedy(&self) -> Remedy {
         match self {
-            JoinError::Restarting | JoinError::ChangesTimeout { .. } => Remedy::Retry,
+            JoinError::Restarting
+            | JoinError::ChangesTimeout { .. }
+            | JoinError::Canceled(_)
+            | JoinError::PoolExhausted
+            | JoinError::Unreachable
+            | JoinError::ReplayFailed => Remedy::Retry,
             _ => Remedy::Operator,
         }
     }
+}
+
+/// What a channel's end and a refused join say of a database that is not there.
+pub const UNREACHABLE: &str = "Realtime was unable to connect to the project database";
+
+/// That nothing of a private channel may be read. `topic`: without `realtime:`.
+pub fn no_permission(topic: &str) -> String {
+    format!("You do not have permissions to read from this Channel topic: {topic}")
 }
 
 /// The token of an `access_token` event, if it is one to look at: not absent, null or an opaque key (§3.4).
@@ -127,16 +170,38 @@ pub enum TokenChoice {
     Own(String),
 }
 
+/// `broadcast.replay`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Replay {
+    /// Out of the table: the newest ones stored since then.
+    Stored {
+        /// Milliseconds since 1970.
+        since: i64,
+        /// At most so many, 1 to 25.
+        limit: u32,
+    },
+    /// Out of the log: all that came after this cursor, which is not opened yet.
+    After(String),
+    /// What can't be read.
+    Invalid,
+}
+
 /// What a join asks for.
 pub struct Join {
     /// Whether it is to be private.
     pub privacy: Privacy,
     /// Whether each broadcast is to be answered.
     pub ack: bool,
+    /// Whether its own broadcasts come back to it.
+    pub echo: bool,
+    /// What of the past is to be sent again.
+    pub replay: Option<Replay>,
+    /// Whether it is to be told when broadcasts from the database flow.
+    pub replication_ready: bool,
     /// Whether presence is asked for.
     pub presence: bool,
-    /// Whether `broadcast.replay` is given.
-    pub replay: bool,
+    /// Under which key it is to be present; `None`: one of our making.
+    pub key: Option<Box<str>>,
     /// The `postgres_changes` entries, nulls removed.
     pub changes: Vec<Wanted>,
     /// `postgres_changes_options`: the reply is to be held until the entries are active, at most for this long (§5.6).
@@ -147,6 +212,10 @@ pub struct Join {
     pub unreadable: Vec<&'static str>,
 }
 
+/// Messages that are replayed out of the table.
+const MAX_REPLAYED: i64 = 25;
+/// Bytes of a presence key: it is in every frame that tells of its owner.
+const MAX_KEY_BYTES: usize = 1024;
 /// How long a join reply is held if the client says no time of its own.
 const DEFAULT_WAIT: Duration = Duration::from_secs(15);
 
@@ -166,7 +235,10 @@ impl Join {
             value.flatten().unwrap_or(false)
         };
         let ack = flag(&broadcast, "ack");
+        let echo = flag(&broadcast, "self");
+        let replication_ready = flag(&broadcast, "replication_ready");
         let enabled = flag(&presence, "enabled");
+        let key = key(&presence, &mut unreadable);
         let privacy = match config.get_some("private").map(boolean) {
             None | Some(Some(false)) => Privacy::Public,
             Some(Some(true)) => Privacy::Private,
@@ -181,8 +253,11 @@ impl Join {
             wait: wait(&options, &mut unreadable),
             privacy,
             ack,
+            echo,
+            replay: broadcast.get_some("replay").map(replay),
+            replication_ready,
             presence: enabled,
-            replay: broadcast.get_some("replay").is_some(),
+            key,
             changes: changes.unwrap_or_default(),
             token: token(&payload),
             unreadable,
@@ -214,6 +289,34 @@ fn wait(options: &Object<'_>, unreadable: &mut Vec<&'static str>) -> Option<Dura
     }
     // `as` saturates; the caller has a bound of its own.
     Some(timeout.flatten().map_or(DEFAULT_WAIT, |millis| Duration::from_millis(millis as u64)))
+}
+
+/// `presence.key`: a string; of anything else its JSON text.
+fn key(presence: &Object<'_>, unreadable: &mut Vec<&'static str>) -> Option<Box<str>> {
+    let json = presence.get_some("key")?;
+    let text = string(json).unwrap_or_else(|| json.to_owned());
+    if text.len() > MAX_KEY_BYTES {
+        unreadable.push("key");
+        return None;
+    }
+    (!text.is_empty()).then(|| text.into())
+}
+
+fn replay(json: &str) -> Replay {
+    let Some(object) = Object::parse(json) else { return Replay::Invalid };
+    let limit = match object.get_some("limit") {
+        None => Some(MAX_REPLAYED),
+        Some(json) => json.parse::<i64>().ok(),
+    };
+    let since = object.get_some("since").map(|json| json.parse::<i64>().ok().filter(|since| *since >= 0));
+    match (since, object.get_some("cursor"), limit) {
+        (Some(Some(since)), None, Some(limit)) => {
+            // It fits: it is between the two.
+            Replay::Stored { since, limit: limit.clamp(1, MAX_REPLAYED) as u32 }
+        }
+        (None, Some(cursor), _) => string(cursor).map_or(Replay::Invalid, Replay::After),
+        _ => Replay::Invalid,
+    }
 }
 
 /// A JSON boolean, or the word as a string in any letter case.
@@ -270,7 +373,8 @@ mod tests {
             r#"{"config":{"broadcast":null,"presence":null,"postgres_changes":null}}"#,
         ] {
             let join = Join::parse(payload);
-            assert_eq!((join.privacy, join.ack, join.presence, join.replay), (Privacy::Public, false, false, false));
+            assert_eq!((join.privacy, join.ack, join.presence, join.replay), (Privacy::Public, false, false, None));
+            assert!(!join.echo && !join.replication_ready && join.key.is_none());
             assert!(join.changes.is_empty() && join.unreadable.is_empty(), "{payload}");
         }
     }
@@ -290,6 +394,47 @@ mod tests {
         assert_eq!(join.unreadable, ["presence", "ack", "postgres_changes"]);
         assert_eq!(Join::parse("[1]").unreadable, ["payload"]);
         assert_eq!(Join::parse(r#"{"config":{"private":1}}"#).privacy, Privacy::Unreadable);
+    }
+
+    #[test]
+    fn a_key_is_a_string_whatever_it_was() {
+        let key = |presence: &str| Join::parse(&format!(r#"{{"config":{{"presence":{presence}}}}}"#)).key;
+        for none in ["{}", r#"{"key":null}"#, r#"{"key":""}"#, &format!(r#"{{"key":"{}"}}"#, "x".repeat(1025))] {
+            assert_eq!(key(none), None);
+        }
+        for (json, text) in [(r#""u\u0031""#, "u1"), ("123", "123"), ("-1.5", "-1.5"), ("true", "true")] {
+            assert_eq!(key(&format!(r#"{{"key":{json}}}"#)).as_deref(), Some(text));
+        }
+    }
+
+    #[test]
+    fn a_replay_needs_a_time_or_a_cursor() {
+        let replay =
+            |replay: &str| Join::parse(&format!(r#"{{"config":{{"broadcast":{{"replay":{replay}}}}}}}"#)).replay;
+        let stored = |since, limit| Some(Replay::Stored { since, limit });
+        assert_eq!(replay("null"), None);
+        assert_eq!(replay(r#"{"since":5}"#), stored(5, 25));
+        assert_eq!(replay(r#"{"since":0,"limit":null}"#), stored(0, 25));
+        assert_eq!(replay(r#"{"since":1795256130123,"limit":2}"#), stored(1_795_256_130_123, 2));
+        assert_eq!(replay(r#"{"since":5,"limit":100}"#), stored(5, 25));
+        assert_eq!(replay(r#"{"since":5,"limit":-3}"#), stored(5, 1));
+        assert_eq!(replay(r#"{"cursor":"abc"}"#), Some(Replay::After("abc".into())));
+        for bad in [
+            "{}",
+            "true",
+            "5",
+            r#"{"since":"5"}"#,
+            r#"{"since":1.5}"#,
+            r#"{"since":-1}"#,
+            r#"{"since":99999999999999999999}"#,
+            r#"{"since":5,"limit":"2"}"#,
+            r#"{"since":5,"limit":2.5}"#,
+            r#"{"cursor":5}"#,
+            r#"{"since":5,"cursor":"abc"}"#,
+            r#"{"limit":5}"#,
+        ] {
+            assert_eq!(replay(bad), Some(Replay::Invalid), "{bad}");
+        }
     }
 
     #[test]

@@ -7,13 +7,15 @@ mod feed;
 mod join;
 mod object;
 mod place;
+mod presence;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use changes::Wanted;
-pub use feed::{Answer, Feed, Notice, Request};
-pub use join::{Join, JoinError, Privacy, TokenChoice, renewed_token};
+pub use feed::{Answer, Feed, GoOn, Notice, Request};
+pub use join::{Join, JoinError, Privacy, Replay, TokenChoice, UNREACHABLE, no_permission, renewed_token};
 pub use place::Since;
+pub use presence::{Presence, presence};
 
 use crate::hub::ChannelId;
 

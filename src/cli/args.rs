@@ -344,6 +344,35 @@ pub(super) struct ServeArgs {
     /// [default: 100]
     #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
     max_joins_per_second: Option<String>,
+    /// Joins of all connections, on average over a minute; more close theirs with 1012, and handshakes get 429
+    /// [env: ROWCAST_MAX_ALL_JOINS_PER_SECOND] [default: 20000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_all_joins_per_second: Option<String>,
+    /// Messages of one connection on its channels, on average over a minute; more end the channel
+    /// [env: ROWCAST_MAX_MESSAGES_PER_SECOND] [default: 1000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_messages_per_second: Option<String>,
+    /// Presence messages of one channel in the time of `--presence-window`; more end the channel
+    /// [env: ROWCAST_MAX_PRESENCE_CALLS] [default: 1000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_presence_calls: Option<String>,
+    /// The time in which presence messages are counted [env: ROWCAST_PRESENCE_WINDOW] [default: 30s]
+    #[arg(long, value_name = "TIME", help_heading = "Clients")]
+    presence_window: Option<String>,
+    /// Payload of a broadcast, or what a client is present with; a larger broadcast goes to nobody
+    /// [env: ROWCAST_MAX_PAYLOAD_BYTES] [default: 3MB]
+    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
+    max_payload_bytes: Option<String>,
+    /// Only private channels can be joined [env: ROWCAST_PRIVATE_ONLY] [default: false]
+    #[arg(long, value_name = "BOOL", help_heading = "Clients", num_args = 0..=1, default_missing_value = "true")]
+    private_only: Option<String>,
+    /// What may be done on a private channel is asked of Postgres again after this, where Rowcast can't follow its policies
+    /// itself [env: ROWCAST_AUTHZ_RECHECK] [default: 10s]
+    #[arg(long, value_name = "TIME", help_heading = "Clients")]
+    authz_recheck: Option<String>,
+    /// Connections to the database for those questions [env: ROWCAST_AUTHZ_CONNECTIONS] [default: 4]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    authz_connections: Option<String>,
     /// The longest that a join with `postgres_changes_options: {wait: true}` waits for its reply
     /// [env: ROWCAST_MAX_JOIN_WAIT] [default: 20s]
     #[arg(long, value_name = "TIME", help_heading = "Clients")]
@@ -444,6 +473,14 @@ impl ServeArgs {
             ("max_entries_per_join", &self.max_entries_per_join),
             ("max_entries_per_connection", &self.max_entries_per_connection),
             ("max_joins_per_second", &self.max_joins_per_second),
+            ("max_all_joins_per_second", &self.max_all_joins_per_second),
+            ("max_messages_per_second", &self.max_messages_per_second),
+            ("max_presence_calls", &self.max_presence_calls),
+            ("presence_window", &self.presence_window),
+            ("max_payload_bytes", &self.max_payload_bytes),
+            ("private_only", &self.private_only),
+            ("authz_recheck", &self.authz_recheck),
+            ("authz_connections", &self.authz_connections),
             ("max_join_wait", &self.max_join_wait),
             ("max_snapshot_rows", &self.max_snapshot_rows),
             ("max_pages", &self.max_pages),

@@ -22,6 +22,7 @@ use std::time::Duration;
 pub(crate) use parse::{duration, switch};
 pub use settings::{LogFormat, Logging, Settings, default_data_dir, is_setting, names};
 
+use crate::authority::AuthorityConfig;
 use crate::claims::VerifierConfig;
 use crate::error::{Fault, Remedy};
 use crate::gateway::GatewayConfig;
@@ -84,6 +85,8 @@ pub struct Config {
     pub journal: JournalConfig,
     /// Matching and policy. Its publications are set from `publications` when the relay is built.
     pub hub: HubConfig,
+    /// Questions about private channels.
+    pub authority: AuthorityConfig,
     /// Connections.
     pub gateway: GatewayConfig,
     /// What devices have received. How long it is kept is set from the log's age when the relay is built.
@@ -128,6 +131,7 @@ impl Config {
             log: LogConfig::new(data_dir.join("log")),
             journal: JournalConfig::new(data_dir.join("journal")),
             hub: HubConfig::default(),
+            authority: AuthorityConfig::default(),
             gateway: GatewayConfig::default(),
             frontiers: FrontierConfig::default(),
             rooms: RoomConfig::default(),

@@ -73,6 +73,12 @@ pub(super) fn list(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
 
+/// A time from one second to one hour.
+pub(super) fn seconds_to_an_hour(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    if (1..=3600).contains(&time.as_secs()) { Ok(time) } else { Err(format!("is {text:?}")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -55,6 +55,14 @@ const NAMES: &[(&str, &str)] = &[
     ("max_entries_per_join", "ROWCAST_MAX_ENTRIES_PER_JOIN"),
     ("max_entries_per_connection", "ROWCAST_MAX_ENTRIES_PER_CONNECTION"),
     ("max_joins_per_second", "ROWCAST_MAX_JOINS_PER_SECOND"),
+    ("max_all_joins_per_second", "ROWCAST_MAX_ALL_JOINS_PER_SECOND"),
+    ("max_messages_per_second", "ROWCAST_MAX_MESSAGES_PER_SECOND"),
+    ("max_presence_calls", "ROWCAST_MAX_PRESENCE_CALLS"),
+    ("presence_window", "ROWCAST_PRESENCE_WINDOW"),
+    ("max_payload_bytes", "ROWCAST_MAX_PAYLOAD_BYTES"),
+    ("private_only", "ROWCAST_PRIVATE_ONLY"),
+    ("authz_recheck", "ROWCAST_AUTHZ_RECHECK"),
+    ("authz_connections", "ROWCAST_AUTHZ_CONNECTIONS"),
     ("max_join_wait", "ROWCAST_MAX_JOIN_WAIT"),
     ("max_snapshot_rows", "ROWCAST_MAX_SNAPSHOT_ROWS"),
     ("snapshot_connections", "ROWCAST_SNAPSHOT_CONNECTIONS"),
@@ -407,6 +415,11 @@ impl<'a> Reading<'a> {
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;
         self.limits(&mut config.gateway);
+        config.hub.max_message_bytes = config.gateway.largest_payload();
+        let connections = self.read("authz_connections", "Set it to a number above 0.", above_zero);
+        config.authority.connections = connections.unwrap_or(config.authority.connections);
+        let recheck = self.read("authz_recheck", "Write it like 10s, from 1s to 1h.", parse::seconds_to_an_hour);
+        config.authority.recheck = recheck.unwrap_or(config.authority.recheck);
         let receipt = self.read("receipt", "Set it to pong or heartbeat.", |text| match text {
             "pong" => Ok(Receipt::Pong),
             "heartbeat" => Ok(Receipt::Heartbeat),
@@ -431,14 +444,24 @@ impl<'a> Reading<'a> {
         for (name, limit) in counts {
             *limit = self.read(name, "Set it to a number above 0.", above_zero).unwrap_or(*limit);
         }
-        gateway.max_joins_per_second = self
-            .read("max_joins_per_second", "Set it to a number above 0.", above_zero)
-            .map_or(gateway.max_joins_per_second, |most| u32::try_from(most).unwrap_or(u32::MAX));
+        let rates = [
+            ("max_joins_per_second", &mut gateway.max_joins_per_second),
+            ("max_all_joins_per_second", &mut gateway.max_all_joins_per_second),
+            ("max_messages_per_second", &mut gateway.max_messages_per_second),
+            ("max_presence_calls", &mut gateway.max_presence_calls),
+        ];
+        for (name, limit) in rates {
+            let most = self.read(name, "Set it to a number above 0.", above_zero);
+            *limit = most.map_or(*limit, |most| u32::try_from(most).unwrap_or(u32::MAX));
+        }
+        let private_only = self.read("private_only", "Set it to true or false.", parse::switch);
+        gateway.private_only = private_only.unwrap_or(gateway.private_only);
         gateway.max_page_rows = self.rows().unwrap_or(gateway.max_page_rows);
         // Below the first, no SDK could say what it wants; below the second, no request could be read.
         let sizes = [
             ("max_message_bytes", 1024, &mut gateway.max_message_bytes),
             ("max_header_bytes", 8192, &mut gateway.max_head_bytes),
+            ("max_payload_bytes", 1024, &mut gateway.max_payload_bytes),
         ];
         for (name, least, limit) in sizes {
             let remedy = format!("Write it like 5MB or 16KiB, at least {least} bytes.");
@@ -448,12 +471,13 @@ impl<'a> Reading<'a> {
             });
             *limit = size.unwrap_or(*limit);
         }
-        let wait = self.read("max_join_wait", "Write it like 20s, from 1s to 1h.", |text| {
-            let wait = parse::duration(text)?;
-            let good = (1..=3600).contains(&wait.as_secs());
-            if good { Ok(wait) } else { Err(format!("is {text:?}")) }
-        });
-        gateway.max_join_wait = wait.unwrap_or(gateway.max_join_wait);
+        let waits = [
+            ("max_join_wait", "Write it like 20s, from 1s to 1h.", &mut gateway.max_join_wait),
+            ("presence_window", "Write it like 30s, from 1s to 1h.", &mut gateway.presence_window),
+        ];
+        for (name, remedy, limit) in waits {
+            *limit = self.read(name, remedy, parse::seconds_to_an_hour).unwrap_or(*limit);
+        }
     }
 
     /// Most rows of a snapshot, and of a page.

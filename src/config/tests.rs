@@ -109,13 +109,25 @@ fn the_limits_of_a_connection_can_be_set() {
         ("ROWCAST_MAX_PAGES", "16"),
         ("ROWCAST_MAX_MESSAGE_BYTES", "12MB"),
         ("ROWCAST_MAX_HEADER_BYTES", "13KiB"),
+        ("ROWCAST_MAX_ALL_JOINS_PER_SECOND", "17"),
+        ("ROWCAST_MAX_MESSAGES_PER_SECOND", "18"),
+        ("ROWCAST_MAX_PRESENCE_CALLS", "19"),
+        ("ROWCAST_PRESENCE_WINDOW", "20s"),
+        ("ROWCAST_MAX_PAYLOAD_BYTES", "256kB"),
+        ("ROWCAST_PRIVATE_ONLY", "true"),
+        ("ROWCAST_AUTHZ_RECHECK", "21s"),
+        ("ROWCAST_AUTHZ_CONNECTIONS", "22"),
     ];
     let config = load("", &environment, &[]).expect("good");
+    assert_eq!((config.authority.recheck.as_secs(), config.authority.connections), (21, 22));
     let (gateway, snapshot) = (config.gateway, config.hub.snapshot);
     assert_eq!((snapshot.max_rows, snapshot.connections), (14, 15));
     assert_eq!((gateway.max_page_rows, gateway.max_pages), (14, 16));
     assert_eq!((gateway.max_channels, gateway.max_entries, gateway.max_connection_entries), (7, 8, 9));
     assert_eq!((gateway.max_joins_per_second, gateway.max_join_wait.as_secs()), (10, 11));
+    assert_eq!((gateway.max_all_joins_per_second, gateway.max_messages_per_second), (17, 18));
+    assert_eq!((gateway.max_presence_calls, gateway.presence_window.as_secs()), (19, 20));
+    assert_eq!((gateway.max_payload_bytes, gateway.private_only), (256_000, true));
     assert_eq!((gateway.max_message_bytes, gateway.max_head_bytes), (12_000_000, 13 * 1024));
     let defaults = Config::new(URL, SECRET, "/data").expect("good").gateway;
     assert_eq!(defaults, GatewayConfig::default());

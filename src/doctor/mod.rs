@@ -52,8 +52,8 @@ use crate::config::Config;
 use crate::error::{Fault as _, chain};
 use crate::policy::{Plan, compile};
 
-pub use engines::what_would_make_it_pure;
 pub use channels::ChannelView;
+pub use engines::what_would_make_it_pure;
 pub use explain::{AskCost, DeleteView, ExplainError, Explanation, PolicyText, explain};
 pub use finding::{Finding, Severity, Subject, SubjectKind, worst};
 pub use insight::{FactView, RulesView};
@@ -149,9 +149,11 @@ async fn tables_and_engines(
             .await
             .unwrap_or_else(|error| vec![unreadable("the login that asks about rows", chain(&error))]),
     );
-    findings.extend(within(async { Ok(channels::check(client, catalog, facts).await) }).await.unwrap_or_else(
-        |error: Unreadable| vec![unreadable("private channels", chain(&error))],
-    ));
+    findings.extend(
+        within(async { Ok(channels::check(client, catalog, facts).await) })
+            .await
+            .unwrap_or_else(|error: Unreadable| vec![unreadable("private channels", chain(&error))]),
+    );
     findings.extend(tables::check(catalog, config, facts, &plans, &relatives));
     findings.extend(engines::check(&plans));
     findings.extend(

@@ -176,7 +176,7 @@ mod tests {
             "synchronous_commit": "on", "wal_writer_delay_ms": 200, "asynchronous": [], "ssl": false, "encrypted": false,
             "statement_timeout": "10s", "date_style": "ISO, MDY", "now_ms": 0, "login": "u", "superuser": false,
             "bypass": false, "replication": true, "connection_limit": -1, "database": "d", "may_create": true,
-            "has_schema": true, "missing_publications": []
+            "has_schema": true, "messages_owner": null, "messages_by_bypass": false, "missing_publications": []
         });
         for (name, value) in change.as_object().expect("an object") {
             all[name] = value.clone();

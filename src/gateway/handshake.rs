@@ -39,6 +39,8 @@ pub(super) enum Refusal {
     /// What is given for a device is no name.
     Device(&'static str),
     TooManyConnections,
+    /// So many join that nobody else should.
+    TooManyJoins,
     /// The relay stops.
     Restarting,
     /// What devices have received is not loaded yet.
@@ -197,6 +199,7 @@ impl Refusal {
             Refusal::Token(error) => error.code(),
             Refusal::Device(_) => "InvalidDevice",
             Refusal::TooManyConnections => "ConnectionRateLimitReached",
+            Refusal::TooManyJoins => "ClientJoinRateLimitReached",
             Refusal::NotReady => "NotReady",
             Refusal::NoSlot => "NoSlot",
         }
@@ -211,6 +214,7 @@ impl Refusal {
             Refusal::Token(error) => error.handshake(),
             Refusal::Device(text) => (400, (*text).into()),
             Refusal::TooManyConnections => (429, "Too many connected users".into()),
+            Refusal::TooManyJoins => (429, "Too many joins per second".into()),
             Refusal::Restarting => (503, RESTARTING.into()),
             Refusal::NotReady => (503, "Realtime is starting, please come again".into()),
             Refusal::NoSlot => (503, "No changes come in here at present, try again".into()),

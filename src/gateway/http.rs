@@ -32,17 +32,19 @@ use warp::{Filter, Rejection, Reply};
 
 use super::broadcast::{self, Broadcasts};
 use super::handshake::{self, Door, Grant, Refusal, plain};
-use super::limits::{Admission, Admitted};
+use super::limits::{Admission, Admitted, Joins};
 use super::pages::{self, Pages};
 use super::stream::Stream;
 use super::tls::Tls;
 use super::{GatewayConfig, Shared, Tokens, phoenix, storm};
+use crate::authority::Authority;
 use crate::claims::{Principal, TokenError};
 use crate::clock::Clock;
 use crate::error::{Fault, Remedy};
 use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::pg::Pool;
 use crate::resume::{CursorKey, Frontiers, History};
 use crate::room::Rooms;
 use crate::task::{Connections, Drain, Gate};
@@ -67,6 +69,10 @@ pub struct Deps {
     pub cursor_key: Arc<CursorKey>,
     /// What devices have received.
     pub frontiers: Arc<Frontiers>,
+    /// Who may read and write private channels.
+    pub authority: Authority,
+    /// For stored messages.
+    pub pool: Pool,
     /// When to stop.
     pub drain: Drain,
     /// The set that every connection's task belongs to.
@@ -146,7 +152,6 @@ struct Doors {
     admission: Admission,
     /// Turns of handshakes that wait for keys.
     learning: Semaphore,
-    ready: watch::Receiver<bool>,
     pages: Arc<Pages>,
     broadcasts: Arc<Broadcasts>,
 }
@@ -185,8 +190,9 @@ impl Bound {
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
         let pages = Arc::new(Pages::new(deps.shards));
         let turns = storm::Turns::new(&config);
+        let joins = Joins::new(&config);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
-        let Deps { connections, ready, tls, rooms, .. } = deps;
+        let Deps { connections, ready, tls, rooms, authority, pool, .. } = deps;
         let shared = Arc::new(Shared {
             config,
             hub,
@@ -200,12 +206,17 @@ impl Bound {
             drain,
             gate,
             turns,
+            joins,
+            rooms,
+            authority,
+            pool,
+            ready,
         });
         let learning = Semaphore::new(shared.config.max_learning.min(Semaphore::MAX_PERMITS));
-        let exchange = Box::new(broadcast::Inside { rooms });
+        let exchange = Box::new(broadcast::Inside { rooms: shared.rooms.clone(), authority: shared.authority.clone() });
         let broadcasts = Broadcasts::new(shared.config.clone(), exchange, shared.metrics.clone(), shared.drain.clone());
         let broadcasts = Arc::new(broadcasts);
-        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, ready, pages, broadcasts });
+        let doors = Arc::new(Doors { shared: shared.clone(), admission, learning, pages, broadcasts });
         let service = TowerToHyperService::new(warp::service(routes(doors)));
         let next = AtomicU64::new(0);
         info!(address = %self.local_addr, tls = tls.is_some(), "listening");
@@ -422,7 +433,7 @@ fn routes(doors: Arc<Doors>) -> impl Filter<Extract = (impl Reply,), Error = Rej
 async fn tenant_health(doors: &Doors, token: Option<String>) -> Response<String> {
     let (status, body) = match authenticate(doors, token).await {
         Ok(_) => {
-            let up = *doors.ready.borrow() && !doors.shared.drain.is_draining();
+            let up = *doors.shared.ready.borrow() && !doors.shared.drain.is_draining();
             let health = serde_json::json!({
                 "healthy": up, "db_connected": up, "replication_connected": up,
                 "connected_cluster": 1, "region": null, "node": "rowcast",
@@ -440,7 +451,7 @@ async fn tenant_health(doors: &Doors, token: Option<String>) -> Response<String>
 fn readiness(doors: &Doors) -> Response<String> {
     if doors.shared.drain.is_draining() {
         plain(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".into())
-    } else if *doors.ready.borrow() {
+    } else if *doors.shared.ready.borrow() {
         plain(StatusCode::OK, "streaming\n".into())
     } else {
         plain(StatusCode::SERVICE_UNAVAILABLE, "not streaming changes yet\n".into())
@@ -511,6 +522,9 @@ async fn shake_hands(
         }
         if !shared.gate.is_open() {
             return Err(Refusal::NoSlot);
+        }
+        if shared.joins.are_too_many(std::time::Instant::now()) {
+            return Err(Refusal::TooManyJoins);
         }
         let admitted = doors.admission.admit(grant.version).ok_or(Refusal::TooManyConnections)?;
         Ok(Accepted { upgrade, grant, admitted })

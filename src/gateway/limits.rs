@@ -2,8 +2,8 @@
 //!
 //! Connections are counted by guards that live in their tasks, so that a count can't outlive what it counts.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -36,6 +36,22 @@ pub struct GatewayConfig {
     pub max_channels: usize,
     /// Joins per second of a connection, on average over a minute; more close it with 1012.
     pub max_joins_per_second: u32,
+    /// The same of all connections together; handshakes get 429 meanwhile.
+    pub max_all_joins_per_second: u32,
+    /// Messages per second of a connection on its joined channels, on average over a minute; more end the channel.
+    pub max_messages_per_second: u32,
+    /// Presence messages of a channel in `presence_window`; more end the channel.
+    pub max_presence_calls: u32,
+    /// See `max_presence_calls`.
+    pub presence_window: Duration,
+    /// The longest that a question about rights on a private channel may take, or the reading of stored messages.
+    pub rights_timeout: Duration,
+    /// How long a private channel stays whose rights have become too old and can't be asked for.
+    pub rights_patience: Duration,
+    /// How long a channel that asked for it waits to be told that the stream flows.
+    pub stream_patience: Duration,
+    /// The longest that the room of a topic may keep a connection waiting.
+    pub room_patience: Duration,
     /// Subscriptions that the hub is asked for at a time, of all connections; more wait their turn.
     pub max_subscribing: usize,
     /// Those of one connection.
@@ -119,6 +135,15 @@ impl Default for GatewayConfig {
             max_learning: 256,
             max_channels: 1000,
             max_joins_per_second: 100,
+            max_all_joins_per_second: 20_000,
+            max_messages_per_second: 1000,
+            max_presence_calls: 1000,
+            presence_window: Duration::from_secs(30),
+            max_payload_bytes: 3_000_000,
+            rights_timeout: Duration::from_secs(8),
+            rights_patience: Duration::from_secs(30),
+            stream_patience: Duration::from_secs(60),
+            room_patience: Duration::from_secs(5),
             max_subscribing: 256,
             max_connection_subscribing: 8,
             max_connects_per_second: 2000,
@@ -132,7 +157,7 @@ impl Default for GatewayConfig {
             max_connection_entry_bytes: 4 * 1024 * 1024,
             max_topic_bytes: 1024,
             max_pending: 64,
-            max_pending_bytes: 1024 * 1024,
+            max_pending_bytes: 4 * 1024 * 1024,
             max_outbox_bytes: 1024 * 1024,
             idle_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(3),
@@ -147,7 +172,6 @@ impl Default for GatewayConfig {
             max_posts_per_second: 1000,
             max_posted_messages_per_second: 10_000,
             max_post_bytes: 8_000_000,
-            max_payload_bytes: 3_000_000,
             max_posting_bytes: 64 * 1024 * 1024,
             post_timeout: Duration::from_secs(15),
             private_only: false,
@@ -157,35 +181,90 @@ impl Default for GatewayConfig {
     }
 }
 
-/// Seconds in a bucket of [`JoinRate`].
+/// What a payload may have above its limit: what is wrapped around it, as other servers have it.
+const TOLERANCE: usize = 500;
+
+impl GatewayConfig {
+    /// Bytes of the largest payload that is taken.
+    pub fn largest_payload(&self) -> usize {
+        self.max_payload_bytes.saturating_add(TOLERANCE)
+    }
+}
+
+/// Seconds in a bucket of a [`Rate`].
 const BUCKET_SECONDS: u64 = 5;
 /// Buckets: a minute.
 const BUCKETS: usize = 12;
 
-/// The joins of one connection during the last minute.
+/// What happened during the last minute: the joins of a connection, or its messages.
 #[derive(Debug, Default)]
-pub(super) struct JoinRate {
-    /// Of the first join.
+pub(super) struct Rate {
+    /// Of the first one.
     since: Option<Instant>,
     /// The bucket in use, counted from then.
     at: u64,
     counts: [u32; BUCKETS],
 }
 
-impl JoinRate {
-    /// Counts a join, and says whether the average is within the bound with it.
+impl Rate {
+    /// Counts one, and says whether the average is within the bound with it.
     pub(super) fn admit(&mut self, now: Instant, max_per_second: u32) -> bool {
+        self.turn(now);
+        let count = &mut self.counts[(self.at % BUCKETS as u64) as usize];
+        *count = count.saturating_add(1);
+        self.sum() <= Rate::most(max_per_second)
+    }
+
+    /// Whether the bound was reached.
+    pub(super) fn is_full(&mut self, now: Instant, max_per_second: u32) -> bool {
+        self.turn(now);
+        self.sum() >= Rate::most(max_per_second)
+    }
+
+    fn most(max_per_second: u32) -> u64 {
+        u64::from(max_per_second) * BUCKET_SECONDS * BUCKETS as u64
+    }
+
+    fn sum(&self) -> u64 {
+        self.counts.iter().map(|count| u64::from(*count)).sum()
+    }
+
+    /// Forgets what is older than a minute.
+    fn turn(&mut self, now: Instant) {
         let since = *self.since.get_or_insert(now);
         let at = now.saturating_duration_since(since).as_secs() / BUCKET_SECONDS;
         for passed in self.at + 1..=at.min(self.at + BUCKETS as u64) {
             self.counts[(passed % BUCKETS as u64) as usize] = 0;
         }
-        // A minute or more without a join has emptied all of them, wherever this one is.
+        // A minute or more without one has emptied all of them, wherever this one is.
         self.at = at;
-        let count = &mut self.counts[(at % BUCKETS as u64) as usize];
-        *count = count.saturating_add(1);
-        let all: u64 = self.counts.iter().map(|count| u64::from(*count)).sum();
-        all <= u64::from(max_per_second) * BUCKET_SECONDS * BUCKETS as u64
+    }
+}
+
+/// The joins of all connections.
+#[derive(Debug)]
+pub(super) struct Joins {
+    rate: Mutex<Rate>,
+    max_per_second: u32,
+}
+
+impl Joins {
+    pub(super) fn new(config: &GatewayConfig) -> Joins {
+        Joins { rate: Mutex::default(), max_per_second: config.max_all_joins_per_second }
+    }
+
+    /// Counts a join, and says whether it may be.
+    pub(super) fn admit(&self, now: Instant) -> bool {
+        self.lock().admit(now, self.max_per_second)
+    }
+
+    /// Whether there are so many that nobody else should come and join.
+    pub(super) fn are_too_many(&self, now: Instant) -> bool {
+        self.lock().is_full(now, self.max_per_second)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Rate> {
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -240,17 +319,17 @@ mod tests {
 
     #[test]
     fn joins_are_averaged_over_the_last_minute() {
-        let (start, mut rate) = (Instant::now(), JoinRate::default());
+        let (start, mut rate) = (Instant::now(), Rate::default());
         let after = |seconds| start + Duration::from_secs(seconds);
         assert!((0..60).all(|_| rate.admit(start, 1)));
         assert!(!rate.admit(after(1), 1) && !rate.admit(after(59), 1));
         // The first bucket is forgotten, the two refused ones are not all of it.
         assert!((0..59).all(|_| rate.admit(after(60), 1)));
         assert!(!rate.admit(after(61), 1));
-        let mut idle = JoinRate::default();
+        let mut idle = Rate::default();
         assert!((0..60).all(|_| idle.admit(start, 1)) && idle.admit(after(1000), 1));
         assert!((0..59).all(|_| idle.admit(after(1001), 1)) && !idle.admit(after(1002), 1));
-        assert!(!JoinRate::default().admit(start, 0));
+        assert!(!Rate::default().admit(start, 0));
     }
 
     #[test]

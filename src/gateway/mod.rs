@@ -29,13 +29,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
+use tokio::sync::watch;
 
+use crate::authority::Authority;
 use crate::claims::{Principal, TokenError, Verifier};
 use crate::clock::Clock;
 use crate::hub::HubHandle;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::pg::Pool;
 use crate::resume::{CursorKey, Frontiers, History};
+use crate::room::Rooms;
 use crate::task::{Drain, Gate};
 
 /// What the gateway asks about tokens. A trait because [`Verifier`] learns keys from another server, and tests must say when.
@@ -87,6 +91,13 @@ struct Shared {
     drain: Drain,
     gate: Gate,
     turns: storm::Turns,
+    joins: limits::Joins,
+    rooms: Arc<Rooms>,
+    authority: Authority,
+    /// For stored messages.
+    pool: Pool,
+    /// Whether changes are streaming.
+    ready: watch::Receiver<bool>,
 }
 
 impl Shared {

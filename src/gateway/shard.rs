@@ -259,7 +259,8 @@ impl Shard {
                 continue;
             }
             let frame = event.frame(permit, member, || {
-                let cursor = event.cursor(&self.key);
+                let shows = member.cursor_as.as_deref() != Some(NO_CURSOR);
+                let cursor = event.cursor(&self.key).filter(|_| shows);
                 message_frame(port.version, &port.topic, &message, cursor).unwrap_or_else(|why| {
                     if why != Unsendable::Binary {
                         let (position, reason) = (event.row.position, why.as_str());

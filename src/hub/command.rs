@@ -72,7 +72,11 @@ pub struct Port {
 /// A change or notice is written only for a greeted instance, which whoever writes asks while it holds the outbox: so nothing
 /// precedes the join reply, and nothing follows the frames that tell the instance's end.
 #[derive(Debug)]
-pub struct Stage(AtomicU8);
+pub struct Stage {
+    state: AtomicU8,
+    /// Greeted together with this one.
+    also: Option<Arc<Stage>>,
+}
 
 const WAITING: u8 = 0;
 const GREETED: u8 = 1;
@@ -81,18 +85,28 @@ const CLOSED: u8 = 2;
 impl Stage {
     /// Of a channel whose join was answered before it was subscribed.
     pub fn greeted() -> Stage {
-        Stage(AtomicU8::new(GREETED))
+        Stage { state: AtomicU8::new(GREETED), also: None }
     }
 
     /// Of a channel whose join reply is held until it is active.
     pub fn waiting() -> Stage {
-        Stage(AtomicU8::new(WAITING))
+        Stage { state: AtomicU8::new(WAITING), also: None }
+    }
+
+    /// The same; whoever greets it greets the other one too, which has an end of its own. For a channel that the hub learns of
+    /// several times and others once.
+    pub fn waiting_with(also: Arc<Stage>) -> Stage {
+        Stage { state: AtomicU8::new(WAITING), also: Some(also) }
     }
 
     /// Whether the caller is to write the join reply now: true once, and never after [`Stage::give_up`] was. To be asked while
     /// the outbox is held, so that the reply takes its place before whatever sees the instance greeted.
     pub fn greet(&self) -> bool {
-        self.change(WAITING, GREETED)
+        let greets = self.change(WAITING, GREETED);
+        if greets && let Some(also) = &self.also {
+            also.greet();
+        }
+        greets
     }
 
     /// Ends an instance that waits, if it has not ended already. False if its join reply is out.
@@ -103,21 +117,21 @@ impl Stage {
     /// From now on nothing more is written for this instance. Called before anything is said about its end, or about another
     /// instance on its topic.
     pub fn close(&self) {
-        self.0.store(CLOSED, Ordering::Release);
+        self.state.store(CLOSED, Ordering::Release);
     }
 
     /// Whether changes and notices may be written.
     pub fn is_greeted(&self) -> bool {
-        self.0.load(Ordering::Acquire) == GREETED
+        self.state.load(Ordering::Acquire) == GREETED
     }
 
     /// Whether the instance has ended.
     pub fn is_closed(&self) -> bool {
-        self.0.load(Ordering::Acquire) == CLOSED
+        self.state.load(Ordering::Acquire) == CLOSED
     }
 
     fn change(&self, from: u8, to: u8) -> bool {
-        self.0.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -455,6 +469,11 @@ mod tests {
         assert!(stage.give_up());
         assert!(!stage.greet() && stage.give_up() && stage.is_closed());
         assert!(!Stage::greeted().greet() && !Stage::greeted().give_up());
+        let other = Arc::new(Stage::waiting());
+        let stage = Stage::waiting_with(other.clone());
+        assert!(stage.greet() && other.is_greeted());
+        stage.close();
+        assert!(other.is_greeted());
     }
 
     #[test]

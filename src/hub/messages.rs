@@ -23,6 +23,7 @@ use super::registry::{At, Channel, Registry};
 use super::rows::Origin;
 use super::run::Hub;
 use super::slots::{IdSet, Slots};
+use super::snapshot::Seam;
 use super::waiting::Ready;
 use super::{ChannelId, Messages, Port};
 use crate::change::{Change, Position, Relation, RowChange, Value};
@@ -127,6 +128,14 @@ struct MessageSub {
     /// Messages at or before this are not for it.
     from: Position,
     messages: Messages,
+    /// Of its channel's entries that have a snapshot: while they are within it, there is no place to go on from.
+    seam: Option<Arc<Seam>>,
+}
+
+impl MessageSub {
+    fn cursor_as(&self, at: Position) -> Option<Arc<str>> {
+        self.seam.as_ref().filter(|seam| seam.covers(at.lsn)).map(|seam| seam.no_cursor().clone())
+    }
 }
 
 /// Who asks for the messages of which topic.
@@ -156,7 +165,8 @@ impl MessageIndex {
     ) -> u32 {
         let (port, expires_at, messages) = (channel.port.clone(), channel.principal.expires_at, messages.clone());
         let (private, topic) = (messages.member.is_some(), messages.topic.clone());
-        let id = self.subs.insert(MessageSub { channel: slot, entry_id, port, expires_at, from, messages });
+        let seam = channel.seam.clone();
+        let id = self.subs.insert(MessageSub { channel: slot, entry_id, port, expires_at, from, messages, seam });
         self.topics(private).entry(topic).or_default().insert(id);
         id
     }
@@ -217,7 +227,8 @@ fn judge(
             Verdict::Permit(permit) => {
                 counts.permit += 1;
                 let ids = Ids::from_slice(&[sub.entry_id]);
-                matching::add(&mut judgement.permits, permit, Ready { port: sub.port.clone(), ids, cursor_as: None });
+                let (port, cursor_as) = (sub.port.clone(), sub.cursor_as(position));
+                matching::add(&mut judgement.permits, permit, Ready { port, ids, cursor_as });
             }
             Verdict::Deny(reason) => counts.deny(metrics, reason.as_str()),
             // Counted when it is decided.

@@ -111,6 +111,11 @@ impl Channel {
     }
 }
 
+/// How many of them are on tables, as clients ask for them.
+pub(super) fn on_tables(targets: &[Target]) -> usize {
+    targets.iter().filter(|target| target.table_oid != NO_TABLE).count()
+}
+
 type Tables = AHashMap<u32, TableIndex>;
 
 /// Those who are looked for in one place.
@@ -200,7 +205,7 @@ impl Registry {
 
     fn point(&mut self, slot: u32, targets: Vec<Target>, catalog: &Catalog) {
         let Some(channel) = self.slots.get_mut(slot) else { return };
-        self.subscriptions += targets.len();
+        self.subscriptions += on_tables(&targets);
         let Some(Set { tables, messages }) = channel.at.set().and_then(|set| self.sets.get_mut(set)) else {
             channel.targets = targets;
             return;
@@ -221,7 +226,7 @@ impl Registry {
     }
 
     fn unpoint(&mut self, at: At, targets: &[Target], subs: Vec<u32>) {
-        self.subscriptions -= targets.len();
+        self.subscriptions -= on_tables(targets);
         let Some(Set { tables, messages }) = at.set().and_then(|set| self.sets.get_mut(set)) else { return };
         for (Target { table_oid, .. }, sub) in targets.iter().zip(subs) {
             if *table_oid == NO_TABLE {

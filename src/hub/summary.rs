@@ -9,6 +9,7 @@ use std::time::Duration;
 use ahash::AHashMap;
 
 use super::FactsOf;
+use super::registry::on_tables;
 use super::run::Hub;
 use crate::change::Lsn;
 
@@ -87,7 +88,7 @@ impl Hub {
         let channels = self.registry.channels().count();
         for channel in self.registry.channels().take_while(|_| channels <= MOST_CHANNELS) {
             let user = by_user.entry((&channel.principal.role, &channel.principal.subject)).or_default();
-            *user = (user.0 + 1, user.1 + channel.targets.len());
+            *user = (user.0 + 1, user.1 + on_tables(&channel.targets));
         }
         let user = |((role, subject), (channels, subscriptions)): (User<'_>, Counts)| UserCount {
             role: role.clone(),

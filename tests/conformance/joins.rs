@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::stage::{BOTH, Scene, Shared, assert_joined, joined, ok, refs, refused, shown, summary, watching};
 use crate::support::token::{self, ALICE, BOB};
-use crate::support::{self, Phone};
+use crate::support::{self, Phone, Version};
 
 /// The `postgres_changes` of a good join reply.
 async fn entries_of(phone: &mut Phone, topic: &str, entries: &Value) -> Vec<Value> {
@@ -241,11 +241,12 @@ async fn item_056_a_second_join_is_answered_before_the_first_is_closed() {
         join_as(&mut phone, topic, "first").await;
         join_as(&mut phone, topic, "second").await;
         let frames = phone.frames_so_far().await;
+        // Decision 4: a Python client, which speaks version 1, takes any close for the new channel's end.
         let expected = ["phx_reply \"first\"", "phx_reply \"second\"", "phx_close \"first\""];
-        assert_eq!(summary(&frames), expected);
-        assert_eq!(frames[2].join_ref, shown(version, json!("first")));
-        assert_eq!(frames[2].payload, json!({}));
-        // Decision 4: a Python client, which has no join_ref, would take the close for the new channel's.
+        assert_eq!(summary(&frames), expected[..if version == Version::V2 { 3 } else { 2 }]);
+        if let Some(closed) = frames.get(2) {
+            assert_eq!((&closed.join_ref, &closed.payload), (&shown(version, json!("first")), &json!({})));
+        }
         phone.send_as((Value::Null, json!("a")), "realtime:py", "phx_join", json!({ "config": {} })).await;
         phone.send_as((Value::Null, json!("b")), "realtime:py", "phx_join", json!({ "config": {} })).await;
         assert_eq!(summary(&phone.frames_so_far().await), ["phx_reply \"a\"", "phx_reply \"b\""]);

@@ -11,6 +11,7 @@ mod delivery_tables;
 mod delivery_values;
 mod framing;
 mod handshake;
+mod http;
 mod joins;
 mod limits;
 mod rls;

@@ -6,6 +6,7 @@
 mod forms;
 mod links;
 mod snippets;
+mod topics;
 
 use std::collections::BTreeSet;
 use std::fs;

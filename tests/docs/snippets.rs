@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -27,13 +28,13 @@ fn snippet(language: &str) -> String {
 }
 
 /// A program that runs a snippet and says on its output, one JSON value a line, what the snippet calls.
-struct Application {
+pub(super) struct Application {
     child: Child,
     output: mpsc::Receiver<String>,
 }
 
 impl Application {
-    fn start(mut command: Command, code: &str) -> Application {
+    pub(super) fn start(mut command: Command, code: &str) -> Application {
         let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
         let mut child = spawned.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
         child.stdin.take().expect("piped").write_all(code.as_bytes()).expect("it reads");
@@ -43,7 +44,13 @@ impl Application {
         Application { child, output }
     }
 
-    async fn next(&mut self) -> Value {
+    /// What is shown next, if something is by then.
+    pub(super) async fn shown_within(&mut self, time: Duration) -> Option<Value> {
+        let line = timeout(time, self.output.recv()).await.ok()?.expect("the program goes on");
+        Some(serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}")))
+    }
+
+    pub(super) async fn next(&mut self) -> Value {
         let line = timeout(PATIENCE, self.output.recv()).await.expect("something is shown in time");
         let line = line.expect("the snippet goes on");
         serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"))

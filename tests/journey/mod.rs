@@ -25,6 +25,7 @@ mod snapshot;
 mod stock;
 mod subscriptions;
 mod tokens;
+mod topics;
 mod users;
 mod visibility;
 mod wire;

@@ -13,6 +13,7 @@
 mod membership;
 pub(crate) mod phones;
 mod reconnect;
+mod rooms;
 pub(crate) mod usage;
 
 use std::collections::BTreeMap;

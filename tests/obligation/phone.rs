@@ -89,13 +89,8 @@ impl Record {
 
     /// The last things, for a message.
     pub(super) fn tail(&self) -> String {
-        let last: Vec<String> = self
-            .seen
-            .iter()
-            .rev()
-            .take(if matches!(self.kind, Kind::Stock(Stock::Python)) { 40 } else { 6 })
-            .map(|(at, seen)| format!("{:.1?} ago {seen:?}", at.elapsed()))
-            .collect();
+        let last: Vec<String> =
+            self.seen.iter().rev().take(6).map(|(at, seen)| format!("{:.1?} ago {seen:?}", at.elapsed())).collect();
         format!("{} ({:?}): {}", self.name, self.kind, last.join("; "))
     }
 }

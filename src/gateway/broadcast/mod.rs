@@ -36,7 +36,7 @@ use self::response::Answer;
 use super::GatewayConfig;
 use super::handshake::Refusal;
 use super::json::is_value;
-use crate::authority::{Asking, AuthorityError};
+use crate::authority::{Asking, Authority, AuthorityError};
 use crate::claims::Principal;
 use crate::metrics::Metrics;
 use crate::room::{Message, Payload, RoomError, RoomKey, Rooms};
@@ -54,11 +54,12 @@ pub(super) trait Exchange: Send + Sync {
 /// The real one.
 pub(super) struct Inside {
     pub(super) rooms: Arc<Rooms>,
+    pub(super) authority: Authority,
 }
 
 impl Exchange for Inside {
-    fn may_write(&self, _asking: Asking) -> BoxFuture<'_, Result<bool, AuthorityError>> {
-        Box::pin(async { Err(AuthorityError::Unavailable) })
+    fn may_write(&self, asking: Asking) -> BoxFuture<'_, Result<bool, AuthorityError>> {
+        Box::pin(async move { self.authority.write(&asking).await.map(|writes| writes.broadcast) })
     }
 
     fn publish(&self, room: RoomKey, message: Message) -> BoxFuture<'_, Result<(), RoomError>> {

@@ -1,7 +1,8 @@
 //! Phoenix messages: decoded leniently, encoded exactly.
 //!
 //! Invariants:
-//! * No bytes from outside panic or allocate more than a small multiple of themselves; payloads stay text, unparsed.
+//! * No bytes from outside panic or allocate more than a small multiple of themselves; payloads stay as they came: text that is
+//!   JSON but was not parsed, or bytes. [`shared`] makes them shared without a copy.
 //! * V1 frames carry exactly `topic`, `event`, `payload`, `ref`; V2 frames exactly five elements (§2.1, §2.2); which of them
 //!   carries which refs is §2.4.
 //!
@@ -17,7 +18,7 @@ use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::gateway::encode::topics::{self, Request};
-use crate::gateway::frame;
+use crate::gateway::frame::{self, Opcode};
 use crate::hub::Version;
 
 /// Longer refs than this are no refs: they are repeated in every frame of a channel.
@@ -84,8 +85,19 @@ pub struct Message<'a> {
     pub topic: Cow<'a, str>,
     /// What it is.
     pub event: Cow<'a, str>,
-    /// JSON text. Of a binary broadcast: `null`; its bytes are not needed while broadcast is not served.
+    /// JSON text; `null` if the payload is binary.
     pub payload: Cow<'a, str>,
+    /// What a binary frame has beside that.
+    pub push: Option<Push<'a>>,
+}
+
+/// The parts of a broadcast that came as a binary frame (kind 3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Push<'a> {
+    /// The event that the user named; the message's own is `broadcast`.
+    pub event: Cow<'a, str>,
+    /// The payload, if it is not JSON.
+    pub binary: Option<Cow<'a, [u8]>>,
 }
 
 impl Message<'_> {
@@ -97,7 +109,35 @@ impl Message<'_> {
             topic: self.topic.into_owned().into(),
             event: self.event.into_owned().into(),
             payload: self.payload.into_owned().into(),
+            push: self.push.map(|push| Push {
+                event: push.event.into_owned().into(),
+                binary: push.binary.map(|bytes| bytes.into_owned().into()),
+            }),
         }
+    }
+
+    /// Bytes of its payload.
+    pub fn size(&self) -> usize {
+        let binary = self.push.as_ref().and_then(|push| push.binary.as_ref());
+        binary.map_or(self.payload.len(), |bytes| bytes.len())
+    }
+}
+
+/// The bytes as a part of the frame that they were borrowed from, or moved where they are owned: without a copy.
+pub fn shared<B>(frame: &Bytes, part: Cow<'_, B>) -> Bytes
+where
+    B: AsRef<[u8]> + ToOwned + ?Sized,
+    B::Owned: Into<Vec<u8>>,
+{
+    let part = match part {
+        Cow::Owned(owned) => return Bytes::from(owned.into()),
+        Cow::Borrowed(part) => part.as_ref(),
+    };
+    let (whole, range) = (frame.as_ptr_range(), part.as_ptr_range());
+    if whole.start <= range.start && range.end <= whole.end {
+        frame.slice_ref(part)
+    } else {
+        Bytes::copy_from_slice(part)
     }
 }
 
@@ -155,6 +195,7 @@ fn decode_object(text: &str) -> Option<Message<'_>> {
         topic: object.topic,
         event: object.event,
         payload: object.payload.map_or("{}", RawValue::get).into(),
+        push: None,
     })
 }
 
@@ -184,6 +225,7 @@ fn decode_array(text: &str) -> Option<Message<'_>> {
                 topic: topic.0,
                 event: event.0,
                 payload: payload.get().into(),
+                push: None,
             })
         }
     }
@@ -218,13 +260,21 @@ fn decode_broadcast(bytes: &[u8]) -> Option<Message<'_>> {
     let join_ref = Ref::from_text(take(&mut rest, join_ref)?);
     let reference = Ref::from_text(take(&mut rest, reference)?);
     let topic = take(&mut rest, topic)?;
-    take(&mut rest, event)?;
+    let event = take(&mut rest, event)?;
     let metadata = take(&mut rest, metadata)?;
     if !metadata.is_empty() {
         serde_json::from_str::<IgnoredAny>(metadata).ok()?;
     }
-    let payload = if encoding == 0 { "null" } else { std::str::from_utf8(rest).ok()? };
-    Some(Message { join_ref, reference, topic: topic.into(), event: "broadcast".into(), payload: payload.into() })
+    let (payload, binary) = if encoding == 0 {
+        ("null", Some(rest.into()))
+    } else {
+        let text = std::str::from_utf8(rest).ok()?;
+        // It becomes a part of others' frames.
+        serde_json::from_str::<IgnoredAny>(text).ok()?;
+        (text, None)
+    };
+    let push = Some(Push { event: event.into(), binary });
+    Some(Message { join_ref, reference, topic: topic.into(), event: "broadcast".into(), payload: payload.into(), push })
 }
 
 /// A string as JSON text.
@@ -298,9 +348,21 @@ pub fn system(
     encode(version, join_ref, &Ref::NULL, topic, "system", &payload)
 }
 
-/// `presence_state` of a channel in which nobody is present.
-pub fn empty_presence_state(version: Version, join_ref: &Ref, topic: &str) -> Bytes {
-    encode(version, join_ref, &Ref::NULL, topic, "presence_state", "{}")
+/// A text `broadcast` that the channel itself pushes: one that is replayed. `payload`: JSON text.
+pub fn replayed(version: Version, join_ref: &Ref, topic: &str, payload: &str) -> Bytes {
+    encode(version, join_ref, &Ref::NULL, topic, "broadcast", payload)
+}
+
+/// A broadcast with bytes for a payload (kind 4); `None` if a header's string is longer than 255 bytes, or the version has none.
+pub fn replayed_binary(version: Version, topic: &str, event: &str, metadata: &str, payload: &[u8]) -> Option<Bytes> {
+    if version != Version::V2 {
+        return None;
+    }
+    let [topic_length, event_length, metadata_length] =
+        [topic, event, metadata].map(|text| u8::try_from(text.len()).ok());
+    let head = [4, topic_length?, event_length?, metadata_length?, 0];
+    let parts = [&head[..], topic.as_bytes(), event.as_bytes(), metadata.as_bytes(), payload];
+    Some(frame::encode(Opcode::Binary, &parts.concat()))
 }
 
 /// `phx_close`: the channel ended on purpose. `join_ref` is that of the join frame, unaltered.
@@ -403,13 +465,16 @@ mod tests {
         assert_eq!((&*read.topic, &*read.event, &*read.payload), ("realtime:room", "broadcast", "{\"x\":3}"));
         let frame = b"\x03\x00\x01\x0d\x03\x02\x008realtime:roombin{}\xde\xad";
         let read = message(decode_binary(Version::V2, frame));
-        assert_eq!((read.join_ref, &*read.payload), (Ref::NULL, "null"));
+        assert_eq!((&read.join_ref, &*read.payload, read.size()), (&Ref::NULL, "null", 2));
+        let push = read.push.as_ref().unwrap();
+        assert_eq!((&*push.event, push.binary.as_deref()), ("bin", Some(&b"\xde\xad"[..])));
+        assert_eq!(read.clone().into_owned(), read);
     }
 
     #[test]
     fn other_binary_frames_do_no_harm() {
         assert_eq!(decode_binary(Version::V2, b"\x00\x01\x01\x01\x0112tedata"), Decoded::Ignored);
-        let bad: [&[u8]; 8] = [
+        let bad: [&[u8]; 9] = [
             b"",
             b"\x00\x01",
             b"\x00\xff\x00\x00\x00x",
@@ -418,6 +483,7 @@ mod tests {
             b"\x01abc",
             b"\x04",
             b"\x03\x00\x00\x01\x00\x01\x00t{",
+            b"\x03\x00\x00\x01\x01\x00\x01te{},\"x\"",
         ];
         for bytes in bad {
             assert_eq!(decode_binary(Version::V2, bytes), Decoded::Malformed, "{bytes:?}");
@@ -452,9 +518,9 @@ mod tests {
         assert_eq!(two, r#"["4","4","t","phx_close",{}]"#);
         let (_, two) = both(|v, j, _| error(v, j, "t"));
         assert_eq!(two, r#"["4","4","t","phx_error",{"reason":"channel_crash"}]"#);
-        let (one, two) = both(|v, j, _| empty_presence_state(v, j, "t"));
-        assert_eq!(one, r#"{"topic":"t","event":"presence_state","payload":{},"ref":null}"#);
-        assert_eq!(two, r#"["4",null,"t","presence_state",{}]"#);
+        let (one, two) = both(|v, j, _| replayed(v, j, "t", "{}"));
+        assert_eq!(one, r#"{"topic":"t","event":"broadcast","payload":{},"ref":null}"#);
+        assert_eq!(two, r#"["4",null,"t","broadcast",{}]"#);
         let (_, two) = both(|v, j, r| refusal(v, j, r, "t", "a \"b\""));
         assert_eq!(two, r#"["4","9","t","phx_reply",{"status":"error","response":{"reason":"a \"b\""}}]"#);
     }

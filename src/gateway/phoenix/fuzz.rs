@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::codec::{
-    Decoded, Message, Ref, Status, close, decode_binary, decode_text, empty_presence_state, error, json, refusal,
-    reply, system,
+    Decoded, Message, Ref, Status, close, decode_binary, decode_text, error, json, refusal, replayed, replayed_binary,
+    reply, shared, system,
 };
 use crate::gateway::encode::changes_frame;
 use crate::hub::Version;
@@ -37,12 +37,17 @@ pub(crate) fn frames(bytes: &[u8]) {
         assert_eq!((&again.topic, &again.payload), (&message.topic, &message.payload));
         assert_eq!((&again.join_ref, &again.reference), (&message.join_ref, &message.reference));
     }
+    if let Some(bytes) = message.push.as_ref().and_then(|push| push.binary.clone()) {
+        let frame = Bytes::copy_from_slice(rest);
+        assert_eq!(shared(&frame, bytes.clone()), *bytes);
+        let _ = replayed_binary(version, &message.topic, &message.event, "{}", &bytes);
+    }
     answers(version, &message);
 }
 
 /// As a client writes it.
 fn encode(version: Version, message: &Message<'_>) -> String {
-    let Message { join_ref, reference, topic, event, payload } = message;
+    let Message { join_ref, reference, topic, event, payload, .. } = message;
     let (join_ref, reference, topic, event) = (join_ref.as_json(), reference.as_json(), json(topic), json(event));
     match version {
         Version::V1 => format!(
@@ -73,7 +78,7 @@ fn answers(version: Version, message: &Message<'_>) {
         reply(version, join_ref, reference, topic, Status::Ok, "{}"),
         refusal(version, join_ref, reference, topic, event),
         system(version, join_ref, topic, "postgres_changes", Status::Error, event, ""),
-        empty_presence_state(version, join_ref, topic),
+        replayed(version, join_ref, topic, "{}"),
         close(version, join_ref, topic),
         error(version, join_ref, topic),
         changes_frame(version, topic, &[i32::MIN, 7], b"{}"),

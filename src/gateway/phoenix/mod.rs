@@ -1,7 +1,9 @@
 //! The Phoenix channel protocol over WebSocket, as the Supabase Realtime SDKs speak it (`protocol.md` §2–4).
 
 pub mod codec;
+mod questions;
 mod receipts;
+mod rooms;
 mod session;
 mod socket;
 

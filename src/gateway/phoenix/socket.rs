@@ -11,9 +11,9 @@
 
 mod asked;
 mod deferred;
+mod effects;
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Weak};
@@ -22,11 +22,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, FutureExt as _, join};
+use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture, join};
 use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
-use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -35,13 +35,16 @@ use tracing::{debug, warn};
 use self::deferred::Deferred;
 use super::codec::{self, Decoded};
 use super::receipts::{Due, Mark, Receipts};
-use super::session::{Effect, Now, Session, Visitor, begin};
+use super::rooms::Seats;
+use super::session::{Effect, Now, Session, Visitor};
+use crate::authority::{AuthorityError, Reads, Watch, Writes};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
-use crate::gateway::storm::{OwnTurns, bounded};
+use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Place, Port, Stage, Transmit, Version};
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Transmit, Version};
+use crate::messages::Stored;
 use crate::resume::Tracked;
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
@@ -102,13 +105,21 @@ impl AsyncWrite for Inbound {
 }
 
 /// How something that the session waits for has ended.
-enum Done {
+pub(super) enum Done {
     /// The hub has answered.
     Answered(ChannelId, Answer),
     /// The hub has taken a leave.
     Left,
     /// Keys were fetched, or could not be in time.
     Learned,
+    /// Who may read a private channel.
+    Read(u64, Result<Reads, AuthorityError>),
+    /// Who may write.
+    Wrote(u64, Result<Writes, AuthorityError>),
+    /// Stored messages, if they could be read.
+    Stored(u64, Option<Vec<Stored>>),
+    /// Whether the stream flows.
+    Streams(ChannelId, bool),
 }
 
 /// A channel as far as its frames and their receipts are concerned.
@@ -136,6 +147,8 @@ struct Connection {
     /// Of a connection of that door.
     door: topics::Door,
     operations: FuturesUnordered<Operation>,
+    /// What is asked about rights, stored messages and the stream. Their askers may end before the answers come.
+    questions: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Stops what is asked for a channel, so that a leave can't be overtaken by it.
     asked: HashMap<ChannelId, AbortHandle>,
     deferred: Deferred,
@@ -143,6 +156,12 @@ struct Connection {
     learning: Option<AbortHandle>,
     /// What the hub was given for each channel that is joined.
     ports: HashMap<ChannelId, Joined>,
+    /// The channels' places in the rooms of their topics.
+    seats: Seats,
+    /// Keep their rights true.
+    watches: HashMap<ChannelId, Watch>,
+    /// A right of some channel has changed.
+    changed: Arc<Notify>,
     receipts: Receipts,
     probe: Arc<Notify>,
     last_inbound: Instant,
@@ -208,19 +227,25 @@ pub(in crate::gateway) async fn run(
     let config = Some(reading(&shared.config));
     let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, config).await;
     let probe = visitor.probe.clone();
+    let (number, version) = (visitor.connection, visitor.version);
+    let session = Session::new(shared.clone(), visitor);
     let mut connection = Connection {
-        number: visitor.connection,
-        version: visitor.version,
+        number,
+        version,
         shard,
         outbox,
         write,
-        session: Session::new(shared.clone(), visitor),
+        changed: session.changed(),
+        session,
         door: topics::Door::default(),
         operations: FuturesUnordered::new(),
+        questions: FuturesUnordered::new(),
         asked: HashMap::new(),
         deferred: Deferred::default(),
         learning: None,
         ports: HashMap::new(),
+        seats: Seats::default(),
+        watches: HashMap::new(),
         receipts: Receipts::new(shared.config.device.clone(), Instant::now()),
         probe,
         last_inbound: Instant::now(),
@@ -250,7 +275,8 @@ impl Connection {
         let mut sleep = pin!(sleep_until(TokioInstant::now() + self.next_wake()));
         while self.outbox.is_open() {
             tokio::select! {
-                message = socket.next() => {
+                // Who sends faster than a room takes it is not read meanwhile.
+                message = socket.next(), if !self.seats.is_sending() => {
                     self.last_inbound = Instant::now();
                     if matches!(&message, Some(Ok(message)) if !message.is_close()) {
                         self.receipts.inbound(self.last_inbound);
@@ -276,16 +302,21 @@ impl Connection {
                 }
                 () = self.deferred.safe(), if self.deferred.is_waiting() => self.carry_out_deferred(),
                 () = self.probe.notified() => self.receipts.probe(Instant::now()),
+                () = self.changed.notified() => {
+                    let effects = self.session.rights_changed(self.now());
+                    self.carry_out(effects);
+                }
+                sent = self.seats.sent(), if self.seats.is_sending() => self.sent(sent),
                 _ = self.write.writable(), if self.blocked_since.is_some() => self.flush(),
                 Some(done) = self.operations.next(), if !self.operations.is_empty() => {
                     let effects = match done {
-                        Ok(Done::Answered(id, answer)) => {
-                            self.asked.remove(&id);
-                            self.session.answered(id, answer, self.now())
-                        }
-                        Ok(Done::Learned) => self.session.learned(self.now()),
-                        Ok(Done::Left) | Err(Aborted) => Vec::new(),
+                        Ok(done) => self.done(done),
+                        Err(Aborted) => Vec::new(),
                     };
+                    self.carry_out(effects);
+                }
+                Some(done) = self.questions.next(), if !self.questions.is_empty() => {
+                    let effects = self.done(done);
                     self.carry_out(effects);
                 }
                 () = draining.as_mut(), if self.leaves.is_none() => self.leave(CloseReason::Drain),
@@ -298,6 +329,22 @@ impl Connection {
             }
         }
         Served::Over
+    }
+
+    fn done(&mut self, done: Done) -> Vec<Effect> {
+        let now = self.now();
+        match done {
+            Done::Answered(id, answer) => {
+                self.asked.remove(&id);
+                self.session.answered(id, answer, now)
+            }
+            Done::Learned => self.session.learned(now),
+            Done::Read(number, answer) => self.session.read_answered(number, answer, now),
+            Done::Wrote(number, answer) => self.session.write_answered(number, answer, now),
+            Done::Stored(number, stored) => self.session.stored(number, stored, now),
+            Done::Streams(id, flows) => self.session.stream_awaited(id, flows, now),
+            Done::Left => Vec::new(),
+        }
     }
 
     fn now(&self) -> Now {
@@ -318,6 +365,11 @@ impl Connection {
     }
 
     fn received(&mut self, message: Option<Result<Message, Error>>) {
+        let frame = match &message {
+            Some(Ok(Message::Text(text))) => Bytes::from(text.clone()),
+            Some(Ok(Message::Binary(bytes))) => bytes.clone(),
+            _ => Bytes::new(),
+        };
         let decoded = match &message {
             Some(Ok(message)) if self.version == Version::Topics && !message.is_pong() => return self.asked(message),
             Some(Ok(Message::Text(text))) => codec::decode_text(self.version, text),
@@ -341,7 +393,7 @@ impl Connection {
             None => return self.close(CloseReason::Peer),
         };
         match decoded {
-            Decoded::Message(message) => self.handle(message),
+            Decoded::Message(message) => self.handle(message, &frame),
             Decoded::Ignored => {}
             Decoded::Malformed => {
                 self.shared.metrics.malformed_frames.inc();
@@ -350,13 +402,14 @@ impl Connection {
         }
     }
 
-    fn handle(&mut self, message: codec::Message<'_>) {
+    /// `frame`: what the message was read from.
+    fn handle(&mut self, message: codec::Message<'_>, frame: &Bytes) {
         // Without a ref it is sent whether or not the one before was answered.
         if message.topic == "phoenix" && !message.reference.is_null() && self.receipts.wants_heartbeats() {
             let marks = self.marks();
             self.receipts.heartbeat(marks, Instant::now());
         }
-        let effects = self.session.handle(message, self.now());
+        let effects = self.session.handle(message, frame, self.now());
         self.carry_out(effects);
     }
 
@@ -442,133 +495,10 @@ impl Connection {
         };
     }
 
-    fn carry_out_now(&mut self, effects: Vec<Effect>) {
-        let mut frames: Vec<(Bytes, Option<Arc<Stage>>)> = Vec::new();
-        let mut closing = None;
-        for effect in effects {
-            match effect {
-                Effect::Send(frame) => frames.push((frame, None)),
-                Effect::Greet { stage, greeting } => frames.push((greeting, Some(stage))),
-                Effect::Close(reason) => closing = Some(reason),
-                Effect::Subscribe {
-                    id,
-                    topic,
-                    join_ref,
-                    mut entries,
-                    principal,
-                    again,
-                    go_on,
-                    stage,
-                    greeting,
-                    tracked,
-                } => {
-                    let port = Arc::new(Port {
-                        id,
-                        outbox: self.outbox.clone(),
-                        shard: self.shard,
-                        topic,
-                        version: self.version,
-                        join_ref: join_ref.as_json().into(),
-                        stage,
-                        place: Place::default(),
-                    });
-                    if tracked.is_some() {
-                        self.receipts.track();
-                        self.outbox.watch();
-                    }
-                    let (expires_at, delivered) = (principal.expires_at, 0);
-                    let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
-                    if let Some(before) = self.ports.insert(id, joined) {
-                        if let Some(reached) = before.port.retire().filter(|_| go_on) {
-                            entries.iter_mut().for_each(|entry| entry.start = begin::later(entry.start, reached));
-                        }
-                        if go_on && before.port.place.had_snapshot() {
-                            entries.iter_mut().for_each(|entry| entry.snapshot = None);
-                            port.place.end_snapshot();
-                        }
-                    }
-                    let hub = self.shared.hub.clone();
-                    let asking = async move {
-                        if again {
-                            hub.leave(id).await;
-                        }
-                        bounded(hub.subscribe_greeting(port, entries, principal, greeting)).await
-                    };
-                    self.ask_in_turn(id, asking);
-                }
-                Effect::Reclaim { id, principal } => {
-                    if let Some(joined) = self.ports.get_mut(&id) {
-                        joined.expires_at = principal.expires_at;
-                    }
-                    let hub = self.shared.hub.clone();
-                    let asking = async move {
-                        let answer = bounded(hub.reclaim(id, principal)).await;
-                        if answer.is_err() {
-                            // Whatever the hub may still hold is held under the principal before.
-                            hub.leave(id).await;
-                        }
-                        answer
-                    };
-                    self.ask_in_turn(id, asking);
-                }
-                Effect::Leave(id) => {
-                    if let Some(joined) = self.ports.remove(&id) {
-                        joined.port.stage.close();
-                    }
-                    self.asked.remove(&id).inspect(AbortHandle::abort);
-                    let hub = self.shared.hub.clone();
-                    let leaving = async move {
-                        hub.leave(id).await;
-                        Done::Left
-                    };
-                    self.operations.push(Abortable::new(leaving.boxed(), AbortHandle::new_pair().1));
-                }
-                Effect::Learn => {
-                    let shared = self.shared.clone();
-                    let learning = async move {
-                        // In time or not: what is known by then decides.
-                        let _ = timeout(shared.config.learn_timeout, shared.verifier.learn()).await;
-                        Done::Learned
-                    };
-                    let (handle, registration) = AbortHandle::new_pair();
-                    self.learning = Some(handle);
-                    self.operations.push(Abortable::new(learning.boxed(), registration));
-                }
-            }
-        }
-        // Before anything asked above can be answered: the hub is only polled by the loop.
-        // The topics door has no frame for some of them.
-        frames.retain(|(frame, _)| !frame.is_empty());
-        if !frames.is_empty() {
-            // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
-            // reply that the shard has written is not written again.
-            let due = |stage: &Option<Arc<Stage>>| stage.as_ref().is_none_or(|stage| stage.greet());
-            self.outbox.send_own(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
-        }
-        if let Some(reason) = closing {
-            self.close(reason);
-        }
-    }
-
-    fn ask_in_turn(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
-        let shared = self.shared.clone();
-        if self.operations.is_empty() {
-            self.turns = None;
-        }
-        let own = self.turns.get_or_insert_with(|| shared.turns.own());
-        let asking = shared.turns.run(own, asking);
-        self.ask(id, asking);
-    }
-
-    fn ask(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
-        let (handle, registration) = AbortHandle::new_pair();
-        self.asked.insert(id, handle);
-        let asking = asking.map(move |answer| Done::Answered(id, answer));
-        self.operations.push(Abortable::new(asking.boxed(), registration));
-    }
-
     /// Sends what waits and says goodbye; makes the hub forget the channels. Both within the close timeout.
-    async fn finish(self, mut read: ReadHalf) {
+    async fn finish(mut self, mut read: ReadHalf) {
+        // The others of its rooms see it go, whatever the rest takes.
+        self.seats.end();
         let Connection { shared, outbox, write, session, mut operations, asked, learning, number, receipts, .. } = self;
         asked.values().chain(&learning).for_each(AbortHandle::abort);
         let reason = outbox.closing();

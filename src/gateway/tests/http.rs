@@ -127,7 +127,9 @@ async fn a_port_that_is_taken_is_named_with_what_to_do() {
     let relay = relay(quick()).await;
     let (commands, _) = mpsc::channel(1);
     let deps = Deps {
-        hub: HubHandle::new(commands),
+        hub: HubHandle::new(commands.clone()),
+        authority: Authority::new(no_pool(), HubHandle::new(commands), Default::default(), Arc::default()),
+        pool: no_pool(),
         rooms: Rooms::new(RoomConfig::default(), Vec::new(), Arc::default()),
         verifier: Arc::new(verifier()),
         clock: Clock::system(),

@@ -21,11 +21,13 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::shard::Shard;
 use super::{Deps, Gateway, GatewayConfig, Tokens, frame};
+use crate::authority::Authority;
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::error::{Fault as _, chain};
 use crate::hub::{Activated, ChannelId, Command, HubHandle, Port, Subscribed};
 use crate::metrics::Metrics;
+use crate::pg::{PgConfig, Pool};
 use crate::room::{RoomConfig, Rooms};
 use crate::task::{self, Connections, Drain};
 
@@ -86,6 +88,11 @@ struct Relay {
     frontiers: Arc<crate::resume::Frontiers>,
 }
 
+/// Nobody answers there.
+pub(super) fn no_pool() -> Pool {
+    PgConfig::from_url("postgres://nobody@127.0.0.1:1/nothing").and_then(|config| config.pool()).expect("a pool")
+}
+
 fn quick() -> GatewayConfig {
     GatewayConfig { tick: Duration::from_millis(10), close_timeout: Duration::from_secs(2), ..GatewayConfig::default() }
 }
@@ -101,7 +108,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
     let metrics = Arc::new(Metrics::new());
     let frontiers = crate::resume::Frontiers::in_memory(Default::default(), metrics.clone());
     let deps = Deps {
-        hub: HubHandle::new(commands),
+        hub: HubHandle::new(commands.clone()),
         rooms: rooms(2, clock.clone(), metrics.clone(), drain.clone()),
         verifier,
         clock: clock.clone(),
@@ -114,6 +121,8 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
         gate: task::Gate::always(),
         connections: connections.clone(),
         ready: ready_seen,
+        authority: Authority::new(no_pool(), HubHandle::new(commands), Default::default(), metrics.clone()),
+        pool: no_pool(),
         shards: 2,
         tls: None,
     };

@@ -66,7 +66,8 @@ impl Door {
         let count = frame.asked.count(joined.len());
         (0..count).map(move |index| {
             let (topic, event, payload) = frame.asked.push(index, joined, self.token.as_deref());
-            Message { join_ref: Ref::NULL, reference: frame.reference.clone(), topic, event: event.into(), payload }
+            let (join_ref, reference) = (Ref::NULL, frame.reference.clone());
+            Message { join_ref, reference, topic, event: event.into(), payload, push: None }
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Where a join begins: each entry where its `since` says, all others at the end of the log as of the reply. An entry that
-//! asks for a snapshot too needs none if all that came since is there.
+//! asks for a snapshot too needs none if all that came since is there. The entry of messages, the last, begins where the
+//! `replay` says.
 //!
 //! So the reply names a place, and everything committed after it arrives, however long the activation takes and however often
 //! it is tried again. Rejected: the hub's position at the activation, which comes after the reply, and would leave what was
@@ -12,19 +13,20 @@ use tracing::debug;
 
 use super::devices::Kept;
 use super::fresh::Fresh;
+use super::join::{Found, Granted};
+use super::presence::Calls;
 use super::topic::{Channel, Counted, Topic};
-use super::{CHANGES_REFUSED, Effect, Now, Session};
-use crate::channel::{self, Feed, Join, Notice, Request, Since, Wanted};
-use crate::claims::Principal;
+use super::{CHANGES_REFUSED, Effect, Now, Place, Session, stored};
+use crate::channel::{self, Feed, Join, JoinError, Notice, Privacy, Replay, Request, Since, Wanted};
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Status};
-use crate::hub::{Details, Entry, Start};
+use crate::hub::{Details, Entry, Stage, Start};
+use crate::policy::Right;
 use crate::resume::{Cursor, CursorError};
 
 /// What a join asks for, with its places.
-#[derive(Default)]
 pub(super) struct Beginning {
-    /// For the hub.
+    /// For the hub; that of messages is the last.
     pub(super) entries: Vec<Entry>,
     /// What the reply tells: nothing owed is at or before it. `None` if that is not known yet.
     pub(super) cursor: Option<Cursor>,
@@ -32,23 +34,49 @@ pub(super) struct Beginning {
     pub(super) kept: Kept,
     /// Of a client that keeps cursors.
     pub(super) fresh: Option<Fresh>,
+    /// Why the client's entries are none; then they are not among them.
+    pub(super) malformed: Option<String>,
 }
 
 impl Session {
-    /// Where the join begins as of now, or the text that says which entry is none.
-    pub(super) fn begin(&self, join: &Join, topic: &str, principal: &Principal, now: Now) -> Result<Beginning, String> {
-        if join.changes.is_empty() {
-            return Ok(Beginning::default());
-        }
+    /// Where the join begins as of now.
+    pub(super) fn begin(
+        &self,
+        granted: &Granted,
+        found: &Found,
+        topic: &str,
+        now: Now,
+    ) -> Result<Beginning, JoinError> {
+        let Granted { join, principal, .. } = granted;
         let here = self.shared.log.here();
-        let entries: Vec<Entry> =
-            join.changes.iter().map(|wanted| self.entry(wanted, here)).collect::<Result<_, _>>()?;
-        let mut begun = Beginning { entries, ..Beginning::default() };
-        begun.kept = self.resume(&mut begun, &join.changes, topic, principal, now);
-        begun.cursor = here.and_then(|here| lowest(here, &begun.entries));
-        let fresh = Fresh { at: now.at, cursor: begun.cursor };
-        begun.fresh = join.changes.iter().any(Wanted::keeps_cursors).then_some(fresh);
+        let entries: Result<Vec<Entry>, String> = join.changes.iter().map(|wanted| self.entry(wanted, here)).collect();
+        let (mut entries, malformed) = match entries {
+            Ok(entries) => (entries, None),
+            Err(text) => (Vec::new(), Some(text)),
+        };
+        let changes = if malformed.is_none() { join.changes.as_slice() } else { &[] };
+        entries.push(stored::entry(topic, found, self.messages_start(join, found.here.or(here))?));
+        let mut begun = Beginning { entries, cursor: None, kept: Kept::default(), fresh: None, malformed };
+        begun.kept = self.resume(&mut begun.entries, join, changes, topic, principal, now);
+        // Who has nothing to come back for needs no place.
+        let private = join.privacy == Privacy::Private;
+        if private || !changes.is_empty() {
+            begun.cursor = here.and_then(|here| lowest(here, &begun.entries));
+        }
+        let keeps = changes.iter().any(Wanted::keeps_cursors) || matches!(join.replay, Some(Replay::After(_)));
+        begun.fresh = keeps.then_some(Fresh { at: now.at, cursor: begun.cursor });
         Ok(begun)
+    }
+
+    /// Where the messages of its topic begin.
+    fn messages_start(&self, join: &Join, here: Option<Cursor>) -> Result<Start, JoinError> {
+        let Some(Replay::After(text)) = &join.replay else { return Ok(here.map_or(Start::Now, Start::After)) };
+        match self.shared.cursor_key.open(text) {
+            Ok(cursor) => Ok(Start::After(cursor)),
+            // As with `since`.
+            Err(CursorError::OtherKey) => Ok(Start::Lost),
+            Err(CursorError::Malformed) => Err(JoinError::ReplayParams),
+        }
     }
 
     fn entry(&self, wanted: &Wanted, here: Option<Cursor>) -> Result<Entry, String> {
@@ -80,17 +108,18 @@ impl Session {
         }
     }
 
-    /// A channel that asks for nothing yet, and the frames of its join reply, which tells this place.
+    /// A channel, and the frames that its client gets first: the join reply, which tells this place, and what follows it.
     pub(super) fn channel(
         &self,
         message: &Message<'_>,
-        join: &Join,
+        granted: Granted,
         cursor: Option<Cursor>,
-        token: Arc<str>,
-        principal: Arc<Principal>,
+        feed: Feed,
+        found: Found,
         after: &[Bytes],
     ) -> (Box<Channel>, Vec<Bytes>) {
         let version = self.visitor.version;
+        let Granted { join, token, principal } = granted;
         if !join.unreadable.is_empty() {
             debug!(connection = self.visitor.connection, fields = ?join.unreadable, "InvalidJoinPayload: read as absent");
         }
@@ -108,10 +137,7 @@ impl Session {
         let reply = codec::reply(version, &message.join_ref, &message.reference, &topic, Status::Ok, &response);
         let mut frames = vec![reply];
         frames.extend_from_slice(after);
-        if join.presence {
-            // True: nobody can be present yet. Without it JS holds back whatever presence event follows.
-            frames.push(codec::empty_presence_state(version, &own_ref, &topic));
-        }
+        frames.extend(self.replayed(found.stored.as_deref().unwrap_or_default(), &own_ref, &topic));
         let channel = Channel {
             id: channel::next_id(),
             topic,
@@ -120,7 +146,14 @@ impl Session {
             token,
             principal,
             ack: join.ack,
-            feed: None,
+            echo: join.echo,
+            replication_ready: join.replication_ready,
+            stage: Arc::new(Stage::waiting()),
+            presence: join.presence,
+            key: join.key.map_or_else(presence_key, Arc::from),
+            calls: Calls::default(),
+            member: found.member,
+            feed,
             fresh: None,
             kept: Kept::default(),
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
@@ -129,28 +162,65 @@ impl Session {
         (Box::new(channel), frames)
     }
 
-    /// The join is answered; its changes are asked for.
+    /// Has the channel come into its room.
+    pub(super) fn enter(&self, channel: &Channel) -> Effect {
+        let principal = &channel.principal;
+        // Who is nobody in particular is not one with all others like that.
+        let user = match &*principal.subject {
+            "" => format!("{}#{}", principal.role, self.visitor.connection).into(),
+            _ => principal.subject.clone(),
+        };
+        Effect::Enter {
+            id: channel.id,
+            topic: channel.topic.clone(),
+            join_ref: channel.own_ref.clone(),
+            stage: channel.stage.clone(),
+            seat: Place {
+                rights: channel.member.as_ref().map(|member| member.rights.clone()),
+                presence: channel.presence,
+                key: channel.key.clone(),
+                user,
+            },
+        }
+    }
+
+    /// The join is answered with these frames; its entries are asked for.
     pub(super) fn joined(
         &mut self,
-        mut channel: Box<Channel>,
-        begun: Result<Beginning, String>,
+        channel: Box<Channel>,
+        frames: &[Bytes],
+        malformed: Option<String>,
         out: &mut Vec<Effect>,
     ) {
         self.counted_join(&channel);
-        match begun {
-            Ok(Beginning { entries, .. }) if entries.is_empty() => {}
-            Ok(Beginning { entries, kept, fresh, .. }) => {
-                (channel.kept, channel.fresh) = (kept, fresh);
-                channel.feed = Some(Feed::new(entries, self.shared.config.retry));
-                out.extend(channel.ask(Request::Subscribe { again: false }));
-            }
-            Err(text) => {
-                self.refused("changes refused", &channel.topic, &channel.principal, CHANGES_REFUSED);
-                out.push(channel.notice(self.visitor.version, &self.shared.cursor_key, &Notice::Refused(text)));
-            }
+        out.push(self.enter(&channel));
+        let greeting = if let [reply] = frames { reply.clone() } else { frames.concat().into() };
+        out.push(Effect::Greet { stage: channel.stage.clone(), greeting });
+        self.answered_join(&channel, out);
+        if let Some(text) = malformed {
+            self.refused("changes refused", &channel.topic, &channel.principal, CHANGES_REFUSED);
+            out.push(channel.notice(self.visitor.version, &self.shared.cursor_key, &Notice::Refused(text)));
         }
+        out.push(channel.ask(Request::Subscribe { again: false }));
         self.topics.insert(channel.topic.clone(), Topic::Joined(channel));
     }
+
+    /// What follows every join reply.
+    pub(super) fn answered_join(&self, channel: &Channel, out: &mut Vec<Effect>) {
+        let readable = channel.member.as_ref().is_none_or(|member| member.rights.allows(Right::ReadPresence));
+        if channel.presence && readable {
+            out.push(Effect::PresenceState(channel.id));
+        }
+        out.extend(self.watch(channel));
+        out.extend(Session::await_stream(channel));
+    }
+}
+
+/// A key for who names none: a UUID of version 4.
+fn presence_key() -> Arc<str> {
+    let mut id: [u8; 16] = rand::random();
+    (id[6], id[8]) = (id[6] & 0x0f | 0x40, id[8] & 0x3f | 0x80);
+    stored::uuid(id).into()
 }
 
 /// Where an entry goes on whose channel has reached this place.

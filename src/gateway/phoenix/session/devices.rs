@@ -8,10 +8,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::begin::Beginning;
 use super::topic::Channel;
-use super::{Effect, Now, Session};
-use crate::channel::{Request, Wanted};
+use super::{Effect, Now, Session, stored};
+use crate::channel::{GoOn, Join, Privacy, Replay, Request, Wanted};
 use crate::claims::Principal;
 use crate::gateway::device;
 use crate::hub::{Entry, Start};
@@ -56,7 +55,8 @@ impl Session {
     /// Has the entries begin where the device was.
     pub(super) fn resume(
         &self,
-        begun: &mut Beginning,
+        entries: &mut [Entry],
+        join: &Join,
         changes: &[Wanted],
         topic: &str,
         principal: &Principal,
@@ -71,11 +71,23 @@ impl Session {
             let since = wanted.since().ok().flatten().map(|since| format!("{since:?}").into());
             Wish { canonical: wanted.canonical_without_place().into(), since }
         };
-        let wishes: Vec<Wish> = changes.iter().map(wish).collect();
-        let tracked = self.track(&mut begun.entries, &wishes, &device, topic, principal, now);
+        let mut wishes: Vec<Wish> = changes.iter().map(wish).collect();
+        // Of a public channel messages are as little kept as those between clients.
+        if join.privacy == Privacy::Private {
+            let since = match &join.replay {
+                Some(Replay::After(cursor)) => Some(cursor.as_str().into()),
+                _ => None,
+            };
+            wishes.push(Wish { canonical: stored::MESSAGES.into(), since });
+        }
+        if wishes.is_empty() {
+            return Kept::default();
+        }
+        let tracked = self.track(entries, &wishes, &device, topic, principal, now);
         Kept { device: Some(device), wishes, tracked: Some(tracked), anew: false }
     }
 
+    /// `entries`: as many as there are wishes, or one more.
     fn track(
         &self,
         entries: &mut [Entry],
@@ -116,13 +128,13 @@ impl Session {
         if (&before.role, &before.subject) == (&principal.role, &principal.subject) {
             return;
         }
-        let (Some(device), Some(feed)) = (channel.kept.device.clone(), channel.feed.as_mut()) else { return };
+        let Some(device) = channel.kept.device.clone() else { return };
         channel.kept.end(false, now.at, now.at);
         let start = self.shared.log.here().map_or(Start::Now, Start::After);
-        let mut entries = feed.entries().to_vec();
+        let mut entries = channel.feed.all().to_vec();
         entries.iter_mut().for_each(|entry| entry.start = start);
         let tracked = self.track(&mut entries, &channel.kept.wishes, &device, &channel.topic, &principal, now);
-        feed.begin_at(entries);
+        channel.feed.begin_at(entries);
         channel.kept.tracked = Some(tracked);
         channel.kept.anew = true;
     }
@@ -130,12 +142,14 @@ impl Session {
 
 impl Channel {
     /// The request as the hub is to get it: where the user has changed, the channel begins anew.
-    pub(super) fn ask_as_due(&mut self, request: Request) -> Option<Effect> {
+    pub(super) fn ask_as_due(&mut self, request: Request) -> Effect {
         let anew = self.kept.takes_anew();
-        let mut effect = self.ask(if anew { Request::Subscribe { again: true } } else { request })?;
-        if let Effect::Subscribe { go_on, .. } = &mut effect {
-            *go_on &= !anew;
+        let mut effect = self.ask(if anew { Request::Subscribe { again: true } } else { request });
+        if let Effect::Subscribe { go_on, .. } = &mut effect
+            && anew
+        {
+            *go_on = GoOn::Nowhere;
         }
-        Some(effect)
+        effect
     }
 }

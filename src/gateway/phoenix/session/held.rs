@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
+use super::join::Asker;
 use super::topic::{Backlog, Channel, Held, Topic, What};
-use super::{Asker, Effect, Now, Session};
+use super::{Effect, Now, Session};
 use crate::channel::{Answer, JoinError};
 use crate::gateway::phoenix::codec::Message;
 use crate::hub::Stage;
@@ -39,7 +40,8 @@ impl Session {
             wait,
             last: None,
         };
-        out.extend(channel.ask_held(&mut held, false));
+        out.push(self.enter(&channel));
+        out.push(channel.ask_held(&mut held, false));
         self.topics.insert(channel.topic.clone(), Topic::pending(What::Held { channel, held }, backlog));
     }
 
@@ -61,7 +63,7 @@ impl Session {
         if held.stage.give_up() {
             held.last = Some(error.message.clone());
             // What the feed would tell, the refusal tells when the time is over.
-            let _ = channel.feed.as_mut().map(|feed| feed.answered(Err(error), now.at));
+            let _ = channel.feed.answered(Err(error), now.at);
         } else {
             // The hub did activate it; its answer was lost.
             let backlog = self.greeted(name, out);
@@ -81,7 +83,8 @@ impl Session {
             What::Held { mut channel, held } => {
                 self.counted_join(&channel);
                 out.push(Effect::Greet { stage: held.stage, greeting: held.greeting });
-                channel.feed.as_mut().into_iter().for_each(|feed| feed.retry_every(self.shared.config.retry));
+                self.answered_join(&channel, out);
+                channel.feed.retry_every(self.shared.config.retry);
                 (Topic::Joined(channel), pending.backlog)
             }
             what => (Topic::pending(what, pending.backlog), Backlog::default()),
@@ -125,14 +128,14 @@ impl Session {
             return;
         }
         let Some((mut channel, held, backlog)) = self.take_held(&message.topic, now, out) else {
-            return self.dispatch(message, now, out);
+            return self.dispatch(message, &Bytes::new(), now, out);
         };
         channel.kept.end(leaves, now.at, now.at);
         // There is no channel any more that they could be for.
         self.release(backlog, now, out);
         if leaves {
             out.extend(held.after.into_iter().map(Effect::Send));
-            self.dispatch(message, now, out);
+            self.dispatch(message, &Bytes::new(), now, out);
         } else {
             self.join(&message, held.after, now, out);
         }

@@ -1,4 +1,4 @@
-//! What a session keeps about one topic: a joined channel, or a join under way and the messages that wait for its end.
+//! What a session keeps about one topic: a joined channel, or what waits there and the messages that wait behind it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,8 +7,11 @@ use bytes::Bytes;
 
 use super::devices::Kept;
 use super::fresh::Fresh;
+use super::join::Found;
+use super::members::Membership;
+use super::presence::Calls;
 use super::{Effect, Now};
-use crate::channel::{Feed, Notice, Request};
+use crate::channel::{Feed, GoOn, Notice, Request};
 use crate::claims::Principal;
 use crate::gateway::encode::details;
 use crate::gateway::phoenix::codec::{self, Message, Ref, Status};
@@ -31,12 +34,21 @@ pub(super) struct Pending {
 pub(super) enum What {
     /// A join was refused, and the answer is held back until then.
     Refusing { frames: Vec<Bytes>, until: Instant },
-    /// A join's token needs a key that is being fetched. `after`: frames that follow the join's reply.
-    Key { join: Message<'static>, after: Vec<Bytes> },
-    /// The channel is joined; its new token needs a key that is being fetched.
-    NewKey { channel: Box<Channel>, renewal: Message<'static> },
+    /// A join waits for something. `after`: frames that follow the join's reply.
+    Join { join: Message<'static>, after: Vec<Bytes>, found: Box<Found>, waits: Waits },
+    /// The channel is joined; a message of its client's waits for something. `None`: it has taken effect but for that.
+    Push { channel: Box<Channel>, push: Option<Message<'static>>, waits: Waits },
     /// A join is answered when its changes are active.
     Held { channel: Box<Channel>, held: Held },
+}
+
+/// For what a message waits. Each comes within a bound of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// Keys of tokens.
+    Keys,
+    /// The answer to a question about rights, or to one for stored messages: which.
+    Answer(u64),
 }
 
 /// Messages that wait, in order.
@@ -79,8 +91,22 @@ pub(super) struct Channel {
     pub(super) own_ref: Ref,
     pub(super) token: Arc<str>,
     pub(super) principal: Arc<Principal>,
+    /// Each broadcast is answered.
     pub(super) ack: bool,
-    pub(super) feed: Option<Feed>,
+    /// Its own broadcasts come back to it.
+    pub(super) echo: bool,
+    /// It is to be told when broadcasts from the database flow.
+    pub(super) replication_ready: bool,
+    /// Whether others' messages may reach it, and its presence state: from its reply on.
+    pub(super) stage: Arc<Stage>,
+    /// Presence was asked for at the join.
+    pub(super) presence: bool,
+    /// Its presence key.
+    pub(super) key: Arc<str>,
+    pub(super) calls: Calls,
+    /// Of a private channel.
+    pub(super) member: Option<Box<Membership>>,
+    pub(super) feed: Feed,
     /// Of a client that keeps cursors.
     pub(super) fresh: Option<Fresh>,
     /// Of its device.
@@ -115,8 +141,8 @@ impl Topic {
         match self {
             Topic::Joined(channel) => Some(channel),
             Topic::Pending(pending) => match &pending.what {
-                What::NewKey { channel, .. } | What::Held { channel, .. } => Some(channel),
-                What::Refusing { .. } | What::Key { .. } => None,
+                What::Push { channel, .. } | What::Held { channel, .. } => Some(channel),
+                What::Refusing { .. } | What::Join { .. } => None,
             },
         }
     }
@@ -125,8 +151,8 @@ impl Topic {
         match self {
             Topic::Joined(channel) => Some(channel),
             Topic::Pending(pending) => match &mut pending.what {
-                What::NewKey { channel, .. } | What::Held { channel, .. } => Some(channel),
-                What::Refusing { .. } | What::Key { .. } => None,
+                What::Push { channel, .. } | What::Held { channel, .. } => Some(channel),
+                What::Refusing { .. } | What::Join { .. } => None,
             },
         }
     }
@@ -141,17 +167,28 @@ impl Topic {
         }
     }
 
+    /// What a message on it waits for.
+    pub(super) fn waits(&self) -> Option<Waits> {
+        match self {
+            Topic::Pending(pending) => match &pending.what {
+                What::Join { waits, .. } | What::Push { waits, .. } => Some(*waits),
+                What::Refusing { .. } | What::Held { .. } => None,
+            },
+            Topic::Joined(_) => None,
+        }
+    }
+
     /// The request as it is to be put to the hub.
     pub(super) fn ask(&mut self, request: Request) -> Option<Effect> {
         if let Topic::Pending(pending) = self
             && let What::Held { channel, held } = &mut pending.what
         {
-            return channel.ask_held(held, matches!(request, Request::Subscribe { again: true }));
+            return Some(channel.ask_held(held, matches!(request, Request::Subscribe { again: true })));
         }
-        self.channel_mut()?.ask_as_due(request)
+        self.channel_mut().map(|channel| channel.ask_as_due(request))
     }
 
-    /// Whether its time is over: the token's, the held join's, the refusal's. A channel whose new token is being looked at is
+    /// Whether its time is over: the token's, the held join's, the refusal's. A channel whose message waits for something is
     /// left to that; meanwhile the hub sends nothing to an expired one.
     pub(super) fn is_due(&self, now: Now) -> bool {
         match self {
@@ -159,7 +196,7 @@ impl Topic {
             Topic::Pending(pending) => match &pending.what {
                 What::Refusing { until, .. } => *until <= now.at,
                 What::Held { channel, held } => held.until <= now.at || channel.principal.is_expired(now.seconds()),
-                What::Key { .. } | What::NewKey { .. } => false,
+                What::Join { .. } | What::Push { .. } => false,
             },
         }
     }
@@ -172,7 +209,9 @@ impl Topic {
     /// How long until time alone changes something.
     pub(super) fn next_tick(&self, now: Now) -> Option<Duration> {
         let until = |at: Instant| at.saturating_duration_since(now.at);
-        let retry = self.channel().and_then(|channel| channel.feed.as_ref()).and_then(Feed::wakes_at).map(until);
+        let channel = self.channel();
+        let retry = channel.and_then(|channel| channel.feed.wakes_at()).map(until);
+        let rights = channel.and_then(|channel| channel.member.as_ref()?.wakes_at()).map(until);
         let expiry = |channel: &Channel| {
             let millis = channel.principal.expires_at.saturating_mul(1000).saturating_sub(now.unix_millis);
             Duration::from_millis(u64::try_from(millis).unwrap_or(0))
@@ -182,11 +221,11 @@ impl Topic {
             Topic::Pending(pending) => match &pending.what {
                 What::Refusing { until: at, .. } => Some(until(*at)),
                 What::Held { channel, held } => Some(expiry(channel).min(until(held.until))),
-                // The key comes, or doesn't, within a bound of its own.
-                What::Key { .. } | What::NewKey { .. } => None,
+                // What it waits for comes, or doesn't, within a bound of its own.
+                What::Join { .. } | What::Push { .. } => None,
             },
         };
-        [own, retry].into_iter().flatten().min()
+        [own, retry, rights].into_iter().flatten().min()
     }
 }
 
@@ -197,25 +236,25 @@ impl Channel {
     }
 
     /// The request of a channel whose join is answered.
-    pub(super) fn ask(&self, request: Request) -> Option<Effect> {
+    pub(super) fn ask(&self, request: Request) -> Effect {
         match request {
-            Request::Reclaim => Some(Effect::Reclaim { id: self.id, principal: self.principal.clone() }),
+            Request::Reclaim => Effect::Reclaim { id: self.id, principal: self.principal.clone() },
             Request::Subscribe { again } => self.subscribe(again, Arc::new(Stage::greeted()), None),
         }
     }
 
     /// The request of a channel whose join is held, with a stage of its own: an earlier try can't greet any more.
-    pub(super) fn ask_held(&self, held: &mut Held, again: bool) -> Option<Effect> {
-        held.stage = Arc::new(Stage::waiting());
+    pub(super) fn ask_held(&self, held: &mut Held, again: bool) -> Effect {
+        held.stage = Arc::new(Stage::waiting_with(self.stage.clone()));
         self.subscribe(again, held.stage.clone(), Some(held.greeting.clone()))
     }
 
-    fn subscribe(&self, again: bool, stage: Arc<Stage>, greeting: Option<Bytes>) -> Option<Effect> {
-        let entries = self.feed.as_ref()?.entries().to_vec();
+    fn subscribe(&self, again: bool, stage: Arc<Stage>, greeting: Option<Bytes>) -> Effect {
+        let entries = self.feed.entries().to_vec();
         let (topic, join_ref, principal) = (self.topic.clone(), self.own_ref.clone(), self.principal.clone());
-        let (tracked, go_on) = (self.kept.tracked(), again);
-        let id = self.id;
-        Some(Effect::Subscribe { id, topic, join_ref, entries, principal, again, go_on, stage, greeting, tracked })
+        let go_on = if again { self.feed.goes_on() } else { GoOn::Nowhere };
+        let (id, tracked) = (self.id, self.kept.tracked());
+        Effect::Subscribe { id, topic, join_ref, entries, principal, again, go_on, stage, greeting, tracked }
     }
 
     /// A `system` frame about its changes.
@@ -232,7 +271,18 @@ impl Channel {
         Effect::Send(codec::system(version, &self.own_ref, &self.topic, "postgres_changes", status, text, &more))
     }
 
-    pub(super) fn refuse(&self, version: Version, message: &Message<'_>, reason: &str) -> Effect {
-        Effect::Send(codec::refusal(version, &self.own_ref, &message.reference, &self.topic, reason))
+    /// A `system` frame about the channel itself.
+    pub(super) fn system(&self, version: Version, status: Status, text: &str) -> Effect {
+        Effect::Send(codec::system(version, &self.own_ref, &self.topic, "system", status, text, ""))
     }
+
+    /// The answer to a push. `response`: JSON text of an object.
+    pub(super) fn reply(&self, version: Version, reference: &Ref, status: Status, response: &str) -> Bytes {
+        codec::reply(version, &self.own_ref, reference, &self.topic, status, response)
+    }
+}
+
+/// A topic without `realtime:`.
+pub(super) fn sub_topic(topic: &str) -> &str {
+    topic.strip_prefix("realtime:").unwrap_or(topic)
 }

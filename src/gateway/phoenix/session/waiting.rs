@@ -1,6 +1,8 @@
 //! Messages that wait for something on their topic, and the keys of tokens that may be worth waiting for.
 
-use super::topic::{Backlog, Topic, What};
+use bytes::Bytes;
+
+use super::topic::{Backlog, Topic, Waits, What};
 use super::{Effect, Now, Session};
 use crate::claims::TokenError;
 use crate::gateway::phoenix::codec::{self, Message, Ref};
@@ -9,7 +11,7 @@ impl Session {
     pub(super) fn hold(&mut self, message: Message<'_>, out: &mut Vec<Effect>) {
         let config = &self.shared.config;
         let Some(Topic::Pending(pending)) = self.topics.get_mut(message.topic.as_ref()) else { return };
-        let (backlog, bytes) = (&mut pending.backlog, message.payload.len());
+        let (backlog, bytes) = (&mut pending.backlog, message.size());
         if backlog.messages.len() < config.max_pending && self.held_bytes + bytes <= config.max_pending_bytes {
             backlog.bytes += bytes;
             self.held_bytes += bytes;
@@ -29,7 +31,7 @@ impl Session {
     pub(super) fn release(&mut self, backlog: Backlog, now: Now, out: &mut Vec<Effect>) {
         self.held_bytes -= backlog.bytes;
         for message in backlog.messages {
-            self.dispatch(message, now, out);
+            self.dispatch(message, &Bytes::new(), now, out);
         }
     }
 
@@ -49,20 +51,22 @@ impl Session {
     pub(in crate::gateway::phoenix) fn learned(&mut self, now: Now) -> Vec<Effect> {
         let mut out = Vec::new();
         self.learning = false;
-        let waits = |topic: &Topic| matches!(topic, Topic::Pending(pending) if matches!(pending.what, What::Key { .. } | What::NewKey { .. }));
-        let waiting = self.topics.iter().filter(|(_, topic)| waits(topic)).map(|(name, _)| name.clone());
-        for name in waiting.collect::<Vec<_>>() {
+        let waiting = self.topics.iter().filter(|(_, topic)| topic.waits() == Some(Waits::Keys));
+        for name in waiting.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             let Some(Topic::Pending(pending)) = self.topics.remove(&name) else { continue };
             let backlog = pending.backlog;
             match pending.what {
-                What::Key { join, after } => {
+                What::Join { join, after, mut found, .. } => {
                     self.held_bytes -= join.payload.len();
-                    self.decide(&join, after, backlog, false, now, &mut out);
+                    found.learned = true;
+                    self.decide(&join, after, backlog, *found, now, &mut out);
                 }
-                What::NewKey { channel, renewal } => {
-                    self.held_bytes -= renewal.payload.len();
+                What::Push { channel, push, .. } => {
                     self.topics.insert(name, Topic::Joined(channel));
-                    self.renew(&renewal, false, now, &mut out);
+                    if let Some(renewal) = push {
+                        self.held_bytes -= renewal.size();
+                        self.renew(&renewal, false, now, &mut out);
+                    }
                     self.release(backlog, now, &mut out);
                 }
                 what => drop(self.topics.insert(name, Topic::pending(what, backlog))),

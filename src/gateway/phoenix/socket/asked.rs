@@ -1,5 +1,6 @@
 //! What comes through the topics door: one frame may be several messages.
 
+use bytes::Bytes;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::Connection;
@@ -13,16 +14,17 @@ impl Connection {
             // Pings are answered by tungstenite, closes echoed.
             _ => return,
         };
+        let frame = Bytes::from(text.clone());
         let mut door = std::mem::take(&mut self.door);
         match door.read(text, &self.shared.config) {
-            Ok(frame) => {
-                let joined = if frame.renews() { self.session.names() } else { Vec::new() };
-                for message in door.messages(&frame, &joined) {
+            Ok(read) => {
+                let joined = if read.renews() { self.session.names() } else { Vec::new() };
+                for message in door.messages(&read, &joined) {
                     // One of them may have ended it.
                     if !self.outbox.is_open() {
                         break;
                     }
-                    self.handle(message);
+                    self.handle(message, &frame);
                 }
             }
             Err(answer) => self.answer_malformed(&answer),
@@ -30,7 +32,7 @@ impl Connection {
         self.door = door;
     }
 
-    fn answer_malformed(&self, answer: &bytes::Bytes) {
+    fn answer_malformed(&self, answer: &Bytes) {
         self.shared.metrics.malformed_frames.inc();
         self.outbox.send_own([answer]);
     }

@@ -19,10 +19,13 @@ const SAVED: Duration = Duration::from_secs(2);
 /// Messages whose effects may wait for that.
 const MOST_DEFERRED: usize = 64;
 
+/// Whose places are to be saved first.
+type WaitsFor = SmallVec<[Arc<Tracked>; 1]>;
+
 /// The effects that wait, in order, and for what.
 #[derive(Default)]
 pub(super) struct Deferred {
-    queue: VecDeque<(Vec<Effect>, SmallVec<[Arc<Tracked>; 1]>)>,
+    queue: VecDeque<(Vec<Effect>, WaitsFor)>,
     /// Nothing of the queue waits longer.
     until: Option<Instant>,
     /// Resolves when the first of them need not wait.

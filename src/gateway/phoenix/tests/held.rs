@@ -63,9 +63,14 @@ fn the_greeting_is_what_the_session_would_have_said() {
     assert!(client.join("realtime:t", payload).is_empty());
     let Some(Effect::Subscribe { stage, greeting: Some(greeting), .. }) = client.wants.pop() else { panic!() };
     let events: Vec<Value> = texts(&greeting).iter().map(|frame| json!([frame[0], frame[1], frame[3]])).collect();
-    let expected = json!([["1", "1", "phx_reply"], ["0", "0", "phx_close"], ["1", null, "presence_state"]]);
+    let expected = json!([["1", "1", "phx_reply"], ["0", "0", "phx_close"]]);
     assert_eq!(Value::from(events), expected);
     assert!(!stage.is_greeted());
+    // Whoever greets it greets also its seat, and then it is sent who is present.
+    let Some(Effect::Enter { id, stage: seat, .. }) = client.asks.pop() else { panic!() };
+    assert!(!seat.is_greeted() && stage.greet() && seat.is_greeted());
+    client.answer(id, Ok(Activated::default()));
+    assert!(matches!(client.asks.as_slice(), [Effect::Enter { .. }, Effect::PresenceState(of)] if *of == id));
 }
 
 #[test]
@@ -169,7 +174,7 @@ fn an_answer_that_was_lost_after_the_greeting_is_asked_for_again() {
 #[test]
 fn frames_on_its_topic_wait_in_order_and_others_do_not() {
     let (mut client, id, _) = holding(json!(null));
-    assert!(client.send(json!(["1", "2", "realtime:t", "presence", {"event": "track"}])).is_empty());
+    assert!(client.send(json!(["1", "2", "realtime:t", "presence", {"event": "dance"}])).is_empty());
     let other = token(json!({"role": "authenticated", "exp": NOW + 60}));
     assert!(client.send(json!([null, "3", "realtime:t", "access_token", {"access_token": other}])).is_empty());
     assert_eq!(client.send(json!([null, "4", "phoenix", "heartbeat", {}])).len(), 1);

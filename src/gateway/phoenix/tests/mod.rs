@@ -1,9 +1,13 @@
 //! What the session answers, without a socket: the rules of `protocol.md` §13.2–13.4 and 13.9 that need no database.
 
 mod begin;
+mod broadcast;
 mod held;
 mod keys;
 mod limits;
+mod presence;
+mod private;
+mod replay;
 mod tokens;
 
 use std::sync::{Arc, Mutex};
@@ -13,17 +17,23 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use bytes::Bytes;
+
 use super::codec::{self, Decoded};
 use super::session::{Effect, Now, Session, Visitor};
+use crate::authority::Authority;
 use crate::channel::Answer;
 use crate::claims;
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
+use crate::gateway::limits::Joins;
+use crate::gateway::tests::no_pool;
 use crate::gateway::{GatewayConfig, Shared, Tokens};
 use crate::hub::{Activated, ChannelId, HubHandle, Stage, SubscribeError, Version};
 use crate::log::{self, LogWriter};
 use crate::metrics::Metrics;
 use crate::resume::{CursorKey, History};
+use crate::room::{RoomConfig, Rooms};
 use crate::task::Drain;
 
 const NOW: i64 = 1_800_000_000;
@@ -33,8 +43,12 @@ struct Client {
     shared: Arc<Shared>,
     version: Version,
     now: Now,
-    /// What the session wants besides frames.
+    /// What the session wants besides frames: of the hub for entries that its client wrote, and of its connection.
     wants: Vec<Effect>,
+    /// What it wants of the hub for channels without such entries.
+    quiet: Vec<Effect>,
+    /// What it wants of rooms, and to know of others.
+    asks: Vec<Effect>,
     /// Of the relay's log.
     writer: Mutex<LogWriter>,
 }
@@ -50,6 +64,7 @@ fn client_of(version: Version, config: GatewayConfig) -> Client {
 fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Client {
     let opened = log::testing::in_memory().unwrap();
     let writer = Mutex::new(opened.writer);
+    let joins = Joins::new(&config);
     let shared = Arc::new(Shared {
         config,
         hub: HubHandle::new(mpsc::channel(1).0),
@@ -63,6 +78,11 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         drain: Drain::new(),
         gate: crate::task::Gate::always(),
         turns: crate::gateway::storm::Turns::new(&GatewayConfig::default()),
+        joins,
+        rooms: Rooms::new(RoomConfig::default(), Vec::new(), Arc::default()),
+        authority: Authority::new(no_pool(), HubHandle::new(mpsc::channel(1).0), Default::default(), Arc::default()),
+        pool: no_pool(),
+        ready: tokio::sync::watch::channel(true).1,
     });
     let token = anon(3600);
     let principal = Arc::new(claims::tests::verifier().verify(&token, NOW).unwrap());
@@ -76,7 +96,16 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         probe: Arc::default(),
     };
     let now = Now { unix_millis: NOW * 1000, at: Instant::now() };
-    Client { session: Session::new(shared.clone(), visitor), shared, version, now, wants: Vec::new(), writer }
+    Client {
+        session: Session::new(shared.clone(), visitor),
+        shared,
+        version,
+        now,
+        wants: Vec::new(),
+        quiet: Vec::new(),
+        asks: Vec::new(),
+        writer,
+    }
 }
 
 fn client() -> Client {
@@ -86,8 +115,18 @@ fn client() -> Client {
 impl Client {
     /// Sends a text frame; the frames that come back, read as JSON.
     fn raw(&mut self, text: &str) -> Vec<Value> {
+        let frame = Bytes::copy_from_slice(text.as_bytes());
         let effects = match codec::decode_text(self.version, text) {
-            Decoded::Message(message) => self.session.handle(message, self.now),
+            Decoded::Message(message) => self.session.handle(message, &frame, self.now),
+            _ => Vec::new(),
+        };
+        self.sort(effects)
+    }
+
+    /// Sends a binary frame.
+    fn binary(&mut self, frame: &Bytes) -> Vec<Value> {
+        let effects = match codec::decode_binary(self.version, frame) {
+            Decoded::Message(message) => self.session.handle(message, frame, self.now),
             _ => Vec::new(),
         };
         self.sort(effects)
@@ -104,10 +143,25 @@ impl Client {
                         frames.extend(texts(&greeting));
                     }
                 }
-                other => self.wants.push(other),
+                Effect::Subscribe { ref entries, .. } if entries.iter().all(|entry| entry.messages.is_some()) => {
+                    self.quiet.push(effect);
+                }
+                Effect::Reclaim { id, .. } | Effect::Leave(id) if self.is_quiet(id) => self.quiet.push(effect),
+                Effect::Subscribe { .. }
+                | Effect::Reclaim { .. }
+                | Effect::Leave(_)
+                | Effect::Learn
+                | Effect::Close(_) => self.wants.push(effect),
+                other => self.asks.push(other),
             }
         }
         frames
+    }
+
+    /// Nothing that its client wrote was ever asked for this channel.
+    fn is_quiet(&self, id: ChannelId) -> bool {
+        let subscribes = |effect: &Effect| matches!(effect, Effect::Subscribe { id: of, .. } if *of == id);
+        self.quiet.iter().any(subscribes) && !self.wants.iter().any(subscribes)
     }
 
     fn send(&mut self, message: Value) -> Vec<Value> {
@@ -243,8 +297,9 @@ fn a_null_join_ref_stands_for_the_ref() {
     let mut client = client();
     let frames =
         client.send(json!([null, "3", "realtime:t", "phx_join", {"config": {"presence": {"enabled": "True"}}}]));
-    assert_eq!(frames[0][0], json!(null));
-    assert_eq!(frames[1], json!(["3", null, "realtime:t", "presence_state", {}]));
+    assert_eq!((frames.len(), &frames[0][0]), (1, &json!(null)));
+    let [Effect::Enter { join_ref, .. }, Effect::PresenceState(_)] = &*client.asks else { panic!("{:?}", client.asks) };
+    assert_eq!(join_ref.as_json(), "\"3\"");
 }
 
 #[test]
@@ -271,6 +326,8 @@ fn entries_are_echoed_in_order_with_ids_and_then_asked_for() {
         assert_eq!(&rest, sent);
     }
     let Some(Effect::Subscribe { id, entries, again: false, .. }) = client.wants.pop() else { panic!() };
+    // The last one is that of the topic's messages.
+    ids.push(0);
     assert_eq!(entries.iter().map(|entry| i64::from(entry.id)).collect::<Vec<_>>(), ids);
     assert_eq!(
         client.answer(id, Ok(Activated::default())),
@@ -318,10 +375,6 @@ fn a_subscription_that_may_work_later_is_tried_again_and_told_once() {
 fn what_is_not_offered_is_refused_clearly() {
     let mut client = client();
     let config = |config: Value| json!({ "config": config });
-    assert_eq!(
-        client.reason(config(json!({"private": true}))),
-        "PrivateChannelsNotSupported: Private channels are not supported yet"
-    );
     assert_eq!(client.reason(config(json!({"private": "yes"}))), "InvalidJoinPayload: private must be a boolean");
     assert_eq!(
         client.reason(config(json!({"broadcast": {"replay": {"since": 1}}}))),
@@ -426,18 +479,6 @@ fn unknown_events_are_ignored_on_a_joined_channel() {
     for event in ["postgres_changes", "system", "presence_state", "x\"y"] {
         assert!(client.send(json!(["1", "2", "realtime:t", event, {}])).is_empty());
     }
-}
-
-#[test]
-fn broadcast_and_presence_are_never_pretended() {
-    let mut client = client();
-    client.join("realtime:t", json!({"config": {"broadcast": {"ack": false}}}));
-    assert!(client.send(json!(["1", "2", "realtime:t", "broadcast", {"event": "e"}])).is_empty());
-    client.join("realtime:t", json!({"config": {"broadcast": {"ack": true}}}));
-    let told = client.send(json!(["stale", "3", "realtime:t", "broadcast", {"event": "e"}]));
-    assert_eq!(told, [no(json!("1"), json!("3"), "realtime:t", "broadcast is not supported yet")]);
-    let told = client.send(json!([null, "4", "realtime:t", "presence", {"event": "track"}]));
-    assert_eq!(told, [no(json!("1"), json!("4"), "realtime:t", "presence is not supported yet")]);
 }
 
 #[test]

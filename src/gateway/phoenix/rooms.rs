@@ -1,0 +1,147 @@
+//! A connection's places in rooms, and what is on its way from it to them.
+//!
+//! What one connection sends to rooms is sent in order, one after the other. Nearly always a room takes it at once. When it
+//! doesn't, its shards have more to write than they can, and the connection is not read until the room has taken it, or its
+//! time is over: so whoever floods a room waits, and not the others' heartbeats.
+//!
+//! Rejected: a queue per channel. It would be one more bound to choose, and only postpone the waiting.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::task::noop_waker_ref;
+use serde_json::value::RawValue;
+use tokio::time::timeout;
+
+use super::codec::Ref;
+use crate::hub::{ChannelId, Stage};
+use crate::room::{Message, RoomError, Seat};
+
+/// What has become of something that was sent to a room.
+pub(super) enum Sent {
+    /// A broadcast, with the answer that its sender wants.
+    Broadcast { id: ChannelId, ack: Option<Bytes>, taken: Result<(), RoomError> },
+    /// A presence.
+    Tracked { id: ChannelId, reference: Ref, taken: Result<(), RoomError> },
+    /// A presence state is on its way.
+    State,
+    /// The room did not take a broadcast in time, and nobody got it.
+    Late,
+}
+
+pub(super) type Sending = BoxFuture<'static, Sent>;
+
+/// See the module's comment.
+#[derive(Default)]
+pub(super) struct Seats {
+    seats: HashMap<ChannelId, (Arc<Seat>, Arc<Stage>)>,
+    /// The first is under way.
+    sending: VecDeque<Sending>,
+}
+
+impl Seats {
+    /// `stage`: of the port that the seat writes to.
+    pub(super) fn enter(&mut self, id: ChannelId, seat: Seat, stage: Arc<Stage>) {
+        self.seats.insert(id, (Arc::new(seat), stage));
+    }
+
+    /// Nothing more is written for the channel. What it has sent is still taken by the room.
+    pub(super) fn leave(&mut self, id: ChannelId) {
+        if let Some((_, stage)) = self.seats.remove(&id) {
+            stage.close();
+        }
+    }
+
+    /// The same for all, and what is not sent yet is given up.
+    pub(super) fn end(&mut self) {
+        self.sending.clear();
+        self.seats.drain().for_each(|(_, (_, stage))| stage.close());
+    }
+
+    pub(super) fn contains(&self, id: ChannelId) -> bool {
+        self.seats.contains_key(&id)
+    }
+
+    fn seat(&self, id: ChannelId) -> Option<Arc<Seat>> {
+        self.seats.get(&id).map(|(seat, _)| seat.clone())
+    }
+
+    /// What sends a broadcast, within a bound.
+    pub(super) fn broadcast(
+        &self,
+        id: ChannelId,
+        message: Message,
+        echo: bool,
+        ack: Option<Bytes>,
+        patience: Duration,
+    ) -> Option<Sending> {
+        let seat = self.seat(id)?;
+        let sending = async move {
+            match timeout(patience, seat.broadcast(message, echo)).await {
+                Ok(taken) => Sent::Broadcast { id, ack, taken },
+                Err(_) => Sent::Late,
+            }
+        };
+        Some(sending.boxed())
+    }
+
+    /// What tracks a presence, or none.
+    pub(super) fn track(
+        &self,
+        id: ChannelId,
+        payload: Option<Arc<RawValue>>,
+        reference: Ref,
+        patience: Duration,
+    ) -> Option<Sending> {
+        let seat = self.seat(id)?;
+        let sending = async move {
+            let tracking = async {
+                match payload {
+                    Some(payload) => seat.track(payload).await,
+                    None => seat.untrack().await,
+                }
+            };
+            let taken = timeout(patience, tracking).await.unwrap_or(Err(RoomError::Closed));
+            Sent::Tracked { id, reference, taken }
+        };
+        Some(sending.boxed())
+    }
+
+    /// What has the room send the presence state.
+    pub(super) fn state(&self, id: ChannelId, patience: Duration) -> Option<Sending> {
+        let seat = self.seat(id)?;
+        let sending = async move {
+            // The room of one whose state was not taken in time is stuck.
+            let _ = timeout(patience, seat.send_state()).await;
+            Sent::State
+        };
+        Some(sending.boxed())
+    }
+
+    /// Begins to send, behind what is being sent. The outcome, if it is there at once.
+    pub(super) fn send(&mut self, mut sending: Sending) -> Option<Sent> {
+        if self.sending.is_empty()
+            && let Poll::Ready(sent) = sending.as_mut().poll(&mut Context::from_waker(noop_waker_ref()))
+        {
+            return Some(sent);
+        }
+        self.sending.push_back(sending);
+        None
+    }
+
+    pub(super) fn is_sending(&self) -> bool {
+        !self.sending.is_empty()
+    }
+
+    /// The outcome of the next one. Nothing is lost if that is not awaited to its end.
+    pub(super) async fn sent(&mut self) -> Sent {
+        let Some(first) = self.sending.front_mut() else { return std::future::pending().await };
+        let sent = first.await;
+        self.sending.pop_front();
+        sent
+    }
+}

@@ -1,0 +1,215 @@
+//! What a session wants, done by its connection: frames, questions to the hub and to others, seats in rooms.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::{AbortHandle, Abortable, FutureExt as _};
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::{Connection, Done, Joined};
+use crate::channel::{Answer, GoOn};
+use crate::gateway::phoenix::questions;
+use crate::gateway::phoenix::rooms::Sent;
+use crate::gateway::phoenix::session::{Effect, begin};
+use crate::gateway::storm::bounded;
+use crate::hub::{ChannelId, Entry, Place, Port, Stage};
+
+impl Connection {
+    pub(super) fn carry_out_now(&mut self, effects: Vec<Effect>) {
+        let mut frames: Vec<(Bytes, Option<Arc<Stage>>)> = Vec::new();
+        let mut sending = Vec::new();
+        let mut closing = None;
+        let patience = self.shared.config.room_patience;
+        for effect in effects {
+            match effect {
+                Effect::Send(frame) => frames.push((frame, None)),
+                Effect::Greet { stage, greeting } => frames.push((greeting, Some(stage))),
+                Effect::Close(reason) => closing = Some(reason),
+                Effect::Subscribe {
+                    id,
+                    topic,
+                    join_ref,
+                    mut entries,
+                    principal,
+                    again,
+                    go_on,
+                    stage,
+                    greeting,
+                    tracked,
+                } => {
+                    let port = Arc::new(Port {
+                        id,
+                        outbox: self.outbox.clone(),
+                        shard: self.shard,
+                        topic,
+                        version: self.version,
+                        join_ref: join_ref.as_json().into(),
+                        stage,
+                        place: Place::default(),
+                    });
+                    if tracked.is_some() {
+                        self.receipts.track();
+                        self.outbox.watch();
+                    }
+                    let (expires_at, delivered) = (principal.expires_at, 0);
+                    let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
+                    if let Some(before) = self.ports.insert(id, joined) {
+                        let reached = before.port.retire();
+                        let goes_on = |entry: &&mut Entry| match go_on {
+                            GoOn::All => true,
+                            GoOn::Messages => entry.messages.is_some(),
+                            GoOn::Nowhere => false,
+                        };
+                        if let Some(reached) = reached {
+                            let entries = entries.iter_mut().filter(goes_on);
+                            entries.for_each(|entry| entry.start = begin::later(entry.start, reached));
+                        }
+                        if go_on == GoOn::All && before.port.place.had_snapshot() {
+                            entries.iter_mut().for_each(|entry| entry.snapshot = None);
+                            port.place.end_snapshot();
+                        }
+                    }
+                    let hub = self.shared.hub.clone();
+                    let asking = async move {
+                        if again {
+                            hub.leave(id).await;
+                        }
+                        bounded(hub.subscribe_greeting(port, entries, principal, greeting)).await
+                    };
+                    self.ask_in_turn(id, asking);
+                }
+                Effect::Reclaim { id, principal } => {
+                    if let Some(joined) = self.ports.get_mut(&id) {
+                        joined.expires_at = principal.expires_at;
+                    }
+                    let hub = self.shared.hub.clone();
+                    let asking = async move {
+                        let answer = bounded(hub.reclaim(id, principal)).await;
+                        if answer.is_err() {
+                            // Whatever the hub may still hold is held under the principal before.
+                            hub.leave(id).await;
+                        }
+                        answer
+                    };
+                    self.ask_in_turn(id, asking);
+                }
+                Effect::Enter { id, topic, join_ref, stage, seat } => {
+                    let port = Arc::new(Port {
+                        id,
+                        outbox: self.outbox.clone(),
+                        shard: self.shard,
+                        topic,
+                        version: self.version,
+                        join_ref: join_ref.as_json().into(),
+                        stage: stage.clone(),
+                        place: Place::default(),
+                    });
+                    self.seats.enter(id, questions::enter(&self.shared, port, seat), stage);
+                }
+                Effect::PresenceState(id) => sending.extend(self.seats.state(id, patience)),
+                Effect::Broadcast { id, message, echo, ack } => {
+                    sending.extend(self.seats.broadcast(id, message, echo, ack, patience));
+                }
+                Effect::Track { id, payload, reference } => {
+                    sending.extend(self.seats.track(id, payload, reference, patience));
+                }
+                Effect::Watch { id, asking, rights } => {
+                    // The one before ends first.
+                    self.watches.remove(&id);
+                    self.watches.insert(id, questions::watch(&self.shared, asking, rights));
+                }
+                Effect::Read { number, asking, presence } => {
+                    let question = questions::read(self.shared.clone(), number, asking, presence);
+                    self.questions.push(question.boxed());
+                }
+                Effect::Write { number, asking } => {
+                    self.questions.push(questions::write(self.shared.clone(), number, asking).boxed());
+                }
+                Effect::Stored { number, topic, since, limit } => {
+                    let question = questions::stored(self.shared.clone(), number, topic, since, limit);
+                    self.questions.push(question.boxed());
+                }
+                Effect::AwaitStream(id) => self.questions.push(questions::streams(self.shared.clone(), id).boxed()),
+                Effect::Leave(id) => {
+                    if let Some(joined) = self.ports.remove(&id) {
+                        joined.port.stage.close();
+                    }
+                    self.seats.leave(id);
+                    self.watches.remove(&id);
+                    self.asked.remove(&id).inspect(AbortHandle::abort);
+                    let hub = self.shared.hub.clone();
+                    let leaving = async move {
+                        hub.leave(id).await;
+                        Done::Left
+                    };
+                    self.operations.push(Abortable::new(leaving.boxed(), AbortHandle::new_pair().1));
+                }
+                Effect::Learn => {
+                    let shared = self.shared.clone();
+                    let learning = async move {
+                        // In time or not: what is known by then decides.
+                        let _ = timeout(shared.config.learn_timeout, shared.verifier.learn()).await;
+                        Done::Learned
+                    };
+                    let (handle, registration) = AbortHandle::new_pair();
+                    self.learning = Some(handle);
+                    self.operations.push(Abortable::new(learning.boxed(), registration));
+                }
+            }
+        }
+        // Before anything asked above can be answered: the hub is only polled by the loop.
+        // The topics door has no frame for some of them.
+        frames.retain(|(frame, _)| !frame.is_empty());
+        if !frames.is_empty() {
+            // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
+            // reply that the shard has written is not written again.
+            let due = |stage: &Option<Arc<Stage>>| stage.as_ref().is_none_or(|stage| stage.greet());
+            self.outbox.send_own(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
+        }
+        // Behind the join replies among the frames.
+        for sending in sending {
+            if let Some(sent) = self.seats.send(sending) {
+                self.sent(sent);
+            }
+        }
+        if let Some(reason) = closing {
+            self.close(reason);
+        }
+    }
+
+    /// A room has taken something, or not.
+    pub(super) fn sent(&mut self, sent: Sent) {
+        let effects = match sent {
+            Sent::Broadcast { id, ack, taken: Ok(()) } => {
+                if let Some(ack) = ack.filter(|_| self.seats.contains(id)) {
+                    self.outbox.send_own([&ack]);
+                }
+                return;
+            }
+            Sent::Broadcast { id, taken: Err(error), .. } => self.session.rejected(id, error, self.now()),
+            Sent::Tracked { id, reference, taken } => self.session.tracked(id, &reference, taken, self.now()),
+            Sent::State => return,
+            Sent::Late => return warn!(connection = self.number, "a room took nothing in time: a broadcast is lost"),
+        };
+        self.carry_out(effects);
+    }
+
+    fn ask_in_turn(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
+        let shared = self.shared.clone();
+        if self.operations.is_empty() {
+            self.turns = None;
+        }
+        let own = self.turns.get_or_insert_with(|| shared.turns.own());
+        let asking = shared.turns.run(own, asking);
+        self.ask(id, asking);
+    }
+
+    fn ask(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
+        let (handle, registration) = AbortHandle::new_pair();
+        self.asked.insert(id, handle);
+        let asking = asking.map(move |answer| Done::Answered(id, answer));
+        self.operations.push(Abortable::new(asking.boxed(), registration));
+    }
+}

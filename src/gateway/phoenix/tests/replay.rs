@@ -1,0 +1,134 @@
+//! Messages from the database: what is replayed, from where on the rest comes, and when it flows (items 106–113).
+
+use super::*;
+use crate::authority::{Basis, Reads};
+use crate::hub::Start;
+use crate::messages::{Stored, StoredPayload};
+
+const REFUSED: &str = "UnableToReplayMessages: Replay params are not valid";
+
+/// A client whose private join with this replay may read broadcasts; what that brought.
+fn replaying(version: Version, replay: Value, may: bool) -> (Client, Vec<Value>) {
+    let mut client = client_of(version, GatewayConfig::default());
+    let payload = json!({"config": {"private": true, "broadcast": {"replay": replay}, "presence": {"enabled": true}}});
+    let frames = match version {
+        Version::V1 => client.raw(
+            &json!({"topic": "realtime:t", "event": "phx_join", "payload": payload, "ref": "1", "join_ref": null})
+                .to_string(),
+        ),
+        _ => client.join("realtime:t", payload),
+    };
+    assert!(frames.is_empty());
+    let Some(Effect::Read { number, .. }) = client.asks.pop() else { panic!() };
+    let reads = Reads { broadcast: may, presence: Some(true), basis: Basis::Followed };
+    let effects = client.session.read_answered(number, Ok(reads), client.now);
+    let frames = client.sort(effects);
+    (client, frames)
+}
+
+fn stored() -> Vec<Stored> {
+    let json = Stored { id: [1; 16], event: "e\"v".into(), payload: StoredPayload::Json(r#"{"a": 1}"#.into()) };
+    let binary = StoredPayload::Binary(Bytes::from_static(b"\xde\xad"));
+    vec![json, Stored { id: [2; 16], event: "bin".into(), payload: binary }]
+}
+
+fn answer(client: &mut Client, told: Option<Vec<Stored>>) -> Vec<Effect> {
+    let Some(Effect::Stored { number, .. }) = client.asks.pop() else { panic!() };
+    client.session.stored(number, told, client.now)
+}
+
+fn greeting(effects: &[Effect]) -> Bytes {
+    let greeting = effects.iter().find_map(|effect| match effect {
+        Effect::Greet { greeting, .. } => Some(greeting.clone()),
+        _ => None,
+    });
+    greeting.unwrap()
+}
+
+#[test]
+fn stored_messages_follow_the_reply_and_are_skipped_later() {
+    let (mut client, frames) = replaying(Version::V2, json!({"since": 5, "limit": 2}), true);
+    assert!(frames.is_empty());
+    let Some(Effect::Stored { topic, since: 5, limit: 2, .. }) = client.asks.last() else { panic!() };
+    assert_eq!(&**topic, "t");
+    let effects = answer(&mut client, Some(stored()));
+    let frames = greeting(&effects);
+    let binary = b"\x82\x51\x04\x0a\x03\x3d\x00realtime:tbin{\"replayed\":true,\"id\":\"02020202-0202-0202-0202-020202020202\"}\xde\xad";
+    assert_eq!(&frames[frames.len() - binary.len()..], binary);
+    let frames = texts(&frames[..frames.len() - binary.len()]);
+    assert_eq!(frames[0][4]["status"], "ok");
+    let meta = json!({"replayed": true, "id": "01010101-0101-0101-0101-010101010101"});
+    let payload = json!({"type": "broadcast", "event": "e\"v", "payload": {"a": 1}, "meta": meta});
+    assert_eq!(frames[1], json!(["1", null, "realtime:t", "broadcast", payload]));
+    let Some(Effect::Subscribe { entries, .. }) = effects.last() else { panic!("{effects:?}") };
+    assert_eq!(&*entries[0].messages.as_ref().unwrap().skip, &[[1; 16], [2; 16]]);
+    let order: Vec<bool> = effects.iter().map(|effect| matches!(effect, Effect::PresenceState(_))).collect();
+    assert_eq!(order.iter().position(|state| *state), Some(2), "behind the reply");
+}
+
+#[test]
+fn version_1_gets_no_stored_bytes() {
+    let (mut client, _) = replaying(Version::V1, json!({"since": 5}), true);
+    let effects = answer(&mut client, Some(stored()));
+    let frames = texts(&greeting(&effects));
+    assert_eq!(frames.len(), 2);
+    assert_eq!((&frames[1]["event"], &frames[1]["ref"]), (&json!("broadcast"), &json!(null)));
+}
+
+#[test]
+fn what_can_not_be_replayed_refuses_the_join() {
+    let config =
+        |replay: Value, private: bool| json!({"config": {"private": private, "broadcast": {"replay": replay}}});
+    for replay in [json!({"since": 5}), json!({}), json!("x")] {
+        let reason = client().reason(config(replay, false));
+        assert_eq!(reason, "UnableToReplayMessages: Replay is not allowed for public channels");
+    }
+    for replay in [json!({}), json!({"since": "5"}), json!({"since": 5, "limit": "2"}), json!({"cursor": "x"})] {
+        let (client, frames) = replaying(Version::V2, replay, true);
+        assert_eq!(frames[0][4]["response"]["reason"], REFUSED);
+        assert!(client.asks.is_empty());
+    }
+    let (_, frames) = replaying(Version::V2, json!({"since": 5}), false);
+    assert_eq!(
+        frames[0][4]["response"]["reason"],
+        "Unauthorized: You do not have permissions to read from this Channel topic: t"
+    );
+    let (mut client, _) = replaying(Version::V2, json!({"since": 5}), true);
+    let effects = answer(&mut client, None);
+    let frames = client.sort(effects);
+    assert_eq!(frames[0][4]["response"]["reason"], "UnableToReplayMessages: Realtime was unable to replay messages");
+}
+
+#[test]
+fn a_cursor_says_where_messages_begin() {
+    let key = CursorKey::new([1; 32]);
+    let place = crate::resume::Cursor { epoch: 7, position: crate::change::Position::default() };
+    let foreign = CursorKey::new([2; 32]).seal(place);
+    for (cursor, start) in [(key.seal(place), Start::After(place)), (foreign, Start::Lost)] {
+        let (mut client, frames) = replaying(Version::V2, json!({"cursor": cursor}), true);
+        assert_eq!(frames[0][4]["status"], "ok");
+        let Some(Effect::Subscribe { entries, .. }) = client.quiet.pop() else { panic!() };
+        assert_eq!(entries[0].start, start);
+    }
+}
+
+#[test]
+fn who_asked_is_told_when_the_stream_flows_or_loses_the_channel() {
+    for flows in [true, false] {
+        let mut client = client();
+        client.join("realtime:t", json!({"config": {"broadcast": {"replication_ready": true}}}));
+        let Some(Effect::AwaitStream(id)) = client.asks.pop() else { panic!() };
+        let effects = client.session.stream_awaited(id, flows, client.now);
+        let frames = client.sort(effects);
+        if flows {
+            assert_eq!(frames, [system("system", "ok", "Replication connection established")]);
+        } else {
+            let text = "Replication connection was not established in time";
+            assert_eq!(frames[0], system("system", "error", text));
+            assert_eq!(frames[1][3], "phx_close");
+        }
+    }
+    let mut client = client();
+    client.join("realtime:t", json!({}));
+    assert!(!client.asks.iter().any(|ask| matches!(ask, Effect::AwaitStream(_))));
+}
