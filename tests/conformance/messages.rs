@@ -121,6 +121,35 @@ async fn item_100_what_the_database_sends_reaches_private_members_only() {
     none(&heard.public);
 }
 
+/// Names longer than a binary frame can hold reach those whose frames are text; what is too large, nobody.
+#[tokio::test]
+async fn item_100_what_a_frame_cannot_hold_is_left_out_and_harms_nobody() {
+    let relay = Shared::relay().await;
+    let mut room = Room::open(&relay, "open 106").await;
+    let long = "e".repeat(256);
+    relay.exec(&format!("select realtime.send('{{}}', '{long}', 'open 106', true)")).await;
+    relay.exec("select realtime.send(jsonb_build_object('a', repeat('x', 3100000)), 'large', 'open 106', true)").await;
+    relay.exec("select realtime.send_binary(decode(repeat('00', 3100000), 'hex'), 'large', 'open 106', true)").await;
+    // No UPDATE is one, nor what has another extension.
+    relay
+        .exec(
+            "update realtime.messages set event = 'changed' where topic = 'open 106';
+             insert into realtime.messages (topic, extension, event, payload, private)
+             values ('open 106', 'presence', 'presence', '{}', true);
+             insert into realtime.messages (topic, extension, event, payload, private)
+             values ('open 106', 'broadcast', 'list', '[1, \"é\"]', true)",
+        )
+        .await;
+    let heard = room.heard(&relay).await;
+    none(&heard.public);
+    let events = |frames: &[Frame]| frames.iter().map(|frame| frame.payload["event"].clone()).collect::<Vec<_>>();
+    assert_eq!(events(&heard.private[0]), [json!(long), json!("list")]);
+    assert_eq!(events(&heard.private[1]), ["list"]);
+    for frames in &heard.private {
+        assert_eq!(frames[frames.len() - 1].payload["payload"], json!([1, "é"]));
+    }
+}
+
 #[tokio::test]
 async fn item_101_what_is_not_private_reaches_public_members_only() {
     let relay = Shared::relay().await;
@@ -246,6 +275,38 @@ async fn item_105_a_send_that_fails_leaves_the_callers_transaction_alone() {
     none(&heard.public);
     let kept = "do $$ begin assert (select count(*) from public.items105) = 4; end $$";
     relay.exec(kept).await;
+}
+
+/// Item 203 for what is not a row's change: the channels' rights are asked for anew where they have to be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn item_203_after_a_restart_of_postgres_private_channels_are_joined_and_broadcasts_flow() {
+    let sql = "create policy read on realtime.messages for select to authenticated \
+                   using (realtime.topic() = 'memory' or random() >= 0); \
+               create policy write on realtime.messages for insert to authenticated \
+                   with check (realtime.topic() = 'memory' or random() >= 0);";
+    let mut scene = Scene::prepared(sql, |_| {}).await;
+    for version in BOTH {
+        let mut members = [scene.phone(version).await, scene.phone(version).await];
+        for phone in &mut members {
+            for topic in ["memory", "asked"] {
+                join(phone, topic, true, json!({})).await;
+            }
+        }
+        scene.pg.restart().await;
+        for topic in ["memory", "asked"] {
+            scene.pg.exec(&format!("select realtime.send('{{}}', 'stored', '{topic}', true)")).await;
+            for phone in &mut members {
+                assert_eq!(phone.next_of(topic, "broadcast").await.payload["event"], "stored");
+            }
+            let payload = json!({ "type": "broadcast", "event": "e", "payload": {} });
+            members[0].push(topic, "broadcast", payload.clone()).await;
+            assert_eq!(members[1].next_of(topic, "broadcast").await.payload, payload);
+        }
+        for phone in &mut members {
+            let frames = phone.frames_so_far().await;
+            assert!(frames.is_empty(), "{frames:#?}");
+        }
+    }
 }
 
 /// The stream's sender, stopped until this is dropped.

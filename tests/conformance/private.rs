@@ -104,6 +104,27 @@ async fn item_116_who_may_read_presence_alone_gets_no_broadcasts() {
     }
 }
 
+/// A row of `marks`, which comes in one order with what the database broadcasts, proves that nothing was.
+#[tokio::test]
+async fn item_116_who_may_read_presence_alone_gets_nothing_that_the_database_sends() {
+    for using in ["extension = 'presence'", "extension = 'presence' and random() >= 0"] {
+        let scene = Scene::prepared(&policies(using, "true"), |_| {}).await;
+        for version in BOTH {
+            let mut phone = scene.phone(version).await;
+            let entry = json!([{ "event": "*", "schema": "public", "table": "marks" }]);
+            let more = json!({ "presence": { "enabled": true }, "postgres_changes": entry });
+            assert_eq!(join(&mut phone, "room", more).await["status"], "ok");
+            phone.next_of("room", "presence_state").await;
+            phone.subscribed("room").await;
+            scene.pg.exec("select realtime.send('{}', 'secret', 'room', true)").await;
+            scene.mark("end").await;
+            phone.expect_nothing_before("end").await;
+            let frames = phone.frames_so_far().await;
+            assert!(frames.is_empty(), "{using}: {frames:#?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn item_117_presence_that_is_off_opens_nothing() {
     let scene = Scene::prepared(&policies("extension = 'presence'", "true"), |_| {}).await;
@@ -225,6 +246,37 @@ async fn item_123_the_service_may_do_all_without_policies() {
         assert_eq!(phones[1].next_broadcast().await.payload["event"], "e");
         phones[0].push(&topic, "presence", json!({ "event": "track", "payload": {} })).await;
         assert!(phones[1].next_of(&topic, "presence_diff").await.payload["joins"]["s"].is_object());
+    }
+}
+
+/// A client that sends at once, without waiting for the reply, is answered in order.
+#[tokio::test]
+async fn item_123_pushes_behind_a_join_wait_for_it() {
+    for check in ["true", "random() >= 0"] {
+        let scene = Scene::prepared(&policies(check, check), |_| {}).await;
+        for version in BOTH {
+            let (mut phone, mut other) = (scene.phone(version).await, scene.phone(version).await);
+            assert_eq!(join(&mut other, "room", json!({})).await["status"], "ok");
+            let more = json!({ "broadcast": { "ack": true }, "presence": { "enabled": true, "key": "k" } });
+            let reference = phone.push_join("room", config(more)).await;
+            for (reference, event, payload) in [
+                ("b", "broadcast", message("own")),
+                ("t", "presence", json!({ "event": "track", "payload": { "n": 1 } })),
+                ("u", "presence", json!({ "event": "untrack" })),
+                ("l", "phx_leave", json!({})),
+            ] {
+                phone.send_as((Value::Null, json!(reference)), "realtime:room", event, payload).await;
+            }
+            phone.channel_closed("room").await;
+            let frames = phone.frames_of("room");
+            let replies = frames.iter().filter(|frame| frame.event == "phx_reply");
+            let replies: Vec<_> =
+                replies.map(|frame| (frame.reference.clone(), frame.payload["status"].clone())).collect();
+            let expected = [&*reference, "b", "t", "u", "l"].map(|reference| (json!(reference), json!("ok")));
+            assert_eq!(replies, expected, "{check}");
+            assert_eq!(other.next_broadcast().await.payload["event"], "own");
+            other.leave("room").await;
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Items 106 to 113: when broadcasts from the database flow, and what is replayed.
 
+use rowcast::clock::Clock;
 use serde_json::{Value, json};
 
 use super::stage::{BOTH, Scene, refused};
@@ -64,6 +65,15 @@ async fn item_108_the_newest_are_replayed_oldest_first() {
             assert_eq!(frame.payload["meta"]["id"].as_str().map(str::len), Some(36));
         }
         assert!(phone.frames_so_far().await.is_empty());
+        phone.leave("room").await;
+        // Before the state of presence, behind the reply.
+        let config =
+            json!({ "private": true, "presence": { "enabled": true }, "broadcast": { "replay": { "since": 0 } } });
+        phone.push_join("room", json!({ "config": config })).await;
+        let frames = phone.next_of("room", "presence_state").await;
+        assert_eq!(frames.payload, json!({}));
+        let before: Vec<String> = phone.frames_of("room").into_iter().map(|frame| frame.event).collect();
+        assert_eq!(before, ["phx_reply", "broadcast", "broadcast", "broadcast"]);
     }
 }
 
@@ -74,7 +84,7 @@ async fn item_109_what_is_older_is_not_replayed_and_never_more_than_25() {
     for _ in 0..30 {
         store(&scene, "room", "new", 60).await;
     }
-    let since = rowcast::clock::Clock::system().unix_millis() - 600_000;
+    let since = Clock::system().unix_millis() - 600_000;
     for (version, since, expected) in [(Version::V1, 0, 25), (Version::V2, since, 25)] {
         let mut phone = scene.phone(version).await;
         join(&mut phone, "room", json!({ "replay": { "since": since, "limit": 100 } }), true).await;
