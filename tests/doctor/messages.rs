@@ -25,15 +25,6 @@ pub(super) const MESSAGES: &[Case] = &[
         &["revoke supabase_realtime_admin from relay", "alter role relay noinherit"],
     ),
     case(("messages_rights", Warning, "table realtime.messages"), &[], Own, &["alter role relay inherit"]),
-    case(
-        ("messages_unpublished", Warning, "table realtime.messages"),
-        &[
-            "drop publication if exists rowcast_messages",
-            "create publication rowcast_messages with (publish = 'insert', publish_via_partition_root = true)",
-        ],
-        Own,
-        &[],
-    ),
     case(("messages_partition", Note, "table realtime.messages"), &[NO_TOMORROW], Own, &[A_TOMORROW]),
     case(
         ("messages_partition", Warning, "table realtime.messages"),
