@@ -9,6 +9,7 @@ mod devices;
 mod facts;
 mod filters;
 mod jwks;
+mod messages;
 mod held;
 mod order;
 mod pages;
