@@ -1,6 +1,6 @@
 //! What is found about `realtime.messages`, and gone after its own SQL.
 
-use rowcast::doctor::Severity::{Note, Warning};
+use rowcast::doctor::Severity::{Error, Note, Warning};
 
 use super::Clinic;
 use super::mended::Cure::{Own, Todo};
@@ -15,6 +15,12 @@ pub(super) const MESSAGES: &[Case] = &[
         ("messages", Note, "table realtime.messages"),
         &["alter table realtime.messages rename to moved"],
         Todo("rowcast migrate up", "alter table realtime.moved rename to messages"),
+        &[],
+    ),
+    case(
+        ("private_channels", Error, "table realtime.messages"),
+        &["revoke supabase_realtime_admin from relay"],
+        Own,
         &[],
     ),
     // Above the policies by BYPASSRLS, but without a grant; then with neither.
