@@ -19,9 +19,9 @@ pub(super) const MESSAGES: &[Case] = &[
     ),
     case(
         ("private_channels", Error, "table realtime.messages"),
-        &["revoke supabase_realtime_admin from relay"],
+        &["revoke supabase_realtime_admin from relay", "alter role relay nobypassrls"],
         Own,
-        &[],
+        &["alter role relay bypassrls"],
     ),
     // Above the policies by BYPASSRLS, but without a grant; then with neither.
     case(
