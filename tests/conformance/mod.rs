@@ -4,6 +4,7 @@
 //! A test's name starts with its item's number (`item_044_…`), and `items.txt` lists every item;
 //! `table.rs` fails when the two disagree.
 
+mod clients;
 mod deletes_mode;
 mod delivery;
 mod delivery_filters;
