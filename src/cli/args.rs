@@ -384,6 +384,14 @@ pub(super) struct ServeArgs {
     /// [default: 32]
     #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
     max_pages: Option<String>,
+    /// Requests to broadcast over HTTP of one user, on average over a minute; more get 429
+    /// [env: ROWCAST_MAX_POSTS_PER_SECOND] [default: 1000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_posts_per_second: Option<String>,
+    /// Messages that one user broadcasts over HTTP, on average over a minute; more get 429
+    /// [env: ROWCAST_MAX_POSTED_MESSAGES_PER_SECOND] [default: 10000]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_posted_messages_per_second: Option<String>,
     /// A message from a client; a larger one closes its connection with 1009 [env: ROWCAST_MAX_MESSAGE_BYTES]
     /// [default: 5MB]
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
@@ -484,6 +492,8 @@ impl ServeArgs {
             ("max_join_wait", &self.max_join_wait),
             ("max_snapshot_rows", &self.max_snapshot_rows),
             ("max_pages", &self.max_pages),
+            ("max_posts_per_second", &self.max_posts_per_second),
+            ("max_posted_messages_per_second", &self.max_posted_messages_per_second),
             ("max_message_bytes", &self.max_message_bytes),
             ("max_header_bytes", &self.max_header_bytes),
             ("device_claim", &self.device_claim),

@@ -67,6 +67,8 @@ const NAMES: &[(&str, &str)] = &[
     ("max_snapshot_rows", "ROWCAST_MAX_SNAPSHOT_ROWS"),
     ("snapshot_connections", "ROWCAST_SNAPSHOT_CONNECTIONS"),
     ("max_pages", "ROWCAST_MAX_PAGES"),
+    ("max_posts_per_second", "ROWCAST_MAX_POSTS_PER_SECOND"),
+    ("max_posted_messages_per_second", "ROWCAST_MAX_POSTED_MESSAGES_PER_SECOND"),
     ("max_message_bytes", "ROWCAST_MAX_MESSAGE_BYTES"),
     ("max_header_bytes", "ROWCAST_MAX_HEADER_BYTES"),
     ("device_claim", "ROWCAST_DEVICE_CLAIM"),
@@ -449,6 +451,8 @@ impl<'a> Reading<'a> {
             ("max_all_joins_per_second", &mut gateway.max_all_joins_per_second),
             ("max_messages_per_second", &mut gateway.max_messages_per_second),
             ("max_presence_calls", &mut gateway.max_presence_calls),
+            ("max_posts_per_second", &mut gateway.max_posts_per_second),
+            ("max_posted_messages_per_second", &mut gateway.max_posted_messages_per_second),
         ];
         for (name, limit) in rates {
             let most = self.read(name, "Set it to a number above 0.", above_zero);

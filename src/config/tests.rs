@@ -107,6 +107,8 @@ fn the_limits_of_a_connection_can_be_set() {
         ("ROWCAST_MAX_SNAPSHOT_ROWS", "14"),
         ("ROWCAST_SNAPSHOT_CONNECTIONS", "15"),
         ("ROWCAST_MAX_PAGES", "16"),
+        ("ROWCAST_MAX_POSTS_PER_SECOND", "25"),
+        ("ROWCAST_MAX_POSTED_MESSAGES_PER_SECOND", "26"),
         ("ROWCAST_MAX_MESSAGE_BYTES", "12MB"),
         ("ROWCAST_MAX_HEADER_BYTES", "13KiB"),
         ("ROWCAST_MAX_ALL_JOINS_PER_SECOND", "17"),
@@ -123,6 +125,7 @@ fn the_limits_of_a_connection_can_be_set() {
     let (gateway, snapshot) = (config.gateway, config.hub.snapshot);
     assert_eq!((snapshot.max_rows, snapshot.connections), (14, 15));
     assert_eq!((gateway.max_page_rows, gateway.max_pages), (14, 16));
+    assert_eq!((gateway.max_posts_per_second, gateway.max_posted_messages_per_second), (25, 26));
     assert_eq!((gateway.max_channels, gateway.max_entries, gateway.max_connection_entries), (7, 8, 9));
     assert_eq!((gateway.max_joins_per_second, gateway.max_join_wait.as_secs()), (10, 11));
     assert_eq!((gateway.max_all_joins_per_second, gateway.max_messages_per_second), (17, 18));

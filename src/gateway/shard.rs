@@ -302,6 +302,8 @@ mod tests {
     use super::*;
     use crate::hub::{ChannelId, Outbox, Place, Stage, Transmit};
 
+    mod messages;
+
     #[derive(Clone, Default)]
     struct Paper(Arc<Mutex<Vec<u8>>>);
 

@@ -215,14 +215,11 @@ impl Members {
             seen = Seen { number: plan.number, version: plan.version, verdict, doubted: false };
         }
         let rights = &member.watched.rights;
-        match told(before, seen, rights.get(right)) {
-            Some(told) => {
-                seen.doubted = told.is_none();
-                if rights.set(right, told) && told == Some(false) {
-                    metrics.authz_revocations.inc();
-                }
+        if let Some(told) = told(before, seen, rights.get(right)) {
+            seen.doubted = told.is_none();
+            if rights.set(right, told) && told == Some(false) {
+                metrics.authz_revocations.inc();
             }
-            None => {}
         }
         member.seen[right as usize].set(seen);
         seen.verdict

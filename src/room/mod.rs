@@ -107,7 +107,7 @@ pub struct RoomConfig {
     pub presence_per_second: u32,
     /// Metas of one room. 50 000.
     pub presence_metas: usize,
-    /// Bytes of all metas of one room. 64 MiB.
+    /// Bytes of all metas and keys of one room. 64 MiB.
     pub presence_bytes: usize,
     /// Diffs of a public room go to all its members, as on other servers; otherwise to those who have presence switched on. True.
     pub presence_to_all: bool,

@@ -28,9 +28,14 @@ struct Entry {
 }
 
 impl Entry {
-    fn bytes(&self) -> usize {
+    /// What is kept of it under this key.
+    fn bytes(&self, key: &str) -> usize {
         let size = |meta: &Option<Meta>| meta.as_ref().map_or(0, |meta| meta.text().len());
-        if self.is_published() { size(&self.current) } else { size(&self.current) + size(&self.published) }
+        match (&self.current, &self.published) {
+            (None, None) => 0,
+            _ if self.is_published() => key.len() + size(&self.current),
+            _ => key.len() + size(&self.current) + size(&self.published),
+        }
     }
 
     fn is_published(&self) -> bool {
@@ -53,7 +58,7 @@ pub(super) struct Presence {
     dirty: BTreeSet<Who>,
     /// Who tracks something now.
     present: usize,
-    /// Bytes of all metas.
+    /// Bytes of all metas and keys.
     bytes: usize,
     /// Changes since the last diff.
     changes: u64,
@@ -102,9 +107,9 @@ impl Presence {
         let descends = entry.is_some_and(|entry| entry.descends);
         let published = entry.and_then(|entry| entry.published.as_ref());
         let previous = published.filter(|_| descends).map(|meta| meta.reference);
-        let before = entry.map_or(0, Entry::bytes);
+        let before = entry.map_or(0, |entry| entry.bytes(key));
         let meta = Meta::new(tracked, reference, previous);
-        let bytes = published.map_or(0, |meta| meta.text().len()) + meta.text().len() + key.len();
+        let bytes = key.len() + published.map_or(0, |meta| meta.text().len()) + meta.text().len();
         let is_full = entry.is_none() && self.entries.len() >= bounds.metas;
         if is_full || self.bytes - before + bytes > bounds.bytes {
             return Err(RoomError::PresenceFull);
@@ -125,9 +130,9 @@ impl Presence {
 
     fn change(&mut self, who: Who, make: impl FnOnce(&mut Entry)) {
         let entry = self.entries.entry(who.clone()).or_default();
-        let (before, was) = (entry.bytes(), entry.current.is_some());
+        let (before, was) = (entry.bytes(&who.0), entry.current.is_some());
         make(entry);
-        self.bytes = self.bytes - before + entry.bytes();
+        self.bytes = self.bytes - before + entry.bytes(&who.0);
         self.present = self.present + usize::from(entry.current.is_some()) - usize::from(was);
         self.changes += 1;
         if entry.current.is_none() && entry.published.is_none() {
@@ -147,7 +152,7 @@ impl Presence {
             let Some(entry) = self.entries.get_mut(&who) else { continue };
             if !entry.is_published() {
                 told += 1;
-                self.bytes -= entry.bytes();
+                self.bytes -= entry.bytes(&who.0);
                 if let Some(meta) = &entry.published {
                     leaves.add(&who.0, meta);
                 }
@@ -156,7 +161,7 @@ impl Presence {
                 }
                 entry.published.clone_from(&entry.current);
                 entry.descends = true;
-                self.bytes += entry.bytes();
+                self.bytes += entry.bytes(&who.0);
             }
             if entry.current.is_none() {
                 self.entries.remove(&who);

@@ -59,10 +59,11 @@ impl Seat {
             if !state.count_change(limit, age) {
                 return Err(RoomError::TooManyPresence);
             }
-            state.presence.track(&self.key, self.slot.port.id, &tracked, reference, bounds)
-        })?;
-        self.slot.presence.store(true, Ordering::Release);
-        Ok(())
+            state.presence.track(&self.key, self.slot.port.id, &tracked, reference, bounds)?;
+            // Before anybody can tell the others: it reads of itself too.
+            self.slot.presence.store(true, Ordering::Release);
+            Ok(())
+        })
     }
 
     /// Takes back what it tracks, if anything.

@@ -61,13 +61,16 @@ async fn item_042_booleans_may_be_words() {
     let relay = Shared::relay().await;
     for version in BOTH {
         let mut phone = relay.phone(version).await;
-        for (topic, word, states) in [("yes", "True", 1), ("YES", "TRUE", 1), ("no", "false", 0), ("NO", "False", 0)] {
+        for (topic, word) in [("no", "false"), ("NO", "False"), ("yes", "True"), ("YES", "TRUE")] {
             let config = json!({ "presence": { "enabled": word }, "private": "false", "broadcast": { "ack": word } });
             assert_eq!(phone.join_with(topic, json!({ "config": config })).await, joined());
-            let frames = phone.frames_so_far().await;
-            assert!(frames.iter().all(|frame| frame.event == "presence_state"), "{frames:#?}");
-            assert_eq!(frames.len(), states, "{topic}");
         }
+        // States come in order, so those of the first two would be here by now.
+        for topic in ["yes", "YES"] {
+            phone.next_of(topic, "presence_state").await;
+        }
+        let frames = phone.frames_so_far().await;
+        assert!(frames.is_empty(), "{frames:#?}");
     }
 }
 

@@ -1,9 +1,9 @@
-//! Items 201 to 204: ends, restarts, and a client that is too slow.
+//! Items 65 and 200 to 204: rates, ends, restarts, and a client that is too slow.
 
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::stage::{BOTH, Scene, tables, watching};
+use super::stage::{BOTH, Scene, joined, refused, tables, watching};
 use crate::support::phone::PATIENCE;
 use crate::support::sdk::SdkPhone;
 use crate::support::token::{self, ALICE};
@@ -122,4 +122,54 @@ async fn item_204_a_client_that_stops_reading_is_closed_and_delays_nobody() {
     let code = deaf.close_code().await;
     assert!(matches!(code, Some(1013) | None), "{code:?}");
     other.heartbeat().await;
+}
+
+/// Decision 17: with 1012, since a Python client takes 1001 for the end.
+#[tokio::test]
+async fn item_065_who_joins_too_often_is_told_and_closed() {
+    for relay_wide in [false, true] {
+        for version in BOTH {
+            let scene = Scene::with(|config| match relay_wide {
+                false => config.gateway.max_joins_per_second = 1,
+                true => config.gateway.max_all_joins_per_second = 1,
+            })
+            .await;
+            let mut phone = scene.phone(version).await;
+            for number in 0..60 {
+                assert_eq!(phone.join(&format!("room{number}"), &json!([])).await, joined());
+            }
+            let reply = phone.join("one more", &json!([])).await;
+            assert_eq!(reply, refused("ClientJoinRateLimitReached: Too many joins per second"));
+            assert_eq!(phone.close_code().await, Some(1012));
+            if !relay_wide {
+                scene.phone(version).await.heartbeat().await;
+            }
+        }
+    }
+}
+
+/// Decision 27: it is the sender's channel that ends. Elsewhere all who receive lose theirs.
+#[tokio::test]
+async fn item_200_who_sends_too_much_is_told_and_loses_the_channel() {
+    let scene = Scene::with(|config| config.gateway.max_messages_per_second = 1).await;
+    for version in BOTH {
+        let (mut loud, mut other) = (scene.phone(version).await, scene.phone(version).await);
+        for phone in [&mut loud, &mut other] {
+            assert_eq!(phone.join("room", &json!([])).await, joined());
+        }
+        for number in 0..61 {
+            let payload = json!({ "type": "broadcast", "event": "e", "payload": { "number": number } });
+            loud.push("room", "broadcast", payload).await;
+        }
+        let system = loud.system("room").await;
+        let expected = json!({ "extension": "system", "status": "error", "channel": "room",
+                               "message": "Too many messages per second" });
+        assert_eq!(system, expected);
+        loud.channel_closed("room").await;
+        for number in 0..60 {
+            assert_eq!(other.next_broadcast().await.payload["payload"]["number"], number);
+        }
+        super::stage::assert_joined(&mut other, "realtime:room").await;
+        assert_eq!(loud.join("room", &json!([])).await, joined());
+    }
 }

@@ -4,6 +4,7 @@
 //! A test's name starts with its item's number (`item_044_…`), and `items.txt` lists every item;
 //! `table.rs` fails when the two disagree.
 
+mod broadcast;
 mod clients;
 mod deletes_mode;
 mod delivery;
@@ -15,8 +16,11 @@ mod handshake;
 mod http;
 mod joins;
 mod limits;
+mod presence;
+mod private;
 mod rls;
 mod stage;
+mod stored;
 mod subscribing;
 mod table;
 mod tokens;

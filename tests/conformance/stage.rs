@@ -111,9 +111,21 @@ impl Scene {
         }
     }
 
+    /// With statements that are run before the relay starts.
+    pub(super) async fn prepared(sql: &str, change: impl FnOnce(&mut Config)) -> Scene {
+        let pg = tables().await;
+        pg.exec(sql).await;
+        Scene { relay: Relay::with(&pg, Clock::system(), change).await, pg }
+    }
+
     /// A raw client with the token of a user.
     pub(super) async fn phone(&self, version: Version) -> Phone {
-        Phone::connect(&self.relay.base(), &token::user(ALICE), version).await
+        self.phone_of(&token::user(ALICE), version).await
+    }
+
+    /// A raw client with this token.
+    pub(super) async fn phone_of(&self, token: &str, version: Version) -> Phone {
+        Phone::connect(&self.relay.base(), token, version).await
     }
 
     /// A row of a user's own, in a transaction of its own.

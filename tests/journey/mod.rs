@@ -3,12 +3,14 @@
 //! Every subscription here also asks for table `marks`, which everybody may read. A mark in a later transaction proves that
 //! what has not arrived before it never will, since changes arrive in commit order.
 
+mod channel_rights;
 mod client;
 mod deletes;
 mod devices;
 mod facts;
 mod filters;
 mod jwks;
+mod messages;
 mod held;
 mod order;
 mod pages;

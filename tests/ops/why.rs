@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use crate::startup::process::{Ended, Rowcast};
 use crate::support::stage::{all_of, with_marks};
 use crate::support::token::{ALICE, BOB};
-use crate::support::{Phone, Relay, Stage, TestPg, token};
+use crate::support::{Phone, Relay, Stage, TestPg, Version, token};
 
 /// Rows of `owned` are judged in memory, those of `asked` by Postgres, and those of `slow` by nobody in time.
 const TABLES: &str = "
@@ -408,4 +408,34 @@ async fn a_browser_can_not_ask() {
         stream.read_to_string(&mut answer).await.expect("read");
         assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_broadcast_is_explained_by_the_topics_that_were_joined() {
+    let stage = Stage::with("").await;
+    let mut phones = Vec::new();
+    for (user, topic) in [(ALICE, "room, of \"all\""), (BOB, "hall")] {
+        let mut phone = Phone::connect(&stage.relay.base(), &token::user(user), Version::V1).await;
+        let marks = json!([{ "event": "*", "schema": "public", "table": "marks" }]);
+        phone.subscribe(topic, &marks).await;
+        phones.push(phone);
+    }
+    stage.exec("select realtime.send('{\"a\": 1}', 'ping', 'room, of \"all\"', false)").await;
+    stage.mark("end").await;
+    let cursor = loop {
+        let frame = phones[0].next_frame().await;
+        if frame.event == "broadcast" {
+            break frame.payload["meta"]["cursor"].as_str().expect("a cursor").to_owned();
+        }
+    };
+    phones[1].changes_before("end").await;
+    let why = async |user: &'static str| {
+        let (answer, _) = asked(&stage.relay, &["--cursor", &cursor, "--user", user]).await;
+        let change = only(&answer);
+        assert_eq!(change["table"], "realtime.messages");
+        assert_eq!(step(change, "published")["says"], "yes", "{change:#}");
+        (change["outcome"].as_str().expect("a text").to_owned(), change["because"].as_str().expect("a text").to_owned())
+    };
+    is(&why(ALICE).await, "sent", "it was sent");
+    is(&why(BOB).await, "not_sent", "filter topic=eq.");
 }

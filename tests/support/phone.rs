@@ -40,8 +40,38 @@ pub(crate) struct Frame {
     pub(crate) topic: String,
     pub(crate) event: String,
     pub(crate) payload: Value,
-    /// The whole frame as it came.
+    /// The whole frame as it came; of a binary one its event.
     pub(crate) text: String,
+    /// Of a binary frame (kind 4). Then `payload` is what clients make of it, without the payload of its own if that is bytes.
+    pub(crate) binary: Option<Binary>,
+}
+
+/// What a binary frame has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Binary {
+    /// 0 for bytes, 1 for JSON.
+    pub(crate) encoding: u8,
+    /// As it came; empty for none.
+    pub(crate) metadata: String,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// A broadcast as a binary frame of a client (kind 3).
+pub(crate) fn kind_3(
+    refs: (&str, &str),
+    topic: &str,
+    event: &str,
+    metadata: &str,
+    encoding: u8,
+    payload: &[u8],
+) -> Message {
+    let parts = [refs.0, refs.1, topic, event, metadata];
+    let mut frame = vec![3];
+    frame.extend(parts.map(|part| u8::try_from(part.len()).expect("short")));
+    frame.push(encoding);
+    parts.iter().for_each(|part| frame.extend_from_slice(part.as_bytes()));
+    frame.extend_from_slice(payload);
+    Message::Binary(frame.into())
 }
 
 /// What a connection runs over.
@@ -381,6 +411,23 @@ impl Phone {
         async move { self.wait("a frame", at, |_| true).await }
     }
 
+    /// The next broadcast, of any topic.
+    #[track_caller]
+    pub(crate) fn next_broadcast(&mut self) -> impl Future<Output = Frame> + '_ {
+        let at = Location::caller();
+        async move { self.wait("a broadcast", at, |frame| frame.event == "broadcast").await }
+    }
+
+    /// The next frame with this event of this topic.
+    #[track_caller]
+    pub(crate) fn next_of<'a>(&'a mut self, topic: &'a str, event: &'a str) -> impl Future<Output = Frame> + 'a {
+        let at = Location::caller();
+        async move {
+            let full = format!("realtime:{topic}");
+            self.wait(event, at, |frame| frame.event == event && frame.topic == full).await
+        }
+    }
+
     /// The reply to the push with this ref.
     #[track_caller]
     pub(crate) fn reply_to<'a>(&'a mut self, reference: &'a Value) -> impl Future<Output = Frame> + 'a {
@@ -421,13 +468,45 @@ impl Phone {
                 Some(Ok(Message::Text(text))) => return Some(self.parse(&text)),
                 // The next call answers it, and then sees the end.
                 Some(Ok(Message::Close(frame))) => self.code = frame.map(|frame| frame.code.into()),
-                Some(Ok(Message::Binary(_))) => panic!("a binary frame, which nobody asked for"),
+                Some(Ok(Message::Binary(bytes))) => return Some(self.parse_binary(&bytes)),
                 Some(Ok(_)) => {}
                 Some(Err(Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed)) | None => self.socket = None,
                 Some(Err(error)) => panic!("the connection broke: {error}"),
             }
         }
         None
+    }
+
+    fn parse_binary(&self, bytes: &[u8]) -> Frame {
+        assert_eq!(
+            (self.version, bytes.first()),
+            (Version::V2, Some(&4)),
+            "only kind 4 is sent, and only to version 2"
+        );
+        let lengths = [bytes[1], bytes[2], bytes[3]].map(usize::from);
+        let (mut at, mut parts) = (5, Vec::new());
+        for length in lengths {
+            parts.push(std::str::from_utf8(&bytes[at..at + length]).expect("UTF-8").to_owned());
+            at += length;
+        }
+        let (payload, encoding) = (bytes[at..].to_vec(), bytes[4]);
+        let [topic, event, metadata] = parts.try_into().expect("three");
+        let mut shown = json!({ "type": "broadcast", "event": event });
+        if encoding == 1 {
+            shown["payload"] = serde_json::from_slice(&payload).expect("JSON");
+        }
+        if !metadata.is_empty() {
+            shown["meta"] = serde_json::from_str(&metadata).expect("JSON");
+        }
+        Frame {
+            join_ref: Value::Null,
+            reference: Value::Null,
+            topic,
+            event: "broadcast".into(),
+            payload: shown,
+            text: event,
+            binary: Some(Binary { encoding, metadata, payload }),
+        }
     }
 
     fn parse(&self, text: &str) -> Frame {
@@ -444,6 +523,7 @@ impl Phone {
                     event: string(&object["event"]),
                     payload: object["payload"].clone(),
                     text: text.to_owned(),
+                    binary: None,
                 }
             }
             (Version::V2, Value::Array(array)) if array.len() == 5 => Frame {
@@ -453,6 +533,7 @@ impl Phone {
                 event: string(&array[3]),
                 payload: array[4].clone(),
                 text: text.to_owned(),
+                binary: None,
             },
             _ => panic!("not a frame of {:?}: {text}", self.version),
         };
@@ -462,9 +543,17 @@ impl Phone {
 
     /// Which frames carry which refs (`protocol.md` §2.4).
     fn check_refs(&self, frame: &Frame, text: &str) {
-        assert!(frame.payload.is_object(), "{text}");
+        // A broadcast carries what its sender sent.
+        assert!(frame.payload.is_object() || frame.event == "broadcast", "{text}");
         match frame.event.as_str() {
-            "postgres_changes" => {
+            "presence_state" => {
+                assert!(frame.reference.is_null(), "{text}");
+                if self.version == Version::V2 {
+                    assert_eq!(frame.join_ref, self.joins[&frame.topic], "{text}");
+                }
+            }
+            "broadcast" => assert!(frame.reference.is_null(), "{text}"),
+            "postgres_changes" | "presence_diff" => {
                 assert_eq!((&frame.join_ref, &frame.reference), (&Value::Null, &Value::Null), "{text}")
             }
             "system" => {

@@ -67,8 +67,6 @@ impl Exchange for Inside {
     }
 }
 
-/// Bytes that a payload may be above the limit, as the original tolerates it.
-const TOLERANCE: usize = 500;
 /// Private topics of one batch, each of which may be a question to Postgres.
 const MAX_PRIVATE_TOPICS: usize = 100;
 /// Bytes of an event's name, which frames of protocol 2 give one byte for.
@@ -168,14 +166,14 @@ impl Broadcasts {
         let deadline = Instant::now() + self.config.post_timeout;
         let messages = match &posted.target {
             Target::Batch => {
-                let limit = self.config.max_post_bytes;
+                let limit = largest_batch(&self.config);
                 let body = self.read(posted.headers, body, limit, Answer::BodyTooLarge, user, deadline).await?;
                 self.batch(&body)?
             }
             Target::Event { topic, event } => {
                 let (room, event) = self.room(topic, event, posted.query)?;
                 let format = request::format(posted.headers).ok_or(Answer::MediaType)?;
-                let limit = self.config.max_payload_bytes + TOLERANCE;
+                let limit = self.config.largest_payload();
                 let body = self.read(posted.headers, body, limit, Answer::PayloadTooLarge, user, deadline).await?;
                 let payload = payload(format, body)?;
                 vec![(room, Message::Event { event, payload, meta: None })]
@@ -241,7 +239,7 @@ impl Broadcasts {
 
     fn batch(&self, body: &[u8]) -> Result<Vec<(RoomKey, Message)>, Answer> {
         let text = std::str::from_utf8(body).map_err(|_| Answer::BadRequest)?;
-        let messages = batch::parse(text, self.config.max_payload_bytes + TOLERANCE)?;
+        let messages = batch::parse(text, self.config.largest_payload())?;
         Ok(messages.into_iter().map(|message| (message.room(), message.encode())).collect())
     }
 
@@ -298,6 +296,13 @@ impl Broadcasts {
     }
 }
 
+/// Bytes of a batch's body: at least one message with the largest payload is taken.
+fn largest_batch(config: &GatewayConfig) -> usize {
+    config.max_post_bytes.max(config.largest_payload().saturating_add(ENVELOPE))
+}
+
+/// Bytes around a payload.
+const ENVELOPE: usize = 4096;
 /// Bytes allocated for a body before the first of it is there.
 const FIRST: usize = 16 * 1024;
 

@@ -128,7 +128,7 @@ pub(super) fn user(principal: &Principal) -> Arc<str> {
 
 impl Rates {
     pub(super) fn new(config: &GatewayConfig) -> Rates {
-        let largest = config.max_post_bytes.max(config.max_payload_bytes + super::TOLERANCE);
+        let largest = super::largest_batch(config);
         // Somebody can always post.
         let bytes = config.max_posting_bytes.max(largest);
         Rates {
@@ -230,15 +230,15 @@ mod tests {
     #[test]
     fn bytes_are_shared_and_given_back() {
         let rates = rates(|config| {
-            (config.max_post_bytes, config.max_payload_bytes, config.max_posting_bytes) = (1000, 100, 8000);
+            (config.max_post_bytes, config.max_payload_bytes, config.max_posting_bytes) = (10_000, 100, 80_000);
         });
         let users: Vec<Arc<str>> = (0..9).map(|user| user.to_string().into()).collect();
-        let first = rates.reserve(&users[0], 1500).expect("room");
-        assert!(rates.reserve(&users[0], 501).is_none() && rates.reserve(&users[0], 500).is_some());
-        let others: Vec<_> = users[1..4].iter().map(|user| rates.reserve(user, 2000).expect("room")).collect();
-        assert!(rates.reserve(&users[4], 501).is_none());
+        let first = rates.reserve(&users[0], 15_000).expect("room");
+        assert!(rates.reserve(&users[0], 5001).is_none() && rates.reserve(&users[0], 5000).is_some());
+        let others: Vec<_> = users[1..4].iter().map(|user| rates.reserve(user, 20_000).expect("room")).collect();
+        assert!(rates.reserve(&users[4], 5001).is_none());
         drop(first);
-        assert!(rates.reserve(&users[4], 2000).is_some());
+        assert!(rates.reserve(&users[4], 20_000).is_some());
         drop(others);
         assert_eq!(rates.lock().bytes, 0);
     }

@@ -253,12 +253,12 @@ async fn whoever_is_not_authenticated_is_not_read() {
 
 #[tokio::test]
 async fn bodies_that_are_too_large_are_refused_before_and_while_they_are_read() {
-    let stage = stage_with(Book::default(), |config| (config.max_payload_bytes, config.max_post_bytes) = (1000, 3000));
+    let stage = stage_with(Book::default(), |config| (config.max_payload_bytes, config.max_post_bytes) = (1000, 9000));
     let large = json!({ "errors": { "payload": ["Payload size exceeds tenant limit"] } });
     let unread = || stream::poll_fn(|_| -> std::task::Poll<Option<Result<Bytes, warp::Error>>> { panic!("read") });
     let announced = stage.post_as(Ok(principal("a")), event("a"), &[("content-length", "1501")], "", unread()).await;
     assert_eq!(told(&announced), (422, large.clone()));
-    let announced = stage.post_as(Ok(principal("a")), Target::Batch, &[("content-length", "3001")], "", unread()).await;
+    let announced = stage.post_as(Ok(principal("a")), Target::Batch, &[("content-length", "9001")], "", unread()).await;
     assert_eq!(announced.status(), 413);
     let endless = stream::repeat_with(|| Ok(Bytes::from_static(&[b' '; 100])));
     assert_eq!(told(&stage.post_as(Ok(principal("a")), event("a"), &[], "", endless).await), (422, large));

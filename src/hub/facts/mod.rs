@@ -17,6 +17,7 @@
 //! Rejected: recording before the table is in the publication, which would save a reading of the catalog; whether the stream has
 //! all of it is then known only afterwards. A load on the hub's own task, which would stop all deliveries.
 
+mod channels;
 mod entry;
 mod measure;
 mod work;
@@ -185,12 +186,6 @@ impl Keeper {
         }
     }
 
-    /// Members of private channels are judged by these rules, as are the rows of the table `messages`.
-    pub(super) fn want_rules(&mut self, messages: u32, rules: Vec<Arc<Rule>>) {
-        self.channels = (messages, rules);
-        self.due = true;
-    }
-
     /// All that is still wanted.
     pub(super) fn retain(&mut self, wanted: AHashSet<Use>) {
         self.due |= self.uses != wanted;
@@ -254,11 +249,6 @@ impl Keeper {
             entry.unneeded_since.is_none() && !matches!(entry.step, Step::Ready(_)) && !entry.is_given_up()
         };
         self.entries.values().any(hopes)
-    }
-
-    /// Some of these tables' facts are on their way.
-    pub(super) fn are_under_way(&self, tables: &[u32]) -> bool {
-        tables.iter().any(|oid| self.entries.get(oid).is_none_or(|entry| entry.step.is_under_way()))
     }
 
     /// Facts for these targets are on their way.

@@ -1,0 +1,290 @@
+//! Items 64, 114 to 128, 133, 151 and 152: private channels, under policies that are there before the relay.
+
+use serde_json::{Value, json};
+
+use super::stage::{BOTH, Scene, joined, ok, refused};
+use crate::support::token::{self, ALICE, BOB};
+use crate::support::{Phone, Version, without_cursor};
+
+/// A policy for reading, and one for writing.
+fn policies(using: &str, check: &str) -> String {
+    format!(
+        "create policy r on realtime.messages for select to authenticated using ({using}); \
+         create policy w on realtime.messages for insert to authenticated with check ({check});"
+    )
+}
+
+fn config(more: Value) -> Value {
+    let mut config = json!({ "private": true });
+    config.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+    json!({ "config": config })
+}
+
+async fn join(phone: &mut Phone, topic: &str, more: Value) -> Value {
+    phone.join_with(topic, config(more)).await
+}
+
+fn unauthorized(topic: &str) -> Value {
+    refused(&format!("Unauthorized: You do not have permissions to read from this Channel topic: {topic}"))
+}
+
+fn message(event: &str) -> Value {
+    json!({ "type": "broadcast", "event": event, "payload": {} })
+}
+
+/// The events of all broadcasts before the one with event `end`.
+async fn until_end(phone: &mut Phone) -> Vec<String> {
+    let mut before = Vec::new();
+    loop {
+        let event = phone.next_broadcast().await.payload["event"].as_str().expect("a name").to_owned();
+        if event == "end" {
+            return before;
+        }
+        before.push(event);
+    }
+}
+
+fn system(topic: &str, message: &str) -> Value {
+    json!({ "extension": "system", "status": "error", "message": message, "channel": topic })
+}
+
+#[tokio::test]
+async fn item_064_where_all_is_private_a_private_channel_works() {
+    let scene = Scene::prepared(&policies("true", "true"), |config| config.gateway.private_only = true).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        assert_eq!(join(&mut phone, "room", json!({})).await["status"], "ok");
+    }
+}
+
+#[tokio::test]
+async fn item_114_without_policies_nobody_may_read() {
+    let scene = Scene::start().await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        assert_eq!(join(&mut phone, "room", json!({})).await, unauthorized("room"));
+        assert_eq!(phone.join("room", &json!([])).await, joined(), "the public one is another");
+    }
+}
+
+#[tokio::test]
+async fn item_115_a_policy_may_name_the_topic() {
+    let scene = Scene::prepared(&policies("realtime.topic() = 'a'", "false"), |_| {}).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        let reply = join(&mut phone, "a", json!({})).await;
+        assert_eq!(json!({ "status": "ok", "response": without_cursor(reply["response"].clone()) }), joined());
+        assert_eq!(join(&mut phone, "b", json!({})).await, unauthorized("b"));
+    }
+}
+
+#[tokio::test]
+async fn item_116_who_may_read_presence_alone_gets_no_broadcasts() {
+    let sql = "create policy r on realtime.messages for select to authenticated \
+                   using (extension = 'presence' or (select auth.uid()) = 'b0b00000-0000-4000-8000-000000000001'); \
+               create policy w on realtime.messages for insert to authenticated with check (true);";
+    let scene = Scene::prepared(sql, |_| {}).await;
+    for version in BOTH {
+        let topic = format!("room{version:?}");
+        let mut alice = scene.phone(version).await;
+        assert_eq!(join(&mut alice, &topic, json!({})).await, unauthorized(&topic));
+        let presence = json!({ "presence": { "enabled": true, "key": "alice" }, "broadcast": { "self": true } });
+        assert_eq!(join(&mut alice, &topic, presence).await["status"], "ok");
+        alice.next_of(&topic, "presence_state").await;
+        let mut bob = scene.phone_of(&token::user(BOB), version).await;
+        let presence = json!({ "presence": { "enabled": true, "key": "bob" } });
+        assert_eq!(join(&mut bob, &topic, presence).await["status"], "ok");
+        alice.push(&topic, "broadcast", message("end")).await;
+        assert!(until_end(&mut bob).await.is_empty());
+        // It has been sent to all who may read it, herself not among them.
+        bob.push(&topic, "presence", json!({ "event": "track", "payload": {} })).await;
+        let frames = alice.next_of(&topic, "presence_diff").await;
+        assert!(frames.payload["joins"]["bob"].is_object());
+        assert!(alice.frames_so_far().await.iter().all(|frame| frame.event != "broadcast"));
+    }
+}
+
+#[tokio::test]
+async fn item_117_presence_that_is_off_opens_nothing() {
+    let scene = Scene::prepared(&policies("extension = 'presence'", "true"), |_| {}).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        assert_eq!(join(&mut phone, "room", json!({})).await, unauthorized("room"));
+    }
+}
+
+#[tokio::test]
+async fn item_118_who_may_not_write_hears_others_and_nothing_of_its_own() {
+    let check = format!("(select auth.uid()) = '{BOB}'");
+    let scene = Scene::prepared(&policies("true", &check), |_| {}).await;
+    for version in BOTH {
+        let topic = format!("room{version:?}");
+        let (mut alice, mut bob) = (scene.phone(version).await, scene.phone_of(&token::user(BOB), version).await);
+        for phone in [&mut alice, &mut bob] {
+            assert_eq!(join(phone, &topic, json!({ "broadcast": { "ack": true } })).await["status"], "ok");
+        }
+        alice.push(&topic, "broadcast", message("vanishes")).await;
+        // What comes for its topic waits for the answer about it.
+        let reply = json!({ "status": "error", "response": {} });
+        alice
+            .send_as(
+                (Value::Null, json!("dance")),
+                &format!("realtime:{topic}"),
+                "presence",
+                json!({ "event": "dance" }),
+            )
+            .await;
+        assert_eq!(alice.reply_to(&json!("dance")).await.payload, reply);
+        bob.send_as((Value::Null, json!("b")), &format!("realtime:{topic}"), "broadcast", message("end")).await;
+        assert_eq!(bob.reply_to(&json!("b")).await.payload, ok());
+        assert!(until_end(&mut alice).await.is_empty());
+        let frames = bob.frames_so_far().await;
+        assert!(frames.is_empty(), "{frames:#?}");
+        let frames = alice.frames_so_far().await;
+        assert!(frames.is_empty(), "{frames:#?}");
+    }
+}
+
+#[tokio::test]
+async fn item_119_the_right_to_write_may_depend_on_claims() {
+    let check = format!("(select auth.uid()) = '{BOB}'");
+    let scene = Scene::prepared(&policies("true", &check), |_| {}).await;
+    for version in BOTH {
+        let topic = format!("room{version:?}");
+        let (mut alice, mut bob) = (scene.phone(version).await, scene.phone_of(&token::user(BOB), version).await);
+        join(&mut alice, &topic, json!({})).await;
+        join(&mut bob, &topic, json!({})).await;
+        bob.push(&topic, "broadcast", message("of bob")).await;
+        assert_eq!(alice.next_broadcast().await.payload["event"], "of bob");
+    }
+}
+
+#[tokio::test]
+async fn item_120_a_policy_that_raises_refuses_and_the_server_lives() {
+    let scene = Scene::prepared(&policies("1 / (random() * 0)::int = 1", "true"), |_| {}).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        assert_eq!(join(&mut phone, "room", json!({})).await, unauthorized("room"));
+        phone.heartbeat().await;
+    }
+}
+
+#[tokio::test]
+async fn item_121_a_role_that_does_not_exist_is_refused() {
+    let scene = Scene::prepared(&policies("true", "true"), |_| {}).await;
+    for version in BOTH {
+        let mut phone = scene.phone_of(&token::role("nobody_knows"), version).await;
+        assert_eq!(join(&mut phone, "room", json!({})).await, unauthorized("room"));
+    }
+}
+
+#[tokio::test]
+async fn item_123_the_service_may_do_all_without_policies() {
+    let scene = Scene::start().await;
+    for version in BOTH {
+        let topic = format!("room{version:?}");
+        let mut phones = Vec::new();
+        for _ in 0..2 {
+            let mut phone = scene.phone_of(&token::role("service_role"), version).await;
+            let presence = json!({ "presence": { "enabled": true, "key": "s" } });
+            assert_eq!(join(&mut phone, &topic, presence).await["status"], "ok");
+            phones.push(phone);
+        }
+        phones[0].push(&topic, "broadcast", message("e")).await;
+        assert_eq!(phones[1].next_broadcast().await.payload["event"], "e");
+        phones[0].push(&topic, "presence", json!({ "event": "track", "payload": {} })).await;
+        assert!(phones[1].next_of(&topic, "presence_diff").await.payload["joins"]["s"].is_object());
+    }
+}
+
+#[tokio::test]
+async fn item_124_asking_leaves_no_rows() {
+    let scene = Scene::prepared(&policies("random() >= 0", "random() < 0"), |_| {}).await;
+    let mut phone = scene.phone(Version::V2).await;
+    for number in 0..5 {
+        let topic = format!("room{number}");
+        assert_eq!(join(&mut phone, &topic, json!({})).await["status"], "ok");
+        phone.push(&topic, "broadcast", message("e")).await;
+        phone.leave(&topic).await;
+    }
+    let count =
+        scene.pg.client().await.query_one("select count(*) from realtime.messages", &[]).await.expect("a count");
+    assert_eq!(count.get::<_, i64>(0), 0);
+}
+
+#[tokio::test]
+async fn item_126_a_token_that_may_not_read_ends_the_channel() {
+    let using = format!("(select auth.uid()) = '{ALICE}'");
+    let scene = Scene::prepared(&policies(&using, "true"), |_| {}).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        join(&mut phone, "room", json!({})).await;
+        phone.push_token("room", &token::user(BOB)).await;
+        let text = "You do not have permissions to read from this Channel topic: room";
+        assert_eq!(phone.system("room").await, system("room", text));
+        phone.channel_closed("room").await;
+    }
+}
+
+#[tokio::test]
+async fn item_127_a_token_that_loses_one_of_two_rights_ends_the_channel() {
+    let using = format!("extension = 'broadcast' or (select auth.uid()) = '{ALICE}'");
+    let scene = Scene::prepared(&policies(&using, "true"), |_| {}).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        join(&mut phone, "room", json!({ "presence": { "enabled": true } })).await;
+        phone.push_token("room", &token::user(BOB)).await;
+        let text = "You no longer have permission to read from this Channel topic: room";
+        assert_eq!(phone.system("room").await, system("room", text));
+        phone.channel_closed("room").await;
+    }
+}
+
+#[tokio::test]
+async fn item_128_broadcasts_that_a_token_gains_begin_to_arrive() {
+    let using = format!("extension = 'presence' or (select auth.uid()) = '{BOB}'");
+    let scene = Scene::prepared(&policies(&using, "true"), |_| {}).await;
+    for version in BOTH {
+        let topic = format!("room{version:?}");
+        let mut phone = scene.phone(version).await;
+        let presence = json!({ "presence": { "enabled": true, "key": "k" }, "broadcast": { "self": true } });
+        assert_eq!(join(&mut phone, &topic, presence).await["status"], "ok");
+        phone.push_token(&topic, &token::user(BOB)).await;
+        // It waits for the answer about the token, and for its right to write.
+        phone.push(&topic, "broadcast", message("own")).await;
+        assert_eq!(phone.next_broadcast().await.payload["event"], "own");
+        scene.pg.exec(&format!("select realtime.send('{{}}', 'stored', '{topic}', true)")).await;
+        assert_eq!(phone.next_broadcast().await.payload["event"], "stored");
+    }
+}
+
+#[tokio::test]
+async fn item_151_who_may_not_write_presence_is_refused() {
+    let scene = Scene::prepared(&policies("true", "extension = 'broadcast'"), |_| {}).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        join(&mut phone, "room", json!({ "presence": { "enabled": true } })).await;
+        let track = json!({ "event": "track", "payload": {} });
+        phone.send_as((Value::Null, json!("t")), "realtime:room", "presence", track).await;
+        assert_eq!(phone.reply_to(&json!("t")).await.payload, json!({ "status": "error", "response": {} }));
+    }
+}
+
+#[tokio::test]
+async fn item_152_who_may_not_read_presence_hears_nothing_of_it() {
+    let using = format!("extension = 'broadcast' or (select auth.uid()) = '{BOB}'");
+    let scene = Scene::prepared(&policies(&using, "true"), |_| {}).await;
+    for version in BOTH {
+        let topic = format!("room{version:?}");
+        let (mut alice, mut bob) = (scene.phone(version).await, scene.phone_of(&token::user(BOB), version).await);
+        for phone in [&mut alice, &mut bob] {
+            assert_eq!(join(phone, &topic, json!({ "presence": { "enabled": true } })).await["status"], "ok");
+        }
+        bob.push(&topic, "presence", json!({ "event": "track", "payload": {} })).await;
+        bob.next_of(&topic, "presence_diff").await;
+        bob.push(&topic, "broadcast", message("end")).await;
+        assert!(until_end(&mut alice).await.is_empty());
+        let frames = alice.frames_so_far().await;
+        assert!(frames.is_empty(), "{frames:#?}");
+    }
+}
