@@ -210,7 +210,13 @@ impl<'a> Judge<'a> {
                     self.verdict.joins += 1;
                     session = Session { joining: Some(*at), ..Session::default() };
                 }
-                Seen::Joined(cursor) => first = first.or_else(|| self.place_of(cursor.as_ref())),
+                Seen::Joined(cursor) => {
+                    first = first.or_else(|| self.place_of(cursor.as_ref()));
+                    // Until then Python's client is given what its channel before still receives.
+                    if matches!(record.kind, Kind::Stock(_)) {
+                        session.last = None;
+                    }
+                }
                 Seen::Subscribed => session.subscribed = Some(*at),
                 Seen::Row(key, cursor) => {
                     let Some(place) = self.places.get(key).copied() else {

@@ -45,8 +45,7 @@ pub(super) enum Kind {
 pub(super) enum Seen {
     /// It is about to ask for its channel.
     Joining,
-    /// The join was answered, with this cursor. What came since it was asked for may be of the channel before, over which a
-    /// client joins anew.
+    /// The join was answered, with this cursor.
     Joined(Option<String>),
     /// `Subscribed to PostgreSQL`.
     Subscribed,

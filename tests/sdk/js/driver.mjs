@@ -74,11 +74,15 @@ function shownMessage(message) {
   return payload instanceof ArrayBuffer ? { ...message, payload: { bytes: toHex(payload) } } : message;
 }
 
-// The channel of this topic, which need not be subscribed.
-function channelOf({ topic, options }) {
-  if (!channels.has(topic)) channels.set(topic, client.channel(topic, { config: options ?? {} }));
-  return channels.get(topic);
+// The client has one for each topic until it is closed.
+function channelToOpen({ topic, options }) {
+  const channel = client.channel(topic, { config: options ?? {} });
+  channels.set(topic, channel);
+  return channel;
 }
+
+// It need not be subscribed.
+const channelOf = (command) => channels.get(command.topic) ?? channelToOpen(command);
 
 const content = ({ payload, bytes }) => (bytes === undefined ? payload : fromHex(bytes));
 const done = (did, answer) => tell({ event: 'done', did, answer });
@@ -93,7 +97,7 @@ const commands = {
   },
 
   subscribe({ topic, entries, options, presence }) {
-    const channel = channelOf({ topic, options });
+    const channel = channelToOpen({ topic, options });
     entries.forEach((entry, index) => {
       channel.on('postgres_changes', withBuiltFilter(entry), (payload) => {
         tell({ event: 'change', topic, entry: index, change: asSent(payload) });

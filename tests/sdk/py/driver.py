@@ -43,19 +43,21 @@ class Driver:
         self.client = AsyncRealtimeClient(url, token)
         await self.client.connect()
 
-    def channel(self, topic, options=None):
-        if topic not in self.channels:
-            options = options or {}
-            config = {
-                "broadcast": {"ack": False, "self": False, **options.get("broadcast", {})},
-                "presence": {"key": "", "enabled": False, **options.get("presence", {})},
-                "private": options.get("private", False),
-            }
-            self.channels[topic] = self.client.channel(topic, {"config": config})
+    def channel_to_open(self, topic, options):
+        options = options or {}
+        config = {
+            "broadcast": {"ack": False, "self": False, **options.get("broadcast", {})},
+            "presence": {"key": "", "enabled": False, **options.get("presence", {})},
+            "private": options.get("private", False),
+        }
+        self.channels[topic] = self.client.channel(topic, {"config": config})
         return self.channels[topic]
 
+    def channel(self, topic, options):
+        return self.channels.get(topic) or self.channel_to_open(topic, options)
+
     async def subscribe(self, topic, entries, options=None, presence=False):
-        channel = self.channel(topic, options)
+        channel = self.channel_to_open(topic, options)
         for index, entry in enumerate(entries):
             channel.on_postgres_changes(
                 Listen(entry["event"]),
