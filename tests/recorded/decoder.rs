@@ -90,3 +90,21 @@ fn presences(state: &Value) {
         assert!(metas.iter().all(|meta| meta["phx_ref"].is_string()) && !metas.is_empty(), "{key}: {entry}");
     }
 }
+
+#[test]
+fn what_a_client_does_not_read_is_refused() {
+    use serde_json::json;
+    let reads = |decoder: Decoder, frame: &Value| std::panic::catch_unwind(|| decoder.check(frame)).is_ok();
+    let reply = |entry: Value| json!(["1", "2", "realtime:r", "phx_reply", { "status": "ok", "response": { "postgres_changes": [entry] } }]);
+    let with_more = reply(json!({ "id": 1, "schema": "public", "event": "*", "select": ["a"] }));
+    let without_schema = reply(json!({ "id": 1, "event": "*" }));
+    let large = reply(json!({ "id": 3_000_000_000_u32, "schema": "public", "event": "*" }));
+    let outcome = |frame: &Value| [Decoder::Dart, Decoder::Swift, Decoder::Kotlin].map(|decoder| reads(decoder, frame));
+    assert_eq!(outcome(&with_more), [true, true, false]);
+    assert_eq!(outcome(&without_schema), [true, false, true]);
+    assert_eq!(outcome(&large), [false; 3]);
+    assert_eq!(outcome(&json!([null, null, "realtime:r", "broadcast", []])), [false; 3]);
+    assert_eq!(outcome(&json!(["1", null, "realtime:r", "phx_close", {}])), [false; 3]);
+    let meta = json!({ "k": { "metas": [{ "name": "no ref" }] } });
+    assert_eq!(outcome(&json!(["1", null, "realtime:r", "presence_state", meta])), [false; 3]);
+}

@@ -207,3 +207,24 @@ impl Player {
         }
     }
 }
+
+#[test]
+fn an_answer_has_to_fit_in_everything_but_what_is_left_open() {
+    let wanted = parsed(r#"{"a":["$string","$int"],"b":{"$key":{"c":"$any"}},"d":null}"#);
+    let fitting = parsed(r#"{"a":["x",1],"b":{"k":{"c":[]}},"d":null}"#);
+    assert!(fits(&wanted, &fitting));
+    for (place, other) in [
+        ("/a", json!(["x"])),
+        ("/a/0", json!(1)),
+        ("/a/1", json!("1")),
+        ("/b", json!({})),
+        ("/b/k", json!({ "c": 1, "more": 1 })),
+        ("/d", json!(0)),
+    ] {
+        let mut answer = fitting.clone();
+        *answer.pointer_mut(place).expect("it is there") = other;
+        assert!(!fits(&wanted, &answer), "{place}");
+    }
+    assert!(!fits(&wanted, &parsed(r#"{"a":["x",1],"b":{"k":{"c":[]}},"d":null,"e":null}"#)));
+    assert_eq!(bytes("\\x03\\xffa\\x00ä"), b"\x03\xffa\x00\xc3\xa4");
+}
