@@ -9,7 +9,6 @@ use std::panic::Location;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -17,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::answers::{data_text, ids_of};
 use super::{Change, without_cursor};
 
 /// How long anything may take on a busy machine.
@@ -565,43 +565,4 @@ impl Phone {
             _ => {}
         }
     }
-}
-
-/// `data` of a frame with a change, as it was sent.
-fn data_text(frame: &str, version: Version) -> String {
-    #[derive(serde::Deserialize)]
-    struct Payload<'a> {
-        #[serde(borrow)]
-        data: &'a RawValue,
-    }
-    #[derive(serde::Deserialize)]
-    struct Whole<'a> {
-        #[serde(borrow)]
-        payload: Payload<'a>,
-    }
-    let payload = match version {
-        Version::V1 => serde_json::from_str::<Whole<'_>>(frame).map(|whole| whole.payload),
-        Version::V2 => {
-            let array: Vec<&RawValue> = serde_json::from_str(frame).expect("it was read before");
-            serde_json::from_str(array[4].get())
-        }
-    };
-    payload.expect("it was read before").data.get().to_owned()
-}
-
-/// The ids in a join reply, which repeats the entries in their order (`protocol.md` §3.1.4).
-#[track_caller]
-fn ids_of(answered: &Value, entries: &Value, at: &Location<'_>) -> Vec<i64> {
-    let asked = entries.as_array().expect("a list of entries");
-    let answered = answered.as_array().unwrap_or_else(|| panic!("at {at}: no entries in the reply"));
-    assert_eq!(answered.len(), asked.len(), "at {at}");
-    let id = |(answered, asked): (&Value, &Value)| {
-        let mut rest = answered.as_object().expect("an object").clone();
-        let id = rest.remove("id").and_then(|id| id.as_i64());
-        let id = id.unwrap_or_else(|| panic!("at {at}: no integer id in {answered}"));
-        assert_eq!(Value::Object(rest), *asked, "at {at}");
-        assert!((1..=i64::from(i32::MAX)).contains(&id), "at {at}: {id}");
-        id
-    };
-    answered.iter().zip(asked).map(id).collect()
 }
