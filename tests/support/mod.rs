@@ -1,6 +1,6 @@
 //! What the tests are written with.
 
-mod answers;
+pub(crate) mod binary;
 pub(crate) mod change;
 pub(crate) mod pg;
 pub(crate) mod phone;

@@ -9,6 +9,7 @@ use std::panic::Location;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -16,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use super::answers::{data_text, ids_of};
+use super::binary::{self, Binary};
 use super::{Change, without_cursor};
 
 /// How long anything may take on a busy machine.
@@ -44,34 +45,6 @@ pub(crate) struct Frame {
     pub(crate) text: String,
     /// Of a binary frame (kind 4). Then `payload` is what clients make of it, without the payload of its own if that is bytes.
     pub(crate) binary: Option<Binary>,
-}
-
-/// What a binary frame has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Binary {
-    /// 0 for bytes, 1 for JSON.
-    pub(crate) encoding: u8,
-    /// As it came; empty for none.
-    pub(crate) metadata: String,
-    pub(crate) payload: Vec<u8>,
-}
-
-/// A broadcast as a binary frame of a client (kind 3).
-pub(crate) fn kind_3(
-    refs: (&str, &str),
-    topic: &str,
-    event: &str,
-    metadata: &str,
-    encoding: u8,
-    payload: &[u8],
-) -> Message {
-    let parts = [refs.0, refs.1, topic, event, metadata];
-    let mut frame = vec![3];
-    frame.extend(parts.map(|part| u8::try_from(part.len()).expect("short")));
-    frame.push(encoding);
-    parts.iter().for_each(|part| frame.extend_from_slice(part.as_bytes()));
-    frame.extend_from_slice(payload);
-    Message::Binary(frame.into())
 }
 
 /// What a connection runs over.
@@ -468,45 +441,13 @@ impl Phone {
                 Some(Ok(Message::Text(text))) => return Some(self.parse(&text)),
                 // The next call answers it, and then sees the end.
                 Some(Ok(Message::Close(frame))) => self.code = frame.map(|frame| frame.code.into()),
-                Some(Ok(Message::Binary(bytes))) => return Some(self.parse_binary(&bytes)),
+                Some(Ok(Message::Binary(bytes))) => return Some(binary::parse(self.version, &bytes)),
                 Some(Ok(_)) => {}
                 Some(Err(Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed)) | None => self.socket = None,
                 Some(Err(error)) => panic!("the connection broke: {error}"),
             }
         }
         None
-    }
-
-    fn parse_binary(&self, bytes: &[u8]) -> Frame {
-        assert_eq!(
-            (self.version, bytes.first()),
-            (Version::V2, Some(&4)),
-            "only kind 4 is sent, and only to version 2"
-        );
-        let lengths = [bytes[1], bytes[2], bytes[3]].map(usize::from);
-        let (mut at, mut parts) = (5, Vec::new());
-        for length in lengths {
-            parts.push(std::str::from_utf8(&bytes[at..at + length]).expect("UTF-8").to_owned());
-            at += length;
-        }
-        let (payload, encoding) = (bytes[at..].to_vec(), bytes[4]);
-        let [topic, event, metadata] = parts.try_into().expect("three");
-        let mut shown = json!({ "type": "broadcast", "event": event });
-        if encoding == 1 {
-            shown["payload"] = serde_json::from_slice(&payload).expect("JSON");
-        }
-        if !metadata.is_empty() {
-            shown["meta"] = serde_json::from_str(&metadata).expect("JSON");
-        }
-        Frame {
-            join_ref: Value::Null,
-            reference: Value::Null,
-            topic,
-            event: "broadcast".into(),
-            payload: shown,
-            text: event,
-            binary: Some(Binary { encoding, metadata, payload }),
-        }
     }
 
     fn parse(&self, text: &str) -> Frame {
@@ -565,4 +506,43 @@ impl Phone {
             _ => {}
         }
     }
+}
+
+/// `data` of a frame with a change, as it was sent.
+fn data_text(frame: &str, version: Version) -> String {
+    #[derive(serde::Deserialize)]
+    struct Payload<'a> {
+        #[serde(borrow)]
+        data: &'a RawValue,
+    }
+    #[derive(serde::Deserialize)]
+    struct Whole<'a> {
+        #[serde(borrow)]
+        payload: Payload<'a>,
+    }
+    let payload = match version {
+        Version::V1 => serde_json::from_str::<Whole<'_>>(frame).map(|whole| whole.payload),
+        Version::V2 => {
+            let array: Vec<&RawValue> = serde_json::from_str(frame).expect("it was read before");
+            serde_json::from_str(array[4].get())
+        }
+    };
+    payload.expect("it was read before").data.get().to_owned()
+}
+
+/// The ids in a join reply, which repeats the entries in their order (`protocol.md` §3.1.4).
+#[track_caller]
+fn ids_of(answered: &Value, entries: &Value, at: &Location<'_>) -> Vec<i64> {
+    let asked = entries.as_array().expect("a list of entries");
+    let answered = answered.as_array().unwrap_or_else(|| panic!("at {at}: no entries in the reply"));
+    assert_eq!(answered.len(), asked.len(), "at {at}");
+    let id = |(answered, asked): (&Value, &Value)| {
+        let mut rest = answered.as_object().expect("an object").clone();
+        let id = rest.remove("id").and_then(|id| id.as_i64());
+        let id = id.unwrap_or_else(|| panic!("at {at}: no integer id in {answered}"));
+        assert_eq!(Value::Object(rest), *asked, "at {at}");
+        assert!((1..=i64::from(i32::MAX)).contains(&id), "at {at}: {id}");
+        id
+    };
+    answered.iter().zip(asked).map(id).collect()
 }
