@@ -16,6 +16,7 @@ mod obligation;
 mod oracle;
 mod journey;
 mod ops;
+mod recorded;
 mod slot;
 mod startup;
 mod stock;

@@ -5,6 +5,7 @@
 //! `table.rs` fails when the two disagree.
 
 mod broadcast;
+mod clients;
 mod deletes_mode;
 mod delivery;
 mod delivery_filters;
