@@ -221,6 +221,7 @@ fn judge(
     for sub in members {
         if now_unix_seconds >= sub.expires_at {
             counts.deny(metrics, DenyReason::Expired.as_str());
+            judgement.expired.push(sub.port.id);
             continue;
         }
         match may(&sub.messages) {
@@ -266,10 +267,13 @@ impl Hub {
         let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
         let now = self.deps.clock.unix_seconds();
         let may = |messages: &Messages| self.may_have(messages);
-        let (judgement, waits) = judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
+        let (mut judgement, waits) = judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
         counts.report(&metrics);
         for id in waits {
             self.await_right(id, before(row.position), origin.epoch());
+        }
+        for id in std::mem::take(&mut judgement.expired) {
+            self.withhold(id, row.position, origin.epoch());
         }
         if !judgement.is_empty() {
             let event =

@@ -176,6 +176,34 @@ async fn who_may_not_read_broadcasts_or_whose_time_is_over_gets_none() {
 }
 
 #[tokio::test]
+async fn a_message_that_meets_a_token_that_is_over_waits_for_the_next_one_and_is_not_lost() {
+    let mut past = Past::new().await;
+    let rights = reads(Some(true));
+    let lasting = |bench: &Bench| {
+        let exp = bench.clock.unix_seconds() + 100;
+        let claims = json!({"role": "authenticated", "sub": ALICE, "exp": exp});
+        Arc::new(Principal::new(claims.as_object().unwrap().clone(), exp).unwrap())
+    };
+    let (alice, watcher) = (port(), port());
+    let entries = vec![asks(0, "room", Some(&rights)), entry(1, "owned", None)];
+    past.bench.hub.subscribe(alice.clone(), entries, lasting(&past.bench)).await.expect("accepted");
+    past.bench.subscribe(&watcher, vec![asks(0, "hall", None)], BOB).await;
+    // Her client has renewed it in time; that takes a while to be in force.
+    past.bench.clock.advance(200_000);
+    past.post(&[Message("m1", "room", true), OwnRow("r1"), Message("m2", "room", true)]);
+    past.post(&[Message("mark", "hall", false)]);
+    let mut witness = Witness::default();
+    witness.until(&mut past.bench, "the mark", |w| w.of(&watcher).rows.len() == 1).await;
+    assert!(witness.of(&alice).rows.is_empty(), "by a token that is no longer valid she gets nothing");
+    past.bench.hub.reclaim(alice.id, lasting(&past.bench)).await.expect("reclaimed");
+    past.post(&[Message("end", "room", true)]);
+    witness.until(&mut past.bench, "the end", |w| w.of(&alice).ids().last() == Some(&"end")).await;
+    assert_eq!(witness.of(&alice).ids(), ["m1", "r1", "m2", "end"]);
+    assert!(witness.of(&alice).told.is_empty(), "nothing is missing");
+    past.bench.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_no_broadcast_is_dropped_and_counted() {
     let config = HubConfig { max_message_bytes: 100, ..HubConfig::default() };
     let bench = Bench::with(TABLES, config).await;
