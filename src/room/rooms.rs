@@ -77,7 +77,8 @@ impl Rooms {
             let mut state = room.lock();
             let to_all = self.config.presence_to_all;
             let form = state.form(port.version, &port.topic);
-            let slot = Arc::new(Slot { port, rights, presence: AtomicBool::new(presence || to_all), form });
+            let presence = AtomicBool::new(presence || to_all);
+            let slot = Arc::new(Slot { port, rights, presence, form, missed: AtomicBool::new(false) });
             let turn = state.enter(slot.clone(), &user);
             drop(state);
             (slot, room.clone(), turn)
