@@ -394,3 +394,18 @@ fn an_answer_for_the_same_user_does_not_begin_his_watch_anew() {
     client.reading(number, reads(true, None));
     assert!(matches!(client.asks.as_slice(), [Effect::Watch { .. }]), "another token's are watched");
 }
+
+#[test]
+fn a_channel_whose_message_waits_ends_when_its_token_expires() {
+    let (mut client, _) = member(json!({"broadcast": {"ack": true}}), reads(true, None));
+    client.pass(3590);
+    client.push("2", "broadcast", json!({}));
+    let number = client.write_question();
+    client.push("3", "phx_leave", json!({}));
+    assert_eq!(client.session.next_tick(client.now), Some(Duration::from_secs(10)));
+    let frames = client.pass(10);
+    assert_eq!(frames[0], system("system", "error", "Token has expired 0 seconds ago"));
+    assert_eq!((&frames[1][3], &frames[2][1]), (&json!("phx_close"), &json!("3")));
+    assert!(matches!(client.quiet.last(), Some(Effect::Leave(_))));
+    assert!(client.writing(number, writes(true, true)).is_empty() && client.asks.is_empty());
+}
