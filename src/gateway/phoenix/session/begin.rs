@@ -211,6 +211,9 @@ impl Session {
         if channel.presence && readable {
             out.push(Effect::PresenceState(channel.id));
         }
+        if let Some(member) = &mut channel.member {
+            member.told_presence();
+        }
         out.extend(self.watch(channel));
         out.extend(Session::await_stream(channel));
     }

@@ -40,6 +40,8 @@ pub(super) struct Membership {
     asked: Option<u64>,
     /// How long the rights to write hold.
     writes_until: Option<Instant>,
+    /// Presence diffs reach it, as of the last look; `None` before that, or if presence does not matter to it.
+    sees: Option<bool>,
     /// For whom the hub watches the rights.
     watched: Option<Arc<Principal>>,
 }
@@ -68,6 +70,7 @@ impl Membership {
             ends_at: None,
             asked: None,
             writes_until: None,
+            sees: None,
             watched: None,
         }
     }
@@ -128,6 +131,17 @@ impl Membership {
         let known = self.rights.get(Right::ReadPresence);
         self.could.1 |= known == Some(true);
         known.is_some()
+    }
+
+    /// Its client is told the presence state now, if it may see it.
+    pub(super) fn told_presence(&mut self) {
+        self.sees = self.presence.then(|| self.rights.allows(Right::ReadPresence));
+    }
+
+    /// Whether presence can be read that could not be at the last look: diffs were left out, and only the state mends that.
+    fn sees_again(&mut self) -> bool {
+        let sees = self.presence && self.rights.allows(Right::ReadPresence);
+        self.presence && self.sees.replace(sees) == Some(false) && sees
     }
 
     /// When [`Session::ask_again`] has something to do.
@@ -420,8 +434,16 @@ impl Session {
     fn look_at_rights(&mut self, name: &str, now: Now, out: &mut Vec<Effect>) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         let answer_comes = matches!(topic.waits(), Some(Waits::Answer(_)));
-        let Some(member) = topic.channel_mut().and_then(|channel| channel.member.as_mut()) else { return };
-        match member.standing() {
+        // Whose join is held is told the state when it is greeted.
+        let greeted = topic.held().is_none();
+        let Some(channel) = topic.channel_mut() else { return };
+        let Some(member) = &mut channel.member else { return };
+        let sees_again = greeted && member.sees_again();
+        let standing = member.standing();
+        if sees_again && matches!(standing, Standing::Kept | Standing::Unknown) {
+            out.push(Effect::PresenceState(channel.id));
+        }
+        match standing {
             Standing::Kept => {}
             Standing::Unknown if member.asked.is_some() || answer_comes => {}
             Standing::Unknown => self.ask_reads(name, out),

@@ -409,3 +409,26 @@ fn a_channel_whose_message_waits_ends_when_its_token_expires() {
     assert!(matches!(client.quiet.last(), Some(Effect::Leave(_))));
     assert!(client.writing(number, writes(true, true)).is_empty() && client.asks.is_empty());
 }
+
+#[test]
+fn presence_that_can_be_read_again_is_told_as_a_whole() {
+    let states = |client: &mut Client| {
+        let asks: Vec<Effect> = client.asks.drain(..).collect();
+        asks.iter().filter(|ask| matches!(ask, Effect::PresenceState(_))).count()
+    };
+    let presence = json!({"presence": {"enabled": true}});
+    let (mut client, rights) = member(presence.clone(), reads(true, Some(true)));
+    rights.set(Right::ReadPresence, None);
+    assert!(client.rights_changed().is_empty());
+    let (number, _) = client.question();
+    assert!(client.reading(number, reads(true, Some(true))).is_empty());
+    assert_eq!(states(&mut client), 1);
+    assert!(client.rights_changed().is_empty());
+    assert_eq!(states(&mut client), 0, "once");
+    // A new token may see what the one before could not.
+    let (mut client, _) = member(presence, reads(true, Some(false)));
+    client.push("3", "access_token", json!({"access_token": anon(60)}));
+    let (number, _) = client.question();
+    client.reading(number, reads(true, Some(true)));
+    assert_eq!(states(&mut client), 1);
+}
