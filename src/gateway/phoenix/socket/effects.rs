@@ -190,7 +190,8 @@ impl Connection {
             }
             Sent::Broadcast { id, taken: Err(error), .. } => self.session.rejected(id, error, self.now()),
             Sent::Tracked { id, reference, taken } => self.session.tracked(id, &reference, taken, self.now()),
-            Sent::State => return,
+            Sent::State { taken: true, .. } => return,
+            Sent::State { id, taken: false } => self.session.stateless(id, self.now()),
             Sent::Late => return warn!(connection = self.number, "a room took nothing in time: a broadcast is lost"),
         };
         self.carry_out(effects);
