@@ -53,7 +53,8 @@ impl Session {
 
     /// A channel waits for nothing any more; the message that did is dropped. Returns what came behind it.
     pub(super) fn give_up_push(&mut self, name: &str) -> Backlog {
-        let is_push = |topic: &Topic| matches!(topic, Topic::Pending(pending) if matches!(pending.what, What::Push { .. }));
+        let is_push =
+            |topic: &Topic| matches!(topic, Topic::Pending(pending) if matches!(pending.what, What::Push { .. }));
         if !self.topics.get(name).is_some_and(is_push) {
             return Backlog::default();
         }

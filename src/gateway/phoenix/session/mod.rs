@@ -212,8 +212,8 @@ impl Session {
             _ if message.event == "phx_join" => self.join(&message, Vec::new(), now, out),
             Some(Topic::Joined(_)) if message.event == "phx_leave" => self.leave(&message, now, out),
             Some(Topic::Joined(_)) => match message.event.as_ref() {
-                "access_token" => self.renew(&message, true, now, out),
                 _ if !self.counts(&message, now, out) => {}
+                "access_token" => self.renew(&message, true, now, out),
                 "broadcast" => self.broadcast(message, frame, now, out),
                 "presence" => self.presence(message, now, out),
                 event => debug!(connection = self.visitor.connection, event, "event ignored"),
