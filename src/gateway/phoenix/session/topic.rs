@@ -188,16 +188,16 @@ impl Topic {
         self.channel_mut().map(|channel| channel.ask_as_due(request))
     }
 
-    /// Whether its time is over: the token's, the held join's, the refusal's. Also while a message of the channel waits for
-    /// something, for its room goes by its rights alone.
+    /// Whether its time is over: the token's, the held join's, the refusal's. Also while a message of the channel waits for an
+    /// answer, for its room goes by its rights alone; but not while the keys of its next token are fetched.
     pub(super) fn is_due(&self, now: Now) -> bool {
         match self {
             Topic::Joined(channel) => channel.principal.is_expired(now.seconds()),
             Topic::Pending(pending) => match &pending.what {
                 What::Refusing { until, .. } => *until <= now.at,
                 What::Held { channel, held } => held.until <= now.at || channel.principal.is_expired(now.seconds()),
-                What::Push { channel, .. } => channel.principal.is_expired(now.seconds()),
-                What::Join { .. } => false,
+                What::Push { channel, waits: Waits::Answer(_), .. } => channel.principal.is_expired(now.seconds()),
+                What::Join { .. } | What::Push { .. } => false,
             },
         }
     }
@@ -222,9 +222,9 @@ impl Topic {
             Topic::Pending(pending) => match &pending.what {
                 What::Refusing { until: at, .. } => Some(until(*at)),
                 What::Held { channel, held } => Some(expiry(channel).min(until(held.until))),
-                What::Push { channel, .. } => Some(expiry(channel)),
+                What::Push { channel, waits: Waits::Answer(_), .. } => Some(expiry(channel)),
                 // What it waits for comes, or doesn't, within a bound of its own.
-                What::Join { .. } => None,
+                What::Join { .. } | What::Push { .. } => None,
             },
         };
         [own, retry, rights].into_iter().flatten().min()
