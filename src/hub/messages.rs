@@ -267,7 +267,8 @@ impl Hub {
         let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
         let now = self.deps.clock.unix_seconds();
         let may = |messages: &Messages| self.may_have(messages);
-        let (mut judgement, waits) = judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
+        let (mut judgement, waits) =
+            judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
         counts.report(&metrics);
         for id in waits {
             self.await_right(id, before(row.position), origin.epoch());

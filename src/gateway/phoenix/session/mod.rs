@@ -212,8 +212,8 @@ impl Session {
             _ if message.event == "phx_join" => self.join(&message, Vec::new(), now, out),
             Some(Topic::Joined(_)) if message.event == "phx_leave" => self.leave(&message, now, out),
             Some(Topic::Joined(_)) => match message.event.as_ref() {
-                "access_token" => self.renew(&message, true, now, out),
                 _ if !self.counts(&message, now, out) => {}
+                "access_token" => self.renew(&message, true, now, out),
                 "broadcast" => self.broadcast(message, frame, now, out),
                 "presence" => self.presence(message, now, out),
                 event => debug!(connection = self.visitor.connection, event, "event ignored"),
@@ -254,6 +254,12 @@ impl Session {
         let expires_at = topic.channel().map_or(i64::MAX, |channel| channel.principal.expires_at);
         let expired = TokenError::Expired { seconds: now.seconds().saturating_sub(expires_at).max(0) };
         let is_expired = topic.channel().is_some_and(|channel| channel.principal.is_expired(now.seconds()));
+        if topic.waits().is_some() && is_expired {
+            // It ends like one that waits for nothing.
+            let backlog = self.give_up_push(name);
+            self.fall_due(name, now, out);
+            return self.release(backlog, now, out);
+        }
         match (topic, topic.held()) {
             (Topic::Joined(channel), _) => {
                 self.shared.metrics.expiries.inc();

@@ -74,6 +74,16 @@ impl Session {
         self.presence_reply(message, Status::Error, "{}", out);
     }
 
+    /// The room did not take an [`Effect::PresenceState`] in time. Diffs mean nothing without it: the client is to join anew.
+    pub(in crate::gateway::phoenix) fn stateless(&mut self, id: ChannelId, now: Now) -> Vec<Effect> {
+        let mut out = Vec::new();
+        if let Some(name) = self.name_of(id) {
+            let text = "Presence state could not be sent in time";
+            self.end_channel(&name, text, "PresenceStateTimeout", now, &mut out);
+        }
+        out
+    }
+
     /// The room has not taken an [`Effect::Track`].
     pub(in crate::gateway::phoenix) fn untaken(
         &mut self,

@@ -200,7 +200,8 @@ impl Connection {
             Sent::Tracked { id, reference, taken: Err(error), .. } => {
                 self.session.untaken(id, &reference, error, self.now())
             }
-            Sent::State => return,
+            Sent::State { taken: true, .. } => return,
+            Sent::State { id, taken: false } => self.session.stateless(id, self.now()),
             Sent::Late => return warn!(connection = self.number, "a room took nothing in time: a broadcast is lost"),
         };
         self.carry_out(effects);
