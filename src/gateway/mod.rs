@@ -3,6 +3,7 @@
 pub(crate) mod broadcast;
 pub mod encode;
 pub mod frame;
+mod anteroom;
 mod close;
 mod device;
 mod handshake;
