@@ -175,7 +175,7 @@ async fn run(actors: Vec<Vec<Step>>, window: Duration, places: usize) {
         there.extend(tracked.map(|payload| (format!("k{}", payload["actor"].as_u64().unwrap() % 3), payload)));
     }
     observers[0].broadcast(text("0"), true).await.unwrap();
-    let expected: Vec<String> = sorted(there.into_iter().map(|(key, payload)| (key, payload)));
+    let expected: Vec<String> = sorted(there.into_iter());
     let settled = || {
         let heards = heards.lock().unwrap();
         let is_there = |heard: &Vec<Heard>| {
