@@ -173,6 +173,8 @@ struct Accepted {
 
 /// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
 const BACKLOG: u32 = 8192;
+/// The part of the header timeout that a connection has for certain before it may have to make room.
+const TIME_TO_SPEAK: u32 = 40;
 /// How long the accept loop waits when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -187,7 +189,7 @@ impl Bound {
     pub async fn serve(self) {
         let Gateway { config, deps } = self.gateway;
         let shards = deps.shards.max(1) as u64;
-        let anteroom = Anteroom::new(config.max_unauthenticated);
+        let anteroom = Anteroom::new(config.max_unauthenticated, config.header_timeout / TIME_TO_SPEAK);
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
         let pages = Arc::new(Pages::new(deps.shards));
         let turns = storm::Turns::new(&config);
@@ -268,9 +270,8 @@ async fn accept(
         metrics.refusals.get_or_create(&[("code", "Crowded")]).inc();
     };
     loop {
-        let guest = anteroom.enter(crowded).await;
         match listener.accept().await {
-            Ok((stream, peer)) => return (guest, stream, peer),
+            Ok((stream, peer)) => return (anteroom.enter(crowded).await, stream, peer),
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

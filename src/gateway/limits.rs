@@ -18,7 +18,8 @@ use crate::metrics::Metrics;
 pub struct GatewayConfig {
     /// WebSocket connections at a time; more get 429.
     pub max_connections: usize,
-    /// TCP connections that have not become a WebSocket yet; more wait to be accepted.
+    /// TCP connections that have not become a WebSocket yet. For one more, who has been silent for the longest time has to go;
+    /// while all are being answered, more wait to be accepted.
     pub max_unauthenticated: usize,
     /// Time for the TLS handshake; for the head of a request, and between two requests of a connection.
     pub header_timeout: Duration,

@@ -28,7 +28,7 @@ pub(crate) fn frames(bytes: &[u8]) {
     assert!(size <= rest.len() + "broadcast".len() + "null".len());
     for reference in [&message.join_ref, &message.reference] {
         assert!(reference.as_json().len() <= 6 * 256 + 2);
-        assert!(serde_json::from_str::<Value>(reference.as_json()).is_ok_and(|value| !value.is_object()));
+        assert!(is_value(reference.as_json()) && !reference.as_json().starts_with(['{', '[']));
     }
     if form & 2 == 0 {
         let text = encode(version, &message);
@@ -163,7 +163,11 @@ fn answers(version: Version, message: &Message<'_>) {
         changes_frame(version, topic, &[i32::MIN, 7], b"{}"),
     ];
     for frame in frames {
-        let value: Value = serde_json::from_str(text(&frame)).expect("JSON");
+        let Ok(value) = serde_json::from_str::<Value>(text(&frame)) else {
+            // A ref may be a number that no tree can hold.
+            assert!(is_value(text(&frame)), "{frame:?}");
+            continue;
+        };
         match version {
             Version::V1 => {
                 let keys: Vec<&String> = value.as_object().expect("an object").keys().collect();
