@@ -37,6 +37,7 @@ use super::limits::{Admission, Admitted, Joins};
 use super::pages::{self, Pages};
 use super::stream::Stream;
 use super::tls::Tls;
+use super::unfinished::Unfinished;
 use super::{GatewayConfig, Shared, Tokens, phoenix, storm};
 use crate::authority::Authority;
 use crate::claims::{Principal, TokenError};
@@ -194,6 +195,7 @@ impl Bound {
         let pages = Arc::new(Pages::new(deps.shards));
         let turns = storm::Turns::new(&config);
         let joins = Joins::new(&config);
+        let unfinished = Unfinished::new(config.max_unfinished_bytes);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
         let Deps { connections, ready, tls, rooms, authority, pool, .. } = deps;
         let shared = Arc::new(Shared {
@@ -210,6 +212,7 @@ impl Bound {
             gate,
             turns,
             joins,
+            unfinished,
             rooms,
             authority,
             pool,

@@ -67,6 +67,9 @@ pub struct GatewayConfig {
     pub max_join_wait: Duration,
     /// Bytes of an inbound message; more close the connection with 1009.
     pub max_message_bytes: usize,
+    /// Bytes of large messages that have begun and not ended, of all connections; who sends more is closed with 1013. One that has
+    /// not ended within `idle_timeout` ends its connection.
+    pub max_unfinished_bytes: usize,
     /// Bytes of a join's payload, of which the entries stay in memory.
     pub max_join_bytes: usize,
     /// Entries of `postgres_changes` in one join.
@@ -152,6 +155,7 @@ impl Default for GatewayConfig {
             drain_window: Duration::from_millis(2500),
             max_join_wait: Duration::from_secs(20),
             max_message_bytes: 5_000_000,
+            max_unfinished_bytes: 256 * 1024 * 1024,
             max_join_bytes: 256 * 1024,
             max_entries: 1000,
             max_connection_entries: 10_000,
