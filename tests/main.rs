@@ -17,6 +17,7 @@ mod oracle;
 mod hostile;
 mod journey;
 mod ops;
+mod recorded;
 mod slot;
 mod startup;
 mod stock;
