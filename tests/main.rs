@@ -14,6 +14,7 @@ mod docs;
 mod load;
 mod obligation;
 mod oracle;
+mod hostile;
 mod journey;
 mod ops;
 mod recorded;

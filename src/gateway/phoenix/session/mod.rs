@@ -33,6 +33,8 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tracing::{debug, info};
 
+#[cfg(any(test, fuzzing))]
+pub(super) use self::broadcast::for_the_room;
 use self::topic::{Topic, What};
 use super::codec::{self, Message, Ref, Status};
 use crate::authority::Asking;
