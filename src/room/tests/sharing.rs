@@ -156,3 +156,10 @@ async fn a_quiet_room_tells_presence_at_once_and_a_busy_one_once_in_a_window() {
     assert_eq!(rooms.metrics.presence_diffs.get(), 2);
     assert_eq!(rooms.metrics.presence_coalesced.get(), 2, "of three changes one had a diff");
 }
+
+#[tokio::test]
+async fn diffs_of_a_large_room_are_further_apart() {
+    let (rooms, _batches, _drain) = rooms(RoomConfig::default());
+    let millis = |members| rooms.window(members).as_millis();
+    assert_eq!([0, 1000, 5000, 30_000, 1_000_000].map(millis), [50, 50, 250, 1500, 1500]);
+}
