@@ -26,10 +26,6 @@ struct Messages {
     may_tend: bool,
     /// The login may see who made the table.
     knows: bool,
-    /// The stream's publication has the table; `None` if there is no such publication.
-    published: Option<bool>,
-    /// The login may put it there, as it does at its start.
-    may_publish: bool,
 }
 
 const MESSAGES: &str = "select json_build_object('owner', r.rolname, 'owner_superuser', r.rolsuper, \
@@ -48,11 +44,7 @@ const MESSAGES: &str = "select json_build_object('owner', r.rolname, 'owner_supe
     'may_tend', pg_has_role(c.relowner, case when current_setting('server_version_num')::int >= 160000 then 'SET' else 'MEMBER' end), \
     'knows', coalesce((select has_schema_privilege(i.relnamespace, 'USAGE') and has_table_privilege(i.oid, 'SELECT') \
         from pg_catalog.pg_class i join pg_catalog.pg_namespace s on s.oid = i.relnamespace \
-        where s.nspname = 'rowcast' and i.relname = 'installed'), true), \
-    'published', (select exists (select from pg_catalog.pg_publication_rel m where m.prpubid = p.oid and m.prrelid = c.oid) \
-        or p.puballtables from pg_catalog.pg_publication p where p.pubname = 'rowcast_messages'), \
-    'may_publish', coalesce((select pg_has_role(p.pubowner, 'USAGE') and pg_has_role(c.relowner, 'USAGE') \
-        from pg_catalog.pg_publication p where p.pubname = 'rowcast_messages'), false))::text \
+        where s.nspname = 'rowcast' and i.relname = 'installed'), true))::text \
     from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
     join pg_catalog.pg_roles r on r.oid = c.relowner, pg_catalog.pg_roles me \
     where n.nspname = 'realtime' and c.relname = 'messages' and c.relkind in ('r', 'p') and me.rolname = current_user";
@@ -72,7 +64,6 @@ pub(super) async fn check(patient: &Patient<'_>) -> Result<Vec<Finding>, Unreada
     let messages: Messages = serde_json::from_str(row.try_get(0)?)?;
     let mut findings = Vec::new();
     findings.extend(rights(&messages, &patient.facts.login));
-    findings.extend(unpublished(&messages));
     findings.extend(messages.missing.iter().filter(|_| messages.partitioned).map(|day| missing(&messages, day)));
     if let Some(default) = messages.default_partition.as_ref().filter(|_| messages.granted && messages.above) {
         // Through the table, on which alone the login has rights.
@@ -121,17 +112,6 @@ fn rights(messages: &Messages, login: &str) -> Option<Finding> {
     };
     let finding = Finding::warning("messages_rights", subject(), what).why(why).sql(sql.join("\n"));
     Some(if judges { finding.todo("Or set ROWCAST_MESSAGES_UPKEEP=off, if others do.") } else { finding })
-}
-
-fn unpublished(messages: &Messages) -> Option<Finding> {
-    // The relay adds it at its start where it may.
-    if messages.published != Some(false) || messages.may_publish {
-        return None;
-    }
-    let finding = Finding::warning("messages_unpublished", subject(), "is not in publication rowcast_messages")
-        .why("What is inserted into it, by realtime.send() too, is broadcast to nobody.")
-        .sql("alter publication rowcast_messages add table realtime.messages;");
-    Some(finding)
 }
 
 fn missing(messages: &Messages, (day, after): &(String, String)) -> Finding {

@@ -15,6 +15,7 @@ mod handshake;
 mod http;
 mod joins;
 mod limits;
+mod messages;
 mod presence;
 mod private;
 mod rls;

@@ -2,10 +2,12 @@
 
 use rowcast::config::Config;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
-use crate::support::{TestPg, token};
+use crate::support::phone::{PATIENCE, Phone, Version};
+use crate::support::{Relay, TestPg, token};
 
 const CHAT: &str = include_str!("../../sql/examples/chat.sql");
 const AGENTS: &str = include_str!("../../sql/examples/agent_sessions.sql");
@@ -247,4 +249,100 @@ async fn memory_judges_them() {
         assert_eq!(explained.engine, "pure", "{table}: {}", explained.reason);
         assert!(explained.owner_column.is_some(), "{table}: its receivers are not found by what they own");
     }
+}
+
+/// What every SDK sends when it joins a private channel.
+fn private() -> Value {
+    json!({ "config": { "broadcast": { "ack": false, "self": false }, "presence": { "key": "", "enabled": false },
+                        "postgres_changes": [], "private": true } })
+}
+
+/// `event table body` of the broadcasts to a room that have come so far.
+fn heard(phone: &mut Phone, topic: &str) -> Vec<String> {
+    let frames = phone.frames_of(topic);
+    let broadcasts = frames.iter().filter(|frame| frame.event == "broadcast").map(|frame| &frame.payload);
+    let told = |payload: &Value| {
+        assert!(payload["meta"]["id"].is_string() && payload["type"] == "broadcast", "{payload}");
+        let row =
+            [&payload["payload"]["record"], &payload["payload"]["old_record"]].into_iter().find(|row| row.is_object());
+        let row = row.expect("a row");
+        let what = ["body", "kind", "status"].iter().find_map(|name| row[name].as_str()).unwrap_or("-");
+        format!(
+            "{} {} {what}",
+            payload["event"].as_str().expect("an event"),
+            payload["payload"]["table"].as_str().expect("a table")
+        )
+    };
+    broadcasts.map(told).collect()
+}
+
+/// Waits for the broadcast with this in it; what came until then, it included.
+async fn heard_until(phone: &mut Phone, topic: &str, last: &str) -> Vec<String> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut all = Vec::new();
+    loop {
+        all.extend(heard(phone, topic));
+        if all.iter().any(|one| one.contains(last)) {
+            return all;
+        }
+        assert!(Instant::now() < deadline, "no {last:?} in {all:?}");
+        phone.heartbeat().await;
+    }
+}
+
+/// With a real relay: a member's phone hears what is written, a stranger's nothing, and who leaves stops hearing at that commit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_members_phone_hears_the_room_a_strangers_does_not_and_who_is_put_out_stops_hearing() {
+    let (pg, mut client) = scene().await;
+    let relay = Relay::start(&pg).await;
+    let (red, blue) = (format!("room:{RED}"), format!("room:{BLUE}"));
+    let mut alice = Phone::connect(&relay.base(), &token::user(ALICE), Version::V1).await;
+    let mut bob = Phone::connect(&relay.base(), &token::user(BOB), Version::V1).await;
+    let mut stranger = Phone::connect(&relay.base(), &token::user(RED), Version::V1).await;
+    let joined = alice.join_with(&red, private()).await;
+    assert_eq!(joined["status"], "ok", "{joined}");
+    assert_eq!(alice.join_with(&blue, private()).await["status"], "error", "not her room");
+    for topic in [&red, &blue] {
+        assert_eq!(bob.join_with(topic, private()).await["status"], "ok");
+        let refused = stranger.join_with(topic, private()).await;
+        assert_eq!(refused["status"], "error");
+        assert!(refused["response"]["reason"].as_str().is_some_and(|text| text.contains("Unauthorized")), "{refused}");
+    }
+    // Whoever writes `realtime:room:…` without being asked whether it is private gets a channel of another name's room.
+    let open = json!({ "config": { "broadcast": { "self": false }, "presence": { "key": "" }, "postgres_changes": [], "private": false } });
+    assert_eq!(stranger.join_with(&red, open).await["status"], "ok");
+
+    let say = |room: &str, body: &str| {
+        format!("insert into public.chat_messages (room_id, body) values ('{room}', '{body}')")
+    };
+    for (user, sql) in [
+        (ALICE, say(RED, "hello")),
+        (BOB, "insert into public.chat_annotations (message_id, room_id, kind) select id, room_id, 'like' from public.chat_messages".to_owned()),
+        (BOB, say(BLUE, "alone")),
+        (ALICE, "update public.chat_messages set body = 'hello, all'".to_owned()),
+    ] {
+        assert_eq!(write(&mut client, user, &sql).await, Ok(1));
+    }
+    let wanted = ["INSERT chat_messages hello", "INSERT chat_annotations like", "UPDATE chat_messages hello, all"];
+    assert_eq!(heard_until(&mut alice, &red, "hello, all").await, wanted);
+    assert_eq!(heard_until(&mut bob, &red, "hello, all").await, wanted);
+    assert_eq!(heard_until(&mut bob, &blue, "alone").await, ["INSERT chat_messages alone"]);
+
+    // Alice is put out, and in the next transaction something is said.
+    pg.exec(&format!("delete from public.chat_members where user_id = '{ALICE}'")).await;
+    assert_eq!(write(&mut client, BOB, &say(RED, "she has left")).await, Ok(1));
+    assert_eq!(heard_until(&mut bob, &red, "she has left").await, ["INSERT chat_messages she has left"]);
+    alice.channel_closed(&red).await;
+    assert_eq!(heard(&mut alice, &red), Vec::<String>::new(), "a message of after the commit that put her out");
+    // Let in again, she joins again, and hears what follows.
+    pg.exec(&format!("insert into public.chat_members (room_id, user_id) values ('{RED}', '{ALICE}')")).await;
+    let deadline = Instant::now() + PATIENCE;
+    while alice.join_with(&red, private()).await["status"] != "ok" {
+        assert!(Instant::now() < deadline, "she is a member again");
+    }
+    assert_eq!(write(&mut client, BOB, &say(RED, "welcome back")).await, Ok(1));
+    assert_eq!(heard_until(&mut alice, &red, "welcome back").await, ["INSERT chat_messages welcome back"]);
+    assert_eq!(heard(&mut stranger, &red), Vec::<String>::new(), "in the public room of that name");
+    // The policies of the example are such that memory can judge them, as soon as the relay has the members.
+    assert!(relay.metric("rowcast_authz_memory_total", "").await > 0.0, "Postgres was asked each time");
 }

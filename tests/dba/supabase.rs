@@ -1,6 +1,6 @@
 //! Beside a Supabase database: its objects are used, and none of them is changed, neither by `up` nor by `down` nor by a script.
 
-use rowcast::migrate;
+use rowcast::{messages, migrate};
 use tokio_postgres::Client;
 
 use super::{run, value};
@@ -58,6 +58,7 @@ async fn everything(client: &Client) -> Vec<String> {
         union all select 'policy ' || concat_ws(' ', polname, polrelid::regclass, xmin) from pg_policy
         union all select 'publication ' || concat_ws(' ', pubname, pubowner, xmin) from pg_publication where pubname like 'supabase%'
         union all select 'published ' || concat_ws(' ', prrelid::regclass, prpubid, xmin) from pg_publication_rel
+            where prpubid not in (select oid from pg_publication where pubname like 'rowcast%')
         union all select 'role ' || concat_ws(' ', rolname, rolsuper, rolinherit, rolcreaterole, rolcanlogin, rolreplication, rolbypassrls)
             from pg_roles where rolname in ('anon', 'authenticated', 'service_role') or rolname like 'supabase%'
         union all select 'member ' || concat_ws(' ', roleid::regrole, member::regrole) from pg_auth_members
@@ -106,4 +107,25 @@ async fn nothing_of_supabases_is_changed() {
             .collect()
     };
     assert_eq!(without_version(everything(&client).await), without_version(before), "down");
+}
+
+#[tokio::test]
+async fn of_its_partitions_only_days_that_are_missing_are_made() {
+    let pg = TestPg::bare().await;
+    let mut client = pg.client().await;
+    client.batch_execute(FIXTURE).await.expect("the fixture");
+    let old = "create table realtime.messages_2001_01_01 partition of realtime.messages for values from ('2001-01-01') to ('2001-01-02');
+        insert into realtime.messages (topic, extension, inserted_at) values ('room:1', 'broadcast', '2001-01-01 12:00');
+        alter table realtime.messages owner to supabase_realtime_admin; grant usage, create on schema realtime to supabase_realtime_admin";
+    client.batch_execute(old).await.expect("a day that is over");
+    migrate::up(&mut client).await.expect("up");
+    let keep = std::time::Duration::from_secs(3600);
+    let tended = messages::tend(&mut client, messages::Scope::Own, keep).await.expect("a round");
+    assert!(!tended.made.is_empty() && tended.made.len() <= 5, "{tended:?}");
+    assert!(tended.dropped.is_empty() && tended.deleted == 0 && tended.moved == 0, "{tended:?}");
+    assert_eq!(value::<i64>(&pg, "select count(*) from realtime.messages_2001_01_01").await, 1);
+    assert!(value::<bool>(&pg, "select to_regclass('realtime.messages_default') is null").await);
+    let report = migrate::down(&mut client, None).await.expect("down");
+    assert!(report.kept.is_empty(), "{report}");
+    assert!(value::<bool>(&pg, "select to_regclass('realtime.messages') is not null").await);
 }

@@ -1,6 +1,6 @@
 //! What is found about `realtime.messages`, and gone after its own SQL.
 
-use rowcast::doctor::Severity::{Note, Warning};
+use rowcast::doctor::Severity::{Error, Note, Warning};
 
 use super::Clinic;
 use super::mended::Cure::{Own, Todo};
@@ -17,6 +17,12 @@ pub(super) const MESSAGES: &[Case] = &[
         Todo("rowcast migrate up", "alter table realtime.moved rename to messages"),
         &[],
     ),
+    case(
+        ("private_channels", Error, "table realtime.messages"),
+        &["revoke supabase_realtime_admin from relay", "alter role relay nobypassrls"],
+        Own,
+        &["alter role relay bypassrls"],
+    ),
     // Above the policies by BYPASSRLS, but without a grant; then with neither.
     case(
         ("messages_rights", Warning, "table realtime.messages"),
@@ -25,15 +31,6 @@ pub(super) const MESSAGES: &[Case] = &[
         &["revoke supabase_realtime_admin from relay", "alter role relay noinherit"],
     ),
     case(("messages_rights", Warning, "table realtime.messages"), &[], Own, &["alter role relay inherit"]),
-    case(
-        ("messages_unpublished", Warning, "table realtime.messages"),
-        &[
-            "drop publication if exists rowcast_messages",
-            "create publication rowcast_messages with (publish = 'insert', publish_via_partition_root = true)",
-        ],
-        Own,
-        &[],
-    ),
     case(("messages_partition", Note, "table realtime.messages"), &[NO_TOMORROW], Own, &[A_TOMORROW]),
     case(
         ("messages_partition", Warning, "table realtime.messages"),

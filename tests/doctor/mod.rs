@@ -4,6 +4,7 @@ mod asking;
 mod checks;
 mod command;
 mod explain;
+mod facts;
 mod mended;
 mod messages;
 mod pooler;
