@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::intruder::{DOORS, Door, Intruder, deep};
 use super::{MIB, Siege};
-use crate::support::phone::kind_3;
+use crate::support::binary::kind_3;
 
 /// `max_message_bytes`.
 const LARGEST: usize = 5_000_000;

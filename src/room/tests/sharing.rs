@@ -205,3 +205,10 @@ async fn presence_of_all_rooms_is_bounded_together() {
     next(&mut batches).await;
     seats[2].track(object(1800)).await.unwrap();
 }
+
+#[tokio::test]
+async fn diffs_of_a_large_room_are_further_apart() {
+    let (rooms, _batches, _drain) = rooms(RoomConfig::default());
+    let millis = |members| rooms.window(members).as_millis();
+    assert_eq!([0, 1000, 5000, 30_000, 1_000_000].map(millis), [50, 50, 250, 1500, 1500]);
+}
