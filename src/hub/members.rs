@@ -10,6 +10,7 @@
 //! * What memory can't judge any more is taken back, and the member's connection asks Postgres. What it never could is left
 //!   alone, unless the rules themselves have changed.
 //! * Memory that says no where Postgres has said yes is behind it, or newer: it takes the right back, and is not believed.
+//! * What was taken back only for want of knowledge is given back when memory knows again and says yes.
 //! * A commit that changes no fact of a plan costs nothing for its members.
 //!
 //! Rejected: judging at each broadcast between clients. There may be thousands a second, and a sweep is prompt enough.
@@ -108,13 +109,17 @@ struct Seen {
     verdict: Option<bool>,
     /// The right was taken back since: what it is now, Postgres has said.
     doubted: bool,
+    /// The right was taken back, and nobody has set it since.
+    taken: bool,
 }
 
 /// What a member's right is to be set to, if to anything: what memory last said of it, what it says now, and what the right
 /// is, which the session may have set meanwhile by an older answer.
 fn told(before: Seen, seen: Seen, right: Option<bool>) -> Option<Option<bool>> {
-    // Never asked, or being asked again.
-    let right = right?;
+    let Some(right) = right else {
+        // Never asked, or being asked again; but what was taken for want of knowledge is given back when memory knows again.
+        return (before.taken && seen.verdict == Some(true)).then_some(Some(true));
+    };
     let is_new = (before.number, before.version) != (seen.number, seen.version);
     match seen.verdict {
         Some(verdict) if verdict == right => None,
@@ -174,6 +179,11 @@ fn key(rights: &Arc<Rights>) -> usize {
     Arc::as_ptr(rights) as usize
 }
 
+fn is_same(one: &Asking, other: &Asking) -> bool {
+    let key = |asking: &Asking| asking.principal.sharing_key.clone();
+    one.topic == other.topic && one.headers == other.headers && key(one) == key(other)
+}
+
 fn way_of(right: Right) -> (Way, &'static str) {
     match right {
         Right::ReadBroadcast => (Way::Read, "broadcast"),
@@ -212,11 +222,13 @@ impl Members {
                 true => plan.judge(viewer, &asking.topic, extension, facts),
                 false => plan.judge(&plan.viewer(asking), &asking.topic, extension, facts),
             };
-            seen = Seen { number: plan.number, version: plan.version, verdict, doubted: false };
+            seen = Seen { number: plan.number, version: plan.version, verdict, doubted: false, ..before };
         }
         let rights = &member.watched.rights;
-        if let Some(told) = told(before, seen, rights.get(right)) {
-            seen.doubted = told.is_none();
+        let is = rights.get(right);
+        seen.taken &= is.is_none();
+        if let Some(told) = told(before, seen, is) {
+            (seen.doubted, seen.taken) = (told.is_none(), told.is_none());
             if rights.set(right, told) && told == Some(false) {
                 metrics.authz_revocations.inc();
             }
@@ -280,6 +292,10 @@ impl Members {
     }
 
     fn add(&mut self, watched: Watched, facts: &Facts, metrics: &Metrics) {
+        if watched.alive.strong_count() == 0 {
+            // It came late: another may be in its place by now.
+            return;
+        }
         for way in [Way::Read, Way::Write] {
             self.want(&watched.asking, way, facts);
         }
@@ -288,7 +304,10 @@ impl Members {
             None => (Cell::new(0), KnownViewer::new(Viewer::new([]))),
         });
         let key = key(&watched.rights);
-        self.members.insert(key, Member { watched, viewers, seen: Default::default() });
+        // What the same member was judged and asked for before is not news.
+        let known = self.members.get(&key).filter(|known| is_same(&known.watched.asking, &watched.asking));
+        let seen = known.map(|known| known.seen.clone()).unwrap_or_default();
+        self.members.insert(key, Member { watched, viewers, seen });
         self.look_at(key, facts, metrics);
     }
 
