@@ -40,6 +40,8 @@ const SETTLING: Duration = Duration::from_secs(2);
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// For memory to come to what Postgres has said.
 const CATCH_UP: Duration = Duration::from_secs(1);
+/// By facts that are older than this nobody is let in.
+const MOST_LAG: Duration = Duration::from_secs(1);
 /// Questions that may wait for rules and facts; others are answered by Postgres.
 const MOST_WAITING: usize = 20_000;
 
@@ -173,6 +175,8 @@ pub(super) struct Members {
     swept_at: Option<Instant>,
     /// The members that are still to be looked at by the sweep under way.
     sweep: Vec<usize>,
+    /// The stream has more that is older than [`MOST_LAG`]: facts may say yes where Postgres says no by now.
+    lags: bool,
 }
 
 fn key(rights: &Arc<Rights>) -> usize {
@@ -227,7 +231,8 @@ impl Members {
         let rights = &member.watched.rights;
         let is = rights.get(right);
         seen.taken &= is.is_none();
-        if let Some(told) = told(before, seen, is) {
+        let told = told(before, seen, is);
+        if let Some(told) = told.filter(|told| *told != Some(true) || !self.is_old(plan)) {
             (seen.doubted, seen.taken) = (told.is_none(), told.is_none());
             if rights.set(right, told) && told == Some(false) {
                 metrics.authz_revocations.inc();
@@ -235,6 +240,17 @@ impl Members {
         }
         member.seen[right as usize].set(seen);
         seen.verdict
+    }
+
+    /// What the plan says may be of long ago.
+    fn is_old(&self, plan: &Used) -> bool {
+        self.lags && !plan.tables.is_empty()
+    }
+
+    /// What was not given while the stream lagged is given then.
+    fn note_lag(&mut self, lags: bool) {
+        self.dirty |= self.lags && !lags;
+        self.lags = lags;
     }
 
     /// Looks whether what plans rest on has changed. Cheap if not. To be called whenever facts may have changed, and before
@@ -417,13 +433,21 @@ impl Hub {
         self.members.asked.push(Asked { asking, way, expected, at, until, reply });
     }
 
+    /// Whether what is next in the stream has been there for longer than [`MOST_LAG`].
+    fn lags(&self) -> bool {
+        let is_there = self.work.is_none() && self.reader.position() >= self.deps.log.end();
+        !is_there && self.reader.appended_at().is_none_or(|at| at.elapsed() > MOST_LAG)
+    }
+
     pub(super) fn on_watch(&mut self, watched: Watched) {
+        self.members.note_lag(self.lags());
         self.members.add(watched, &self.facts, &self.deps.metrics);
     }
 
     /// Whatever is due about members; says whether there is more to do at once.
     pub(super) fn tend_members(&mut self) -> bool {
         self.members.note_facts(&self.facts);
+        self.members.note_lag(self.lags());
         let now = Instant::now();
         if std::mem::take(&mut self.members.look) || self.members.asked.iter().any(|asked| asked.until <= now) {
             for asked in std::mem::take(&mut self.members.asked) {
@@ -458,7 +482,10 @@ impl Hub {
             self.members.told(&asked.asking, asked.way, &self.facts)
         });
         let told = told.flatten();
-        let is_late = asked.until <= now;
+        // Postgres is asked at once.
+        let is_old = self.members.lags && told.is_some_and(|told| told.by_facts);
+        let told = told.filter(|_| !is_old);
+        let is_late = is_old || asked.until <= now;
         let waits = match (told, asked.expected) {
             _ if is_late => false,
             (None, _) => true,

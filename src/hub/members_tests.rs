@@ -383,6 +383,20 @@ async fn a_watch_that_is_over_when_it_comes_takes_no_place_from_one_that_lives()
 }
 
 #[tokio::test]
+async fn facts_of_long_ago_take_rights_and_give_none_until_the_stream_is_there() {
+    let mut desk = Desk::new(ROOMS).await;
+    desk.load("room_members").await;
+    desk.members.note_lag(true);
+    let ((alice, _), (bob, _)) = (rights([NO, None, None, None]), rights([YES, None, None, None]));
+    let _alice = desk.watch(&asking("room", ALICE), &alice);
+    let _bob = desk.watch(&asking("room", BOB), &bob);
+    assert_eq!([&alice, &bob].map(|rights| rights.get(Right::ReadBroadcast)), [NO, None], "Postgres has said no");
+    desk.members.note_lag(false);
+    desk.sweep();
+    assert_eq!(all(&alice), [YES, None, None, None]);
+}
+
+#[tokio::test]
 async fn rights_that_nobody_watches_are_as_they_were_set() {
     let desk = Desk::new(ROOMS).await;
     let (yes, no, open) = (rights([YES, None, None, None]).0, rights([NO, None, None, None]).0, rights([None; 4]).0);
