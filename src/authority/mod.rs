@@ -9,7 +9,7 @@
 //! * The answer is Postgres's: of its policies on `realtime.messages`, for the token's role and claims, the topic and the
 //!   request's headers. What memory can't reproduce exactly is asked (`probe`).
 //! * It fails closed: no answer is no right.
-//! * Questions are bounded in number and time, however many clients join at once.
+//! * Questions are bounded in number and time, however many clients join at once, and users have turns (`turns`).
 //!
 //! Rejected: a cache of answers by user and topic. What is in memory needs none, and the rest may change at any time.
 
@@ -17,11 +17,11 @@ mod error;
 mod probe;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 pub use error::AuthorityError;
@@ -30,6 +30,8 @@ pub use probe::can_probe;
 pub use crate::hub::Watch;
 pub use crate::policy::Asking;
 
+use self::turns::Turns;
+use crate::claims::Principal;
 use crate::hub::HubHandle;
 use crate::metrics::Metrics;
 use crate::pg::{Lent, PgError, Pool};
@@ -97,14 +99,14 @@ pub struct Authority {
     hub: HubHandle,
     config: AuthorityConfig,
     metrics: Arc<Metrics>,
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
 }
 
 impl Authority {
     /// Over a pool of at least `config.connections` connections of the relay's own login, which must be allowed to insert into
     /// `realtime.messages` under its policies (its owner, or BYPASSRLS) and to become the tokens' roles.
     pub fn new(pool: Pool, hub: HubHandle, config: AuthorityConfig, metrics: Arc<Metrics>) -> Authority {
-        let turns = Arc::new(Semaphore::new(config.connections.max(1)));
+        let turns = Arc::new(Turns::new(config.connections));
         Authority { pool, hub, config, metrics, turns }
     }
 
@@ -196,8 +198,9 @@ impl Authority {
         probe: &Probe<'_>,
         deadline: Instant,
     ) -> Result<[bool; 2], AuthorityError> {
-        let turn = tokio::time::timeout_at(deadline, self.turns.acquire()).await;
-        let Ok(Ok(_turn)) = turn else { return Err(AuthorityError::PoolExhausted) };
+        let user = user(&asking.principal);
+        let turn = tokio::time::timeout_at(deadline, self.turns.take(&user, &asking.topic)).await;
+        let Ok(Some(_turn)) = turn else { return Err(AuthorityError::PoolExhausted) };
         let timeout = self.config.statement_timeout;
         // A connection may have died while nobody used it.
         for attempt in 0..2 {
@@ -226,10 +229,22 @@ impl Authority {
             if attempt == 0 && dead && asked == Err(AuthorityError::Unavailable) {
                 continue;
             }
+            if matches!(asked, Ok(found) if found.contains(&true)) {
+                // By the time that it is asked again it is still known.
+                self.turns.let_in(&user, &asking.topic, 2 * self.config.recheck + self.config.deadline);
+            }
             return asked;
         }
         Err(AuthorityError::Unavailable)
     }
+}
+
+/// Whose turn it is: the user's, whichever token he shows; without a name, that of all with the same claims.
+fn user(principal: &Principal) -> Arc<str> {
+    if principal.subject.is_empty() {
+        return principal.sharing_key.clone();
+    }
+    format!("{}\n{}", principal.role, principal.subject).into()
 }
 
 enum Probe<'a> {

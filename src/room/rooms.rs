@@ -91,12 +91,12 @@ impl Rooms {
         Seat::new(self.clone(), room, slot, own, user, turn)
     }
 
-    /// To all members of a room, from nobody in it; waits for places in the shards' queues. A room that nobody is in takes
-    /// everything.
-    pub async fn publish(&self, key: &RoomKey, message: Message) -> Result<(), RoomError> {
+    /// To all members of a room, from this user, who need not be in it; waits for places in the shards' queues. A room that
+    /// nobody is in takes everything.
+    pub async fn publish(&self, key: &RoomKey, message: Message, user: &Arc<str>) -> Result<(), RoomError> {
         let room = self.part(key).get(key).cloned();
         match room {
-            Some(room) => self.send(&room, message, None, None).await,
+            Some(room) => self.send(&room, message, Some(user), None).await,
             None => {
                 self.broadcasts("received", 1);
                 Ok(())

@@ -31,6 +31,7 @@ impl Room {
             count: 0,
             forms: Vec::new(),
             users: AHashMap::new(),
+            posters: AHashMap::new(),
             presence: Presence::default(),
             last_diff: None,
             is_due: false,
@@ -59,6 +60,8 @@ pub(super) struct State {
     /// What the frames of its members look like: version and topic. By [`Slot::form`].
     pub(super) forms: Vec<(Version, Arc<str>)>,
     users: AHashMap<Arc<str>, User>,
+    /// What users have sent who are not in the room, from HTTP.
+    posters: AHashMap<Arc<str>, Rate>,
     pub(super) presence: Presence,
     pub(super) last_diff: Option<Instant>,
     /// The next diff is planned.
@@ -76,6 +79,9 @@ struct User {
     sent: Rate,
     turn: Arc<Semaphore>,
 }
+
+/// Users outside of a room whose messages to it are counted for themselves.
+const MAX_POSTERS: usize = 1024;
 
 impl State {
     /// The form of frames like these.
@@ -120,22 +126,37 @@ impl State {
         let most = u64::from(limit) * WINDOW_SECONDS;
         if self.messages.sum(age) >= most {
             let share = self.share(most, age);
-            let of = user.and_then(|user| self.users.get_mut(user));
-            if of.is_none_or(|user| user.sent.sum(age) >= share) {
+            let of = user.and_then(|user| self.sent(user, age));
+            if of.is_none_or(|sent| sent.sum(age) >= share) {
                 return false;
             }
         }
         self.messages.count(age);
-        if let Some(user) = user.and_then(|user| self.users.get_mut(user)) {
-            user.sent.count(age);
+        if let Some(sent) = user.and_then(|user| self.sent(user, age)) {
+            sent.count(age);
         }
         true
+    }
+
+    /// What this user has sent; nobody's if too many are remembered who are not in the room.
+    fn sent(&mut self, user: &Arc<str>, age: Duration) -> Option<&mut Rate> {
+        if let Some(user) = self.users.get_mut(user) {
+            return Some(&mut user.sent);
+        }
+        if !self.posters.contains_key(user) && self.posters.len() >= MAX_POSTERS {
+            self.posters.retain(|_, sent| sent.sum(age) > 0);
+            if self.posters.len() >= MAX_POSTERS {
+                return None;
+            }
+        }
+        Some(self.posters.entry(user.clone()).or_default())
     }
 
     /// What each of those who send may have sent. Found anew once in a second.
     fn share(&mut self, most: u64, age: Duration) -> u64 {
         if self.share.1 == 0 || age >= self.share.0 + Duration::from_secs(1) {
-            let senders = self.users.values_mut().filter_map(|user| (user.sent.sum(age) > 0).then_some(())).count();
+            let rates = self.users.values_mut().map(|user| &mut user.sent).chain(self.posters.values_mut());
+            let senders = rates.filter_map(|sent| (sent.sum(age) > 0).then_some(())).count();
             // One more: who has not sent yet has a share too.
             self.share = (age, (most / (senders as u64 + 1)).max(1));
         }

@@ -110,10 +110,10 @@ async fn a_message_goes_to_the_others_or_to_all_and_only_of_its_room() {
     assert_eq!(next(&mut batches).await, (vec![2], vec![json!(1)]));
     two.broadcast(text("[2]"), true).await.unwrap();
     assert_eq!(next(&mut batches).await, (vec![1, 2], vec![json!([2])]));
-    rooms.publish(&private, text("3")).await.unwrap();
+    rooms.publish(&private, text("3"), &"w".into()).await.unwrap();
     assert_eq!(next(&mut batches).await, (vec![3], vec![json!(3)]));
-    rooms.publish(&public("nobody"), text("4")).await.unwrap();
-    rooms.publish(&public("a"), text("5")).await.unwrap();
+    rooms.publish(&public("nobody"), text("4"), &"w".into()).await.unwrap();
+    rooms.publish(&public("a"), text("5"), &"w".into()).await.unwrap();
     assert_eq!(next(&mut batches).await, (vec![1, 2], vec![json!(5)]));
 }
 

@@ -29,7 +29,7 @@ use tracing::{info, warn};
 use warp::http::{HeaderMap, Method, Response};
 use warp::{Filter, Rejection, Reply};
 
-use self::rate::{Rates, Seen};
+use self::rate::{Place, Rates, Seen};
 use self::request::Format;
 pub(super) use self::request::token;
 use self::response::Answer;
@@ -48,7 +48,7 @@ pub(super) trait Exchange: Send + Sync {
     fn may_write(&self, asking: Asking) -> BoxFuture<'_, Result<bool, AuthorityError>>;
 
     /// Hands a message to everybody in the room; waits while they are slow.
-    fn publish(&self, room: RoomKey, message: Message) -> BoxFuture<'_, Result<(), RoomError>>;
+    fn publish(&self, room: RoomKey, message: Message, user: Arc<str>) -> BoxFuture<'_, Result<(), RoomError>>;
 }
 
 /// The real one.
@@ -62,8 +62,8 @@ impl Exchange for Inside {
         Box::pin(async move { self.authority.write(&asking).await.map(|writes| writes.broadcast) })
     }
 
-    fn publish(&self, room: RoomKey, message: Message) -> BoxFuture<'_, Result<(), RoomError>> {
-        Box::pin(async move { self.rooms.publish(&room, message).await })
+    fn publish(&self, room: RoomKey, message: Message, user: Arc<str>) -> BoxFuture<'_, Result<(), RoomError>> {
+        Box::pin(async move { self.rooms.publish(&room, message, &user).await })
     }
 }
 
@@ -164,19 +164,22 @@ impl Broadcasts {
             return Err(Answer::OverRate);
         }
         let deadline = Instant::now() + self.config.post_timeout;
-        let messages = match &posted.target {
+        // Until the end: the messages are as large as the body, and wait for slow rooms.
+        let (messages, _place) = match &posted.target {
             Target::Batch => {
                 let limit = largest_batch(&self.config);
-                let body = self.read(posted.headers, body, limit, Answer::BodyTooLarge, user, deadline).await?;
-                self.batch(&body)?
+                let (body, place) =
+                    self.read(posted.headers, body, limit, Answer::BodyTooLarge, user, deadline).await?;
+                (self.batch(&body)?, place)
             }
             Target::Event { topic, event } => {
                 let (room, event) = self.room(topic, event, posted.query)?;
                 let format = request::format(posted.headers).ok_or(Answer::MediaType)?;
                 let limit = self.config.largest_payload();
-                let body = self.read(posted.headers, body, limit, Answer::PayloadTooLarge, user, deadline).await?;
+                let (body, place) =
+                    self.read(posted.headers, body, limit, Answer::PayloadTooLarge, user, deadline).await?;
                 let payload = payload(format, body)?;
-                vec![(room, Message::Event { event, payload, meta: None })]
+                (vec![(room, Message::Event { event, payload, meta: None })], place)
             }
         };
         if !self.rates.may_send(user, messages.len()) {
@@ -189,7 +192,7 @@ impl Broadcasts {
                 continue;
             }
             self.rates.sent(user, 1);
-            let handed = timeout_at(deadline, self.exchange.publish(room, message)).await;
+            let handed = timeout_at(deadline, self.exchange.publish(room, message, user.clone())).await;
             handed.map_err(|_| Answer::Busy)?.map_err(|error| match error {
                 RoomError::Closed => Answer::Restarting,
                 _ => Answer::OverRate,
@@ -198,16 +201,16 @@ impl Broadcasts {
         Ok(())
     }
 
-    /// The whole body, if it is not longer than `limit`.
-    async fn read<S, B>(
-        &self,
+    /// The whole body, if it is not longer than `limit`, and the place that it takes.
+    async fn read<'p, S, B>(
+        &'p self,
         headers: &HeaderMap,
         body: S,
         limit: usize,
         too_large: Answer,
         user: &Arc<str>,
         deadline: Instant,
-    ) -> Result<Bytes, Answer>
+    ) -> Result<(Bytes, Place<'p>), Answer>
     where
         S: Stream<Item = Result<B, warp::Error>>,
         B: Buf,
@@ -216,7 +219,7 @@ impl Broadcasts {
         if length.is_some_and(|length| length > limit) {
             return Err(too_large);
         }
-        let _place = self.rates.reserve(user, length.unwrap_or(limit)).ok_or(Answer::TooManyRequests)?;
+        let place = self.rates.reserve(user, length.unwrap_or(limit)).ok_or(Answer::TooManyRequests)?;
         let mut whole = BytesMut::with_capacity(length.unwrap_or(0).min(FIRST));
         let reading = async {
             let mut body = std::pin::pin!(body);
@@ -234,7 +237,8 @@ impl Broadcasts {
             }
             Ok(whole.freeze())
         };
-        timeout_at(deadline, reading).await.map_err(|_| Answer::Slow)?
+        let body = timeout_at(deadline, reading).await.map_err(|_| Answer::Slow)??;
+        Ok((body, place))
     }
 
     fn batch(&self, body: &[u8]) -> Result<Vec<(RoomKey, Message)>, Answer> {

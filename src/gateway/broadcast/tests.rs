@@ -43,7 +43,7 @@ impl Exchange for Copy {
         async { answer }.boxed()
     }
 
-    fn publish(&self, room: RoomKey, message: Message) -> BoxFuture<'_, Result<(), RoomError>> {
+    fn publish(&self, room: RoomKey, message: Message, _: Arc<str>) -> BoxFuture<'_, Result<(), RoomError>> {
         let book = self.0.clone();
         async move {
             if book.stuck {
@@ -316,6 +316,28 @@ async fn a_room_that_is_full_and_a_relay_that_stops_say_so() {
     stage.broadcasts.drain.drain();
     assert_eq!(stage.post(event("a"), &[], "", b"1").await.status(), 503);
     assert!(stage.sent().is_empty());
+}
+
+#[tokio::test]
+async fn bodies_count_until_their_messages_are_handed_over_and_not_only_while_they_are_read() {
+    let stage = stage_with(Book { stuck: true, ..Book::default() }, |config| {
+        config.post_timeout = Duration::from_secs(3600);
+        (config.max_payload_bytes, config.max_post_bytes, config.max_posting_bytes) = (1000, 2000, 2000);
+    });
+    let mut waiting = Vec::new();
+    // Each waits for its room with the place of a whole body, as it did not say how long it is.
+    let refused = loop {
+        let mut post = Box::pin(stage.post(event("a"), &[], "", b"1"));
+        match futures_util::poll!(&mut post) {
+            std::task::Poll::Ready(response) => break response,
+            std::task::Poll::Pending => waiting.push(post),
+        }
+        assert!(waiting.len() < 10, "they all wait");
+    };
+    assert_eq!(refused.status(), 429);
+    drop(waiting);
+    let mut post = Box::pin(stage.post(event("a"), &[], "", b"1"));
+    assert!(futures_util::poll!(&mut post).is_pending());
 }
 
 #[tokio::test]

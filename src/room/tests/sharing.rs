@@ -100,7 +100,7 @@ async fn over_the_rooms_rate_those_are_refused_who_have_sent_more_than_their_sha
         greedy.broadcast(number(at), true).await.unwrap();
     }
     assert_eq!(greedy.broadcast(number(60), true).await, Err(RoomError::TooManyMessages));
-    assert_eq!(rooms.publish(&public("a"), number(60)).await, Err(RoomError::TooManyMessages));
+    assert_eq!(rooms.publish(&public("a"), number(60), &"greedy".into()).await, Err(RoomError::TooManyMessages));
     for at in 0..20 {
         modest.broadcast(number(at), true).await.unwrap();
     }
@@ -211,4 +211,22 @@ async fn diffs_of_a_large_room_are_further_apart() {
     let (rooms, _batches, _drain) = rooms(RoomConfig::default());
     let millis = |members| rooms.window(members).as_millis();
     assert_eq!([0, 1000, 5000, 30_000, 1_000_000].map(millis), [50, 50, 250, 1500, 1500]);
+}
+
+#[tokio::test]
+async fn who_publishes_over_http_has_a_share_of_a_room_over_its_rate() {
+    let config = RoomConfig { messages_per_second: 1, ..RoomConfig::default() };
+    let (rooms, mut batches, _drain) = rooms(config);
+    drop(task::spawn("shard", async move { while batches.recv().await.is_some() {} }));
+    let greedy = rooms.enter(public("a"), member(1, "greedy"));
+    for at in 0..60 {
+        greedy.broadcast(number(at), true).await.unwrap();
+    }
+    assert_eq!(greedy.broadcast(number(60), true).await, Err(RoomError::TooManyMessages));
+    let server: Arc<str> = "server".into();
+    rooms.publish(&public("a"), number(61), &server).await.unwrap();
+    for _ in 0..60 {
+        let _ = rooms.publish(&public("a"), number(62), &server).await;
+    }
+    assert_eq!(rooms.publish(&public("a"), number(63), &server).await, Err(RoomError::TooManyMessages));
 }
