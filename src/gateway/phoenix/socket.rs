@@ -431,8 +431,13 @@ impl Connection {
             let marks = self.marks();
             self.receipts.heartbeat(marks, Instant::now());
         }
+        let of_a_topic = message.topic != "phoenix";
         let effects = self.session.handle(message, frame, self.now());
-        self.carry_out(effects);
+        match of_a_topic {
+            true => self.carry_out(effects),
+            // A heartbeat is about no channel, and waits for none.
+            false => self.carry_out_now(effects),
+        }
     }
 
     fn tick(&mut self) {
