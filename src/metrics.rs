@@ -279,8 +279,8 @@ metrics! {
     rooms: Gauge = "rooms";
     /// Members of all rooms
     room_members: Gauge = "room_members";
-    /// Broadcasts by kind: received (taken by a room), refused (more than the room may have), delivered (frames handed to client outboxes), denied (members who may not read them), unsendable (a protocol version can't say them)
-    broadcasts: Labelled = "broadcasts" by "kind" ["received", "refused", "delivered", "denied", "unsendable"];
+    /// Broadcasts by kind: received (taken by a room), refused (more than the room may have), delivered (frames handed to client outboxes), denied (members who may not read them), unsendable (a protocol version can't say them), missed (large ones that a slow client's outbox had no place for)
+    broadcasts: Labelled = "broadcasts" by "kind" ["received", "refused", "delivered", "denied", "unsendable", "missed"];
     /// Presence metas that are tracked
     presence_metas: Gauge = "presence_metas";
     /// Presence diffs sent to rooms

@@ -359,10 +359,19 @@ pub(super) struct ServeArgs {
     /// The time in which presence messages are counted [env: ROWCAST_PRESENCE_WINDOW] [default: 30s]
     #[arg(long, value_name = "TIME", help_heading = "Clients")]
     presence_window: Option<String>,
-    /// Payload of a broadcast, or what a client is present with; a larger broadcast goes to nobody
+    /// Payload of a broadcast or of a presence message; a larger broadcast goes to nobody
     /// [env: ROWCAST_MAX_PAYLOAD_BYTES] [default: 3MB]
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
     max_payload_bytes: Option<String>,
+    /// What a client is present with on one channel, its key included [env: ROWCAST_MAX_PRESENCE_BYTES] [default: 64KiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
+    max_presence_bytes: Option<String>,
+    /// The same on all channels of a connection [env: ROWCAST_MAX_CONNECTION_PRESENCE_BYTES] [default: 1MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
+    max_connection_presence_bytes: Option<String>,
+    /// The same of all clients, which is memory [env: ROWCAST_MAX_ALL_PRESENCE_BYTES] [default: 256MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
+    max_all_presence_bytes: Option<String>,
     /// Only private channels can be joined [env: ROWCAST_PRIVATE_ONLY] [default: false]
     #[arg(long, value_name = "BOOL", help_heading = "Clients", num_args = 0..=1, default_missing_value = "true")]
     private_only: Option<String>,
@@ -486,6 +495,9 @@ impl ServeArgs {
             ("max_presence_calls", &self.max_presence_calls),
             ("presence_window", &self.presence_window),
             ("max_payload_bytes", &self.max_payload_bytes),
+            ("max_presence_bytes", &self.max_presence_bytes),
+            ("max_connection_presence_bytes", &self.max_connection_presence_bytes),
+            ("max_all_presence_bytes", &self.max_all_presence_bytes),
             ("private_only", &self.private_only),
             ("authz_recheck", &self.authz_recheck),
             ("authz_connections", &self.authz_connections),

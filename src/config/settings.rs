@@ -60,6 +60,9 @@ const NAMES: &[(&str, &str)] = &[
     ("max_presence_calls", "ROWCAST_MAX_PRESENCE_CALLS"),
     ("presence_window", "ROWCAST_PRESENCE_WINDOW"),
     ("max_payload_bytes", "ROWCAST_MAX_PAYLOAD_BYTES"),
+    ("max_presence_bytes", "ROWCAST_MAX_PRESENCE_BYTES"),
+    ("max_connection_presence_bytes", "ROWCAST_MAX_CONNECTION_PRESENCE_BYTES"),
+    ("max_all_presence_bytes", "ROWCAST_MAX_ALL_PRESENCE_BYTES"),
     ("private_only", "ROWCAST_PRIVATE_ONLY"),
     ("authz_recheck", "ROWCAST_AUTHZ_RECHECK"),
     ("authz_connections", "ROWCAST_AUTHZ_CONNECTIONS"),
@@ -417,6 +420,11 @@ impl<'a> Reading<'a> {
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;
         self.limits(&mut config.gateway);
+        self.sizes([
+            ("max_presence_bytes", 1024, &mut config.rooms.presence_meta_bytes),
+            ("max_connection_presence_bytes", 1024, &mut config.rooms.presence_connection_bytes),
+            ("max_all_presence_bytes", 1024, &mut config.rooms.presence_all_bytes),
+        ]);
         config.hub.max_message_bytes = config.gateway.largest_payload();
         let connections = self.read("authz_connections", "Set it to a number above 0.", above_zero);
         config.authority.connections = connections.unwrap_or(config.authority.connections);
@@ -462,11 +470,22 @@ impl<'a> Reading<'a> {
         gateway.private_only = private_only.unwrap_or(gateway.private_only);
         gateway.max_page_rows = self.rows().unwrap_or(gateway.max_page_rows);
         // Below the first, no SDK could say what it wants; below the second, no request could be read.
-        let sizes = [
+        self.sizes([
             ("max_message_bytes", 1024, &mut gateway.max_message_bytes),
             ("max_header_bytes", 8192, &mut gateway.max_head_bytes),
             ("max_payload_bytes", 1024, &mut gateway.max_payload_bytes),
+        ]);
+        let waits = [
+            ("max_join_wait", "Write it like 20s, from 1s to 1h.", &mut gateway.max_join_wait),
+            ("presence_window", "Write it like 30s, from 1s to 1h.", &mut gateway.presence_window),
         ];
+        for (name, remedy, limit) in waits {
+            *limit = self.read(name, remedy, parse::seconds_to_an_hour).unwrap_or(*limit);
+        }
+    }
+
+    /// Settings that are sizes: the name, the least, and where it goes.
+    fn sizes(&mut self, sizes: [(&'static str, usize, &mut usize); 3]) {
         for (name, least, limit) in sizes {
             let remedy = format!("Write it like 5MB or 16KiB, at least {least} bytes.");
             let size = self.read(name, &remedy, |text| {
@@ -474,13 +493,6 @@ impl<'a> Reading<'a> {
                 if size < least { Err(format!("is less than {least} bytes")) } else { Ok(size) }
             });
             *limit = size.unwrap_or(*limit);
-        }
-        let waits = [
-            ("max_join_wait", "Write it like 20s, from 1s to 1h.", &mut gateway.max_join_wait),
-            ("presence_window", "Write it like 30s, from 1s to 1h.", &mut gateway.presence_window),
-        ];
-        for (name, remedy, limit) in waits {
-            *limit = self.read(name, remedy, parse::seconds_to_an_hour).unwrap_or(*limit);
         }
     }
 

@@ -63,7 +63,7 @@ pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use members::Watch;
 pub use messages::{Body, MESSAGES_TABLE, Message, is_of_messages};
-pub use outbox::{CloseReason, Flushed, Outbox, Transmit};
+pub use outbox::{CloseReason, Flushed, Outbox, Sent, Transmit};
 pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
 pub use snapshot::{COMPLETE, REFUSED};

@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! * Frames leave whole and in the order they were sent; a frame of which some bytes are out is always finished first.
-//! * At most `limit` bytes wait. What would exceed it closes the connection with the slow-consumer frame: the socket is shed,
-//!   never a single event, so a client never has a silent hole.
+//! * At most `limit` bytes wait, and one frame beyond that which is large by itself. What would exceed it closes the connection
+//!   with the slow-consumer frame: the socket is shed, never a single event, so a client never has a silent hole. Only large
+//!   frames whose sender says so are left out instead, or one who says much would have all others closed.
 //! * [`Outbox::send`] never waits. The connection's own task writes what the socket did not take ([`Outbox::attention`],
 //!   [`Outbox::flush`]).
 //!
@@ -88,12 +89,25 @@ enum Phase {
     Broken,
 }
 
+/// What became of frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// They are queued but for so many, which were left out.
+    But(usize),
+    /// The connection is closing, or has become too slow.
+    Refused,
+}
+
 struct State {
     queue: VecDeque<Bytes>,
     /// Bytes of the front frame that are out already.
     written: usize,
     /// Bytes queued and not out.
     waiting: usize,
+    /// Frames that have left the queue.
+    out: u64,
+    /// The frame that is beyond the limit, if one waits: its place, counted like `out`, and its size.
+    beyond: Option<(u64, usize)>,
     phase: Phase,
     /// The socket was full at the last write: only the connection's task writes until it has flushed.
     blocked: bool,
@@ -101,6 +115,13 @@ struct State {
     watched: bool,
     /// And there were some.
     noticed: bool,
+}
+
+impl State {
+    /// Those of `waiting` that are of the frame beyond the limit.
+    fn waiting_beyond(&self) -> usize {
+        self.beyond.map_or(0, |(place, size)| if place == self.out { size - self.written } else { size })
+    }
 }
 
 /// See the module's comment. Shared by the connection's task, the shard and whoever closes.
@@ -123,6 +144,8 @@ impl Outbox {
             queue: VecDeque::new(),
             written: 0,
             waiting: 0,
+            out: 0,
+            beyond: None,
             phase: Phase::Open,
             blocked: false,
             watched: false,
@@ -150,12 +173,17 @@ impl Outbox {
     /// Queues several complete frames and writes them together. The iterator runs while the outbox is held, so what it leaves
     /// out is decided at the instant at which the rest takes its place in the order.
     pub fn send_all<'a>(&self, frames: impl IntoIterator<Item = &'a Bytes>) -> bool {
+        self.queue(frames.into_iter().map(|frame| (frame, false)), true) != Sent::Refused
+    }
+
+    /// The same of frames some of which may be left out: those that say so, are large, and don't fit.
+    pub fn send_most<'a>(&self, frames: impl IntoIterator<Item = (&'a Bytes, bool)>) -> Sent {
         self.queue(frames, true)
     }
 
     /// The same for the connection's own frames, of which it need not be told.
     pub fn send_own<'a>(&self, frames: impl IntoIterator<Item = &'a Bytes>) -> bool {
-        self.queue(frames, false)
+        self.queue(frames.into_iter().map(|frame| (frame, false)), false) != Sent::Refused
     }
 
     /// Has [`Outbox::attention`] resolve at the next frames that others send; [`Outbox::noticed`] then says so.
@@ -168,26 +196,46 @@ impl Outbox {
         std::mem::take(&mut self.lock().noticed)
     }
 
-    fn queue<'a>(&self, frames: impl IntoIterator<Item = &'a Bytes>, others: bool) -> bool {
+    fn queue<'a>(&self, frames: impl IntoIterator<Item = (&'a Bytes, bool)>, others: bool) -> Sent {
         let mut state = self.lock();
         if state.phase != Phase::Open {
-            return false;
+            return Sent::Refused;
         }
-        let frames: SmallVec<[Bytes; 8]> = frames.into_iter().cloned().collect();
-        let size: usize = frames.iter().map(Bytes::len).sum();
-        // A single answer larger than the bound must still fit into an empty outbox.
-        if state.waiting > 0 && state.waiting + size > self.limit {
-            self.shed(&mut state);
-            return false;
+        let next = state.out + state.queue.len() as u64;
+        let (was_empty, mut counted) = (state.waiting == 0, state.waiting - state.waiting_beyond());
+        let (mut taken, mut size, mut left_out) = (SmallVec::<[Bytes; 8]>::new(), 0, 0);
+        for (frame, may_miss) in frames {
+            let length = frame.len();
+            // A write of nothing would look like the end of the socket.
+            if length == 0 {
+                continue;
+            }
+            let is_large = length > if may_miss { self.limit / 4 } else { self.limit };
+            if counted + length <= self.limit {
+                counted += length;
+            } else if is_large && state.beyond.is_none() {
+                state.beyond = Some((next + taken.len() as u64, length));
+            } else if is_large && may_miss {
+                left_out += 1;
+                continue;
+            } else if was_empty {
+                // A single answer larger than the bound must still fit into an empty outbox.
+                counted += length;
+            } else {
+                self.shed(&mut state);
+                return Sent::Refused;
+            }
+            size += length;
+            taken.push(frame.clone());
         }
         if others && state.watched && size > 0 {
             (state.watched, state.noticed) = (false, true);
             self.attention.notify_one();
         }
-        state.queue.extend(frames);
+        state.queue.extend(taken);
         state.waiting += size;
         self.write_if_free(&mut state);
-        true
+        Sent::But(left_out)
     }
 
     /// Queues this close frame behind what waits; nothing is accepted after it. The first close wins.
@@ -207,6 +255,7 @@ impl Outbox {
     fn shed(&self, state: &mut State) {
         let begun = state.written > 0;
         state.queue.truncate(usize::from(begun));
+        state.beyond = None;
         state.queue.push_back(self.slow_close.clone());
         state.waiting = state.queue.iter().map(Bytes::len).sum::<usize>() - state.written;
         state.phase = Phase::Closing(CloseReason::Slow);
@@ -250,6 +299,8 @@ impl Outbox {
                         left -= rest;
                         state.written = 0;
                         state.queue.pop_front();
+                        state.out += 1;
+                        state.beyond = state.beyond.filter(|(place, _)| *place >= state.out);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Flushed::Blocked,
@@ -272,6 +323,7 @@ impl Outbox {
     fn fail(&self, state: &mut State) -> Flushed {
         state.phase = Phase::Broken;
         state.queue.clear();
+        state.beyond = None;
         state.waiting = 0;
         state.written = 0;
         Flushed::Broken
@@ -345,6 +397,9 @@ mod tests {
             }
             let all: Vec<u8> = parts.iter().flat_map(|p| p.iter().copied()).collect();
             let size = all.len().min(inner.1);
+            if all.is_empty() {
+                return Ok(0);
+            }
             if size == 0 {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
@@ -366,6 +421,16 @@ mod tests {
         assert!(outbox.send_all(&[Bytes::from_static(b"one"), Bytes::from_static(b"two")]));
         assert_eq!(pipe.bytes(), b"onetwo");
         assert_eq!(outbox.waiting(), 0);
+    }
+
+    #[test]
+    fn an_empty_frame_is_none() {
+        let pipe = Pipe::default();
+        pipe.make_room(100);
+        let outbox = outbox(&pipe, 10);
+        assert!(outbox.send(Bytes::new()) && outbox.is_open());
+        assert!(outbox.send_all(&[Bytes::new(), Bytes::from_static(b"one")]) && outbox.is_open());
+        assert_eq!(pipe.bytes(), b"one");
     }
 
     #[test]
@@ -432,7 +497,38 @@ mod tests {
         let pipe = Pipe::default();
         let outbox = outbox(&pipe, 10);
         assert!(outbox.send(Bytes::from(vec![b'x'; 50])));
+        assert!(outbox.send(Bytes::from_static(b"0123456789")), "it does not use up what the others have");
         assert!(!outbox.send(Bytes::from_static(b"y")));
+    }
+
+    #[test]
+    fn a_frame_larger_than_the_bound_waits_beside_it_one_at_a_time() {
+        let (pipe, large) = (Pipe::default(), Bytes::from(vec![b'x'; 50]));
+        let outbox = outbox(&pipe, 10);
+        assert!(outbox.send(Bytes::from_static(b"one")) && outbox.send(large.clone()));
+        pipe.make_room(30);
+        assert_eq!((outbox.flush(), outbox.waiting()), (Flushed::Blocked, 23));
+        assert!(outbox.send(Bytes::from_static(b"0123456789")));
+        pipe.make_room(23);
+        assert_eq!((outbox.flush(), outbox.waiting()), (Flushed::Blocked, 10));
+        assert!(outbox.send(large.clone()), "the one before is out");
+        assert!(!outbox.send(large));
+        assert_eq!(outbox.closing(), Some(CloseReason::Slow));
+    }
+
+    #[test]
+    fn large_frames_that_may_be_missed_are_left_out_and_small_ones_shed() {
+        let (pipe, large) = (Pipe::default(), Bytes::from(vec![b'x'; 50]));
+        let outbox = outbox(&pipe, 10);
+        let small = Bytes::from_static(b"12");
+        assert_eq!(outbox.send_most([(&large, true), (&large, true), (&small, true)]), Sent::But(1));
+        assert_eq!(outbox.send_most([(&large, true)]), Sent::But(1));
+        assert_eq!(outbox.waiting(), 52);
+        pipe.make_room(52);
+        assert_eq!((outbox.flush(), outbox.send_most([(&large, true)])), (Flushed::Empty, Sent::But(0)));
+        (0..5).for_each(|_| assert_eq!(outbox.send_most([(&small, true)]), Sent::But(0)));
+        assert_eq!(outbox.send_most([(&small, true)]), Sent::Refused);
+        assert_eq!(outbox.closing(), Some(CloseReason::Slow));
     }
 
     #[test]

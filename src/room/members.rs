@@ -25,6 +25,8 @@ pub(crate) struct Slot {
     pub(crate) presence: AtomicBool,
     /// Which of the room's forms its frames have: those of one form are the same bytes.
     pub(crate) form: usize,
+    /// It was told that it has missed a broadcast.
+    pub(crate) missed: AtomicBool,
 }
 
 impl Slot {

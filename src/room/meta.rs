@@ -20,6 +20,11 @@ const PREV: &str = "phx_ref_prev";
 pub(super) struct Tracked(String);
 
 impl Tracked {
+    /// Bytes that the client wrote.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// `None` if it is no object.
     pub(super) fn new(payload: &RawValue) -> Option<Tracked> {
         let text = payload.get().trim();

@@ -107,11 +107,19 @@ pub struct RoomConfig {
     pub presence_per_second: u32,
     /// Metas of one room. 50 000.
     pub presence_metas: usize,
-    /// Bytes of all metas and keys of one room. 64 MiB.
+    /// Bytes of one meta with its key. 64 KiB.
+    pub presence_meta_bytes: usize,
+    /// Bytes of all metas and keys of one room: who joins gets all of them in one frame, which is made under the room's lock.
+    /// 8 MiB.
     pub presence_bytes: usize,
+    /// The same of one connection, in all of its rooms. 1 MiB.
+    pub presence_connection_bytes: usize,
+    /// The same of all rooms together. 256 MiB.
+    pub presence_all_bytes: usize,
     /// Diffs of a public room go to all its members, as on other servers; otherwise to those who have presence switched on. True.
     pub presence_to_all: bool,
-    /// Diffs of one room are at least so far apart; what happens meanwhile is told in one. 50 ms.
+    /// Diffs of one room are at least so far apart; what happens meanwhile is told in one. 50 ms. In rooms of
+    /// more than a thousand members it grows with them, up to 1.5 s.
     pub presence_window: Duration,
 }
 
@@ -121,7 +129,10 @@ impl Default for RoomConfig {
             messages_per_second: 10_000,
             presence_per_second: 5000,
             presence_metas: 50_000,
-            presence_bytes: 64 << 20,
+            presence_meta_bytes: 64 << 10,
+            presence_bytes: 8 << 20,
+            presence_connection_bytes: 1 << 20,
+            presence_all_bytes: 256 << 20,
             presence_to_all: true,
             presence_window: Duration::from_millis(50),
         }
@@ -137,7 +148,7 @@ pub enum RoomError {
     /// The room has more changes of presence per second than it may have.
     #[error("Too many presence messages per second")]
     TooManyPresence,
-    /// The room keeps as many metas, or bytes of them, as it may.
+    /// The room, the connection or the relay keeps as many metas, or bytes of them, as it may; or the meta alone is too large.
     #[error("Too many presences")]
     PresenceFull,
     /// What is to be tracked is no JSON object.

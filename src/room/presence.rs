@@ -48,6 +48,8 @@ impl Entry {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub(super) metas: usize,
+    /// Of one meta with its key.
+    pub(super) meta: usize,
     pub(super) bytes: usize,
 }
 
@@ -84,6 +86,11 @@ impl Presence {
         self.present
     }
 
+    /// Bytes of what is kept.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Whether there is something to tell.
     pub(super) fn is_dirty(&self) -> bool {
         !self.dirty.is_empty()
@@ -111,7 +118,8 @@ impl Presence {
         let meta = Meta::new(tracked, reference, previous);
         let bytes = key.len() + published.map_or(0, |meta| meta.text().len()) + meta.text().len();
         let is_full = entry.is_none() && self.entries.len() >= bounds.metas;
-        if is_full || self.bytes - before + bytes > bounds.bytes {
+        let is_large = key.len() + meta.text().len() > bounds.meta;
+        if is_full || is_large || self.bytes - before + bytes > bounds.bytes {
             return Err(RoomError::PresenceFull);
         }
         self.change(who, |entry| entry.current = Some(meta));

@@ -3,7 +3,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const BOUNDS: Bounds = Bounds { metas: 100, bytes: 10_000 };
+const BOUNDS: Bounds = Bounds { metas: 100, meta: 9000, bytes: 10_000 };
 
 fn tracked(text: &str) -> Tracked {
     Tracked::new(&RawValue::from_string(text.into()).unwrap()).unwrap()
@@ -124,7 +124,7 @@ fn what_is_kept_is_bounded_in_number_and_size() {
 fn a_large_diff_comes_in_parts_of_whole_changes() {
     let mut presence = Presence::default();
     let text = format!("{{\"a\":\"{}\"}}", "x".repeat(1000));
-    let bounds = Bounds { metas: 10_000, bytes: 100 << 20 };
+    let bounds = Bounds { metas: 10_000, meta: 1 << 20, bytes: 100 << 20 };
     for id in 0..1000 {
         let reference = Reference { process: 0, number: id };
         presence.track(&"\"u\"".into(), ChannelId(id), &tracked(&text), reference, bounds).unwrap();

@@ -1,8 +1,8 @@
 //! All rooms, by key; and the planned diffs of their presence.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ahash::{AHashMap, RandomState};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -13,6 +13,7 @@ use super::batch::{Cast, Kind, RoomBatch, What};
 use super::members::Slot;
 use super::meta::Reference;
 use super::order::in_order;
+use super::presence::Bounds;
 use super::state::{Room, State};
 use super::{Member, Message, RoomConfig, RoomError, RoomKey, Seat};
 use crate::hub::ChannelId;
@@ -20,6 +21,10 @@ use crate::metrics::Metrics;
 use crate::policy::Rights;
 use crate::task::Drain;
 
+/// A diff costs a frame for each member, so the diffs of a large room are further apart: at most 20,000 frames a second.
+const WINDOW_PER_MEMBER: Duration = Duration::from_micros(50);
+/// And no further than this, as on other servers.
+const LONGEST_WINDOW: Duration = Duration::from_millis(1500);
 /// Parts of the map, so that joins of different rooms seldom meet.
 const PARTS: usize = 64;
 
@@ -37,6 +42,10 @@ pub struct Rooms {
     wake: Notify,
     process: u32,
     references: AtomicU64,
+    /// Bytes of the presence of all rooms.
+    present: AtomicUsize,
+    /// Bytes that each connection tracks, by the number of its outbox; one that tracks nothing is not here.
+    pub(super) tracked: Mutex<AHashMap<u64, usize>>,
 }
 
 impl Rooms {
@@ -53,6 +62,8 @@ impl Rooms {
             wake: Notify::new(),
             process: rand::random(),
             references: AtomicU64::new(1),
+            present: AtomicUsize::new(0),
+            tracked: Mutex::default(),
         })
     }
 
@@ -70,7 +81,8 @@ impl Rooms {
             let mut state = room.lock();
             let to_all = self.config.presence_to_all;
             let form = state.form(port.version, &port.topic);
-            let slot = Arc::new(Slot { port, rights, presence: AtomicBool::new(presence || to_all), form });
+            let presence = AtomicBool::new(presence || to_all);
+            let slot = Arc::new(Slot { port, rights, presence, form, missed: AtomicBool::new(false) });
             let turn = state.enter(slot.clone(), &user);
             drop(state);
             (slot, room.clone(), turn)
@@ -139,7 +151,9 @@ impl Rooms {
     async fn tell_presence(&self, room: &Room) {
         let told = in_order(&self.queues, room, |state, places| {
             state.is_due = false;
+            let before = state.presence.bytes();
             let diffs = state.presence.publish();
+            self.count_bytes(before, state.presence.bytes());
             self.metrics.presence_coalesced.inc_by(diffs.coalesced);
             if diffs.payloads.is_empty() {
                 return;
@@ -160,19 +174,56 @@ impl Rooms {
     /// Does this to a room's presence, and plans a diff if there is something to tell then.
     pub(super) fn change_presence<T>(&self, room: &Arc<Room>, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = room.lock();
-        let before = state.presence.len();
+        let (before, bytes) = (state.presence.len(), state.presence.bytes());
         let result = act(&mut state);
         let more = i64::try_from(state.presence.len()).unwrap_or(0) - i64::try_from(before).unwrap_or(0);
         self.metrics.presence_metas.inc_by(more);
+        self.count_bytes(bytes, state.presence.bytes());
         if state.presence.is_dirty() && !state.is_due {
             state.is_due = true;
             let now = Instant::now();
-            let at = state.last_diff.map_or(now, |last| now.max(last + self.config.presence_window));
+            let window = self.window(state.count);
+            let at = state.last_diff.map_or(now, |last| now.max(last + window));
             drop(state);
             self.due().push((at, room.clone()));
             self.wake.notify_one();
         }
         result
+    }
+
+    fn count_bytes(&self, before: usize, now: usize) {
+        // Modulo the size of the integer, so that less is a sum too.
+        self.present.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+    }
+
+    /// What a room may keep that keeps `bytes` now.
+    pub(super) fn bounds(&self, bytes: usize) -> Bounds {
+        let left = self.config.presence_all_bytes.saturating_sub(self.present.load(Ordering::Relaxed));
+        Bounds {
+            metas: self.config.presence_metas,
+            meta: self.config.presence_meta_bytes,
+            bytes: self.config.presence_bytes.min(bytes.saturating_add(left)),
+        }
+    }
+
+    /// Counts that a connection tracks `now` in the place of `before`, unless that is more than it may.
+    pub(super) fn count_tracked(&self, connection: u64, before: usize, now: usize) -> bool {
+        let mut tracked = self.tracked.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = tracked.get(&connection).copied().unwrap_or(0).saturating_sub(before) + now;
+        if now > before && sum > self.config.presence_connection_bytes {
+            return false;
+        }
+        match sum {
+            0 => tracked.remove(&connection),
+            _ => tracked.insert(connection, sum),
+        };
+        true
+    }
+
+    /// Between two diffs of a room with so many members.
+    pub(super) fn window(&self, members: usize) -> Duration {
+        let large = WINDOW_PER_MEMBER.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
+        self.config.presence_window.max(large.min(LONGEST_WINDOW))
     }
 
     /// Ends a room that nobody is in any more.

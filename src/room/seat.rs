@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
@@ -10,8 +10,7 @@ use tokio::sync::Semaphore;
 use super::batch::{RoomBatch, What};
 use super::members::Slot;
 use super::meta::{Tracked, push_json_string};
-use super::presence::Bounds;
-use super::state::Room;
+use super::state::{Room, State};
 use super::{Message, RoomError, Rooms};
 
 /// See the module's comment.
@@ -24,6 +23,8 @@ pub struct Seat {
     user: Arc<str>,
     /// The turn that all members of the same user share.
     turn: Arc<Semaphore>,
+    /// Bytes of what it tracks; changed under the room's lock.
+    tracked: AtomicUsize,
 }
 
 impl Seat {
@@ -37,7 +38,7 @@ impl Seat {
     ) -> Seat {
         let mut quoted = String::with_capacity(key.len() + 2);
         push_json_string(&key, &mut quoted);
-        Seat { rooms, room, slot, key: quoted.into(), user, turn }
+        Seat { rooms, room, slot, key: quoted.into(), user, turn, tracked: AtomicUsize::new(0) }
     }
 
     /// To all members; to this one too if `to_self`. Waits for the turn of its user and for places in the shards' queues; what
@@ -53,13 +54,21 @@ impl Seat {
     pub async fn track(&self, payload: Arc<RawValue>) -> Result<(), RoomError> {
         let tracked = Tracked::new(&payload).ok_or(RoomError::NotAMap)?;
         let (config, reference) = (&self.rooms.config, self.rooms.reference());
-        let bounds = Bounds { metas: config.presence_metas, bytes: config.presence_bytes };
         let (limit, age) = (config.presence_per_second, self.room.age());
         self.rooms.change_presence(&self.room, |state| {
             if !state.count_change(limit, age) {
                 return Err(RoomError::TooManyPresence);
             }
-            state.presence.track(&self.key, self.slot.port.id, &tracked, reference, bounds)?;
+            let bounds = self.rooms.bounds(state.presence.bytes());
+            let (before, now) = (self.tracked.load(Ordering::Relaxed), self.key.len() + tracked.len());
+            if !self.count_tracked(before, now) {
+                return Err(RoomError::PresenceFull);
+            }
+            let taken = state.presence.track(&self.key, self.slot.port.id, &tracked, reference, bounds);
+            if let Err(error) = taken {
+                self.count_tracked(now, before);
+                return Err(error);
+            }
             // Before anybody can tell the others: it reads of itself too.
             self.slot.presence.store(true, Ordering::Release);
             Ok(())
@@ -68,8 +77,22 @@ impl Seat {
 
     /// Takes back what it tracks, if anything.
     pub async fn untrack(&self) -> Result<(), RoomError> {
-        self.rooms.change_presence(&self.room, |state| state.presence.untrack(&self.key, self.slot.port.id));
+        self.rooms.change_presence(&self.room, |state| self.take_back(state));
         Ok(())
+    }
+
+    fn take_back(&self, state: &mut State) {
+        state.presence.untrack(&self.key, self.slot.port.id);
+        self.count_tracked(self.tracked.load(Ordering::Relaxed), 0);
+    }
+
+    /// Counts what this member tracks for its connection, if that may be.
+    fn count_tracked(&self, before: usize, now: usize) -> bool {
+        let may = self.rooms.count_tracked(self.slot.port.outbox.number(), before, now);
+        if may {
+            self.tracked.store(now, Ordering::Relaxed);
+        }
+        may
     }
 
     /// Sends `presence_state` through the queue that diffs take, so that it fits those before and after it. To be called once,
@@ -96,7 +119,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.rooms.leave(&self.room, |state| {
             state.leave(&self.slot, &self.user);
-            state.presence.untrack(&self.key, self.slot.port.id);
+            self.take_back(state);
         });
     }
 }

@@ -49,7 +49,7 @@ pub(super) fn port(id: u64, shard: usize, version: Version, stage: Stage) -> (Ar
 
 pub(super) fn slot(id: u64) -> Arc<Slot> {
     let port = port(id, 0, Version::V2, Stage::greeted()).0;
-    Arc::new(Slot { port, rights: None, presence: AtomicBool::new(true), form: 0 })
+    Arc::new(Slot { port, rights: None, presence: AtomicBool::new(true), form: 0, missed: AtomicBool::new(false) })
 }
 
 /// Rooms whose only shard is the test.

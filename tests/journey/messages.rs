@@ -25,7 +25,8 @@ fn config(private: bool, entries: &Value, token: &str, replay: Option<Value>) ->
         broadcast["replay"] = replay;
     }
     let presence = json!({ "key": "", "enabled": false });
-    let config = json!({ "broadcast": broadcast, "presence": presence, "private": private, "postgres_changes": entries });
+    let config =
+        json!({ "broadcast": broadcast, "presence": presence, "private": private, "postgres_changes": entries });
     json!({ "config": config, "access_token": token })
 }
 
@@ -46,7 +47,10 @@ fn numbers(frames: &[Frame]) -> (Vec<usize>, Option<String>) {
         broadcasts.map(|frame| &frame.payload).filter(|payload| payload["event"] == "count").collect();
     for payload in &counted {
         assert_eq!(payload["type"], "broadcast");
-        assert_eq!(payload["meta"]["id"], payload["payload"]["id"], "realtime.send() puts the row's id into the payload");
+        assert_eq!(
+            payload["meta"]["id"], payload["payload"]["id"],
+            "realtime.send() puts the row's id into the payload"
+        );
     }
     let cursor = counted.last().and_then(|payload| payload["meta"]["cursor"].as_str()).map(str::to_owned);
     let number = |payload: &&Value| payload["payload"]["n"].as_u64().expect("a number") as usize;

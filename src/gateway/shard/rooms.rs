@@ -4,14 +4,15 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::Shard;
-use crate::gateway::encode::{NoFrame, broadcast_frame, presence_diff_frame, presence_state_frame};
-use crate::hub::ChannelId;
+use crate::gateway::encode::{NoFrame, broadcast_frame, presence_diff_frame, presence_state_frame, system_frame};
+use crate::hub::{ChannelId, Sent};
 use crate::metrics::Metrics;
 use crate::policy::Right;
 use crate::room::{Cast, Kind, RoomBatch, Slot, What};
@@ -32,7 +33,11 @@ struct Run {
 struct Counts {
     delivered: u64,
     denied: u64,
+    missed: u64,
 }
+
+/// What a member is told once that a broadcast was too large for what it has not read yet.
+const MISSED: &str = "A large broadcast was left out: this connection reads too slowly";
 
 impl Shard {
     /// Writes this batch, and others that wait behind it.
@@ -58,7 +63,7 @@ impl Shard {
             }
         }
         self.write_run(run, &mut counts);
-        for (kind, count) in [("delivered", counts.delivered), ("denied", counts.denied)] {
+        for (kind, count) in [("delivered", counts.delivered), ("denied", counts.denied), ("missed", counts.missed)] {
             if count > 0 {
                 self.metrics.broadcasts.get_or_create(&[("kind", kind)]).inc_by(count);
             }
@@ -102,8 +107,13 @@ impl Shard {
                 delivered.set(delivered.get() + u64::from(is_greeted && *is_broadcast));
                 is_greeted
             });
-            if port.outbox.send_all(written.map(|(frame, _)| *frame)) {
-                counts.delivered += delivered.get();
+            let sent = port.outbox.send_most(written.copied());
+            let Sent::But(missed) = sent else { continue };
+            counts.delivered += delivered.get().saturating_sub(missed as u64);
+            counts.missed += missed as u64;
+            if missed > 0 && !slot.missed.swap(true, Ordering::Relaxed) {
+                let notice = system_frame(port.version, &port.topic, &port.join_ref, "broadcast", false, MISSED, "");
+                port.outbox.send_all([&notice].into_iter().filter(|_| port.stage.is_greeted()));
             }
         }
     }

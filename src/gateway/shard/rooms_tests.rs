@@ -232,6 +232,48 @@ async fn a_member_who_reads_nothing_is_shed_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn two_large_broadcasts_do_not_shed_everybody_in_the_room() {
+    struct Slow(Mutex<bool>, Paper);
+    impl Transmit for Arc<Slow> {
+        fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            if *self.0.lock().unwrap() {
+                return self.1.try_write_vectored(parts);
+            }
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+    }
+    let mut desk = Desk::new();
+    let (one, _, port) = desk.enter(1, Version::V2, Stage::greeted(), None);
+    let slow = Arc::new(Slow(Mutex::new(false), Paper::default()));
+    let outbox = Arc::new(Outbox::new(Box::new(slow.clone()), 1000, Bytes::from_static(b"<slow>")));
+    let of_slow = Port {
+        id: ChannelId(2),
+        outbox: outbox.clone(),
+        shard: 0,
+        topic: port.topic.clone(),
+        version: Version::V2,
+        join_ref: port.join_ref.clone(),
+        stage: Arc::new(Stage::greeted()),
+        place: Place::default(),
+    };
+    let key = RoomKey { private: false, topic: "room".into() };
+    let member = Member { port: Arc::new(of_slow), rights: None, presence: false, key: "k".into(), user: "v".into() };
+    let _two = desk.rooms.enter(key, member);
+    let large = "x".repeat(3000);
+    for payload in [&large, &large, &large, "small"] {
+        one.broadcast(text(&format!("{payload:?}")), true).await.unwrap();
+        desk.write();
+    }
+    assert!(outbox.is_open());
+    assert_eq!((desk.count("delivered"), desk.count("missed")), (4 + 2, 2));
+    *slow.0.lock().unwrap() = true;
+    outbox.flush();
+    let read = slow.1.read();
+    let notice = json!({"status": "error", "message": MISSED, "extension": "broadcast", "channel": "room"});
+    assert_eq!(read, [said(json!(large)), ("system".into(), notice), said(json!("small"))], "it is told once");
+}
+
+#[tokio::test]
 async fn what_rooms_have_sent_is_written_when_the_hub_is_gone() {
     let metrics = Arc::new(Metrics::new());
     let (shard, from_hub) = Shard::new(metrics.clone(), Clock::system(), Arc::new(CursorKey::new([1; 32])));

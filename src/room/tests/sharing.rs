@@ -156,3 +156,59 @@ async fn a_quiet_room_tells_presence_at_once_and_a_busy_one_once_in_a_window() {
     assert_eq!(rooms.metrics.presence_diffs.get(), 2);
     assert_eq!(rooms.metrics.presence_coalesced.get(), 2, "of three changes one had a diff");
 }
+
+/// Another member of the same connection, in another room or here.
+fn beside(of: &Member, id: u64) -> Member {
+    let own = port(id, 0, Version::V2, Stage::greeted()).0;
+    let mut port = Arc::into_inner(own).unwrap();
+    port.outbox = of.port.outbox.clone();
+    Member { port: Arc::new(port), key: format!("k{id}").into(), ..of.clone() }
+}
+
+fn object(bytes: usize) -> Arc<RawValue> {
+    raw(&format!("{{\"a\":\"{}\"}}", "x".repeat(bytes)))
+}
+
+#[tokio::test]
+async fn presence_of_a_connection_is_bounded_however_many_topics_it_joins() {
+    let config = RoomConfig { presence_connection_bytes: 2500, presence_meta_bytes: 2000, ..RoomConfig::default() };
+    let (rooms, _batches, _drain) = rooms(config);
+    let first = member(1, "u");
+    let one = rooms.enter(public("a"), first.clone());
+    let two = rooms.enter(public("b"), beside(&first, 2));
+    assert_eq!(one.track(object(2000)).await, Err(RoomError::PresenceFull), "one meta has a bound");
+    one.track(object(1500)).await.unwrap();
+    assert_eq!(two.track(object(1500)).await, Err(RoomError::PresenceFull), "both are of one connection");
+    one.track(object(500)).await.unwrap();
+    two.track(object(1500)).await.unwrap();
+    one.untrack().await.unwrap();
+    drop(two);
+    assert!(rooms.tracked.lock().unwrap().is_empty());
+    let other = rooms.enter(public("a"), member(3, "u"));
+    (one.track(object(1500)).await.unwrap(), other.track(object(1500)).await.unwrap());
+    drop((one, other));
+    assert!(rooms.tracked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn presence_of_all_rooms_is_bounded_together() {
+    let config = RoomConfig { presence_all_bytes: 4000, ..RoomConfig::default() };
+    let (rooms, mut batches, _drain) = rooms(config);
+    let seats: Vec<_> = (1..=3).map(|id| rooms.enter(public(&format!("r{id}")), member(id, "u"))).collect();
+    seats[0].track(object(1800)).await.unwrap();
+    seats[1].track(object(1800)).await.unwrap();
+    assert_eq!(seats[2].track(object(1800)).await, Err(RoomError::PresenceFull));
+    // What was told is kept until it is told that it is gone.
+    next(&mut batches).await;
+    next(&mut batches).await;
+    seats[0].untrack().await.unwrap();
+    next(&mut batches).await;
+    seats[2].track(object(1800)).await.unwrap();
+}
+
+#[tokio::test]
+async fn diffs_of_a_large_room_are_further_apart() {
+    let (rooms, _batches, _drain) = rooms(RoomConfig::default());
+    let millis = |members| rooms.window(members).as_millis();
+    assert_eq!([0, 1000, 5000, 30_000, 1_000_000].map(millis), [50, 50, 250, 1500, 1500]);
+}

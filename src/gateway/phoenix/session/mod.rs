@@ -33,6 +33,8 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tracing::{debug, info};
 
+#[cfg(any(test, fuzzing))]
+pub(super) use self::broadcast::for_the_room;
 use self::topic::{Topic, What};
 use super::codec::{self, Message, Ref, Status};
 use crate::authority::Asking;
@@ -81,8 +83,8 @@ pub(super) enum Effect {
     /// Send this to the channel's room, and to itself if it wants `echo`; then queue `ack`. If the room refuses, call
     /// [`Session::rejected`].
     Broadcast { id: ChannelId, message: room::Message, echo: bool, ack: Option<Bytes> },
-    /// Have the channel be present with this, or not any more; hand the result to [`Session::tracked`].
-    Track { id: ChannelId, payload: Option<Arc<RawValue>>, reference: Ref },
+    /// Have the channel be present with this, or not any more, and answer `ok`; hand an error to [`Session::untaken`].
+    Track { id: ChannelId, payload: Option<Arc<RawValue>>, reference: Ref, ok: Bytes },
     /// Ask who may read, within a bound; hand the answer to [`Session::read_answered`].
     Read { number: u64, asking: Asking, presence: bool },
     /// Ask who may write, likewise; for [`Session::write_answered`].

@@ -18,9 +18,12 @@ fn presence(client: &mut Client, payload: Value) -> Vec<Value> {
 }
 
 fn tracked(client: &mut Client, id: ChannelId, taken: Result<(), RoomError>) -> Vec<Value> {
-    let Some(Effect::Track { id: of, reference, .. }) = client.asks.pop() else { panic!() };
+    let Some(Effect::Track { id: of, reference, ok, .. }) = client.asks.pop() else { panic!() };
     assert_eq!(of, id);
-    let effects = client.session.tracked(id, &reference, taken, client.now);
+    let effects = match taken {
+        Ok(()) => vec![Effect::Send(ok)],
+        Err(error) => client.session.untaken(id, &reference, error, client.now),
+    };
     client.sort(effects)
 }
 
