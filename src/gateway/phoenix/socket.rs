@@ -44,7 +44,7 @@ use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::unfinished::Part;
 use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Transmit, Version};
+use crate::hub::{ChannelId, CloseReason, Entry, Flushed, Messages, Outbox, Port, Transmit, Version};
 use crate::messages::Stored;
 use crate::resume::Tracked;
 
@@ -139,11 +139,33 @@ struct Joined {
     port: Arc<Port>,
     /// Of a device's channel.
     tracked: Option<Arc<Tracked>>,
+    /// Which of its frontiers move: those of entries that are in force.
+    moves: Moves,
     /// From then on the hub withholds rows, and being past them proves nothing. Seconds since 1970.
     expires_at: i64,
     /// Changes that had been written at the last question, and how many of the next ones may be about them.
     delivered: u64,
     fresh: u8,
+}
+
+/// Which frontiers of a channel its receipts move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moves {
+    All,
+    /// The others were refused: that of messages alone, which is the last.
+    Messages,
+    /// The others were refused, and messages of a public channel have none.
+    Nothing,
+}
+
+impl Moves {
+    fn of(entries: &[Entry]) -> Moves {
+        match entries {
+            [Entry { messages: Some(Messages { member: Some(_), .. }), .. }] => Moves::Messages,
+            [Entry { messages: Some(_), .. }] => Moves::Nothing,
+            _ => Moves::All,
+        }
+    }
 }
 
 type Operation = Abortable<BoxFuture<'static, Done>>;
@@ -438,8 +460,13 @@ impl Connection {
             let marks = self.marks();
             self.receipts.heartbeat(marks, Instant::now());
         }
+        let of_a_topic = message.topic != "phoenix";
         let effects = self.session.handle(message, frame, self.now());
-        self.carry_out(effects);
+        match of_a_topic {
+            true => self.carry_out(effects),
+            // A heartbeat is about no channel, and waits for none.
+            false => self.carry_out_now(effects),
+        }
     }
 
     fn tick(&mut self) {
@@ -505,8 +532,10 @@ impl Connection {
             }
             let rows = joined.fresh > 0;
             joined.fresh = joined.fresh.saturating_sub(1);
+            let reached = reached.filter(|_| joined.moves != Moves::Nothing);
             let to = reached.filter(|_| self.shared.clock.unix_seconds() < joined.expires_at);
-            marks.push(Mark { handles: tracked.handles(), to, rows });
+            let alone = joined.moves == Moves::Messages;
+            marks.push(Mark { handles: tracked.handles(), to, rows, alone });
         }
         marks
     }

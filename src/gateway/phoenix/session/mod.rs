@@ -103,6 +103,30 @@ pub(super) enum Effect {
     Close(CloseReason),
 }
 
+impl Effect {
+    /// The channel that it names.
+    pub(super) fn channel(&self) -> Option<ChannelId> {
+        match self {
+            Effect::Subscribe { id, .. }
+            | Effect::Reclaim { id, .. }
+            | Effect::Enter { id, .. }
+            | Effect::Broadcast { id, .. }
+            | Effect::Track { id, .. }
+            | Effect::Watch { id, .. }
+            | Effect::PresenceState(id)
+            | Effect::AwaitStream(id)
+            | Effect::Leave(id) => Some(*id),
+            Effect::Send(_)
+            | Effect::Greet { .. }
+            | Effect::Read { .. }
+            | Effect::Write { .. }
+            | Effect::Stored { .. }
+            | Effect::Learn
+            | Effect::Close(_) => None,
+        }
+    }
+}
+
 /// How a channel is in its room.
 #[derive(Debug)]
 pub(super) struct Place {

@@ -8,7 +8,7 @@ use futures_util::future::{AbortHandle, Abortable, FutureExt as _};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Connection, Done, Joined};
+use super::{Connection, Done, Joined, Moves};
 use crate::channel::{Answer, GoOn};
 use crate::gateway::phoenix::questions;
 use crate::gateway::phoenix::rooms::{Sending, Sent};
@@ -59,8 +59,8 @@ impl Connection {
                         self.receipts.track();
                         self.outbox.watch();
                     }
-                    let (expires_at, delivered) = (principal.expires_at, 0);
-                    let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
+                    let (expires_at, moves) = (principal.expires_at, Moves::of(&entries));
+                    let joined = Joined { port: port.clone(), tracked, moves, expires_at, delivered: 0, fresh: 0 };
                     if let Some(before) = self.ports.insert(id, joined) {
                         let reached = before.port.retire();
                         let goes_on = |entry: &&mut Entry| match go_on {
