@@ -154,8 +154,8 @@ impl Session {
             return join.replay.is_none().then_some(None).ok_or(JoinError::Replay);
         }
         // Who followed the rights meanwhile and no longer can has taken them back: they are asked for again.
-        let undecided = |member: &Box<Membership>| member.rights.get(Right::ReadBroadcast).is_none();
-        if found.stored.is_some() && found.member.as_ref().is_some_and(undecided) {
+        let undecided = |member: &Membership| member.rights.get(Right::ReadBroadcast).is_none();
+        if found.stored.is_some() && found.member.as_deref().is_some_and(undecided) {
             found.member = None;
         }
         let Some(member) = &mut found.member else {
