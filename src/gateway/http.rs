@@ -23,19 +23,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 use warp::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use warp::{Filter, Rejection, Reply};
 
+use super::anteroom::{Anteroom, Guest};
 use super::broadcast::{self, Broadcasts};
 use super::handshake::{self, Door, Grant, Refusal, plain};
 use super::limits::{Admission, Admitted, Joins};
 use super::pages::{self, Pages};
 use super::stream::Stream;
 use super::tls::Tls;
+use super::unfinished::Unfinished;
 use super::{GatewayConfig, Shared, Tokens, phoenix, storm};
 use crate::authority::Authority;
 use crate::claims::{Principal, TokenError};
@@ -172,6 +174,8 @@ struct Accepted {
 
 /// Connections that may wait to be accepted; the system has a limit of its own (`net.core.somaxconn`).
 const BACKLOG: u32 = 8192;
+/// The part of the header timeout that a connection has for certain before it may have to make room.
+const TIME_TO_SPEAK: u32 = 40;
 /// How long the accept loop waits when the system has no file descriptor left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -186,11 +190,12 @@ impl Bound {
     pub async fn serve(self) {
         let Gateway { config, deps } = self.gateway;
         let shards = deps.shards.max(1) as u64;
-        let pending = Arc::new(Semaphore::new(config.max_unauthenticated.clamp(1, Semaphore::MAX_PERMITS)));
+        let anteroom = Anteroom::new(config.max_unauthenticated, config.header_timeout / TIME_TO_SPEAK);
         let admission = Admission::new(config.max_connections, deps.metrics.clone());
         let pages = Arc::new(Pages::new(deps.shards));
         let turns = storm::Turns::new(&config);
         let joins = Joins::new(&config);
+        let unfinished = Unfinished::new(config.max_unfinished_bytes);
         let Deps { hub, verifier, clock, metrics, journal, log, cursor_key, frontiers, drain, gate, .. } = deps;
         let Deps { connections, ready, tls, rooms, authority, pool, .. } = deps;
         let shared = Arc::new(Shared {
@@ -207,6 +212,7 @@ impl Bound {
             gate,
             turns,
             joins,
+            unfinished,
             rooms,
             authority,
             pool,
@@ -227,16 +233,16 @@ impl Bound {
                 let wait = pace.next(Instant::now());
                 let accepted = async {
                     tokio::time::sleep(wait).await;
-                    accept(&self.listener, &pending).await
+                    accept(&self.listener, &anteroom, &shared.metrics).await
                 };
-                let (permit, stream, peer) = tokio::select! {
+                let (guest, stream, peer) = tokio::select! {
                     accepted = accepted => accepted,
                     () = stopped.as_mut() => return,
                 };
                 let connection = next.fetch_add(1, Ordering::Relaxed);
                 // A shard number fits: it is below a usize.
                 let shard = (connection % shards) as usize;
-                let arrival = Arrival { stream, peer, permit, connection, shard, tls: tls.clone() };
+                let arrival = Arrival { stream, peer, guest, connection, shard, tls: tls.clone() };
                 connections.spawn("connection", live(shared.clone(), service.clone(), arrival));
             }
         };
@@ -258,11 +264,17 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-async fn accept(listener: &TcpListener, pending: &Arc<Semaphore>) -> (OwnedSemaphorePermit, TcpStream, SocketAddr) {
+async fn accept(
+    listener: &TcpListener,
+    anteroom: &Arc<Anteroom>,
+    metrics: &Metrics,
+) -> (Arc<Guest>, TcpStream, SocketAddr) {
+    let crowded = || {
+        metrics.refusals.get_or_create(&[("code", "Crowded")]).inc();
+    };
     loop {
-        let Ok(permit) = pending.clone().acquire_owned().await else { return std::future::pending().await };
         match listener.accept().await {
-            Ok((stream, peer)) => return (permit, stream, peer),
+            Ok((stream, peer)) => return (anteroom.enter(crowded).await, stream, peer),
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -276,7 +288,7 @@ struct Arrival {
     stream: TcpStream,
     peer: SocketAddr,
     /// Its place among those that have not authenticated.
-    permit: OwnedSemaphorePermit,
+    guest: Arc<Guest>,
     connection: u64,
     shard: usize,
     tls: Option<Arc<Tls>>,
@@ -289,22 +301,23 @@ where
     S::Future: Send + 'static,
 {
     let first = Box::pin(async move {
-        let Arrival { stream, peer, permit, connection, shard, tls } = arrival;
+        let Arrival { stream, peer, guest, connection, shard, tls } = arrival;
         let handover = Handover { connection, peer, accepted: Arc::default() };
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "TCP_NODELAY could not be set");
         }
         match &tls {
-            None => speak_http(&shared, service, stream, handover.clone()).await,
+            None => speak_http(&shared, service, stream, handover.clone(), &guest).await,
             Some(tls) => {
                 let stream = tokio::select! {
                     stream = Box::pin(tls.accept(stream, shared.config.header_timeout)) => stream?,
                     () = shared.stopped() => return None,
+                    () = guest.sent_away() => return None,
                 };
-                speak_http(&shared, service, stream, handover.clone()).await;
+                speak_http(&shared, service, stream, handover.clone(), &guest).await;
             }
         }
-        drop(permit);
+        drop(guest);
         let accepted = handover.accepted.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Accepted { upgrade, grant, admitted } = accepted?;
         // HTTP is over, so this is ready; it fails if the 101 could not be written.
@@ -328,7 +341,7 @@ where
     }
 }
 
-async fn speak_http<S, I>(shared: &Shared, service: S, stream: I, handover: Handover)
+async fn speak_http<S, I>(shared: &Shared, service: S, stream: I, handover: Handover, guest: &Arc<Guest>)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S: Service<Request<Incoming>, Response = warp::reply::Response, Error = std::convert::Infallible> + Send + 'static,
@@ -336,7 +349,12 @@ where
 {
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(handover.clone());
-        service.call(request)
+        let (served, answering) = (guest.served(), service.call(request));
+        async move {
+            let answer = answering.await;
+            drop(served);
+            answer
+        }
     });
     let config = &shared.config;
     // It came while the others are told to go: one request is answered.
@@ -351,6 +369,7 @@ where
     let mut http = std::pin::pin!(http);
     let ended = tokio::select! {
         ended = http.as_mut() => Some(ended),
+        () = guest.sent_away() => None,
         () = shared.drain.draining() => {
             if !late {
                 http.as_mut().graceful_shutdown();

@@ -18,7 +18,8 @@ use crate::metrics::Metrics;
 pub struct GatewayConfig {
     /// WebSocket connections at a time; more get 429.
     pub max_connections: usize,
-    /// TCP connections that have not become a WebSocket yet; more wait to be accepted.
+    /// TCP connections that have not become a WebSocket yet. For one more, who has been silent for the longest time has to go;
+    /// while all are being answered, more wait to be accepted.
     pub max_unauthenticated: usize,
     /// Time for the TLS handshake; for the head of a request, and between two requests of a connection.
     pub header_timeout: Duration,
@@ -66,6 +67,9 @@ pub struct GatewayConfig {
     pub max_join_wait: Duration,
     /// Bytes of an inbound message; more close the connection with 1009.
     pub max_message_bytes: usize,
+    /// Bytes of large messages that have begun and not ended, of all connections; who sends more is closed with 1013. One that has
+    /// not ended within `idle_timeout` ends its connection.
+    pub max_unfinished_bytes: usize,
     /// Bytes of a join's payload, of which the entries stay in memory.
     pub max_join_bytes: usize,
     /// Entries of `postgres_changes` in one join.
@@ -151,6 +155,7 @@ impl Default for GatewayConfig {
             drain_window: Duration::from_millis(2500),
             max_join_wait: Duration::from_secs(20),
             max_message_bytes: 5_000_000,
+            max_unfinished_bytes: 256 * 1024 * 1024,
             max_join_bytes: 256 * 1024,
             max_entries: 1000,
             max_connection_entries: 10_000,

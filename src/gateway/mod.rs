@@ -3,6 +3,7 @@
 pub(crate) mod broadcast;
 pub mod encode;
 pub mod frame;
+mod anteroom;
 mod close;
 mod device;
 mod handshake;
@@ -14,6 +15,7 @@ pub mod shard;
 mod storm;
 mod stream;
 mod tls;
+mod unfinished;
 pub(crate) mod topics;
 pub mod phoenix;
 
@@ -92,6 +94,7 @@ struct Shared {
     gate: Gate,
     turns: storm::Turns,
     joins: limits::Joins,
+    unfinished: Arc<unfinished::Unfinished>,
     rooms: Arc<Rooms>,
     authority: Authority,
     /// For stored messages.

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinError;
 use tokio::time::Instant;
 
-use super::event::{Details, Greeting, Outgoing};
+use super::event::{Details, GapReason, Greeting, Outgoing};
 use super::filters::Owner;
 use super::messages::NO_TABLE;
 use super::registry::{At, Channel};
@@ -370,6 +370,7 @@ impl Hub {
                 // It may have more to look for than the pass that it is in has at hand.
                 self.pause(id);
             }
+            self.tell_out(id);
             let known = self.registry.get(id)?;
             let mut channel = Channel { principal, ..known.place() };
             if let Some(snapped) = snapped {
@@ -444,6 +445,7 @@ impl Hub {
                     // It may have more to look for than the pass that it is in has at hand.
                     self.pause(id);
                 }
+                self.tell_out(id);
                 self.registry.retarget(id, targets, catalog);
                 if at == At::Paused || is_empty {
                     self.note_paused(id, false);
@@ -464,16 +466,41 @@ impl Hub {
                 // is: should the table come back, it is asked again, and goes on from there with all of its tables.
                 let messages: Vec<Target> =
                     channel.targets.iter().filter(|target| target.table_oid == NO_TABLE).cloned().collect();
-                if messages.is_empty() {
+                let (at, is_pausing) = (channel.at, messages.is_empty());
+                if is_pausing {
                     self.pause(id);
+                } else {
+                    let here = self.so_far(id);
+                    self.registry.leave_out(id, here);
                 }
                 self.registry.retarget(id, messages, catalog);
                 self.note_paused(id, true);
                 self.settled(id);
                 self.tell(&port, false, &error.message, None);
+                if at == At::Paused && !is_pausing {
+                    // It waited for this.
+                    self.place(id);
+                }
+                self.holds.stir(id);
             }
         }
         self.count();
+    }
+
+    /// Up to where a channel was given everything, but for what it has lost.
+    fn so_far(&self, id: ChannelId) -> Option<Cursor> {
+        let channel = self.registry.get(id)?;
+        self.progress(channel).or_else(|| self.cursor(self.judged()))
+    }
+
+    /// Tells a channel of the rows that it was not given while messages went on without its tables, which are about to be back.
+    fn tell_out(&mut self, id: ChannelId) {
+        let to = self.so_far(id);
+        let Some((port, from)) = self.registry.take_in(id) else { return };
+        if self.lowest([Some(from), to]) == Some(from) && Some(from) != to {
+            self.tell_gap(&port, Some(from), to, GapReason::Lost);
+        }
+        self.holds.stir(id);
     }
 
     fn settled(&mut self, id: ChannelId) {

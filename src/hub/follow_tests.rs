@@ -206,3 +206,29 @@ async fn memory_is_waited_for_when_postgres_knows_more() {
     assert!(told.broadcast == Some(true) || bench.told(&bob, Way::Read).await.broadcast == Some(true));
     bench.stop().await;
 }
+
+#[tokio::test]
+async fn while_the_stream_lags_nobody_is_let_in_by_facts_of_before() {
+    let mut config = HubConfig { other_publications: vec!["rowcast_facts".into()], ..HubConfig::default() };
+    config.ask.deadline = DEADLINE;
+    let mut bench = Bench::with(&format!("{MESSAGES}{ROOMS}"), config).await;
+    let alice = asking("room", "authenticated", ALICE);
+    assert_eq!(bench.told(&alice, Way::Read).await.broadcast, Some(true));
+    let members = bench.relation("room_members").await;
+    // It is in the stream, and not visible yet to others: the hub waits with it.
+    let client = bench.database.config("relay").connect().await.unwrap();
+    client.batch_execute("begin").await.unwrap();
+    let id = "select (pg_current_xact_id()::text::numeric % 4294967296)::text";
+    let xid = client.query_one(id, &[]).await.unwrap().get::<_, &str>(0).parse().unwrap();
+    let (mut builder, mut raw) = (TransactionBuilder::default(), vec![b'O']);
+    Tuple::encode(["room", ALICE].iter().map(|text| Value::Text(text.as_bytes())), &mut raw);
+    builder.row(b'D', &members, &Bytes::from(raw)).unwrap();
+    bench.insert_by(xid, builder, &members, &[]);
+    let deadline = Instant::now() + DEADLINE / 2;
+    while bench.hub.rights(alice.clone(), Way::Read, None).await.is_some() {
+        assert!(Instant::now() < deadline, "memory still lets her in");
+    }
+    client.batch_execute("commit").await.unwrap();
+    assert_eq!(bench.told(&alice, Way::Read).await.broadcast, Some(false));
+    bench.stop().await;
+}

@@ -10,6 +10,7 @@
 //! * What memory can't judge any more is taken back, and the member's connection asks Postgres. What it never could is left
 //!   alone, unless the rules themselves have changed.
 //! * Memory that says no where Postgres has said yes is behind it, or newer: it takes the right back, and is not believed.
+//! * What was taken back only for want of knowledge is given back when memory knows again and says yes.
 //! * A commit that changes no fact of a plan costs nothing for its members.
 //!
 //! Rejected: judging at each broadcast between clients. There may be thousands a second, and a sweep is prompt enough.
@@ -39,6 +40,8 @@ const SETTLING: Duration = Duration::from_secs(2);
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// For memory to come to what Postgres has said.
 const CATCH_UP: Duration = Duration::from_secs(1);
+/// By facts that are older than this nobody is let in.
+const MOST_LAG: Duration = Duration::from_secs(1);
 /// Questions that may wait for rules and facts; others are answered by Postgres.
 const MOST_WAITING: usize = 20_000;
 
@@ -108,13 +111,17 @@ struct Seen {
     verdict: Option<bool>,
     /// The right was taken back since: what it is now, Postgres has said.
     doubted: bool,
+    /// The right was taken back, and nobody has set it since.
+    taken: bool,
 }
 
 /// What a member's right is to be set to, if to anything: what memory last said of it, what it says now, and what the right
 /// is, which the session may have set meanwhile by an older answer.
 fn told(before: Seen, seen: Seen, right: Option<bool>) -> Option<Option<bool>> {
-    // Never asked, or being asked again.
-    let right = right?;
+    let Some(right) = right else {
+        // Never asked, or being asked again; but what was taken for want of knowledge is given back when memory knows again.
+        return (before.taken && seen.verdict == Some(true)).then_some(Some(true));
+    };
     let is_new = (before.number, before.version) != (seen.number, seen.version);
     match seen.verdict {
         Some(verdict) if verdict == right => None,
@@ -168,10 +175,17 @@ pub(super) struct Members {
     swept_at: Option<Instant>,
     /// The members that are still to be looked at by the sweep under way.
     sweep: Vec<usize>,
+    /// The stream has more that is older than [`MOST_LAG`]: facts may say yes where Postgres says no by now.
+    lags: bool,
 }
 
 fn key(rights: &Arc<Rights>) -> usize {
     Arc::as_ptr(rights) as usize
+}
+
+fn is_same(one: &Asking, other: &Asking) -> bool {
+    let key = |asking: &Asking| asking.principal.sharing_key.clone();
+    one.topic == other.topic && one.headers == other.headers && key(one) == key(other)
 }
 
 fn way_of(right: Right) -> (Way, &'static str) {
@@ -212,17 +226,31 @@ impl Members {
                 true => plan.judge(viewer, &asking.topic, extension, facts),
                 false => plan.judge(&plan.viewer(asking), &asking.topic, extension, facts),
             };
-            seen = Seen { number: plan.number, version: plan.version, verdict, doubted: false };
+            seen = Seen { number: plan.number, version: plan.version, verdict, doubted: false, ..before };
         }
         let rights = &member.watched.rights;
-        if let Some(told) = told(before, seen, rights.get(right)) {
-            seen.doubted = told.is_none();
+        let is = rights.get(right);
+        seen.taken &= is.is_none();
+        let told = told(before, seen, is);
+        if let Some(told) = told.filter(|told| *told != Some(true) || !self.is_old(plan)) {
+            (seen.doubted, seen.taken) = (told.is_none(), told.is_none());
             if rights.set(right, told) && told == Some(false) {
                 metrics.authz_revocations.inc();
             }
         }
         member.seen[right as usize].set(seen);
         seen.verdict
+    }
+
+    /// What the plan says may be of long ago.
+    fn is_old(&self, plan: &Used) -> bool {
+        self.lags && !plan.tables.is_empty()
+    }
+
+    /// What was not given while the stream lagged is given then.
+    fn note_lag(&mut self, lags: bool) {
+        self.dirty |= self.lags && !lags;
+        self.lags = lags;
     }
 
     /// Looks whether what plans rest on has changed. Cheap if not. To be called whenever facts may have changed, and before
@@ -280,6 +308,10 @@ impl Members {
     }
 
     fn add(&mut self, watched: Watched, facts: &Facts, metrics: &Metrics) {
+        if watched.alive.strong_count() == 0 {
+            // It came late: another may be in its place by now.
+            return;
+        }
         for way in [Way::Read, Way::Write] {
             self.want(&watched.asking, way, facts);
         }
@@ -288,7 +320,10 @@ impl Members {
             None => (Cell::new(0), KnownViewer::new(Viewer::new([]))),
         });
         let key = key(&watched.rights);
-        self.members.insert(key, Member { watched, viewers, seen: Default::default() });
+        // What the same member was judged and asked for before is not news.
+        let known = self.members.get(&key).filter(|known| is_same(&known.watched.asking, &watched.asking));
+        let seen = known.map(|known| known.seen.clone()).unwrap_or_default();
+        self.members.insert(key, Member { watched, viewers, seen });
         self.look_at(key, facts, metrics);
     }
 
@@ -398,13 +433,21 @@ impl Hub {
         self.members.asked.push(Asked { asking, way, expected, at, until, reply });
     }
 
+    /// Whether what is next in the stream has been there for longer than [`MOST_LAG`].
+    fn lags(&self) -> bool {
+        let is_there = self.work.is_none() && self.reader.position() >= self.deps.log.end();
+        !is_there && self.reader.appended_at().is_none_or(|at| at.elapsed() > MOST_LAG)
+    }
+
     pub(super) fn on_watch(&mut self, watched: Watched) {
+        self.members.note_lag(self.lags());
         self.members.add(watched, &self.facts, &self.deps.metrics);
     }
 
     /// Whatever is due about members; says whether there is more to do at once.
     pub(super) fn tend_members(&mut self) -> bool {
         self.members.note_facts(&self.facts);
+        self.members.note_lag(self.lags());
         let now = Instant::now();
         if std::mem::take(&mut self.members.look) || self.members.asked.iter().any(|asked| asked.until <= now) {
             for asked in std::mem::take(&mut self.members.asked) {
@@ -439,7 +482,10 @@ impl Hub {
             self.members.told(&asked.asking, asked.way, &self.facts)
         });
         let told = told.flatten();
-        let is_late = asked.until <= now;
+        // Postgres is asked at once.
+        let is_old = self.members.lags && told.is_some_and(|told| told.by_facts);
+        let told = told.filter(|_| !is_old);
+        let is_late = is_old || asked.until <= now;
         let waits = match (told, asked.expected) {
             _ if is_late => false,
             (None, _) => true,

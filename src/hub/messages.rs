@@ -25,7 +25,7 @@ use super::run::Hub;
 use super::slots::{IdSet, Slots};
 use super::snapshot::Seam;
 use super::waiting::Ready;
-use super::{ChannelId, Messages, Port};
+use super::{ChannelId, Messages, NO_CURSOR, Port};
 use crate::change::{Change, Position, Relation, RowChange, Value};
 use crate::policy::{self, DenyReason, Verdict};
 
@@ -130,10 +130,15 @@ struct MessageSub {
     messages: Messages,
     /// Of its channel's entries that have a snapshot: while they are within it, there is no place to go on from.
     seam: Option<Arc<Seam>>,
+    /// Its channel is without the rows of its tables: who went on from here would never hear of them.
+    no_cursor: Option<Arc<str>>,
 }
 
 impl MessageSub {
     fn cursor_as(&self, at: Position) -> Option<Arc<str>> {
+        if self.no_cursor.is_some() {
+            return self.no_cursor.clone();
+        }
         self.seam.as_ref().filter(|seam| seam.covers(at.lsn)).map(|seam| seam.no_cursor().clone())
     }
 }
@@ -165,8 +170,9 @@ impl MessageIndex {
     ) -> u32 {
         let (port, expires_at, messages) = (channel.port.clone(), channel.principal.expires_at, messages.clone());
         let (private, topic) = (messages.member.is_some(), messages.topic.clone());
-        let seam = channel.seam.clone();
-        let id = self.subs.insert(MessageSub { channel: slot, entry_id, port, expires_at, from, messages, seam });
+        let (seam, no_cursor) = (channel.seam.clone(), channel.out_since.map(|_| NO_CURSOR.into()));
+        let sub = MessageSub { channel: slot, entry_id, port, expires_at, from, messages, seam, no_cursor };
+        let id = self.subs.insert(sub);
         self.topics(private).entry(topic).or_default().insert(id);
         id
     }
@@ -221,6 +227,7 @@ fn judge(
     for sub in members {
         if now_unix_seconds >= sub.expires_at {
             counts.deny(metrics, DenyReason::Expired.as_str());
+            judgement.expired.push(sub.port.id);
             continue;
         }
         match may(&sub.messages) {
@@ -266,10 +273,14 @@ impl Hub {
         let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
         let now = self.deps.clock.unix_seconds();
         let may = |messages: &Messages| self.may_have(messages);
-        let (judgement, waits) = judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
+        let (mut judgement, waits) =
+            judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
         counts.report(&metrics);
         for id in waits {
             self.await_right(id, before(row.position), origin.epoch());
+        }
+        for id in std::mem::take(&mut judgement.expired) {
+            self.withhold(id, row.position, origin.epoch());
         }
         if !judgement.is_empty() {
             let event =

@@ -206,6 +206,10 @@ impl Outbox {
         let (mut taken, mut size, mut left_out) = (SmallVec::<[Bytes; 8]>::new(), 0, 0);
         for (frame, may_miss) in frames {
             let length = frame.len();
+            // A write of nothing would look like the end of the socket.
+            if length == 0 {
+                continue;
+            }
             let is_large = length > if may_miss { self.limit / 4 } else { self.limit };
             if counted + length <= self.limit {
                 counted += length;
@@ -393,6 +397,9 @@ mod tests {
             }
             let all: Vec<u8> = parts.iter().flat_map(|p| p.iter().copied()).collect();
             let size = all.len().min(inner.1);
+            if all.is_empty() {
+                return Ok(0);
+            }
             if size == 0 {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
@@ -414,6 +421,16 @@ mod tests {
         assert!(outbox.send_all(&[Bytes::from_static(b"one"), Bytes::from_static(b"two")]));
         assert_eq!(pipe.bytes(), b"onetwo");
         assert_eq!(outbox.waiting(), 0);
+    }
+
+    #[test]
+    fn an_empty_frame_is_none() {
+        let pipe = Pipe::default();
+        pipe.make_room(100);
+        let outbox = outbox(&pipe, 10);
+        assert!(outbox.send(Bytes::new()) && outbox.is_open());
+        assert!(outbox.send_all(&[Bytes::new(), Bytes::from_static(b"one")]) && outbox.is_open());
+        assert_eq!(pipe.bytes(), b"one");
     }
 
     #[test]

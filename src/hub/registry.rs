@@ -18,6 +18,7 @@ use crate::catalog::Catalog;
 use crate::change::Position;
 use crate::claims::Principal;
 use crate::policy;
+use crate::resume::Cursor;
 
 /// Where the subscriptions of a channel are looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,9 @@ pub(super) struct Channel {
     /// Of the history that they belong to.
     pub(super) epoch: Option<u64>,
     pub(super) at: At,
+    /// The rows of its tables after this are not given to it: some table is gone, and messages go on without them. To be told
+    /// as a gap when the tables are back.
+    pub(super) out_since: Option<Cursor>,
     /// What the entries that have had a snapshot must not get again.
     pub(super) seam: Option<Arc<Seam>>,
 }
@@ -72,14 +76,16 @@ pub(super) struct Channel {
 impl Channel {
     pub(super) fn new(port: Arc<Port>, principal: Arc<Principal>, entries: Arc<Vec<Entry>>) -> Channel {
         let (targets, subs) = (Vec::new(), Vec::new());
-        Channel { port, principal, entries, targets, subs, froms: Froms::new(), epoch: None, at: At::Live, seam: None }
+        let (froms, epoch, at, out_since, seam) = (Froms::new(), None, At::Live, None, None);
+        Channel { port, principal, entries, targets, subs, froms, epoch, at, out_since, seam }
     }
 
     /// The same channel in the same place, its targets not yet looked for.
     pub(super) fn place(&self) -> Channel {
         let (port, principal, entries) = (self.port.clone(), self.principal.clone(), self.entries.clone());
         let (froms, epoch, at, seam) = (self.froms.clone(), self.epoch, self.at, self.seam.clone());
-        Channel { froms, epoch, at, seam, ..Channel::new(port, principal, entries) }
+        let out_since = self.out_since;
+        Channel { froms, epoch, at, out_since, seam, ..Channel::new(port, principal, entries) }
     }
 
     /// No table that it asks for is looked at for it.
@@ -201,6 +207,19 @@ impl Registry {
         let at = channel.at;
         self.point(slot, targets, catalog);
         self.unpoint(at, &before.0, before.1);
+    }
+
+    /// A channel goes on without its tables. To be retargeted.
+    pub(super) fn leave_out(&mut self, id: ChannelId, since: Option<Cursor>) {
+        if let Some(channel) = self.by_id.get(&id).and_then(|slot| self.slots.get_mut(*slot)) {
+            channel.out_since = channel.out_since.or(since);
+        }
+    }
+
+    /// It goes on with them; since when it had been without, if it had. To be retargeted.
+    pub(super) fn take_in(&mut self, id: ChannelId) -> Option<(Arc<Port>, Cursor)> {
+        let channel = self.by_id.get(&id).and_then(|slot| self.slots.get_mut(*slot))?;
+        Some((channel.port.clone(), channel.out_since.take()?))
     }
 
     fn point(&mut self, slot: u32, targets: Vec<Target>, catalog: &Catalog) {

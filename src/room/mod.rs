@@ -118,7 +118,8 @@ pub struct RoomConfig {
     pub presence_all_bytes: usize,
     /// Diffs of a public room go to all its members, as on other servers; otherwise to those who have presence switched on. True.
     pub presence_to_all: bool,
-    /// Diffs of one room are at least so far apart; what happens meanwhile is told in one. 50 ms.
+    /// Diffs of one room are at least so far apart; what happens meanwhile is told in one. 50 ms. In rooms of
+    /// more than a thousand members it grows with them, up to 1.5 s.
     pub presence_window: Duration,
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ahash::{AHashMap, RandomState};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -21,6 +21,10 @@ use crate::metrics::Metrics;
 use crate::policy::Rights;
 use crate::task::Drain;
 
+/// A diff costs a frame for each member, so the diffs of a large room are further apart: at most 20,000 frames a second.
+const WINDOW_PER_MEMBER: Duration = Duration::from_micros(50);
+/// And no further than this, as on other servers.
+const LONGEST_WINDOW: Duration = Duration::from_millis(1500);
 /// Parts of the map, so that joins of different rooms seldom meet.
 const PARTS: usize = 64;
 
@@ -178,7 +182,8 @@ impl Rooms {
         if state.presence.is_dirty() && !state.is_due {
             state.is_due = true;
             let now = Instant::now();
-            let at = state.last_diff.map_or(now, |last| now.max(last + self.config.presence_window));
+            let window = self.window(state.count);
+            let at = state.last_diff.map_or(now, |last| now.max(last + window));
             drop(state);
             self.due().push((at, room.clone()));
             self.wake.notify_one();
@@ -213,6 +218,12 @@ impl Rooms {
             _ => tracked.insert(connection, sum),
         };
         true
+    }
+
+    /// Between two diffs of a room with so many members.
+    pub(super) fn window(&self, members: usize) -> Duration {
+        let large = WINDOW_PER_MEMBER.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
+        self.config.presence_window.max(large.min(LONGEST_WINDOW))
     }
 
     /// Ends a room that nobody is in any more.

@@ -5,7 +5,8 @@
 use serde_json::{Value, json};
 
 use super::stage::{BOTH, Scene, Shared, joined, ok, refs, refused, shown};
-use crate::support::phone::{Binary, Frame, kind_3};
+use crate::support::binary::{Binary, kind_3};
+use crate::support::phone::Frame;
 use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Phone, Version};
 

@@ -5,6 +5,7 @@
 //! `table.rs` fails when the two disagree.
 
 mod broadcast;
+mod clients;
 mod deletes_mode;
 mod delivery;
 mod delivery_filters;
@@ -15,6 +16,7 @@ mod handshake;
 mod http;
 mod joins;
 mod limits;
+mod messages;
 mod presence;
 mod private;
 mod rls;

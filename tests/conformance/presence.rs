@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::stage::{BOTH, Scene, Shared, ok, refused, shown};
 use crate::support::{Phone, Version};
@@ -112,12 +113,23 @@ async fn item_138_who_names_no_key_gets_one_for_each_join() {
             }
         }
     }
+    // After a join of the same connection it is another one.
+    let mut phone = relay.phone(Version::V2).await;
+    for _ in 0..2 {
+        join(&mut phone, "item138", json!(""), true).await;
+        for number in 0..2 {
+            track(&mut phone, "item138", &number.to_string(), json!({ "n": number })).await;
+            let diff = diff(&mut phone, "item138").await;
+            keys.extend(diff["joins"].as_object().expect("an object").keys().cloned());
+        }
+        phone.leave("item138").await;
+    }
     for own in keys.chunks(2) {
         assert!(own[0] == own[1] && own[0].len() == 36, "{own:?}");
     }
     keys.sort();
     keys.dedup();
-    assert_eq!(keys.len(), 4);
+    assert_eq!(keys.len(), 6);
 }
 
 #[tokio::test]
@@ -180,8 +192,12 @@ async fn item_142_untracking_is_told_once() {
         }
         let left = diff(&mut phone, &topic).await;
         assert_eq!((&left["joins"], &left["leaves"]), (&json!({}), &joined["joins"]));
-        track(&mut phone, &topic, "d", json!({ "n": 3 })).await;
-        assert_eq!(bare(&diff(&mut phone, &topic).await["joins"]["k"]["metas"][0]), json!({ "n": 3 }));
+        // The same again is news after that, and has nothing to do with what was there before.
+        track(&mut phone, &topic, "d", json!({ "n": 1 })).await;
+        let again = diff(&mut phone, &topic).await;
+        let meta = &again["joins"]["k"]["metas"][0];
+        assert_eq!((bare(meta), meta.get("phx_ref_prev"), &again["leaves"]), (json!({ "n": 1 }), None, &json!({})));
+        assert_ne!(meta["phx_ref"], joined["joins"]["k"]["metas"][0]["phx_ref"]);
     }
 }
 
@@ -195,7 +211,12 @@ async fn item_143_a_socket_that_ends_leaves() {
         join(&mut two, &topic, json!("two"), true).await;
         track(&mut one, &topic, "t", json!({})).await;
         let joined = diff(&mut two, &topic).await;
-        drop(one);
+        // With a goodbye, and without.
+        if version == Version::V1 {
+            one.send(Message::Close(None)).await;
+        } else {
+            drop(one);
+        }
         let left = tokio::time::timeout(Duration::from_secs(20), diff(&mut two, &topic)).await.expect("in time");
         assert_eq!(left["leaves"], joined["joins"]);
     }
@@ -296,6 +317,27 @@ async fn item_149_who_tracks_hears_of_others_from_then_on() {
         assert!(diff(&mut off, &topic).await["joins"]["off"].is_object());
         track(&mut on, &topic, "t", json!({})).await;
         assert!(diff(&mut off, &topic).await["joins"]["on"].is_object());
+        assert!(off.frames_so_far().await.iter().all(|frame| frame.event != "presence_state"));
+    }
+}
+
+/// In a private channel its right to read is asked for then.
+#[tokio::test]
+async fn item_149_who_tracks_in_a_private_channel_hears_of_others_from_then_on() {
+    let relay = Shared::relay().await;
+    for (version, topic) in BOTH.into_iter().zip(["open 149", "open 150"]) {
+        let (mut off, mut on) = (relay.phone(version).await, relay.phone(version).await);
+        for (phone, key, enabled) in [(&mut off, "off", false), (&mut on, "on", true)] {
+            let config = json!({ "private": true, "presence": { "key": key, "enabled": enabled } });
+            assert_eq!(phone.join_with(topic, json!({ "config": config })).await["status"], "ok");
+        }
+        track(&mut on, topic, "t", json!({ "n": 1 })).await;
+        assert!(diff(&mut on, topic).await["joins"]["on"].is_object());
+        track(&mut off, topic, "t", json!({})).await;
+        assert!(diff(&mut on, topic).await["joins"]["off"].is_object());
+        assert!(diff(&mut off, topic).await["joins"]["off"].is_object(), "the first that it hears is its own");
+        track(&mut on, topic, "u", json!({ "n": 2 })).await;
+        assert_eq!(bare(&diff(&mut off, topic).await["joins"]["on"]["metas"][0]), json!({ "n": 2 }));
         assert!(off.frames_so_far().await.iter().all(|frame| frame.event != "presence_state"));
     }
 }

@@ -104,6 +104,27 @@ async fn item_116_who_may_read_presence_alone_gets_no_broadcasts() {
     }
 }
 
+/// A row of `marks`, which comes in one order with what the database broadcasts, proves that nothing was.
+#[tokio::test]
+async fn item_116_who_may_read_presence_alone_gets_nothing_that_the_database_sends() {
+    for using in ["extension = 'presence'", "extension = 'presence' and random() >= 0"] {
+        let scene = Scene::prepared(&policies(using, "true"), |_| {}).await;
+        for version in BOTH {
+            let mut phone = scene.phone(version).await;
+            let entry = json!([{ "event": "*", "schema": "public", "table": "marks" }]);
+            let more = json!({ "presence": { "enabled": true }, "postgres_changes": entry });
+            assert_eq!(join(&mut phone, "room", more).await["status"], "ok");
+            phone.next_of("room", "presence_state").await;
+            phone.subscribed("room").await;
+            scene.pg.exec("select realtime.send('{}', 'secret', 'room', true)").await;
+            scene.mark("end").await;
+            phone.expect_nothing_before("end").await;
+            let frames = phone.frames_so_far().await;
+            assert!(frames.is_empty(), "{using}: {frames:#?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn item_117_presence_that_is_off_opens_nothing() {
     let scene = Scene::prepared(&policies("extension = 'presence'", "true"), |_| {}).await;
@@ -152,10 +173,18 @@ async fn item_119_the_right_to_write_may_depend_on_claims() {
     for version in BOTH {
         let topic = format!("room{version:?}");
         let (mut alice, mut bob) = (scene.phone(version).await, scene.phone_of(&token::user(BOB), version).await);
-        join(&mut alice, &topic, json!({})).await;
-        join(&mut bob, &topic, json!({})).await;
+        for phone in [&mut alice, &mut bob] {
+            join(phone, &topic, json!({ "broadcast": { "self": true } })).await;
+        }
+        alice.push(&topic, "broadcast", message("of alice")).await;
+        // What comes for its topic waits for the answer about it.
+        alice.push(&topic, "presence", json!({ "event": "dance" })).await;
+        alice.next_of(&topic, "phx_reply").await;
         bob.push(&topic, "broadcast", message("of bob")).await;
-        assert_eq!(alice.next_broadcast().await.payload["event"], "of bob");
+        bob.push(&topic, "broadcast", message("end")).await;
+        for phone in [&mut alice, &mut bob] {
+            assert_eq!(until_end(phone).await, ["of bob"]);
+        }
     }
 }
 
@@ -178,6 +207,29 @@ async fn item_121_a_role_that_does_not_exist_is_refused() {
     }
 }
 
+/// Once as it is written in the protocol, which memory may judge, and once as only Postgres can.
+#[tokio::test]
+async fn item_122_a_policy_may_look_at_the_requests_headers() {
+    let header = "current_setting('request.headers')::json->>'x-test' = 'yes'";
+    for using in [header.to_owned(), format!("{header} and random() >= 0")] {
+        let scene = Scene::prepared(&policies(&using, &using), |_| {}).await;
+        for version in BOTH {
+            let base = scene.relay.base();
+            for (name, value) in [("x-test", "no"), ("x-other", "yes")] {
+                let mut phone = Phone::connect_with(&base, &token::user(ALICE), version, (name, value)).await;
+                assert_eq!(join(&mut phone, "room", json!({})).await, unauthorized("room"), "{name}: {value}");
+            }
+            let mut without = scene.phone(version).await;
+            assert_eq!(join(&mut without, "room", json!({})).await, unauthorized("room"));
+            let mut phone = Phone::connect_with(&base, &token::user(ALICE), version, ("X-Test", "yes")).await;
+            let broadcast = json!({ "broadcast": { "self": true } });
+            assert_eq!(join(&mut phone, "room", broadcast).await["status"], "ok", "{using}");
+            phone.push("room", "broadcast", message("written")).await;
+            assert_eq!(phone.next_broadcast().await.payload["event"], "written");
+        }
+    }
+}
+
 #[tokio::test]
 async fn item_123_the_service_may_do_all_without_policies() {
     let scene = Scene::start().await;
@@ -194,6 +246,37 @@ async fn item_123_the_service_may_do_all_without_policies() {
         assert_eq!(phones[1].next_broadcast().await.payload["event"], "e");
         phones[0].push(&topic, "presence", json!({ "event": "track", "payload": {} })).await;
         assert!(phones[1].next_of(&topic, "presence_diff").await.payload["joins"]["s"].is_object());
+    }
+}
+
+/// A client that sends at once, without waiting for the reply, is answered in order.
+#[tokio::test]
+async fn item_123_pushes_behind_a_join_wait_for_it() {
+    for check in ["true", "random() >= 0"] {
+        let scene = Scene::prepared(&policies(check, check), |_| {}).await;
+        for version in BOTH {
+            let (mut phone, mut other) = (scene.phone(version).await, scene.phone(version).await);
+            assert_eq!(join(&mut other, "room", json!({})).await["status"], "ok");
+            let more = json!({ "broadcast": { "ack": true }, "presence": { "enabled": true, "key": "k" } });
+            let reference = phone.push_join("room", config(more)).await;
+            for (reference, event, payload) in [
+                ("b", "broadcast", message("own")),
+                ("t", "presence", json!({ "event": "track", "payload": { "n": 1 } })),
+                ("u", "presence", json!({ "event": "untrack" })),
+                ("l", "phx_leave", json!({})),
+            ] {
+                phone.send_as((Value::Null, json!(reference)), "realtime:room", event, payload).await;
+            }
+            phone.channel_closed("room").await;
+            let frames = phone.frames_of("room");
+            let replies = frames.iter().filter(|frame| frame.event == "phx_reply");
+            let replies: Vec<_> =
+                replies.map(|frame| (frame.reference.clone(), frame.payload["status"].clone())).collect();
+            let expected = [&*reference, "b", "t", "u", "l"].map(|reference| (json!(reference), json!("ok")));
+            assert_eq!(replies, expected, "{check}");
+            assert_eq!(other.next_broadcast().await.payload["event"], "own");
+            other.leave("room").await;
+        }
     }
 }
 
@@ -259,14 +342,54 @@ async fn item_128_broadcasts_that_a_token_gains_begin_to_arrive() {
 }
 
 #[tokio::test]
+async fn item_133_a_new_token_makes_the_right_to_write_be_asked_for_again() {
+    // Such as memory can judge, and such as only Postgres can, whose answer is kept for a time.
+    for check in ["true", "random() >= 0"] {
+        let scene = Scene::prepared(&policies("true", "false"), |_| {}).await;
+        for version in BOTH {
+            let topic = format!("room{version:?}");
+            let write =
+                format!("create policy more on realtime.messages for insert to authenticated with check ({check})");
+            scene.pg.exec(&write).await;
+            let mut alice = scene.phone(version).await;
+            assert_eq!(join(&mut alice, &topic, json!({ "broadcast": { "ack": true } })).await["status"], "ok");
+            let mut witness = scene.phone_of(&token::role("service_role"), version).await;
+            assert_eq!(join(&mut witness, &topic, json!({ "broadcast": { "self": true } })).await["status"], "ok");
+            let full = format!("realtime:{topic}");
+            alice.send_as((Value::Null, json!("before")), &full, "broadcast", message("before")).await;
+            assert_eq!(alice.reply_to(&json!("before")).await.payload, ok());
+            scene.pg.exec("drop policy more on realtime.messages").await;
+            alice.push_token(&topic, &token::short(ALICE, 3000)).await;
+            alice.send_as((Value::Null, json!("after")), &full, "broadcast", message("after")).await;
+            let track = json!({ "event": "track", "payload": {} });
+            alice.send_as((Value::Null, json!("track")), &full, "presence", track).await;
+            let refused = json!({ "status": "error", "response": {} });
+            assert_eq!(alice.reply_to(&json!("track")).await.payload, refused, "{check}");
+            let frames = alice.frames_so_far().await;
+            assert!(frames.is_empty(), "a broadcast that is not allowed is not answered: {frames:#?}");
+            witness.push(&topic, "broadcast", message("end")).await;
+            assert_eq!(until_end(&mut witness).await, ["before"], "{check}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn item_151_who_may_not_write_presence_is_refused() {
     let scene = Scene::prepared(&policies("true", "extension = 'broadcast'"), |_| {}).await;
     for version in BOTH {
+        let topic = format!("room{version:?}");
         let mut phone = scene.phone(version).await;
-        join(&mut phone, "room", json!({ "presence": { "enabled": true } })).await;
+        join(&mut phone, &topic, json!({ "presence": { "enabled": true, "key": "a" } })).await;
+        let mut witness = scene.phone_of(&token::role("service_role"), version).await;
+        join(&mut witness, &topic, json!({ "presence": { "enabled": true, "key": "w" } })).await;
         let track = json!({ "event": "track", "payload": {} });
-        phone.send_as((Value::Null, json!("t")), "realtime:room", "presence", track).await;
+        phone.send_as((Value::Null, json!("t")), &format!("realtime:{topic}"), "presence", track.clone()).await;
         assert_eq!(phone.reply_to(&json!("t")).await.payload, json!({ "status": "error", "response": {} }));
+        witness.push(&topic, "presence", track).await;
+        for phone in [&mut phone, &mut witness] {
+            let joins = phone.next_of(&topic, "presence_diff").await.payload["joins"].clone();
+            assert_eq!(joins.as_object().map(|joins| joins.keys().cloned().collect()), Some(vec!["w".to_owned()]));
+        }
     }
 }
 

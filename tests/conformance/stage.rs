@@ -1,11 +1,13 @@
 //! Where the items are tried out: a relay that several tests share, and one with a database of its own.
 
+use std::panic::Location;
 use std::time::Duration;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rowcast::clock::Clock;
 use rowcast::config::Config;
+use rowcast::pg::PgConfig;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -22,10 +24,21 @@ const TABLES: [&str; 2] = [
      alter publication supabase_realtime add table public.marks;",
 ];
 
-/// A relay with default settings for whoever writes no row and needs no setting. It lives as long as a test holds it: tests
-/// that run at the same time have it in common.
+/// Private topics that everybody who is signed in may read and write, such as `open 100`: one for each item of §13.7 to §13.10.
+fn open_topics() -> String {
+    let topics: Vec<String> = (100..=153).map(|item| format!("'open {item}'")).collect();
+    let open = format!("realtime.topic() in ({})", topics.join(", "));
+    format!(
+        "create policy open_read on realtime.messages for select to authenticated using ({open}); \
+         create policy open_write on realtime.messages for insert to authenticated with check ({open});"
+    )
+}
+
+/// A relay with default settings for whoever needs no setting, no rows of `TABLES` and no policies but those of the open topics.
+/// It lives as long as a test holds it: tests that run at the same time have it in common.
 pub(super) struct Shared {
     base: String,
+    url: String,
     end: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -53,13 +66,30 @@ impl Shared {
             let mut runtime = tokio::runtime::Builder::new_multi_thread();
             let runtime = runtime.worker_threads(2).enable_all().build().expect("a runtime");
             runtime.block_on(async {
-                let scene = Scene::start().await;
-                started.send(scene.relay.base()).expect("somebody waits for it");
+                let scene = Scene::open().await;
+                started.send((scene.relay.base(), scene.pg.url())).expect("somebody waits for it");
                 let _ = ended.await;
             });
         });
-        let base = base.recv().expect("it starts");
-        Shared { base, end: Some(end), thread: Some(thread) }
+        let (base, url) = base.recv().expect("it starts");
+        Shared { base, url, end: Some(end), thread: Some(thread) }
+    }
+
+    /// Runs statements as the superuser, in a session of its own: one that is kept would end with the test that began it.
+    #[track_caller]
+    pub(super) fn exec<'a>(&'a self, sql: &'a str) -> impl Future<Output = ()> + 'a {
+        let at = Location::caller();
+        async move {
+            let client = PgConfig::from_url(&self.url).expect("a good URL").connect().await.expect("a connection");
+            if let Err(error) = client.batch_execute(sql).await {
+                panic!("at {at}: {}\n{sql}", rowcast::error::chain(&error));
+            }
+        }
+    }
+
+    /// Of the database, for the superuser.
+    pub(super) fn url(&self) -> &str {
+        &self.url
     }
 
     /// A raw client with the token of a user.
@@ -97,7 +127,18 @@ impl Scene {
 
     /// With settings that the test changes.
     pub(super) async fn with(change: impl FnOnce(&mut Config)) -> Scene {
+        Scene::prepared("", change).await
+    }
+
+    /// With private topics that are open to everybody.
+    pub(super) async fn open() -> Scene {
+        Scene::prepared(&open_topics(), |_| {}).await
+    }
+
+    /// With statements that are run before the relay starts, and settings that the test changes.
+    pub(super) async fn prepared(sql: &str, change: impl FnOnce(&mut Config)) -> Scene {
         let pg = tables().await;
+        pg.exec(sql).await;
         Scene {
             relay: Relay::with(&pg, Clock::system(), |config| {
                 // A busy machine must not look like a hostile pattern.
@@ -109,13 +150,6 @@ impl Scene {
             .await,
             pg,
         }
-    }
-
-    /// With statements that are run before the relay starts.
-    pub(super) async fn prepared(sql: &str, change: impl FnOnce(&mut Config)) -> Scene {
-        let pg = tables().await;
-        pg.exec(sql).await;
-        Scene { relay: Relay::with(&pg, Clock::system(), change).await, pg }
     }
 
     /// A raw client with the token of a user.

@@ -1,5 +1,6 @@
 //! Items 106 to 113: when broadcasts from the database flow, and what is replayed.
 
+use rowcast::clock::Clock;
 use serde_json::{Value, json};
 
 use super::stage::{BOTH, Scene, refused};
@@ -64,6 +65,15 @@ async fn item_108_the_newest_are_replayed_oldest_first() {
             assert_eq!(frame.payload["meta"]["id"].as_str().map(str::len), Some(36));
         }
         assert!(phone.frames_so_far().await.is_empty());
+        phone.leave("room").await;
+        // Before the state of presence, behind the reply.
+        let config =
+            json!({ "private": true, "presence": { "enabled": true }, "broadcast": { "replay": { "since": 0 } } });
+        phone.push_join("room", json!({ "config": config })).await;
+        let frames = phone.next_of("room", "presence_state").await;
+        assert_eq!(frames.payload, json!({}));
+        let before: Vec<String> = phone.frames_of("room").into_iter().map(|frame| frame.event).collect();
+        assert_eq!(before, ["phx_reply", "broadcast", "broadcast", "broadcast"]);
     }
 }
 
@@ -74,7 +84,7 @@ async fn item_109_what_is_older_is_not_replayed_and_never_more_than_25() {
     for _ in 0..30 {
         store(&scene, "room", "new", 60).await;
     }
-    let since = rowcast::clock::Clock::system().unix_millis() - 600_000;
+    let since = Clock::system().unix_millis() - 600_000;
     for (version, since, expected) in [(Version::V1, 0, 25), (Version::V2, since, 25)] {
         let mut phone = scene.phone(version).await;
         join(&mut phone, "room", json!({ "replay": { "since": since, "limit": 100 } }), true).await;
@@ -124,10 +134,32 @@ async fn item_112_replay_needs_whole_numbers() {
     let scene = Scene::prepared(OPEN, |_| {}).await;
     for version in BOTH {
         let mut phone = scene.phone(version).await;
-        for replay in [json!({}), json!({ "since": "5" }), json!({ "since": 5, "limit": "2" })] {
+        let missing = [json!({}), json!({ "since": null }), json!({ "limit": 2 }), json!([]), json!(5)];
+        let strange =
+            [json!("5"), json!(5.5), json!(-1), json!(true), json!(1e30)].map(|since| json!({ "since": since }));
+        let limits = [json!("2"), json!(2.5), json!({})].map(|limit| json!({ "since": 5, "limit": limit }));
+        for replay in missing.into_iter().chain(strange).chain(limits) {
             let reply = join(&mut phone, "room", json!({ "replay": replay }), true).await;
-            assert_eq!(reply, refused("UnableToReplayMessages: Replay params are not valid"));
+            assert_eq!(reply, refused("UnableToReplayMessages: Replay params are not valid"), "{replay}");
         }
+        assert_eq!(join(&mut phone, "room", json!({ "replay": { "since": 5 } }), true).await["status"], "ok");
+    }
+}
+
+/// Who joins for presence alone may read none of what is stored.
+#[tokio::test]
+async fn item_112_a_replay_needs_the_right_to_read_broadcasts() {
+    let sql = "create policy r on realtime.messages for select to authenticated using (extension = 'presence')";
+    let scene = Scene::prepared(sql, |_| {}).await;
+    store(&scene, "room", "secret", 20).await;
+    for version in BOTH {
+        let mut phone = scene.phone(version).await;
+        let mut config = json!({ "private": true, "presence": { "enabled": true } });
+        assert_eq!(phone.join_with("room", json!({ "config": config })).await["status"], "ok");
+        phone.next_of("room", "presence_state").await;
+        config["broadcast"] = json!({ "replay": { "since": 0 } });
+        let text = "Unauthorized: You do not have permissions to read from this Channel topic: room";
+        assert_eq!(phone.join_with("room", json!({ "config": config })).await, refused(text));
     }
 }
 

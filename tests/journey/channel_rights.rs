@@ -84,3 +84,49 @@ async fn a_member_who_is_removed_gets_no_message_of_a_later_commit_and_is_told_s
     let stored: i64 = pg.client().await.query_one(probes, &[]).await.expect("a count").get(0);
     assert_eq!(stored, 0, "no probe stays");
 }
+
+/// Whatever takes the right away, and be it in the transaction that sends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_that_change_hold_for_every_message_from_their_commit_on() {
+    let pg = database("").await;
+    pg.exec("create policy room on realtime.messages for select to authenticated using (realtime.topic() = 'room')")
+        .await;
+    let relay = Relay::start(&pg).await;
+    let alices = token::user(ALICE);
+    let mut alice = Phone::connect(&relay.base(), &alices, Version::V1).await;
+    let mut sent = 0;
+    for (away, back) in [
+        (
+            "alter policy room on realtime.messages using (realtime.topic() = 'other')",
+            "alter policy room on realtime.messages using (realtime.topic() = 'room')",
+        ),
+        (
+            "drop policy room on realtime.messages",
+            "create policy room on realtime.messages for select to authenticated using (realtime.topic() = 'room')",
+        ),
+        ("revoke select on realtime.messages from authenticated", "grant select on realtime.messages to authenticated"),
+        (
+            "create policy no on realtime.messages as restrictive for select using (false)",
+            "drop policy no on realtime.messages",
+        ),
+    ] {
+        for together in [false, true] {
+            let reply = alice.join_with("room", config(&alices)).await;
+            assert_eq!(reply["status"], "ok", "{back}: {reply}");
+            sent += 2;
+            pg.exec(&send(sent - 1)).await;
+            // A message that is on its way when the right ends may come or not.
+            assert_eq!(numbers(&mut alice, sent as u64 - 1).await.0, [sent as u64 - 1]);
+            if together {
+                pg.exec(&format!("begin; {away}; {} commit", send(sent))).await;
+            } else {
+                pg.exec(away).await;
+                pg.exec(&send(sent)).await;
+            }
+            let (got, said) = numbers(&mut alice, sent as u64).await;
+            assert!(got.is_empty(), "{got:?} after {away}, in one transaction with the message: {together}");
+            assert_eq!(said.as_deref(), Some("You do not have permissions to read from this Channel topic: room"));
+            pg.exec(back).await;
+        }
+    }
+}

@@ -204,13 +204,19 @@ impl<'a> Judge<'a> {
         let (mut session, mut ended): (Session, Vec<Option<usize>>) = (Session::default(), Vec::new());
         let (mut first, mut last_ever, mut fresh) = (None, None, None);
         let mut gaps: Vec<(Lsn, Lsn)> = Vec::new();
-        for (at, seen) in &record.seen {
+        for (number, (at, seen)) in record.seen.iter().enumerate() {
             match seen {
                 Seen::Joining => {
                     self.verdict.joins += 1;
                     session = Session { joining: Some(*at), ..Session::default() };
                 }
-                Seen::Joined(cursor) => first = first.or_else(|| self.place_of(cursor.as_ref())),
+                Seen::Joined(cursor) => {
+                    first = first.or_else(|| self.place_of(cursor.as_ref()));
+                    // Until then Python's client is given what its channel before still receives.
+                    if matches!(record.kind, Kind::Stock(_)) {
+                        session.last = None;
+                    }
+                }
                 Seen::Subscribed => session.subscribed = Some(*at),
                 Seen::Row(key, cursor) => {
                     let Some(place) = self.places.get(key).copied() else {
@@ -221,10 +227,11 @@ impl<'a> Judge<'a> {
                     if before >= Some(place) {
                         let sent = &self.model.sent[before.unwrap_or_default()];
                         let text = format!(
-                            "{key} out of order, or twice: after {} (commits {} and {})",
+                            "{key} out of order, or twice: after {} (commits {} and {}): {}",
                             sent.key(),
                             self.model.sent[place].commit,
-                            sent.commit
+                            sent.commit,
+                            near(record, number, &self.places)
                         );
                         self.blame(record, text);
                     }
@@ -412,6 +419,11 @@ fn around(record: &Record, sent: &Sent, places: &HashMap<String, usize>) -> Stri
     let place = places.get(&sent.key()).copied().unwrap_or_default();
     let later = |(_, seen): &(Instant, Seen)| matches!(seen, Seen::Row(key, _) if places.get(key).is_some_and(|at| *at > place));
     let at = record.seen.iter().position(later).unwrap_or(record.seen.len());
+    format!("#{place}: {}", near(record, at, places))
+}
+
+/// What the phone saw before and after.
+fn near(record: &Record, at: usize, places: &HashMap<String, usize>) -> String {
     let begin = record.seen.first().map(|(at, _)| *at);
     let text = |(time, seen): &(Instant, Seen)| {
         let place = match seen {
@@ -422,5 +434,5 @@ fn around(record: &Record, sent: &Sent, places: &HashMap<String, usize>) -> Stri
         format!("{since:.2?} {seen:?} {place:?}")
     };
     let near = &record.seen[at.saturating_sub(8)..(at + 3).min(record.seen.len())];
-    format!("#{place}: {}", near.iter().map(text).collect::<Vec<_>>().join(" | "))
+    near.iter().map(text).collect::<Vec<_>>().join(" | ")
 }

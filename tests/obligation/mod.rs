@@ -159,8 +159,7 @@ fn lasting(kinds: &'static [Fault], seconds: u64) -> Trouble {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_through_kills_and_cuts() {
-    // Python's client joins again at every notice of a gap, and takes the close of the channel before for its own.
-    let stock = &[Stock::JavaScript, Stock::JavaScript];
+    let stock = &[Stock::JavaScript, Stock::JavaScript, Stock::Python];
     let cast = Cast { cursors: 2, devices: 1, stock, in_process: false, lying: false, forgetful: false };
     rounds("the binary", cast, lasting(OF_BINARY, 25)).await;
 }

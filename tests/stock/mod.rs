@@ -1,9 +1,14 @@
-//! The stock JavaScript and Python clients, unmodified, over changes of rows: what applications write, and what their callbacks
-//! are given. JavaScript speaks both versions of the protocol, Python knows version 1 only.
+//! The stock JavaScript and Python clients, unmodified, over everything that they can do: what applications write, and what
+//! their callbacks are given. JavaScript speaks both versions of the protocol, Python knows version 1 only.
 
+mod broadcast;
 mod channels;
 mod filters;
+mod presence;
+mod private;
 mod refusals;
+mod replay;
+mod restart;
 mod tokens;
 
 use serde_json::{Value, json};

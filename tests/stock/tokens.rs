@@ -17,7 +17,7 @@ fn own(id: u32) -> [String; 3] {
     ["INSERT", "UPDATE", "DELETE"].map(|kind| format!("0: {kind} {id}"))
 }
 
-async fn connected(stage: &Stage, token: &str) -> Vec<(Stock, SdkPhone)> {
+pub(super) async fn connected(stage: &Stage, token: &str) -> Vec<(Stock, SdkPhone)> {
     let connect = async |stock| (stock, stage.relay.sdk(stock, token).await);
     futures_util::future::join_all(STOCKS.map(connect)).await
 }

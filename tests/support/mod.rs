@@ -1,5 +1,6 @@
 //! What the tests are written with.
 
+pub(crate) mod binary;
 pub(crate) mod change;
 pub(crate) mod pg;
 pub(crate) mod phone;

@@ -14,9 +14,11 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use super::binary::{self, Binary};
 use super::{Change, without_cursor};
 
 /// How long anything may take on a busy machine.
@@ -44,34 +46,6 @@ pub(crate) struct Frame {
     pub(crate) text: String,
     /// Of a binary frame (kind 4). Then `payload` is what clients make of it, without the payload of its own if that is bytes.
     pub(crate) binary: Option<Binary>,
-}
-
-/// What a binary frame has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Binary {
-    /// 0 for bytes, 1 for JSON.
-    pub(crate) encoding: u8,
-    /// As it came; empty for none.
-    pub(crate) metadata: String,
-    pub(crate) payload: Vec<u8>,
-}
-
-/// A broadcast as a binary frame of a client (kind 3).
-pub(crate) fn kind_3(
-    refs: (&str, &str),
-    topic: &str,
-    event: &str,
-    metadata: &str,
-    encoding: u8,
-    payload: &[u8],
-) -> Message {
-    let parts = [refs.0, refs.1, topic, event, metadata];
-    let mut frame = vec![3];
-    frame.extend(parts.map(|part| u8::try_from(part.len()).expect("short")));
-    frame.push(encoding);
-    parts.iter().for_each(|part| frame.extend_from_slice(part.as_bytes()));
-    frame.extend_from_slice(payload);
-    Message::Binary(frame.into())
 }
 
 /// What a connection runs over.
@@ -105,7 +79,23 @@ impl Phone {
             let line = tokio::time::timeout(PATIENCE, TcpStream::connect(host)).await;
             let line = line.unwrap_or_else(|_| panic!("at {at}: no connection within {PATIENCE:?}"));
             let line = line.unwrap_or_else(|error| panic!("at {at}: no connection: {error}"));
-            Phone::over_at(Box::new(line), &base, &token, version, at).await
+            Phone::over_at(Box::new(line), &base, (&token, None), version, at).await
+        }
+    }
+
+    /// The same with a header.
+    #[track_caller]
+    pub(crate) fn connect_with<'a>(
+        base: &'a str,
+        token: &'a str,
+        version: Version,
+        header: (&'static str, &'a str),
+    ) -> impl Future<Output = Phone> + 'a {
+        let at = Location::caller();
+        let host = base.strip_prefix("ws://").and_then(|rest| rest.split('/').next()).expect("ws://");
+        async move {
+            let line = TcpStream::connect(host).await.unwrap_or_else(|error| panic!("at {at}: no connection: {error}"));
+            Phone::over_at(Box::new(line), base, (token, Some(header)), version, at).await
         }
     }
 
@@ -119,17 +109,27 @@ impl Phone {
     ) -> impl Future<Output = Phone> + use<> {
         let at = Location::caller();
         let (base, token) = (base.to_owned(), token.to_owned());
-        async move { Phone::over_at(line, &base, &token, version, at).await }
+        async move { Phone::over_at(line, &base, (&token, None), version, at).await }
     }
 
-    async fn over_at(line: Box<dyn Line>, base: &str, token: &str, version: Version, at: &Location<'_>) -> Phone {
+    async fn over_at(
+        line: Box<dyn Line>,
+        base: &str,
+        (token, header): (&str, Option<(&'static str, &str)>),
+        version: Version,
+        at: &Location<'_>,
+    ) -> Phone {
         let vsn = match version {
             Version::V1 => "1.0.0",
             Version::V2 => "2.0.0",
         };
         let url = format!("{base}/websocket?apikey={token}&vsn={vsn}");
+        let mut request = url.into_client_request().expect("a good URL");
+        if let Some((name, value)) = header {
+            request.headers_mut().insert(name, value.parse().expect("a header's value"));
+        }
         let token = token.to_owned();
-        let connecting = tokio::time::timeout(PATIENCE, client_async(url, line));
+        let connecting = tokio::time::timeout(PATIENCE, client_async(request, line));
         let connected = connecting.await.unwrap_or_else(|_| panic!("at {at}: no handshake within {PATIENCE:?}"));
         let (socket, _) = connected.unwrap_or_else(|error| panic!("at {at}: no handshake: {error}"));
         let (joins, inbox) = (HashMap::new(), VecDeque::new());
@@ -468,45 +468,13 @@ impl Phone {
                 Some(Ok(Message::Text(text))) => return Some(self.parse(&text)),
                 // The next call answers it, and then sees the end.
                 Some(Ok(Message::Close(frame))) => self.code = frame.map(|frame| frame.code.into()),
-                Some(Ok(Message::Binary(bytes))) => return Some(self.parse_binary(&bytes)),
+                Some(Ok(Message::Binary(bytes))) => return Some(binary::parse(self.version, &bytes)),
                 Some(Ok(_)) => {}
                 Some(Err(Error::Io(_) | Error::Protocol(_) | Error::ConnectionClosed)) | None => self.socket = None,
                 Some(Err(error)) => panic!("the connection broke: {error}"),
             }
         }
         None
-    }
-
-    fn parse_binary(&self, bytes: &[u8]) -> Frame {
-        assert_eq!(
-            (self.version, bytes.first()),
-            (Version::V2, Some(&4)),
-            "only kind 4 is sent, and only to version 2"
-        );
-        let lengths = [bytes[1], bytes[2], bytes[3]].map(usize::from);
-        let (mut at, mut parts) = (5, Vec::new());
-        for length in lengths {
-            parts.push(std::str::from_utf8(&bytes[at..at + length]).expect("UTF-8").to_owned());
-            at += length;
-        }
-        let (payload, encoding) = (bytes[at..].to_vec(), bytes[4]);
-        let [topic, event, metadata] = parts.try_into().expect("three");
-        let mut shown = json!({ "type": "broadcast", "event": event });
-        if encoding == 1 {
-            shown["payload"] = serde_json::from_slice(&payload).expect("JSON");
-        }
-        if !metadata.is_empty() {
-            shown["meta"] = serde_json::from_str(&metadata).expect("JSON");
-        }
-        Frame {
-            join_ref: Value::Null,
-            reference: Value::Null,
-            topic,
-            event: "broadcast".into(),
-            payload: shown,
-            text: event,
-            binary: Some(Binary { encoding, metadata, payload }),
-        }
     }
 
     fn parse(&self, text: &str) -> Frame {

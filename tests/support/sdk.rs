@@ -169,7 +169,7 @@ impl SdkPhone {
         self.tell(&json!({ "do": "subscribe", "topic": topic, "entries": entries }));
     }
 
-    /// The same, with more of the channel's config; of JavaScript only.
+    /// The same, with more of the channel's config.
     pub(crate) fn ask_to_subscribe_with(&mut self, topic: &str, entries: &Value, options: &Value) {
         self.tell(&json!({ "do": "subscribe", "topic": topic, "entries": entries, "options": options }));
     }
@@ -240,7 +240,118 @@ impl SdkPhone {
         }
     }
 
-    async fn next_change(&mut self, at: &Location<'_>) -> Change {
+    /// Opens a channel with more of its config, `{"private": true}` for one, and waits for the answer.
+    #[track_caller]
+    pub(crate) fn open<'a>(&'a mut self, topic: &'a str, options: &'a Value) -> impl Future<Output = ()> + 'a {
+        self.ask_to_subscribe_with(topic, &json!([]), options);
+        let opened = self.status(topic);
+        async move { assert_eq!(opened.await, ("SUBSCRIBED".to_owned(), String::new())) }
+    }
+
+    /// The same, listening for presence too.
+    #[track_caller]
+    pub(crate) fn open_with_presence<'a>(
+        &'a mut self,
+        topic: &'a str,
+        options: &'a Value,
+    ) -> impl Future<Output = ()> + 'a {
+        let subscribe =
+            json!({ "do": "subscribe", "topic": topic, "entries": [], "options": options, "presence": true });
+        self.tell(&subscribe);
+        let opened = self.status(topic);
+        async move { assert_eq!(opened.await, ("SUBSCRIBED".to_owned(), String::new())) }
+    }
+
+    /// Lets the client do one thing (`tests/sdk/js/driver.mjs` has the list) with a channel, and waits for what came of it.
+    #[track_caller]
+    pub(crate) fn act<'a>(
+        &'a mut self,
+        what: &'a str,
+        topic: &'a str,
+        more: &'a Value,
+    ) -> impl Future<Output = Value> + 'a {
+        let at = Location::caller();
+        async move {
+            let mut command = json!({ "do": what, "topic": topic });
+            command.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            self.tell(&command);
+            self.wait(what, at, |event| event["did"] == what).await["answer"].take()
+        }
+    }
+
+    /// Sends a broadcast and waits for what the client says came of it; Python's says nothing.
+    #[track_caller]
+    pub(crate) fn send<'a>(
+        &'a mut self,
+        topic: &'a str,
+        event: &'a str,
+        payload: &'a Value,
+    ) -> impl Future<Output = ()> + 'a {
+        let at = Location::caller();
+        async move {
+            let answer = self.act("send", topic, &json!({ "event": event, "payload": payload })).await;
+            let expected = if self.stock == Stock::Python { Value::Null } else { json!("ok") };
+            assert_eq!(answer, expected, "at {at}: {:?}", self.stock);
+        }
+    }
+
+    /// The next broadcast that the application is given, on any topic.
+    #[track_caller]
+    pub(crate) fn broadcast(&mut self) -> impl Future<Output = Value> + '_ {
+        let at = Location::caller();
+        async move { self.wait("a broadcast", at, |event| event["event"] == "broadcast").await["message"].take() }
+    }
+
+    /// The next call of the application's presence callback of this kind; its key and presences.
+    #[track_caller]
+    pub(crate) fn presence<'a>(&'a mut self, kind: &'a str) -> impl Future<Output = (String, Value)> + 'a {
+        let at = Location::caller();
+        async move {
+            let fits = |event: &Value| event["event"] == "presence" && event["kind"] == kind;
+            let mut event = self.wait(kind, at, fits).await;
+            (event["key"].as_str().unwrap_or_default().to_owned(), event["changed"].take())
+        }
+    }
+
+    /// What `presenceState()` is now.
+    #[track_caller]
+    pub(crate) fn presence_state<'a>(&'a mut self, topic: &'a str) -> impl Future<Output = Value> + 'a {
+        let at = Location::caller();
+        async move {
+            self.tell(&json!({ "do": "presenceState", "topic": topic }));
+            let fits = |event: &Value| event["event"] == "state" && event["topic"] == topic;
+            self.wait("the presence state", at, fits).await["state"].take()
+        }
+    }
+
+    /// Waits until `presenceState()` is as wanted.
+    #[track_caller]
+    pub(crate) fn presence_state_until<'a>(
+        &'a mut self,
+        topic: &'a str,
+        wanted: impl Fn(&Value) -> bool + 'a,
+    ) -> impl Future<Output = Value> + 'a {
+        let at = Location::caller();
+        async move {
+            loop {
+                let state = self.presence_state(topic).await;
+                if wanted(&state) {
+                    return state;
+                }
+                // Each change is followed by a call of this callback.
+                let fits = |event: &Value| event["event"] == "presence" && event["kind"] == "sync";
+                self.wait("another presence state", at, fits).await;
+            }
+        }
+    }
+
+    /// The next change that the application is given, on any topic.
+    #[track_caller]
+    pub(crate) fn next_change(&mut self) -> impl Future<Output = Change> + '_ {
+        self.next_change_at(Location::caller())
+    }
+
+    async fn next_change_at(&mut self, at: &Location<'_>) -> Change {
         let mut event = self.wait("a change", at, |event| event["event"] == "change").await;
         let topic = event["topic"].as_str().expect("a topic").to_owned();
         Change {
@@ -258,7 +369,7 @@ impl SdkPhone {
         async move {
             let mut changes = Vec::new();
             loop {
-                let change = self.next_change(at).await;
+                let change = self.next_change_at(at).await;
                 if change.is_mark(mark) {
                     return changes;
                 }

@@ -238,12 +238,13 @@ fn last_cursor(data: &[u8]) -> &[u8] {
 }
 
 /// A broadcast that was sent as a text: `payload` is the whole of it. Most have `event` and `payload` (and `type`, and `meta`);
-/// what has not is handed on whole.
+/// what has not is handed on whole. It has no cursor: only the stream's own have one, and what a client writes into its message
+/// must not become the place from which others go on.
 pub(in crate::gateway) fn broadcast(topic: &str, payload: &str) -> Bytes {
     let [event, inner, meta] = pick(payload, ["event", "payload", "meta"]);
     let event = string(event).map(|_| event).unwrap_or_default();
     let inner = if inner.is_empty() || event.is_empty() { payload } else { inner };
-    let frame = Object::new("broadcast").topic(topic).raw("cursor", cursor_of(meta)).raw("event", event.as_bytes());
+    let frame = Object::new("broadcast").topic(topic).raw("event", event.as_bytes());
     frame.raw("payload", inner.as_bytes()).raw("meta", meta.as_bytes()).finish()
 }
 
@@ -382,7 +383,7 @@ mod tests {
         let frame = broadcast("realtime:a", sent);
         assert!(String::from_utf8_lossy(&frame).contains(r#""payload":{"x": 1.10}"#));
         let expected = json!({ "type": "broadcast", "topic": "a", "event": "cur", "payload": { "x": 1.1 },
-            "meta": { "id": "i", "cursor": "c" }, "cursor": "c" });
+            "meta": { "id": "i", "cursor": "c" } });
         assert_eq!(read(&frame), expected);
         let flat = r#"{"msg":"hi","type":"broadcast","event":"x"}"#;
         let expected = json!({ "type": "broadcast", "topic": "a", "event": "x",

@@ -26,13 +26,18 @@ pub(super) struct Mark {
     pub(super) handles: Arc<Handles>,
     pub(super) to: Option<Cursor>,
     pub(super) rows: bool,
+    /// Only the entry of messages was in force, whose frontier is the last.
+    pub(super) alone: bool,
 }
 
 impl Mark {
     fn receipt(&self, now: Instant) {
         self.handles.alive(now);
         if let Some(to) = self.to {
-            self.handles.advance(to, self.rows);
+            match self.alone {
+                true => self.handles.advance_last(to, self.rows),
+                false => self.handles.advance(to, self.rows),
+            }
             fail::point(Point::Receipted);
         }
     }

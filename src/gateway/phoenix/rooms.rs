@@ -25,10 +25,10 @@ use crate::room::{Message, RoomError, Seat};
 pub(super) enum Sent {
     /// A broadcast, with the answer that its sender wants.
     Broadcast { id: ChannelId, ack: Option<Bytes>, taken: Result<(), RoomError> },
-    /// A presence.
-    Tracked { id: ChannelId, reference: Ref, taken: Result<(), RoomError> },
-    /// A presence state is on its way.
-    State,
+    /// A presence, with the ref of what asked for it and the answer if all is well.
+    Tracked { id: ChannelId, reference: Ref, ok: Bytes, taken: Result<(), RoomError> },
+    /// A presence state is on its way, or was not taken in time.
+    State { id: ChannelId, taken: bool },
     /// The room did not take a broadcast in time, and nobody got it.
     Late,
 }
@@ -94,7 +94,7 @@ impl Seats {
         &self,
         id: ChannelId,
         payload: Option<Arc<RawValue>>,
-        reference: Ref,
+        (reference, ok): (Ref, Bytes),
         patience: Duration,
     ) -> Option<Sending> {
         let seat = self.seat(id)?;
@@ -106,7 +106,7 @@ impl Seats {
                 }
             };
             let taken = timeout(patience, tracking).await.unwrap_or(Err(RoomError::Closed));
-            Sent::Tracked { id, reference, taken }
+            Sent::Tracked { id, reference, ok, taken }
         };
         Some(sending.boxed())
     }
@@ -115,9 +115,8 @@ impl Seats {
     pub(super) fn state(&self, id: ChannelId, patience: Duration) -> Option<Sending> {
         let seat = self.seat(id)?;
         let sending = async move {
-            // The room of one whose state was not taken in time is stuck.
-            let _ = timeout(patience, seat.send_state()).await;
-            Sent::State
+            let taken = timeout(patience, seat.send_state()).await.is_ok();
+            Sent::State { id, taken }
         };
         Some(sending.boxed())
     }

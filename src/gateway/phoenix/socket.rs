@@ -42,13 +42,18 @@ use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
 use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
+use crate::gateway::unfinished::Part;
 use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
-use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Port, Transmit, Version};
+use crate::hub::{ChannelId, CloseReason, Entry, Flushed, Messages, Outbox, Port, Transmit, Version};
 use crate::messages::Stored;
 use crate::resume::Tracked;
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
+/// Messages of one connection before others have their turn: what a hundred clients send at once keeps nobody waiting for long.
+const AT_A_TURN: u32 = 16;
+/// Of a masked control frame.
+const CONTROL_HEADER: usize = 6;
 /// tungstenite's buffer grows to its largest message and stays; after one of this size it is replaced.
 const HEAVY_MESSAGE: usize = 64 * 1024;
 
@@ -71,13 +76,20 @@ struct Inbound {
     outbox: Arc<Outbox>,
     /// Bytes that tungstenite got so far.
     taken: u64,
+    /// Those of them that are no whole message yet.
+    unfinished: Part,
 }
 
 impl AsyncRead for Inbound {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.read).poll_read(cx, buf);
-        self.taken += (buf.filled().len() - before) as u64;
+        let size = buf.filled().len() - before;
+        self.taken += size as u64;
+        if !self.unfinished.grow(size) {
+            self.outbox
+                .close(CloseReason::Protocol, frame::close(1013, "too many large messages under way, come again"));
+        }
         polled
     }
 }
@@ -127,11 +139,33 @@ struct Joined {
     port: Arc<Port>,
     /// Of a device's channel.
     tracked: Option<Arc<Tracked>>,
+    /// Which of its frontiers move: those of entries that are in force.
+    moves: Moves,
     /// From then on the hub withholds rows, and being past them proves nothing. Seconds since 1970.
     expires_at: i64,
     /// Changes that had been written at the last question, and how many of the next ones may be about them.
     delivered: u64,
     fresh: u8,
+}
+
+/// Which frontiers of a channel its receipts move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moves {
+    All,
+    /// The others were refused: that of messages alone, which is the last.
+    Messages,
+    /// The others were refused, and messages of a public channel have none.
+    Nothing,
+}
+
+impl Moves {
+    fn of(entries: &[Entry]) -> Moves {
+        match entries {
+            [Entry { messages: Some(Messages { member: Some(_), .. }), .. }] => Moves::Messages,
+            [Entry { messages: Some(_), .. }] => Moves::Nothing,
+            _ => Moves::All,
+        }
+    }
 }
 
 type Operation = Abortable<BoxFuture<'static, Done>>;
@@ -223,7 +257,8 @@ pub(in crate::gateway) async fn run(
     // A copy of its own size: tungstenite keeps this buffer, and hyper's has 8 KiB.
     let first = Vec::from(leftover.as_ref());
     drop(leftover);
-    let inbound = Inbound { read, outbox: outbox.clone(), taken: first.len() as u64 };
+    let (taken, unfinished) = (first.len() as u64, shared.unfinished.part());
+    let inbound = Inbound { read, outbox: outbox.clone(), taken, unfinished };
     let config = Some(reading(&shared.config));
     let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, config).await;
     let probe = visitor.probe.clone();
@@ -273,6 +308,7 @@ impl Connection {
         let mut draining = pin!(shared.drain.draining());
         let mut closed = pin!(shared.gate.closed());
         let mut sleep = pin!(sleep_until(TokioInstant::now() + self.next_wake()));
+        let mut taken = 0_u32;
         while self.outbox.is_open() {
             tokio::select! {
                 // Who sends faster than a room takes it is not read meanwhile.
@@ -286,6 +322,12 @@ impl Connection {
                         self.heavy |= message.len() >= HEAVY_MESSAGE;
                     }
                     let data = matches!(message, Some(Ok(Message::Text(_) | Message::Binary(_))));
+                    let unfinished = &mut socket.get_mut().unfinished;
+                    match &message {
+                        Some(Ok(control)) if !data => unfinished.shrink(control.len() + CONTROL_HEADER),
+                        _ => unfinished.end(),
+                    }
+                    taken += 1;
                     self.received(message);
                     // Equal only if every message was one frame of the least size and no byte of another has come: a
                     // fragment or a longer header leaves `read` behind for good, and then the buffer just stays. Behind a
@@ -321,7 +363,16 @@ impl Connection {
                 }
                 () = draining.as_mut(), if self.leaves.is_none() => self.leave(CloseReason::Drain),
                 () = closed.as_mut(), if self.leaves.is_none() => self.leave(CloseReason::Slot),
-                () = sleep.as_mut() => self.tick(),
+                () = sleep.as_mut() => {
+                    self.tick();
+                    if socket.get_ref().unfinished.is_overdue(shared.config.idle_timeout) {
+                        self.close(CloseReason::Idle);
+                    }
+                }
+            }
+            if taken >= AT_A_TURN {
+                taken = 0;
+                tokio::task::yield_now().await;
             }
             let wake = TokioInstant::now() + self.next_wake();
             if sleep.is_elapsed() || wake < sleep.deadline() {
@@ -409,8 +460,13 @@ impl Connection {
             let marks = self.marks();
             self.receipts.heartbeat(marks, Instant::now());
         }
+        let of_a_topic = message.topic != "phoenix";
         let effects = self.session.handle(message, frame, self.now());
-        self.carry_out(effects);
+        match of_a_topic {
+            true => self.carry_out(effects),
+            // A heartbeat is about no channel, and waits for none.
+            false => self.carry_out_now(effects),
+        }
     }
 
     fn tick(&mut self) {
@@ -476,8 +532,10 @@ impl Connection {
             }
             let rows = joined.fresh > 0;
             joined.fresh = joined.fresh.saturating_sub(1);
+            let reached = reached.filter(|_| joined.moves != Moves::Nothing);
             let to = reached.filter(|_| self.shared.clock.unix_seconds() < joined.expires_at);
-            marks.push(Mark { handles: tracked.handles(), to, rows });
+            let alone = joined.moves == Moves::Messages;
+            marks.push(Mark { handles: tracked.handles(), to, rows, alone });
         }
         marks
     }

@@ -4,7 +4,7 @@ use super::*;
 use crate::change::{Lsn, Position};
 use crate::claims::Principal;
 use crate::gateway::{DeviceConfig, Receipt};
-use crate::hub::Reach;
+use crate::hub::{Reach, SubscribeError};
 use crate::resume::{Cursor, Key, Wanted};
 
 /// Times that a test can wait for.
@@ -202,4 +202,27 @@ async fn before_what_was_saved_is_loaded_devices_are_told_to_come_again_and_othe
     let (status, _, body) = relay.upgrade(&format!("{PATH}?apikey={key}"), "").await;
     assert_eq!((status, body.as_str()), (503, r#"{"error":"Realtime is starting, please come again"}"#));
     assert_eq!(relay.upgrade(&format!("/websocket?apikey={key}"), "").await.0, 101);
+}
+
+#[tokio::test]
+async fn the_frontiers_of_refused_entries_do_not_move_with_those_of_messages() {
+    let relay = relay(quick_pings(Receipt::Pong)).await;
+    relay.asked.hold.store(true, Ordering::SeqCst);
+    let mut phone = phone_at(&relay, PATH).await;
+    send(&mut phone, json!(["1", "1", "realtime:t", "phx_join", todos()])).await;
+    until("it is subscribed", || relay.asked.held.lock().unwrap().len() == 1).await;
+    relay.asked.hold.store(false, Ordering::SeqCst);
+    let first = relay.asked.ports.lock().unwrap().values().next().unwrap().clone();
+    let refused = SubscribeError { message: "no".into(), retry: false };
+    let _ = relay.asked.held.lock().unwrap().pop().unwrap().send(Err(refused));
+    let alone = || relay.asked.ports.lock().unwrap().values().next().filter(|port| !Arc::ptr_eq(port, &first)).cloned();
+    until("messages are asked for alone", || alone().is_some()).await;
+    let (port, reach) = (alone().unwrap(), Arc::new(Reach::default()));
+    port.place.begin(reach.clone(), None);
+    reach.set(Some(at(10)));
+    // When the next one comes, the answer to the one before has been read.
+    for _ in 0..3 {
+        pinged(&mut phone).await;
+    }
+    assert_eq!(place(&relay), None);
 }

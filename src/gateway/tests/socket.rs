@@ -55,6 +55,40 @@ async fn malformed_frames_are_dropped_and_the_socket_lives() {
 }
 
 #[tokio::test]
+async fn messages_that_do_not_end_have_a_bound_together_and_a_time() {
+    let kib = 1024;
+    let relay = relay(GatewayConfig { max_unfinished_bytes: 300 * kib, ..quick() }).await;
+    let part = |size: usize| Message::Frame(Frame::message(vec![b'['; size], OpCode::Data(Data::Text), false));
+    let (mut one, mut two) = (relay.phone().await, relay.phone().await);
+    for phone in [&mut one, &mut two] {
+        phone.send(part(250 * kib)).await.unwrap();
+    }
+    // One of them is one too many.
+    let (first, second) = (close_code(&mut one), close_code(&mut two));
+    let (first, second) = (std::pin::pin!(first), std::pin::pin!(second));
+    match futures_util::future::select(first, second).await {
+        futures_util::future::Either::Left((code, _)) | futures_util::future::Either::Right((code, _)) => {
+            assert_eq!(code, Some(1013));
+        }
+    }
+    // Small ones have a place always.
+    let mut phone = relay.phone().await;
+    send(&mut phone, json!([null, "1", "phoenix", "heartbeat", {}])).await;
+    assert_eq!(next_json(&mut phone).await[1], "1");
+    let config = GatewayConfig { idle_timeout: Duration::from_millis(300), ..quick() };
+    let relay = self::relay(config).await;
+    let mut phone = relay.phone().await;
+    phone.send(part(100 * kib)).await.unwrap();
+    // Pings show that it lives, and not that its message will end.
+    let ended = timeout(PATIENCE, async {
+        while phone.send(Message::Ping(Bytes::new())).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(ended.await.is_ok());
+}
+
+#[tokio::test]
 async fn too_large_a_message_closes_with_1009() {
     let relay = relay(GatewayConfig { max_message_bytes: 1000, ..quick() }).await;
     let mut phone = relay.phone().await;

@@ -162,6 +162,7 @@ impl Frontiers {
     ) -> (Vec<Option<Cursor>>, Arc<Tracked>) {
         let mut starts: Vec<Option<Cursor>> = Vec::with_capacity(wanted.len());
         let mut handles = SmallVec::new();
+        let mut last = None;
         self.with(|access| {
             for (index, wish) in wanted.iter().enumerate() {
                 if let Some(same) = wanted[..index].iter().position(|other| other.key == wish.key) {
@@ -172,10 +173,11 @@ impl Frontiers {
                 let (start, handle) = access.0.join(wish.key, since, wish.otherwise, epoch, probe, now);
                 starts.push(start);
                 handles.extend(handle);
+                last = handle.filter(|_| index + 1 == wanted.len());
             }
         });
         self.work.notify_one();
-        let handles = Handles { frontiers: self.clone(), handles };
+        let handles = Handles { frontiers: self.clone(), handles, last };
         (starts, Arc::new(Tracked { handles: Arc::new(handles), ended: Mutex::new(false) }))
     }
 
@@ -265,6 +267,8 @@ pub struct Tracked {
 pub struct Handles {
     frontiers: Arc<Frontiers>,
     handles: SmallVec<[Handle; 2]>,
+    /// That of the last key.
+    last: Option<Handle>,
 }
 
 impl Handles {
@@ -275,7 +279,16 @@ impl Handles {
 
     /// The client has received everything up to here; `rows`: and some of it was rows.
     pub fn advance(&self, to: Cursor, rows: bool) {
-        self.frontiers.with(|access| self.handles.iter().for_each(|handle| access.0.advance(*handle, to, rows)));
+        self.advance_these(&self.handles, to, rows);
+    }
+
+    /// The same of the last key alone: the others were not delivered.
+    pub fn advance_last(&self, to: Cursor, rows: bool) {
+        self.advance_these(self.last.as_slice(), to, rows);
+    }
+
+    fn advance_these(&self, handles: &[Handle], to: Cursor, rows: bool) {
+        self.frontiers.with(|access| handles.iter().for_each(|handle| access.0.advance(*handle, to, rows)));
         if rows {
             self.frontiers.work.notify_one();
         }
@@ -313,7 +326,7 @@ impl Tracked {
         if std::mem::replace(&mut *ended, true) {
             return;
         }
-        let Handles { frontiers, handles } = &*self.handles;
+        let Handles { frontiers, handles, .. } = &*self.handles;
         frontiers.with(|access| handles.iter().for_each(|handle| access.0.end(*handle, seen, left, now)));
         frontiers.work.notify_one();
     }

@@ -554,3 +554,16 @@ fn a_tab_that_goes_back_to_the_lowest_place_is_saved_there() {
     assert_eq!(start, Some(10));
     assert_eq!(stage.save().iter().map(|row| row.at).collect::<Vec<_>>(), [at(10)]);
 }
+
+#[test]
+fn the_last_key_can_move_alone() {
+    let stage = Stage::new(FrontierConfig::default());
+    let wanted = ["rows", "messages"].map(|entry| {
+        let key = key_of("alice", "phone", entry);
+        Wanted { key, since: None, otherwise: Some(at(5)) }
+    });
+    let (_, tracked) = stage.frontiers.join(&wanted, Some(EPOCH), &Arc::default(), stage.now);
+    tracked.handles().advance_last(at(9), true);
+    let places = wanted.map(|wanted| stage.frontiers.peek(&wanted.key));
+    assert_eq!(places, [Some(at(5)), Some(at(9))]);
+}

@@ -208,6 +208,13 @@ async fn presence_of_all_rooms_is_bounded_together() {
 }
 
 #[tokio::test]
+async fn diffs_of_a_large_room_are_further_apart() {
+    let (rooms, _batches, _drain) = rooms(RoomConfig::default());
+    let millis = |members| rooms.window(members).as_millis();
+    assert_eq!([0, 1000, 5000, 30_000, 1_000_000].map(millis), [50, 50, 250, 1500, 1500]);
+}
+
+#[tokio::test]
 async fn who_publishes_over_http_has_a_share_of_a_room_over_its_rate() {
     let config = RoomConfig { messages_per_second: 1, ..RoomConfig::default() };
     let (rooms, mut batches, _drain) = rooms(config);

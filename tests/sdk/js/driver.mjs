@@ -5,15 +5,25 @@
 //                                                     and "params" of the query
 //         {"do":"subscribe","topic":…,"entries":[…]}  topic without `realtime:`; a filter that is a list of calls such as
 //                                                     [["eq","id",1],["not","kind","in",["a"]]] is made by the client's builder
-//                                                     also "options", of the channel's config
+//                                                     also "options", of the channel's config, and "presence": true to listen
+//                                                     for who comes and goes
 //         {"do":"setAuth","token":…}
 //         {"do":"unsubscribe","topic":…}
+//         {"do":"send","topic":…,"event":…,"payload":…}   a broadcast; "bytes", in hex, instead of "payload" for an ArrayBuffer.
+//                                                     Before the channel is subscribed too, with its "options"
+//         {"do":"httpSend",…}                         the same over HTTP
+//         {"do":"track","topic":…,"payload":…}        presence; and {"do":"untrack","topic":…}
+//         {"do":"presenceState","topic":…}
 //         {"do":"exit"}                               also the end of the input
 // Writes  {"event":"ready"}                           may be told to connect
 //         {"event":"status","topic":…,"status":…,"error":…}
 //         {"event":"system","topic":…,"payload":{…}}
 //         {"event":"change","topic":…,"entry":n,"change":{type, schema, table, commit_timestamp, record, old_record, errors}}
-//         {"event":"done","did":…}                    after setAuth and unsubscribe
+//         {"event":"broadcast","topic":…,"message":{…}}   as the callback is given it; bytes as {"bytes": hex}
+//         {"event":"presence","topic":…,"kind":"sync"|"join"|"leave","key":…,"changed":[…]}
+//         {"event":"state","topic":…,"state":{…}}     what presenceState() is
+//         {"event":"done","did":…,"answer":…}         after all but connect, subscribe and presenceState; what the client's call
+//                                                     came to
 //         {"event":"error","message":…}               anything that an application would not have expected
 
 import { createInterface } from 'node:readline';
@@ -52,6 +62,31 @@ function withBuiltFilter(entry) {
   return { ...entry, filter: entry.filter.reduce(build, postgresChangesFilter()) };
 }
 
+const toHex = (buffer) => Buffer.from(buffer).toString('hex');
+
+function fromHex(hex) {
+  const bytes = Buffer.from(hex, 'hex');
+  return bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
+}
+
+function shownMessage(message) {
+  const { payload } = message;
+  return payload instanceof ArrayBuffer ? { ...message, payload: { bytes: toHex(payload) } } : message;
+}
+
+// The client has one for each topic until it is closed.
+function channelToOpen({ topic, options }) {
+  const channel = client.channel(topic, { config: options ?? {} });
+  channels.set(topic, channel);
+  return channel;
+}
+
+// It need not be subscribed.
+const channelOf = (command) => channels.get(command.topic) ?? channelToOpen(command);
+
+const content = ({ payload, bytes }) => (bytes === undefined ? payload : fromHex(bytes));
+const done = (did, answer) => tell({ event: 'done', did, answer });
+
 const commands = {
   async connect({ url, token, vsn, params }) {
     // Before Node 22 there is no WebSocket of its own.
@@ -61,14 +96,21 @@ const commands = {
     client.connect();
   },
 
-  subscribe({ topic, entries, options }) {
-    const channel = client.channel(topic, { config: options ?? {} });
-    channels.set(topic, channel);
+  subscribe({ topic, entries, options, presence }) {
+    const channel = channelToOpen({ topic, options });
     entries.forEach((entry, index) => {
       channel.on('postgres_changes', withBuiltFilter(entry), (payload) => {
         tell({ event: 'change', topic, entry: index, change: asSent(payload) });
       });
     });
+    channel.on('broadcast', { event: '*' }, (message) => {
+      tell({ event: 'broadcast', topic, message: shownMessage(message) });
+    });
+    if (presence) {
+      channel.on('presence', { event: '*' }, ({ event, key, newPresences, leftPresences }) => {
+        tell({ event: 'presence', topic, kind: event, key, changed: newPresences ?? leftPresences });
+      });
+    }
     channel.on('system', {}, (payload) => tell({ event: 'system', topic, payload }));
     channel.subscribe((status, error) => {
       tell({ event: 'status', topic, status, error: error?.message ?? null });
@@ -77,14 +119,38 @@ const commands = {
 
   async setAuth({ token }) {
     await client.setAuth(token);
-    tell({ event: 'done', did: 'setAuth' });
+    done('setAuth');
   },
 
   async unsubscribe({ topic }) {
     const answer = await client.removeChannel(channels.get(topic));
     channels.delete(topic);
     if (answer !== 'ok') fail(`unsubscribe: ${answer}`);
-    tell({ event: 'done', did: 'unsubscribe' });
+    done('unsubscribe');
+  },
+
+  // Its answer is not waited for: what follows may be sent meanwhile.
+  send(command) {
+    const sent = channelOf(command).send({ type: 'broadcast', event: command.event, payload: content(command) });
+    sent.then((answer) => done('send', answer)).catch(fail);
+  },
+
+  httpSend(command) {
+    const refused = (error) => ({ refused: error.message });
+    const sent = channelOf(command).httpSend(command.event, content(command)).catch(refused);
+    sent.then((answer) => done('httpSend', answer)).catch(fail);
+  },
+
+  async track({ topic, payload }) {
+    done('track', await channels.get(topic).track(payload));
+  },
+
+  async untrack({ topic }) {
+    done('untrack', await channels.get(topic).untrack());
+  },
+
+  presenceState({ topic }) {
+    tell({ event: 'state', topic, state: channels.get(topic).presenceState() });
   },
 
   async exit() {

@@ -12,10 +12,11 @@ import sys
 import traceback
 
 from realtime import AsyncRealtimeClient
+from realtime.exceptions import RealtimeHTTPError
 from realtime.types import RealtimePostgresChangesListenEvent as Listen
 
-# What the client logs when its server goes away, which tests do on purpose.
-EXPECTED = ("WebSocket connection closed with code", "Connection attempt failed")
+# What the client logs when its server goes away or refuses a channel, which tests do on purpose.
+EXPECTED = ("WebSocket connection closed with code", "Connection attempt failed", "join push error")
 
 
 def tell(event):
@@ -42,9 +43,21 @@ class Driver:
         self.client = AsyncRealtimeClient(url, token)
         await self.client.connect()
 
-    async def subscribe(self, topic, entries):
-        channel = self.client.channel(topic)
-        self.channels[topic] = channel
+    def channel_to_open(self, topic, options):
+        options = options or {}
+        config = {
+            "broadcast": {"ack": False, "self": False, **options.get("broadcast", {})},
+            "presence": {"key": "", "enabled": False, **options.get("presence", {})},
+            "private": options.get("private", False),
+        }
+        self.channels[topic] = self.client.channel(topic, {"config": config})
+        return self.channels[topic]
+
+    def channel(self, topic, options):
+        return self.channels.get(topic) or self.channel_to_open(topic, options)
+
+    async def subscribe(self, topic, entries, options=None, presence=False):
+        channel = self.channel_to_open(topic, options)
         for index, entry in enumerate(entries):
             channel.on_postgres_changes(
                 Listen(entry["event"]),
@@ -56,6 +69,9 @@ class Driver:
                 filter=entry.get("filter"),
                 select=entry.get("select"),
             )
+        channel.on_broadcast("*", lambda message: tell({"event": "broadcast", "topic": topic, "message": message}))
+        if presence:
+            self.listen_for_presence(topic, channel)
         channel.on_system(lambda payload: tell({"event": "system", "topic": topic, "payload": payload.model_dump()}))
 
         def status(state, error):
@@ -63,6 +79,41 @@ class Driver:
 
         # It returns when the join is answered; commands that follow must not wait for that.
         self.start(channel.subscribe(status))
+
+    def listen_for_presence(self, topic, channel):
+        def told(kind):
+            return lambda key, current, changed: tell(
+                {"event": "presence", "topic": topic, "kind": kind, "key": key, "changed": changed}
+            )
+
+        channel.on_presence_sync(lambda: tell({"event": "presence", "topic": topic, "kind": "sync"}))
+        channel.on_presence_join(told("join"))
+        channel.on_presence_leave(told("leave"))
+
+    async def send(self, topic, event, payload, options=None):
+        await self.channel(topic, options).send_broadcast(event, payload)
+        # It does not tell what came of it.
+        tell({"event": "done", "did": "send", "answer": None})
+
+    async def http_send(self, topic, event, payload=None, bytes=None, options=None):
+        content = payload if bytes is None else bytearray.fromhex(bytes)
+        try:
+            await self.channel(topic, options).http_send(event, content)
+            answer = {"success": True}
+        except RealtimeHTTPError as error:
+            answer = {"refused": str(error)}
+        tell({"event": "done", "did": "httpSend", "answer": answer})
+
+    async def track(self, topic, payload):
+        await self.channels[topic].track(payload)
+        tell({"event": "done", "did": "track", "answer": None})
+
+    async def untrack(self, topic):
+        await self.channels[topic].untrack()
+        tell({"event": "done", "did": "untrack", "answer": None})
+
+    async def presence_state(self, topic):
+        tell({"event": "state", "topic": topic, "state": self.channels[topic].presence_state()})
 
     async def set_auth(self, token):
         await self.client.set_auth(token)
@@ -74,7 +125,8 @@ class Driver:
 
     async def run(self, command):
         name = command.pop("do")
-        method = {"setAuth": self.set_auth}.get(name) or getattr(self, name)
+        named = {"setAuth": self.set_auth, "httpSend": self.http_send, "presenceState": self.presence_state}
+        method = named.get(name) or getattr(self, name)
         await method(**command)
 
     def start(self, work):

@@ -139,7 +139,7 @@ impl Session {
         frames.extend_from_slice(after);
         frames.extend(self.replayed(found.stored.as_deref().unwrap_or_default(), &own_ref, &topic));
         let channel = Channel {
-            id: channel::next_id(),
+            id: found.id.unwrap_or_else(channel::next_id),
             topic,
             join_ref: message.join_ref.clone(),
             own_ref,
@@ -187,7 +187,7 @@ impl Session {
     /// The join is answered with these frames; its entries are asked for.
     pub(super) fn joined(
         &mut self,
-        channel: Box<Channel>,
+        mut channel: Box<Channel>,
         frames: &[Bytes],
         malformed: Option<String>,
         out: &mut Vec<Effect>,
@@ -196,7 +196,7 @@ impl Session {
         out.push(self.enter(&channel));
         let greeting = if let [reply] = frames { reply.clone() } else { frames.concat().into() };
         out.push(Effect::Greet { stage: channel.stage.clone(), greeting });
-        self.answered_join(&channel, out);
+        self.answered_join(&mut channel, out);
         if let Some(text) = malformed {
             self.refused("changes refused", &channel.topic, &channel.principal, CHANGES_REFUSED);
             out.push(channel.notice(self.visitor.version, &self.shared.cursor_key, &Notice::Refused(text)));
@@ -206,10 +206,13 @@ impl Session {
     }
 
     /// What follows every join reply.
-    pub(super) fn answered_join(&self, channel: &Channel, out: &mut Vec<Effect>) {
+    pub(super) fn answered_join(&self, channel: &mut Channel, out: &mut Vec<Effect>) {
         let readable = channel.member.as_ref().is_none_or(|member| member.rights.allows(Right::ReadPresence));
         if channel.presence && readable {
             out.push(Effect::PresenceState(channel.id));
+        }
+        if let Some(member) = &mut channel.member {
+            member.told_presence();
         }
         out.extend(self.watch(channel));
         out.extend(Session::await_stream(channel));

@@ -66,7 +66,8 @@ impl Session {
     }
 }
 
-fn for_the_room(message: Message<'_>, frame: &Bytes) -> room::Message {
+/// As others get it.
+pub(in crate::gateway::phoenix) fn for_the_room(message: Message<'_>, frame: &Bytes) -> room::Message {
     let Some(push) = message.push else {
         return room::Message::Text { payload: codec::shared(frame, message.payload) };
     };

@@ -20,7 +20,7 @@ impl Session {
     pub(super) fn hold_join(
         &mut self,
         message: &Message<'_>,
-        channel: Box<Channel>,
+        mut channel: Box<Channel>,
         frames: Vec<Bytes>,
         after: Vec<Bytes>,
         wait: Duration,
@@ -41,6 +41,8 @@ impl Session {
             last: None,
         };
         out.push(self.enter(&channel));
+        // From now on rights are acted on that may end while the join is held.
+        out.extend(self.watch(&mut channel));
         out.push(channel.ask_held(&mut held, false));
         self.topics.insert(channel.topic.clone(), Topic::pending(What::Held { channel, held }, backlog));
     }
@@ -83,7 +85,7 @@ impl Session {
             What::Held { mut channel, held } => {
                 self.counted_join(&channel);
                 out.push(Effect::Greet { stage: held.stage, greeting: held.greeting });
-                self.answered_join(&channel, out);
+                self.answered_join(&mut channel, out);
                 channel.feed.retry_every(self.shared.config.retry);
                 (Topic::Joined(channel), pending.backlog)
             }

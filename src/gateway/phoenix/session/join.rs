@@ -12,11 +12,11 @@ use super::begin::Beginning;
 use super::members::Membership;
 use super::topic::{Backlog, Topic, Waits, What, sub_topic};
 use super::{Effect, Now, Session};
-use crate::channel::{Feed, Join, JoinError, Privacy, Replay, TokenChoice};
+use crate::channel::{self, Feed, Join, JoinError, Privacy, Replay, TokenChoice};
 use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::phoenix::codec::{self, Message, Ref};
-use crate::hub::{CloseReason, Version};
+use crate::hub::{ChannelId, CloseReason, Version};
 use crate::messages::Stored;
 use crate::policy::Right;
 use crate::resume::Cursor;
@@ -33,6 +33,8 @@ pub(super) struct Found {
     pub(super) presence: bool,
     /// It may read this private channel.
     pub(super) member: Option<Box<Membership>>,
+    /// Whose rights are watched already, for the time in which stored messages are read.
+    pub(super) id: Option<ChannelId>,
     /// What is to be replayed, oldest first.
     pub(super) stored: Option<Vec<Stored>>,
     /// Where the log ended before that was read: what came later is not among it, or is there twice.
@@ -129,6 +131,7 @@ impl Session {
             }
             Err(error) => error,
         };
+        out.extend(found.id.map(Effect::Leave));
         self.refuse_join(&Asker::of(message), &error, after, backlog, now, out);
     }
 
@@ -150,7 +153,12 @@ impl Session {
         if join.privacy != Privacy::Private {
             return join.replay.is_none().then_some(None).ok_or(JoinError::Replay);
         }
-        let Some(member) = &found.member else {
+        // Who followed the rights meanwhile and no longer can has taken them back: they are asked for again.
+        let undecided = |member: &Box<Membership>| member.rights.get(Right::ReadBroadcast).is_none();
+        if found.stored.is_some() && found.member.as_ref().is_some_and(undecided) {
+            found.member = None;
+        }
+        let Some(member) = &mut found.member else {
             if !self.may_hold(message.payload.len()) {
                 return Err(JoinError::PoolExhausted);
             }
@@ -170,6 +178,8 @@ impl Session {
                     return Err(JoinError::ReplayFailed);
                 }
                 found.here = self.shared.log.here();
+                let id = *found.id.get_or_insert_with(channel::next_id);
+                out.extend(self.watch_member(id, &message.topic, principal, member));
                 let (number, topic) = (self.number(), sub_topic(&message.topic).into());
                 out.push(Effect::Stored { number, topic, since: *since, limit: *limit });
                 Ok(Some(Waits::Answer(number)))
@@ -191,13 +201,17 @@ impl Session {
     ) {
         let begun = match self.begin(&granted, &found, &message.topic, now) {
             Ok(begun) => begun,
-            Err(error) => return self.refuse_join(&Asker::of(message), &error, after, backlog, now, out),
+            Err(error) => {
+                out.extend(found.id.map(Effect::Leave));
+                return self.refuse_join(&Asker::of(message), &error, after, backlog, now, out);
+            }
         };
         // A client that has left or joined anew meanwhile waits for nothing.
         let wait = granted.join.wait.filter(|_| !granted.join.changes.is_empty() && !backlog.ends());
         let Beginning { entries, cursor, kept, fresh, malformed } = begun;
         if let (Some(_), Some(text)) = (wait, &malformed) {
             let error = JoinError::Changes(text.clone());
+            out.extend(found.id.map(Effect::Leave));
             return self.refuse_join(&Asker::of(message), &error, after, backlog, now, out);
         }
         let retry = self.shared.config.retry;

@@ -51,6 +51,20 @@ impl Session {
         }
     }
 
+    /// A channel waits for nothing any more; the message that did is dropped. Returns what came behind it.
+    pub(super) fn give_up_push(&mut self, name: &str) -> Backlog {
+        let is_push =
+            |topic: &Topic| matches!(topic, Topic::Pending(pending) if matches!(pending.what, What::Push { .. }));
+        if !self.topics.get(name).is_some_and(is_push) {
+            return Backlog::default();
+        }
+        let Some((name, Topic::Pending(pending))) = self.topics.remove_entry(name) else { return Backlog::default() };
+        let What::Push { channel, push, .. } = pending.what else { return pending.backlog };
+        self.held_bytes -= push.map_or(0, |push| push.size());
+        self.topics.insert(name, Topic::Joined(channel));
+        pending.backlog
+    }
+
     /// Ends a channel with this reason: `system` error, then `phx_close`. A join that is held is refused; a message that waits
     /// on it is dropped, and those behind it find no channel.
     pub(super) fn end_channel(&mut self, name: &str, text: &str, code: &'static str, now: Now, out: &mut Vec<Effect>) {
@@ -59,14 +73,7 @@ impl Session {
             let topic = super::topic::sub_topic(name).into();
             return self.refuse_held(name, JoinError::Unauthorized { topic }, now, out);
         }
-        let mut backlog = Backlog::default();
-        if let Some(Waits::Keys | Waits::Answer(_)) = topic.waits() {
-            let Some((name, Topic::Pending(pending))) = self.topics.remove_entry(name) else { return };
-            let What::Push { channel, push, .. } = pending.what else { return };
-            self.held_bytes -= push.map_or(0, |push| push.size());
-            backlog = pending.backlog;
-            self.topics.insert(name, Topic::Joined(channel));
-        }
+        let backlog = self.give_up_push(name);
         let Some(Topic::Joined(channel)) = self.topics.get(name) else { return };
         self.refused("channel ended", name, &channel.principal, code);
         out.push(channel.system(self.visitor.version, Status::Error, text));

@@ -17,6 +17,7 @@ use crate::authority::{Asking, AuthorityError, Basis, Reads, Writes};
 use crate::channel::{JoinError, UNREACHABLE, no_permission};
 use crate::claims::Principal;
 use crate::gateway::phoenix::codec::Message;
+use crate::hub::ChannelId;
 use crate::policy::{Right, Rights};
 
 /// Rights are asked for again when this part of their time has passed.
@@ -39,6 +40,10 @@ pub(super) struct Membership {
     asked: Option<u64>,
     /// How long the rights to write hold.
     writes_until: Option<Instant>,
+    /// Presence diffs reach it, as of the last look; `None` before that, or if presence does not matter to it.
+    sees: Option<bool>,
+    /// For whom the hub watches the rights.
+    watched: Option<Arc<Principal>>,
 }
 
 /// What has become of the rights to read.
@@ -57,7 +62,17 @@ enum Standing {
 impl Membership {
     pub(super) fn new(rights: Arc<Rights>, presence: bool) -> Membership {
         let could = (false, false);
-        Membership { rights, presence, could, ask_at: None, ends_at: None, asked: None, writes_until: None }
+        Membership {
+            rights,
+            presence,
+            could,
+            ask_at: None,
+            ends_at: None,
+            asked: None,
+            writes_until: None,
+            sees: None,
+            watched: None,
+        }
     }
 
     /// What was found out about reading. Unless it is `newer` than what the hub says, it gives no right that the hub has taken.
@@ -116,6 +131,17 @@ impl Membership {
         let known = self.rights.get(Right::ReadPresence);
         self.could.1 |= known == Some(true);
         known.is_some()
+    }
+
+    /// Its client is told the presence state now, if it may see it.
+    pub(super) fn told_presence(&mut self) {
+        self.sees = self.presence.then(|| self.rights.allows(Right::ReadPresence));
+    }
+
+    /// Whether presence can be read that could not be at the last look: diffs were left out, and only the state mends that.
+    fn sees_again(&mut self) -> bool {
+        let sees = self.presence && self.rights.allows(Right::ReadPresence);
+        self.presence && self.sees.replace(sees) == Some(false) && sees
     }
 
     /// When [`Session::ask_again`] has something to do.
@@ -193,10 +219,26 @@ impl Session {
     }
 
     /// Has the hub keep the rights true as far as it can. Behind what was decided: it judges once more when it begins, so that
-    /// no change in between is missed.
-    pub(super) fn watch(&self, channel: &Channel) -> Option<Effect> {
-        let rights = channel.member.as_ref()?.rights.clone();
-        Some(Effect::Watch { id: channel.id, asking: self.asking(&channel.topic, &channel.principal), rights })
+    /// no change in between is missed. Once for a principal: a watch that begins anew does not know that it disagreed with
+    /// Postgres, and would have it asked again and again.
+    pub(super) fn watch(&self, channel: &mut Channel) -> Option<Effect> {
+        let Channel { id, topic, principal, member, .. } = channel;
+        self.watch_member(*id, topic, principal, member.as_mut()?)
+    }
+
+    /// The same for who is not a channel yet.
+    pub(super) fn watch_member(
+        &self,
+        id: ChannelId,
+        topic: &str,
+        principal: &Arc<Principal>,
+        member: &mut Membership,
+    ) -> Option<Effect> {
+        if member.watched.as_ref().is_some_and(|watched| Arc::ptr_eq(watched, principal)) {
+            return None;
+        }
+        member.watched = Some(principal.clone());
+        Some(Effect::Watch { id, asking: self.asking(topic, principal), rights: member.rights.clone() })
     }
 
     /// A question about reading was answered.
@@ -216,6 +258,7 @@ impl Session {
                         self.decide(&join, after, backlog, *found, now, &mut out);
                     }
                     denied => {
+                        out.extend(found.id.map(Effect::Leave));
                         let error = denied.err().unwrap_or(AuthorityError::Policy);
                         let error = refusal(error, &join.topic);
                         self.refuse_join(&Asker::of(&join), &error, after, backlog, now, &mut out);
@@ -321,15 +364,16 @@ impl Session {
 
     fn read_known(&mut self, name: &str, reads: &Reads, newer: bool, now: Now, out: &mut Vec<Effect>) {
         let patience = self.shared.config.rights_patience;
-        let Some(channel) = self.topics.get_mut(name).and_then(Topic::channel_mut) else { return };
-        if let Some(member) = &mut channel.member {
-            let newer = newer || matches!(reads.basis, Basis::Until(_));
-            member.decide(reads, newer, patience, now.at);
-        }
-        if let Some(channel) = self.topics.get(name).and_then(Topic::channel) {
+        let Some((name, mut topic)) = self.topics.remove_entry(name) else { return };
+        if let Some(channel) = topic.channel_mut() {
+            if let Some(member) = &mut channel.member {
+                let newer = newer || matches!(reads.basis, Basis::Until(_));
+                member.decide(reads, newer, patience, now.at);
+            }
             out.extend(self.watch(channel));
         }
-        self.look_at_rights(name, now, out);
+        self.topics.insert(name.clone(), topic);
+        self.look_at_rights(&name, now, out);
     }
 
     /// The answer to a question that nothing waits for.
@@ -390,8 +434,16 @@ impl Session {
     fn look_at_rights(&mut self, name: &str, now: Now, out: &mut Vec<Effect>) {
         let Some(topic) = self.topics.get_mut(name) else { return };
         let answer_comes = matches!(topic.waits(), Some(Waits::Answer(_)));
-        let Some(member) = topic.channel_mut().and_then(|channel| channel.member.as_mut()) else { return };
-        match member.standing() {
+        // Whose join is held is told the state when it is greeted.
+        let greeted = topic.held().is_none();
+        let Some(channel) = topic.channel_mut() else { return };
+        let Some(member) = &mut channel.member else { return };
+        let sees_again = greeted && member.sees_again();
+        let standing = member.standing();
+        if sees_again && matches!(standing, Standing::Kept | Standing::Unknown) {
+            out.push(Effect::PresenceState(channel.id));
+        }
+        match standing {
             Standing::Kept => {}
             Standing::Unknown if member.asked.is_some() || answer_comes => {}
             Standing::Unknown => self.ask_reads(name, out),

@@ -33,6 +33,8 @@ use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tracing::{debug, info};
 
+#[cfg(any(test, fuzzing))]
+pub(super) use self::broadcast::for_the_room;
 use self::topic::{Topic, What};
 use super::codec::{self, Message, Ref, Status};
 use crate::authority::Asking;
@@ -81,8 +83,8 @@ pub(super) enum Effect {
     /// Send this to the channel's room, and to itself if it wants `echo`; then queue `ack`. If the room refuses, call
     /// [`Session::rejected`].
     Broadcast { id: ChannelId, message: room::Message, echo: bool, ack: Option<Bytes> },
-    /// Have the channel be present with this, or not any more; hand the result to [`Session::tracked`].
-    Track { id: ChannelId, payload: Option<Arc<RawValue>>, reference: Ref },
+    /// Have the channel be present with this, or not any more, and answer `ok`; hand an error to [`Session::untaken`].
+    Track { id: ChannelId, payload: Option<Arc<RawValue>>, reference: Ref, ok: Bytes },
     /// Ask who may read, within a bound; hand the answer to [`Session::read_answered`].
     Read { number: u64, asking: Asking, presence: bool },
     /// Ask who may write, likewise; for [`Session::write_answered`].
@@ -99,6 +101,30 @@ pub(super) enum Effect {
     Learn,
     /// Close the connection, behind what is queued.
     Close(CloseReason),
+}
+
+impl Effect {
+    /// The channel that it names.
+    pub(super) fn channel(&self) -> Option<ChannelId> {
+        match self {
+            Effect::Subscribe { id, .. }
+            | Effect::Reclaim { id, .. }
+            | Effect::Enter { id, .. }
+            | Effect::Broadcast { id, .. }
+            | Effect::Track { id, .. }
+            | Effect::Watch { id, .. }
+            | Effect::PresenceState(id)
+            | Effect::AwaitStream(id)
+            | Effect::Leave(id) => Some(*id),
+            Effect::Send(_)
+            | Effect::Greet { .. }
+            | Effect::Read { .. }
+            | Effect::Write { .. }
+            | Effect::Stored { .. }
+            | Effect::Learn
+            | Effect::Close(_) => None,
+        }
+    }
 }
 
 /// How a channel is in its room.
@@ -212,8 +238,8 @@ impl Session {
             _ if message.event == "phx_join" => self.join(&message, Vec::new(), now, out),
             Some(Topic::Joined(_)) if message.event == "phx_leave" => self.leave(&message, now, out),
             Some(Topic::Joined(_)) => match message.event.as_ref() {
-                "access_token" => self.renew(&message, true, now, out),
                 _ if !self.counts(&message, now, out) => {}
+                "access_token" => self.renew(&message, true, now, out),
                 "broadcast" => self.broadcast(message, frame, now, out),
                 "presence" => self.presence(message, now, out),
                 event => debug!(connection = self.visitor.connection, event, "event ignored"),
@@ -254,6 +280,12 @@ impl Session {
         let expires_at = topic.channel().map_or(i64::MAX, |channel| channel.principal.expires_at);
         let expired = TokenError::Expired { seconds: now.seconds().saturating_sub(expires_at).max(0) };
         let is_expired = topic.channel().is_some_and(|channel| channel.principal.is_expired(now.seconds()));
+        if topic.waits().is_some() && is_expired {
+            // It ends like one that waits for nothing.
+            let backlog = self.give_up_push(name);
+            self.fall_due(name, now, out);
+            return self.release(backlog, now, out);
+        }
         match (topic, topic.held()) {
             (Topic::Joined(channel), _) => {
                 self.shared.metrics.expiries.inc();

@@ -44,9 +44,7 @@ impl Session {
         match asked {
             Presence::Nothing => self.presence_reply(&message, Status::Ok, "{}", out),
             Presence::Unknown => self.presence_refused(&message, out),
-            Presence::Untrack => {
-                out.push(Effect::Track { id: channel.id, payload: None, reference: message.reference });
-            }
+            Presence::Untrack => out.push(to_the_room(channel, None, message, self.visitor.version)),
             Presence::Track(payload) => {
                 match may_track(channel, now) {
                     May::Yes => {}
@@ -62,8 +60,7 @@ impl Session {
                     let text = "Track message size exceeded";
                     return self.end_channel(&message.topic, text, "TrackMessageSizeExceeded", now, out);
                 }
-                let payload: Option<Arc<RawValue>> = Some(payload.into());
-                out.push(Effect::Track { id: channel.id, payload, reference: message.reference });
+                out.push(to_the_room(channel, Some(payload.into()), message, self.visitor.version));
             }
         }
     }
@@ -77,30 +74,48 @@ impl Session {
         self.presence_reply(message, Status::Error, "{}", out);
     }
 
-    /// The room has taken an [`Effect::Track`], or not.
-    pub(in crate::gateway::phoenix) fn tracked(
+    /// The room did not take an [`Effect::PresenceState`] in time. Diffs mean nothing without it: the client is to join anew.
+    pub(in crate::gateway::phoenix) fn stateless(&mut self, id: ChannelId, now: Now) -> Vec<Effect> {
+        let mut out = Vec::new();
+        if let Some(name) = self.name_of(id) {
+            let text = "Presence state could not be sent in time";
+            self.end_channel(&name, text, "PresenceStateTimeout", now, &mut out);
+        }
+        out
+    }
+
+    /// The room has not taken an [`Effect::Track`].
+    pub(in crate::gateway::phoenix) fn untaken(
         &mut self,
         id: ChannelId,
         reference: &Ref,
-        taken: Result<(), RoomError>,
+        error: RoomError,
         now: Now,
     ) -> Vec<Effect> {
         let mut out = Vec::new();
         let Some(channel) = self.name_of(id).and_then(|name| self.topics.get(&name)?.channel()) else { return out };
         let version = self.visitor.version;
-        match taken {
-            Ok(()) => out.push(Effect::Send(channel.reply(version, reference, Status::Ok, "{}"))),
-            Err(RoomError::Closed) => out.push(Effect::Send(channel.reply(version, reference, Status::Error, "{}"))),
-            Err(error @ (RoomError::PresenceFull | RoomError::NotAMap)) => {
+        match error {
+            RoomError::Closed => out.push(Effect::Send(channel.reply(version, reference, Status::Error, "{}"))),
+            RoomError::PresenceFull | RoomError::NotAMap => {
                 let response = format!(r#"{{"reason":{}}}"#, codec::json(&error.to_string()));
                 out.push(Effect::Send(channel.reply(version, reference, Status::Error, &response)));
             }
-            Err(error @ (RoomError::TooManyPresence | RoomError::TooManyMessages)) => {
-                return self.rejected(id, error, now);
-            }
+            RoomError::TooManyPresence | RoomError::TooManyMessages => return self.rejected(id, error, now),
         }
         out
     }
+}
+
+/// What the room is to take, and what its client is then answered.
+fn to_the_room(
+    channel: &Channel,
+    payload: Option<Arc<RawValue>>,
+    message: Message<'_>,
+    version: crate::hub::Version,
+) -> Effect {
+    let ok = channel.reply(version, &message.reference, Status::Ok, "{}");
+    Effect::Track { id: channel.id, payload, reference: message.reference, ok }
 }
 
 enum May {

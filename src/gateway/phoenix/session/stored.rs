@@ -85,6 +85,7 @@ impl Session {
                         self.decide(&join, after, backlog, *found, now, &mut out);
                     }
                     None => {
+                        out.extend(found.id.map(Effect::Leave));
                         let asker = super::join::Asker::of(&join);
                         self.refuse_join(&asker, &JoinError::ReplayFailed, after, backlog, now, &mut out);
                     }

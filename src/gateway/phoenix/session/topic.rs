@@ -188,14 +188,15 @@ impl Topic {
         self.channel_mut().map(|channel| channel.ask_as_due(request))
     }
 
-    /// Whether its time is over: the token's, the held join's, the refusal's. A channel whose message waits for something is
-    /// left to that; meanwhile the hub sends nothing to an expired one.
+    /// Whether its time is over: the token's, the held join's, the refusal's. Also while a message of the channel waits for an
+    /// answer, for its room goes by its rights alone; but not while the keys of its next token are fetched.
     pub(super) fn is_due(&self, now: Now) -> bool {
         match self {
             Topic::Joined(channel) => channel.principal.is_expired(now.seconds()),
             Topic::Pending(pending) => match &pending.what {
                 What::Refusing { until, .. } => *until <= now.at,
                 What::Held { channel, held } => held.until <= now.at || channel.principal.is_expired(now.seconds()),
+                What::Push { channel, waits: Waits::Answer(_), .. } => channel.principal.is_expired(now.seconds()),
                 What::Join { .. } | What::Push { .. } => false,
             },
         }
@@ -221,6 +222,7 @@ impl Topic {
             Topic::Pending(pending) => match &pending.what {
                 What::Refusing { until: at, .. } => Some(until(*at)),
                 What::Held { channel, held } => Some(expiry(channel).min(until(held.until))),
+                What::Push { channel, waits: Waits::Answer(_), .. } => Some(expiry(channel)),
                 // What it waits for comes, or doesn't, within a bound of its own.
                 What::Join { .. } | What::Push { .. } => None,
             },

@@ -1,6 +1,8 @@
 //! What waits until a device's first place is saved: the answer to its first join, and all that came behind that.
 //!
 //! Without that place a crash of the relay right after the answer would make the device a stranger, and lose what came in between.
+//! Channels that end meanwhile, for whatever reason, get nothing more from that moment; only the word of it waits.
+//!
 //! A wait has an end, also while the database hangs: a crash just then is less likely than trouble with the wait.
 
 use std::collections::VecDeque;
@@ -12,6 +14,7 @@ use smallvec::SmallVec;
 
 use super::Connection;
 use crate::gateway::phoenix::session::Effect;
+use crate::hub::ChannelId;
 use crate::resume::Tracked;
 
 /// The longest that a connection waits for its places to be saved, however many they are.
@@ -45,6 +48,19 @@ impl Deferred {
         self.safe = None;
     }
 
+    /// Takes out the leaves of channels for which nothing waits before them.
+    fn take_leaves(&self, effects: &mut Vec<Effect>) -> Vec<Effect> {
+        let mut waiting: Vec<ChannelId> =
+            self.queue.iter().flat_map(|(effects, _)| effects.iter().filter_map(Effect::channel)).collect();
+        let at_once = |effect: &mut Effect| {
+            let Some(id) = effect.channel() else { return false };
+            let first = !waiting.contains(&id);
+            waiting.push(id);
+            first && matches!(effect, Effect::Leave(_))
+        };
+        effects.extract_if(.., at_once).collect()
+    }
+
     /// The next effects that need not wait; `None` if there are none now.
     fn next(&mut self) -> Option<Vec<Effect>> {
         let (_, waits_for) = self.queue.front_mut()?;
@@ -59,7 +75,7 @@ impl Deferred {
 
 impl Connection {
     /// Carries them out, in order; a join that begins a device's first place only when that is saved.
-    pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
+    pub(super) fn carry_out(&mut self, mut effects: Vec<Effect>) {
         let unsafe_yet = |effect: &Effect| match effect {
             Effect::Subscribe { tracked: Some(tracked), .. } if !tracked.is_safe() => Some(tracked.clone()),
             _ => None,
@@ -68,6 +84,8 @@ impl Connection {
         if waits_for.is_empty() && self.deferred.queue.is_empty() {
             return self.carry_out_now(effects);
         }
+        let leaves = self.deferred.take_leaves(&mut effects);
+        self.carry_out_now(leaves);
         if effects.is_empty() {
             return;
         }
@@ -85,5 +103,27 @@ impl Connection {
         while let Some(effects) = self.deferred.next() {
             self.carry_out_now(effects);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_that_ends_does_not_wait_for_another_to_be_saved() {
+        let mut deferred = Deferred::default();
+        let sends = || Effect::PresenceState(ChannelId(1));
+        deferred.queue.push_back((vec![sends()], WaitsFor::new()));
+        let leave = |id| Effect::Leave(ChannelId(id));
+        let mut effects = vec![leave(1), leave(2), Effect::PresenceState(ChannelId(3)), leave(3), Effect::Learn];
+        let leaves = deferred.take_leaves(&mut effects);
+        assert!(matches!(leaves.as_slice(), [Effect::Leave(ChannelId(2))]));
+        // What waits for a channel comes before its leave.
+        let [Effect::Leave(ChannelId(1)), Effect::PresenceState(_), Effect::Leave(ChannelId(3)), Effect::Learn] =
+            effects.as_slice()
+        else {
+            panic!("{effects:?}")
+        };
     }
 }

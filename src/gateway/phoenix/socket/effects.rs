@@ -8,10 +8,10 @@ use futures_util::future::{AbortHandle, Abortable, FutureExt as _};
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::{Connection, Done, Joined};
+use super::{Connection, Done, Joined, Moves};
 use crate::channel::{Answer, GoOn};
 use crate::gateway::phoenix::questions;
-use crate::gateway::phoenix::rooms::Sent;
+use crate::gateway::phoenix::rooms::{Sending, Sent};
 use crate::gateway::phoenix::session::{Effect, begin};
 use crate::gateway::storm::bounded;
 use crate::hub::{ChannelId, Entry, Place, Port, Stage};
@@ -20,9 +20,15 @@ impl Connection {
     pub(super) fn carry_out_now(&mut self, effects: Vec<Effect>) {
         let mut frames: Vec<(Bytes, Option<Arc<Stage>>)> = Vec::new();
         let mut sending = Vec::new();
-        let mut closing = None;
+        let (mut answered, mut closing) = (false, None);
         let patience = self.shared.config.room_patience;
         for effect in effects {
+            // What a room answers comes before what follows it, such as the goodbye of a client that has left meanwhile.
+            let to_a_room = matches!(effect, Effect::Broadcast { .. } | Effect::Track { .. });
+            if answered && !to_a_room {
+                self.send_all(&mut frames, &mut sending);
+            }
+            answered = to_a_room;
             match effect {
                 Effect::Send(frame) => frames.push((frame, None)),
                 Effect::Greet { stage, greeting } => frames.push((greeting, Some(stage))),
@@ -53,8 +59,8 @@ impl Connection {
                         self.receipts.track();
                         self.outbox.watch();
                     }
-                    let (expires_at, delivered) = (principal.expires_at, 0);
-                    let joined = Joined { port: port.clone(), tracked, expires_at, delivered, fresh: 0 };
+                    let (expires_at, moves) = (principal.expires_at, Moves::of(&entries));
+                    let joined = Joined { port: port.clone(), tracked, moves, expires_at, delivered: 0, fresh: 0 };
                     if let Some(before) = self.ports.insert(id, joined) {
                         let reached = before.port.retire();
                         let goes_on = |entry: &&mut Entry| match go_on {
@@ -112,8 +118,8 @@ impl Connection {
                 Effect::Broadcast { id, message, echo, ack } => {
                     sending.extend(self.seats.broadcast(id, message, echo, ack, patience));
                 }
-                Effect::Track { id, payload, reference } => {
-                    sending.extend(self.seats.track(id, payload, reference, patience));
+                Effect::Track { id, payload, reference, ok } => {
+                    sending.extend(self.seats.track(id, payload, (reference, ok), patience));
                 }
                 Effect::Watch { id, asking, rights } => {
                     // The one before ends first.
@@ -160,6 +166,14 @@ impl Connection {
             }
         }
         // Before anything asked above can be answered: the hub is only polled by the loop.
+        self.send_all(&mut frames, &mut sending);
+        if let Some(reason) = closing {
+            self.close(reason);
+        }
+    }
+
+    /// Frames, and what rooms are to take behind them.
+    fn send_all(&mut self, frames: &mut Vec<(Bytes, Option<Arc<Stage>>)>, sending: &mut Vec<Sending>) {
         // The topics door has no frame for some of them.
         frames.retain(|(frame, _)| !frame.is_empty());
         if !frames.is_empty() {
@@ -169,31 +183,35 @@ impl Connection {
             self.outbox.send_own(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
         }
         // Behind the join replies among the frames.
-        for sending in sending {
+        for sending in sending.drain(..) {
             if let Some(sent) = self.seats.send(sending) {
                 self.sent(sent);
             }
         }
-        if let Some(reason) = closing {
-            self.close(reason);
-        }
+        frames.clear();
     }
 
     /// A room has taken something, or not.
     pub(super) fn sent(&mut self, sent: Sent) {
         let effects = match sent {
-            Sent::Broadcast { id, ack, taken: Ok(()) } => {
-                if let Some(ack) = ack.filter(|_| self.seats.contains(id)) {
-                    self.outbox.send_own([&ack]);
-                }
-                return;
-            }
+            Sent::Broadcast { id, ack, taken: Ok(()) } => return self.answer(id, ack),
+            Sent::Tracked { id, ok, taken: Ok(()), .. } => return self.answer(id, Some(ok)),
             Sent::Broadcast { id, taken: Err(error), .. } => self.session.rejected(id, error, self.now()),
-            Sent::Tracked { id, reference, taken } => self.session.tracked(id, &reference, taken, self.now()),
-            Sent::State => return,
+            Sent::Tracked { id, reference, taken: Err(error), .. } => {
+                self.session.untaken(id, &reference, error, self.now())
+            }
+            Sent::State { taken: true, .. } => return,
+            Sent::State { id, taken: false } => self.session.stateless(id, self.now()),
             Sent::Late => return warn!(connection = self.number, "a room took nothing in time: a broadcast is lost"),
         };
         self.carry_out(effects);
+    }
+
+    /// Unless its channel has ended.
+    fn answer(&self, id: ChannelId, reply: Option<Bytes>) {
+        if let Some(reply) = reply.filter(|reply| !reply.is_empty() && self.seats.contains(id)) {
+            self.outbox.send_own([&reply]);
+        }
     }
 
     fn ask_in_turn(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {

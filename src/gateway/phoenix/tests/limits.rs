@@ -73,3 +73,16 @@ fn a_held_join_counts_as_a_channel() {
     assert!(client.join("realtime:a", payload).is_empty());
     assert_eq!(client.reason(json!({})), "ChannelRateLimitReached: Too many channels");
 }
+
+#[test]
+fn new_tokens_count_as_messages() {
+    let mut client = client_of(Version::V2, GatewayConfig { max_messages_per_second: 1, ..GatewayConfig::default() });
+    client.join("realtime:t", json!({}));
+    let renewal = |n: i64| json!(["1", "2", "realtime:t", "access_token", {"access_token": anon(60 + n)}]);
+    for n in 0..60 {
+        assert!(client.send(renewal(n)).is_empty());
+    }
+    let frames = client.send(renewal(60));
+    assert_eq!(frames[0], system("system", "error", "Too many messages per second"));
+    assert_eq!(frames[1][3], "phx_close");
+}

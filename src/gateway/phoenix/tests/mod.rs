@@ -65,6 +65,7 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
     let opened = log::testing::in_memory().unwrap();
     let writer = Mutex::new(opened.writer);
     let joins = Joins::new(&config);
+    let unfinished = crate::gateway::unfinished::Unfinished::new(config.max_unfinished_bytes);
     let shared = Arc::new(Shared {
         config,
         hub: HubHandle::new(mpsc::channel(1).0),
@@ -79,6 +80,7 @@ fn client_with(version: Version, config: GatewayConfig, verifier: Arc<dyn Tokens
         gate: crate::task::Gate::always(),
         turns: crate::gateway::storm::Turns::new(&GatewayConfig::default()),
         joins,
+        unfinished,
         rooms: Rooms::new(RoomConfig::default(), Vec::new(), Arc::default()),
         authority: Authority::new(no_pool(), HubHandle::new(mpsc::channel(1).0), Default::default(), Arc::default()),
         pool: no_pool(),

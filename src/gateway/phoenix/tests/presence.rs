@@ -18,9 +18,12 @@ fn presence(client: &mut Client, payload: Value) -> Vec<Value> {
 }
 
 fn tracked(client: &mut Client, id: ChannelId, taken: Result<(), RoomError>) -> Vec<Value> {
-    let Some(Effect::Track { id: of, reference, .. }) = client.asks.pop() else { panic!() };
+    let Some(Effect::Track { id: of, reference, ok, .. }) = client.asks.pop() else { panic!() };
     assert_eq!(of, id);
-    let effects = client.session.tracked(id, &reference, taken, client.now);
+    let effects = match taken {
+        Ok(()) => vec![Effect::Send(ok)],
+        Err(error) => client.session.untaken(id, &reference, error, client.now),
+    };
     client.sort(effects)
 }
 
@@ -105,4 +108,15 @@ fn who_names_no_key_gets_another_one_at_each_join() {
     }
     assert!(keys[0].len() == 36 && keys[1].len() == 36 && keys[0] != keys[1]);
     assert_eq!(&*keys[2], "mine");
+}
+
+#[test]
+fn a_presence_state_that_no_room_takes_in_time_ends_the_channel() {
+    let (mut client, id) = joined(GatewayConfig::default());
+    let effects = client.session.stateless(id, client.now);
+    let frames = client.sort(effects);
+    assert_eq!(frames[0], system("system", "error", "Presence state could not be sent in time"));
+    assert_eq!(frames[1], json!(["1", "1", "realtime:t", "phx_close", {}]));
+    assert!(matches!(client.quiet.last(), Some(Effect::Leave(of)) if *of == id));
+    assert!(client.session.stateless(id, client.now).is_empty());
 }

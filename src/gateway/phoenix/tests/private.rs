@@ -358,3 +358,77 @@ fn a_held_private_join_ends_with_its_right() {
     assert_eq!(frames, [no(json!("1"), json!("1"), "realtime:t", &format!("Unauthorized: {NONE}"))]);
     assert!(matches!(client.wants.as_slice(), [Effect::Subscribe { .. }, Effect::Leave(_)]));
 }
+
+fn held(client: &mut Client) -> Vec<Value> {
+    let mut payload = todos();
+    payload["config"]["postgres_changes_options"] = json!({"wait": true});
+    payload["config"]["private"] = json!(true);
+    client.join("realtime:t", payload);
+    let (number, _) = client.question();
+    client.reading(number, reads(true, None))
+}
+
+#[test]
+fn the_rights_of_a_held_join_are_watched_while_it_is_held() {
+    let mut client = client();
+    assert!(held(&mut client).is_empty());
+    let watches = |client: &Client| client.asks.iter().filter(|ask| matches!(ask, Effect::Watch { .. })).count();
+    let [Effect::Enter { seat, .. }, Effect::Watch { rights, .. }] = &*client.asks else { panic!("{:?}", client.asks) };
+    assert!(Arc::ptr_eq(seat.rights.as_ref().unwrap(), rights));
+    let id = client.subscribed();
+    client.answer(id, Ok(Activated::default()));
+    assert_eq!(watches(&client), 1, "not anew when it is greeted");
+}
+
+#[test]
+fn an_answer_for_the_same_user_does_not_begin_his_watch_anew() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    rights.set(Right::ReadBroadcast, None);
+    client.rights_changed();
+    let (number, _) = client.question();
+    assert!(client.reading(number, reads(true, None)).is_empty());
+    assert!(rights.allows(Right::ReadBroadcast));
+    assert!(client.asks.is_empty(), "{:?}", client.asks);
+    client.push("3", "access_token", json!({"access_token": anon(60)}));
+    let (number, _) = client.question();
+    client.reading(number, reads(true, None));
+    assert!(matches!(client.asks.as_slice(), [Effect::Watch { .. }]), "another token's are watched");
+}
+
+#[test]
+fn a_channel_whose_message_waits_ends_when_its_token_expires() {
+    let (mut client, _) = member(json!({"broadcast": {"ack": true}}), reads(true, None));
+    client.pass(3590);
+    client.push("2", "broadcast", json!({}));
+    let number = client.write_question();
+    client.push("3", "phx_leave", json!({}));
+    assert_eq!(client.session.next_tick(client.now), Some(Duration::from_secs(10)));
+    let frames = client.pass(10);
+    assert_eq!(frames[0], system("system", "error", "Token has expired 0 seconds ago"));
+    assert_eq!((&frames[1][3], &frames[2][1]), (&json!("phx_close"), &json!("3")));
+    assert!(matches!(client.quiet.last(), Some(Effect::Leave(_))));
+    assert!(client.writing(number, writes(true, true)).is_empty() && client.asks.is_empty());
+}
+
+#[test]
+fn presence_that_can_be_read_again_is_told_as_a_whole() {
+    let states = |client: &mut Client| {
+        let asks: Vec<Effect> = client.asks.drain(..).collect();
+        asks.iter().filter(|ask| matches!(ask, Effect::PresenceState(_))).count()
+    };
+    let presence = json!({"presence": {"enabled": true}});
+    let (mut client, rights) = member(presence.clone(), reads(true, Some(true)));
+    rights.set(Right::ReadPresence, None);
+    assert!(client.rights_changed().is_empty());
+    let (number, _) = client.question();
+    assert!(client.reading(number, reads(true, Some(true))).is_empty());
+    assert_eq!(states(&mut client), 1);
+    assert!(client.rights_changed().is_empty());
+    assert_eq!(states(&mut client), 0, "once");
+    // A new token may see what the one before could not.
+    let (mut client, _) = member(presence, reads(true, Some(false)));
+    client.push("3", "access_token", json!({"access_token": anon(60)}));
+    let (number, _) = client.question();
+    client.reading(number, reads(true, Some(true)));
+    assert_eq!(states(&mut client), 1);
+}

@@ -4,6 +4,7 @@ use super::*;
 use crate::authority::{Basis, Reads};
 use crate::hub::Start;
 use crate::messages::{Stored, StoredPayload};
+use crate::policy::Right;
 
 const REFUSED: &str = "UnableToReplayMessages: Replay params are not valid";
 
@@ -131,4 +132,28 @@ fn who_asked_is_told_when_the_stream_flows_or_loses_the_channel() {
     let mut client = client();
     client.join("realtime:t", json!({}));
     assert!(!client.asks.iter().any(|ask| matches!(ask, Effect::AwaitStream(_))));
+}
+
+#[test]
+fn a_right_that_ends_while_stored_messages_are_read_refuses_the_join() {
+    let (mut client, _) = replaying(Version::V2, json!({"since": 5}), true);
+    let [Effect::Watch { id, rights, .. }, Effect::Stored { .. }] = &*client.asks else { panic!("{:?}", client.asks) };
+    let (watched, rights) = (*id, rights.clone());
+    rights.set(Right::ReadBroadcast, Some(false));
+    let effects = answer(&mut client, Some(stored()));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Leave(id) if *id == watched)), "the watch ends");
+    let frames = client.sort(effects);
+    assert_eq!(frames.len(), 1, "nothing is replayed");
+    let reason = frames[0][4]["response"]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("Unauthorized"), "{reason}");
+    // One that is only not followed any more is asked for again.
+    let (mut client, _) = replaying(Version::V2, json!({"since": 5}), true);
+    let [Effect::Watch { rights, .. }, _] = &*client.asks else { panic!() };
+    rights.set(Right::ReadBroadcast, None);
+    let effects = answer(&mut client, Some(stored()));
+    let [Effect::Read { number, .. }] = &*effects else { panic!("{effects:?}") };
+    let reads = Reads { broadcast: true, presence: Some(true), basis: Basis::Followed };
+    let effects = client.session.read_answered(*number, Ok(reads), client.now);
+    assert!(!greeting(&effects).is_empty());
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Watch { .. })));
 }

@@ -176,6 +176,34 @@ async fn who_may_not_read_broadcasts_or_whose_time_is_over_gets_none() {
 }
 
 #[tokio::test]
+async fn a_message_that_meets_a_token_that_is_over_waits_for_the_next_one_and_is_not_lost() {
+    let mut past = Past::new().await;
+    let rights = reads(Some(true));
+    let lasting = |bench: &Bench| {
+        let exp = bench.clock.unix_seconds() + 100;
+        let claims = json!({"role": "authenticated", "sub": ALICE, "exp": exp});
+        Arc::new(Principal::new(claims.as_object().unwrap().clone(), exp).unwrap())
+    };
+    let (alice, watcher) = (port(), port());
+    let entries = vec![asks(0, "room", Some(&rights)), entry(1, "owned", None)];
+    past.bench.hub.subscribe(alice.clone(), entries, lasting(&past.bench)).await.expect("accepted");
+    past.bench.subscribe(&watcher, vec![asks(0, "hall", None)], BOB).await;
+    // Her client has renewed it in time; that takes a while to be in force.
+    past.bench.clock.advance(200_000);
+    past.post(&[Message("m1", "room", true), OwnRow("r1"), Message("m2", "room", true)]);
+    past.post(&[Message("mark", "hall", false)]);
+    let mut witness = Witness::default();
+    witness.until(&mut past.bench, "the mark", |w| w.of(&watcher).rows.len() == 1).await;
+    assert!(witness.of(&alice).rows.is_empty(), "by a token that is no longer valid she gets nothing");
+    past.bench.hub.reclaim(alice.id, lasting(&past.bench)).await.expect("reclaimed");
+    past.post(&[Message("end", "room", true)]);
+    witness.until(&mut past.bench, "the end", |w| w.of(&alice).ids().last() == Some(&"end")).await;
+    assert_eq!(witness.of(&alice).ids(), ["m1", "r1", "m2", "end"]);
+    assert!(witness.of(&alice).told.is_empty(), "nothing is missing");
+    past.bench.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_no_broadcast_is_dropped_and_counted() {
     let config = HubConfig { max_message_bytes: 100, ..HubConfig::default() };
     let bench = Bench::with(TABLES, config).await;
@@ -263,5 +291,79 @@ async fn messages_go_on_when_the_channels_table_is_gone_and_its_rows_when_it_is_
     past.post(&[OwnRow("back"), Message("end", "room", false)]);
     witness.until(&mut past.bench, "the end", |w| w.of(&alice).rows.len() == sent + 2).await;
     assert_eq!(witness.of(&alice).ids()[sent..], ["back", "end"]);
+    past.bench.stop().await;
+}
+
+#[tokio::test]
+async fn rows_that_are_missed_while_only_messages_go_on_are_told_as_a_gap_when_the_tables_are_back() {
+    let mut past = Past::new().await;
+    let alice = port();
+    let entries = vec![asks(0, "room", None), entry(1, "owned", None), entry(2, "waiting", None)];
+    past.bench.subscribe(&alice, entries, ALICE).await;
+    let mut witness = Witness::default();
+    let first = past.post(&[OwnRow("r1"), Message("m", "room", false)]);
+    witness.until(&mut past.bench, "the first", |w| w.of(&alice).rows.len() == 2).await;
+    let (mut sent, mut missed) = (2, Vec::new());
+    for (sql, told) in [("drop", "Please check Realtime"), ("add", SUBSCRIBED)] {
+        if sql == "add" {
+            missed.push(place(past.post(&[OwnRow("r2"), Message("m", "room", false)]), 0));
+            sent += 1;
+            witness.until(&mut past.bench, "the message", |w| w.of(&alice).rows.len() == sent).await;
+            let reached = witness.ports[&alice.id].reached().unwrap().position;
+            assert!(
+                place(first, 1) <= reached && reached < missed[0],
+                "{reached}: it has not had what is at {missed:?}"
+            );
+        }
+        past.bench.database.run(&format!("alter publication supabase_realtime {sql} table waiting")).await;
+        let deadline = tokio::time::Instant::now() + DEADLINE;
+        while !witness.of(&alice).told.iter().any(|text| text.contains(told)) {
+            assert!(tokio::time::Instant::now() < deadline, "{told}");
+            sent += 1;
+            past.post(&[Message("m", "room", false)]);
+            witness.until(&mut past.bench, "the message", |w| w.of(&alice).rows.len() == sent).await;
+        }
+    }
+    past.post(&[OwnRow("back"), Message("end", "room", false)]);
+    witness.until(&mut past.bench, "the end", |w| w.of(&alice).rows.len() == sent + 2).await;
+    let seen = witness.of(&alice);
+    assert_eq!(seen.ids()[sent..], ["back", "end"]);
+    let [Details::Gap { from: Some(from), to, .. }] = seen.gaps[..] else { panic!("{seen:?}") };
+    assert!(place(first, 1) <= from.position && from.position < missed[0] && missed[0] <= to.position, "{seen:?}");
+    let end = place(past.bench.lsn, u32::MAX);
+    witness.until(&mut past.bench, "it is there", |w| w.ports[&alice.id].reached().unwrap().position == end).await;
+    past.bench.stop().await;
+}
+
+#[tokio::test]
+async fn messages_go_on_when_the_table_is_gone_for_which_the_channel_was_paused() {
+    let slow = "create function judged(kind text) returns bool language plpgsql as $$ begin
+            if left(kind, 4) = 'held' then perform pg_advisory_xact_lock_shared(7); end if;
+            return true;
+        end $$;
+        create domain slow_text as text check (judged(value));
+        create table slow (id text primary key, kind slow_text);
+        alter publication supabase_realtime add table slow;";
+    let bench = Bench::with(&format!("{TABLES}{slow}"), HubConfig::default()).await;
+    let (owned, waiting) = (bench.relation("owned").await, bench.relation("waiting").await);
+    let mut past = Past { bench, owned, waiting, rows: Vec::new() };
+    let (alice, bob) = (port(), port());
+    // Too long to be remembered.
+    let filter = format!("kind=eq.held{}", "x".repeat(5000));
+    past.bench.subscribe(&alice, vec![asks(0, "room", None), entry(1, "slow", Some(&filter))], ALICE).await;
+    past.bench.subscribe(&bob, vec![asks(0, "hall", None)], BOB).await;
+    past.bench.database.run("select pg_advisory_lock(7)").await;
+    past.bench.database.run("alter table slow add column note text").await;
+    let mut witness = Witness::default();
+    let (mut sent, deadline) = (0, tokio::time::Instant::now() + DEADLINE);
+    while witness.of(&alice).rows.len() == sent {
+        assert!(tokio::time::Instant::now() < deadline, "it is never paused");
+        past.post(&[Message("m", "room", false), Message("m", "hall", false)]);
+        sent += 1;
+        witness.until(&mut past.bench, "Bob's", |w| w.of(&bob).rows.len() == sent).await;
+    }
+    past.bench.database.run("alter publication supabase_realtime drop table slow").await;
+    witness.until(&mut past.bench, "what it missed", |w| w.of(&alice).rows.len() == sent).await;
+    past.bench.database.run("select pg_advisory_unlock(7)").await;
     past.bench.stop().await;
 }
