@@ -18,6 +18,9 @@ const MOST_WAITING: usize = 1024;
 /// Users and topics that are remembered to have been let in.
 const MOST_KNOWN: usize = 1 << 16;
 
+/// A user and a topic.
+type Who = (Arc<str>, Arc<str>);
+
 /// See the module's comment.
 pub(super) struct Turns {
     all: Semaphore,
@@ -25,7 +28,7 @@ pub(super) struct Turns {
     again: Semaphore,
     users: Mutex<AHashMap<Arc<str>, User>>,
     /// Who was let in to which topic, until when that is remembered.
-    known: Mutex<AHashMap<(Arc<str>, Arc<str>), Instant>>,
+    known: Mutex<AHashMap<Who, Instant>>,
 }
 
 struct User {

@@ -185,7 +185,8 @@ async fn presence_of_a_connection_is_bounded_however_many_topics_it_joins() {
     drop(two);
     assert!(rooms.tracked.lock().unwrap().is_empty());
     let other = rooms.enter(public("a"), member(3, "u"));
-    (one.track(object(1500)).await.unwrap(), other.track(object(1500)).await.unwrap());
+    one.track(object(1500)).await.unwrap();
+    other.track(object(1500)).await.unwrap();
     drop((one, other));
     assert!(rooms.tracked.lock().unwrap().is_empty());
 }
