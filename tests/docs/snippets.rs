@@ -106,6 +106,40 @@ async fn the_javascript_of_the_readme_shows_its_user_his_rows() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_room_of_the_readme_hears_what_is_said_in_it_and_sees_who_is_there() {
+    let (readme, app) = (text("README.md"), snippet("js"));
+    let part = section(&readme, "## Broadcast, presence, private channels");
+    let (_, rest) = part.split_once("\n```js\n").expect("a block");
+    let (code, _) = rest.split_once("\n```").expect("the block's end");
+    let pg = TestPg::start().await;
+    pg.exec(&text("sql/examples/session_events.sql")).await;
+    for action in ["select using", "insert with check"] {
+        let sql = format!(
+            "create policy own_{} on realtime.messages for {action} (realtime.topic() = 'room:7')",
+            &action[..6]
+        );
+        pg.exec(&sql).await;
+    }
+    let relay = Relay::start(&pg).await;
+    let mut command = Command::new("node");
+    command.arg("--input-type=module").current_dir(root().join("tests/sdk"));
+    let ours = format!(
+        "import ws from 'ws';\nglobalThis.WebSocket ??= ws;\nconst token = '{}';\nconst show = () => {{}};\n\
+         const load = () => {{}};\nconst say = (...all) => console.log(JSON.stringify(all));\n\
+         const hear = (event, payload) => say('heard', event, payload);\n\
+         const draw = (state) => say('there', Object.values(state).flat().map((who) => who.name));\n",
+        token::user(token::ALICE)
+    );
+    let mut application = Application::start(command, &(ours + &at(&relay.base(), &app) + "\n" + code));
+    let (mut heard, mut there) = (false, false);
+    while !(heard && there) {
+        let said = application.next().await;
+        heard |= said == json!(["heard", "cursor", { "x": 3 }]);
+        there |= said == json!(["there", ["Ann"]]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_python_of_the_readme_shows_its_user_his_rows() {
     let code = snippet("python");
     shows_its_users_rows(|base, token| {
