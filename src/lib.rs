@@ -24,6 +24,10 @@
 //! 5. The [`gateway`]'s shards encode a permitted row once for all who may see the same of it, and write it into the
 //!    connections' bounded outboxes.
 //!
+//! Beside it: rows of [`messages`] (`realtime.messages`) go the same way as broadcasts of a topic; [`authority`] says who may hear and
+//! speak in a private channel; a [`room`] passes on what clients say to each other and who is there, from memory and in no order
+//! with the rows.
+//!
 //! Seven promises, each with tests that fail without it: order; no loss between the commit and the log; no leak; rights no
 //! older than the commit; a slow phone harms nobody; the disk is safe; silence is explained.
 
