@@ -140,8 +140,13 @@ impl Membership {
 
     /// Whether presence can be read that could not be at the last look: diffs were left out, and only the state mends that.
     fn sees_again(&mut self) -> bool {
-        let sees = self.presence && self.rights.allows(Right::ReadPresence);
-        self.presence && self.sees.replace(sees) == Some(false) && sees
+        let known = self.rights.get(Right::ReadPresence);
+        // Whoever tracks without having asked for presence is told no state when the right comes to be known (§8.3).
+        if !self.presence || (self.sees.is_none() && known.is_none()) {
+            return false;
+        }
+        let sees = known == Some(true);
+        self.sees.replace(sees) == Some(false) && sees
     }
 
     /// When [`Session::ask_again`] has something to do.
