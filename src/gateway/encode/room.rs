@@ -26,7 +26,7 @@ pub fn broadcast_frame(version: Version, topic: &str, message: &Message) -> Resu
             };
             if let (Version::V1 | Version::Topics, Content::Json(json)) = (version, content) {
                 // It comes from a binary frame, where nobody had to parse it, into a text frame that it could end.
-                for part in [json, meta].into_iter().filter(|part| !part.is_empty()) {
+                for part in [Some(json), (!meta.is_empty()).then_some(meta)].into_iter().flatten() {
                     serde_json::from_slice::<&RawValue>(part).map_err(|_| NoFrame::Malformed)?;
                 }
             }
