@@ -9,7 +9,7 @@ use super::Scene;
 use super::messages::{config, rooms, send};
 use super::visibility::{Held, hold_commits};
 use crate::support::phone::{Frame, PATIENCE};
-use crate::support::token::{self, ALICE};
+use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Phone, Relay, TestPg, Version};
 
 const BOTH: [Version; 2] = [Version::V1, Version::V2];
@@ -26,7 +26,11 @@ impl Got {
         let payload = &frame.payload;
         let number = payload["payload"]["n"].as_u64().unwrap_or_else(|| panic!("a number: {payload}")) as usize;
         if payload["meta"]["replayed"] == true {
-            assert_eq!((&self.live, payload["meta"].get("cursor")), (&vec![], None), "first, and at no place: {payload}");
+            assert_eq!(
+                (&self.live, payload["meta"].get("cursor")),
+                (&vec![], None),
+                "first, and at no place: {payload}"
+            );
             self.replayed.push(number);
         } else {
             assert!(payload["meta"]["cursor"].is_string(), "{payload}");
@@ -52,8 +56,12 @@ struct Member {
 
 impl Member {
     async fn join(relay: &Relay, version: Version, topic: &str, replay: Option<Value>) -> Member {
-        let token = token::user(ALICE);
-        let mut phone = Phone::connect(&relay.base(), &token, version).await;
+        Member::at(&relay.base(), ALICE, version, topic, replay).await
+    }
+
+    async fn at(base: &str, user: &str, version: Version, topic: &str, replay: Option<Value>) -> Member {
+        let token = token::user(user);
+        let mut phone = Phone::connect(base, &token, version).await;
         let reply = phone.join_with(topic, config(true, &json!([]), &token, replay)).await;
         assert_eq!(reply["status"], "ok", "{reply}");
         Member { phone, version, reply, got: Got::default() }
@@ -86,6 +94,14 @@ async fn scene() -> (Scene, String) {
     scene.exec(&send(0, &topic, true)).await;
     member.until(0).await;
     (scene, topic)
+}
+
+/// The same, with rooms that all users may read.
+async fn open() -> Scene {
+    let pg = super::database("").await;
+    pg.exec("create policy rooms on realtime.messages for select to authenticated using (extension = 'broadcast')")
+        .await;
+    Scene { relay: Relay::start(&pg).await, pg }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -128,6 +144,51 @@ async fn a_message_that_is_in_the_stream_and_still_hidden_comes_live_and_what_ov
     assert_eq!((late.got.all(), &*late.got.live), ((0..=9).collect(), &[9][..]));
 }
 
+/// What is replayed is cut to a limit; a device is owed all that it has missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_gets_what_it_missed_and_the_limit_left_out_from_the_stream() {
+    let (scene, topic) = scene().await;
+    for (round, version) in BOTH.into_iter().enumerate() {
+        let base = format!("{}/device/d{round}", scene.relay.base());
+        let since = |limit: u32| Some(json!({ "since": 0, "limit": limit }));
+        let mut member = Member::at(&base, ALICE, version, &topic, since(1)).await;
+        let first = 1 + round * 10;
+        scene.exec(&send(first, &topic, true)).await;
+        member.until(first).await;
+        drop(member);
+        for number in first + 1..=first + 5 {
+            scene.exec(&send(number, &topic, true)).await;
+        }
+        let mut member = Member::at(&base, ALICE, version, &topic, since(2)).await;
+        scene.exec(&send(first + 6, &topic, true)).await;
+        let Got { replayed, live } = member.until(first + 6).await;
+        assert_eq!(*replayed, [first + 4, first + 5]);
+        assert!(live.ends_with(&[first + 1, first + 2, first + 3, first + 6]), "{live:?}");
+        assert!(live.iter().all(|number| !replayed.contains(number)), "{live:?}");
+    }
+}
+
+/// What was replayed to one is not taken from the next whose token the channel has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_user_of_a_device_gets_what_he_missed_though_it_was_replayed_to_the_one_before() {
+    let scene = open().await;
+    let base = format!("{}/device/d1", scene.relay.base());
+    let mut bob = Member::at(&base, BOB, Version::V2, "room", None).await;
+    scene.exec(&send(0, "room", true)).await;
+    bob.until(0).await;
+    drop(bob);
+    for number in [1, 2] {
+        scene.exec(&send(number, "room", true)).await;
+    }
+    let since = Some(json!({ "since": 0 }));
+    let mut alice = Member::at(&base, ALICE, Version::V2, "room", since).await;
+    scene.exec(&send(3, "room", true)).await;
+    assert_eq!(*alice.until(3).await, Got { replayed: vec![0, 1, 2], live: vec![3] });
+    alice.phone.push_token("room", &token::user(BOB)).await;
+    alice.until(2).await;
+    assert!(alice.got.live.ends_with(&[1, 2]), "{:?}", alice.got);
+}
+
 /// Messages of a round: as many as a replay brings at most.
 const EACH: usize = 5;
 const WRITERS: usize = 4;
@@ -145,9 +206,7 @@ async fn write(pg: &TestPg, topic: &str, writer: usize) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_joins_while_many_write_has_each_message_once_and_what_is_live_in_the_order_of_commits() {
-    let pg = super::database("").await;
-    pg.exec("create policy rooms on realtime.messages for select to authenticated using (extension = 'broadcast')").await;
-    let scene = Scene { relay: Relay::start(&pg).await, pg };
+    let scene = open().await;
     let last = 1 + EACH * WRITERS;
     for round in 0..12 {
         let topic = format!("storm {round}");
@@ -160,9 +219,11 @@ async fn who_joins_while_many_write_has_each_message_once_and_what_is_live_in_th
                 Member::since(relay, BOTH[place % 2], topic, 25).await
             }
         });
-        let (_, members) =
-            futures_util::future::join(futures_util::future::join_all(writing), futures_util::future::join_all(joining))
-                .await;
+        let (_, members) = futures_util::future::join(
+            futures_util::future::join_all(writing),
+            futures_util::future::join_all(joining),
+        )
+        .await;
         scene.exec(&send(last, &topic, true)).await;
         let order = witness.until(last).await.live.clone();
         assert_eq!(order.len(), last);

@@ -1,8 +1,8 @@
 //! Messages from the database: what is replayed, from where on the rest comes, and when it flows (items 106–113).
 
+use super::super::session::FromTable;
 use super::*;
 use crate::authority::{Basis, Reads};
-use super::super::session::FromTable;
 use crate::catalog::Snapshot;
 use crate::change::{Lsn, Position};
 use crate::hub::{Footing, Start};
