@@ -66,7 +66,7 @@ pub use messages::{Body, MESSAGES_TABLE, Message, is_of_messages};
 pub use outbox::{CloseReason, Flushed, Outbox, Sent, Transmit};
 pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
-pub use snapshot::{COMPLETE, REFUSED};
+pub use snapshot::{COMPLETE, Footing, REFUSED, Replayed};
 pub use summary::{Summary, TableCount, UserCount};
 
 use std::sync::Arc;
