@@ -127,7 +127,7 @@ fn encode(kind: &Kind, like: &Slot, metrics: &Metrics, warned: &Seldom) -> Optio
     match frame {
         Ok(frame) => Some(frame),
         Err(NoFrame::NoForm) => None,
-        Err(reason @ (NoFrame::TooLong | NoFrame::NotJson)) => {
+        Err(reason @ (NoFrame::TooLong | NoFrame::Malformed)) => {
             metrics.broadcasts.get_or_create(&[("kind", "unsendable")]).inc();
             // Whoever sends such messages does not fill the log with them.
             if let Some(more) = warned.tell(Instant::now()) {
