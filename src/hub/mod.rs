@@ -34,6 +34,7 @@ mod resolve;
 mod rows;
 mod rules;
 mod run;
+mod seldom;
 mod settle;
 mod slots;
 mod snapshot;
@@ -66,6 +67,7 @@ pub use messages::{Body, MESSAGES_TABLE, Message, is_of_messages};
 pub use outbox::{CloseReason, Flushed, Outbox, Sent, Transmit};
 pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
+pub(crate) use seldom::Seldom;
 pub use snapshot::{COMPLETE, Footing, REFUSED, Replayed};
 pub use summary::{Summary, TableCount, UserCount};
 
