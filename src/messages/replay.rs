@@ -183,11 +183,16 @@ mod tests {
 
     #[tokio::test]
     async fn replays_wait_for_a_turn() {
-        let (_database, pool) = topic_of(&[10]).await;
+        let (database, _) = topic_of(&[10]).await;
+        let mut config = database.config("plain_relay");
+        config.pool_size = 1;
+        let pool = config.pool().expect("a pool");
         let turns = TURNS.acquire_many(4).await.expect("all turns");
         let mut asking = Box::pin(replay(&pool, "t", 0, 25));
         assert!(futures_util::poll!(&mut asking).is_pending());
-        drop(turns);
+        let lent = pool.get().await;
+        assert!(lent.is_ok(), "who waits for a turn has taken no connection");
+        drop((lent, turns));
         assert_eq!(asking.await.expect("a message").len(), 1);
     }
 }
