@@ -386,12 +386,12 @@ async fn a_watch_that_is_over_when_it_comes_takes_no_place_from_one_that_lives()
 async fn facts_of_long_ago_take_rights_and_give_none_until_the_stream_is_there() {
     let mut desk = Desk::new(ROOMS).await;
     desk.load("room_members").await;
-    desk.members.note_lag(true);
+    desk.members.note_age(Age::Old);
     let ((alice, _), (bob, _)) = (rights([NO, None, None, None]), rights([YES, None, None, None]));
     let _alice = desk.watch(&asking("room", ALICE), &alice);
     let _bob = desk.watch(&asking("room", BOB), &bob);
     assert_eq!([&alice, &bob].map(|rights| rights.get(Right::ReadBroadcast)), [NO, None], "Postgres has said no");
-    desk.members.note_lag(false);
+    desk.members.note_age(Age::Recent);
     desk.sweep();
     assert_eq!(all(&alice), [YES, None, None, None]);
 }
