@@ -146,7 +146,8 @@ impl RulesReader {
     ) -> (RulesReader, RulesHandle) {
         let (publish, latest) = watch::channel(None);
         let roles: BTreeSet<String> = ["anon", "authenticated", "service_role"].map(String::from).into();
-        let shared = Arc::new(Requests { roles: Mutex::new(roles), wake: Notify::new(), marks: AtomicBool::new(false) });
+        let shared =
+            Arc::new(Requests { roles: Mutex::new(roles), wake: Notify::new(), marks: AtomicBool::new(false) });
         let reader = RulesReader {
             pool,
             publications,
