@@ -14,7 +14,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::encode::{Place, RowShape, Unsendable, changes_frame, details, message_frame, system_frame, write_data};
+use super::encode::{NoFrame, Place, RowShape, changes_frame, details, message_frame, system_frame, write_data};
 use crate::change::Relation;
 use crate::clock::Clock;
 use crate::fail::{self, Point};
@@ -262,7 +262,7 @@ impl Shard {
                 let shows = member.cursor_as.as_deref() != Some(NO_CURSOR);
                 let cursor = event.cursor(&self.key).filter(|_| shows);
                 message_frame(port.version, &port.topic, &message, cursor).unwrap_or_else(|why| {
-                    if why != Unsendable::Binary {
+                    if why != NoFrame::NoForm {
                         let (position, reason) = (event.row.position, why.as_str());
                         tracing::warn!(%position, reason, "a database broadcast is not sent to members with protocol 2");
                     }
@@ -270,7 +270,7 @@ impl Shard {
                 })
             });
             if frame.is_empty() {
-                let why = if port.version == Version::V2 { Unsendable::Header } else { Unsendable::Binary };
+                let why = if port.version == Version::V2 { NoFrame::TooLong } else { NoFrame::NoForm };
                 self.metrics.messages_dropped.get_or_create(&[("reason", why.as_str())]).inc();
                 continue;
             }

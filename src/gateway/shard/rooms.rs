@@ -129,7 +129,7 @@ fn encode(kind: &Kind, like: &Slot, metrics: &Metrics, warned: &Cell<Option<Inst
     match frame {
         Ok(frame) => Some(frame),
         Err(NoFrame::NoForm) => None,
-        Err(reason @ (NoFrame::TooLong | NoFrame::NotJson)) => {
+        Err(reason @ (NoFrame::TooLong | NoFrame::Malformed)) => {
             metrics.broadcasts.get_or_create(&[("kind", "unsendable")]).inc();
             let now = Instant::now();
             // Whoever sends such messages does not fill the log with them.
