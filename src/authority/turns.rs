@@ -55,6 +55,8 @@ struct State {
     next: u64,
     /// Who was let in to which topic, until when that is remembered.
     known: AHashMap<Who, Instant>,
+    /// Who is in, on how many channels.
+    members: AHashMap<Who, usize>,
 }
 
 #[derive(Default)]
@@ -84,6 +86,24 @@ impl Drop for Turn<'_> {
     }
 }
 
+/// Somebody who is in.
+pub(super) struct Inside {
+    turns: Arc<Turns>,
+    who: Who,
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        let mut state = self.turns.state();
+        if let Some(channels) = state.members.get_mut(&self.who) {
+            *channels -= 1;
+            if *channels == 0 {
+                state.members.remove(&self.who);
+            }
+        }
+    }
+}
+
 impl Turns {
     /// So many probes at a time.
     pub(super) fn new(most: usize) -> Turns {
@@ -100,8 +120,7 @@ impl Turns {
 
     fn enter(&self, user: &Arc<str>, topic: &Arc<str>) -> Option<(Turn<'_>, oneshot::Receiver<()>)> {
         let mut state = self.state();
-        let until = state.known.get(&(user.clone(), topic.clone()));
-        let kind = if until.is_some_and(|until| *until > Instant::now()) { Kind::Again } else { Kind::New };
+        let kind = state.kind(&(user.clone(), topic.clone()));
         let (tell, comes) = oneshot::channel();
         let number = state.wait(user, kind, tell)?;
         state.let_through(self.most);
@@ -120,6 +139,12 @@ impl Turns {
         }
     }
 
+    /// This user is in this topic, until the result is dropped.
+    pub(super) fn is_in(self: &Arc<Self>, user: Arc<str>, topic: Arc<str>) -> Inside {
+        *self.state().members.entry((user.clone(), topic.clone())).or_default() += 1;
+        Inside { turns: self.clone(), who: (user, topic) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -129,6 +154,11 @@ impl State {
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+
+    fn kind(&self, who: &Who) -> Kind {
+        let is_known = || self.known.get(who).is_some_and(|until| *until > Instant::now());
+        if self.members.contains_key(who) || is_known() { Kind::Again } else { Kind::New }
     }
 
     /// One more probe waits.
@@ -307,6 +337,20 @@ mod tests {
         drop(waiting);
         drop((new, newer));
         assert!(turns.state().users.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_is_in_is_asked_about_again_however_long_ago_he_was_let_in_by_whomever() {
+        let turns = Arc::new(Turns::new(4));
+        let (topic, member) = (name("t"), name("member"));
+        let inside = [turns.is_in(member.clone(), topic.clone()), turns.is_in(member.clone(), topic.clone())];
+        let kind = || turns.state().kind(&(member.clone(), topic.clone()));
+        let [one, two] = inside;
+        drop(one);
+        assert_eq!(kind(), Kind::Again);
+        drop(two);
+        assert_eq!(kind(), Kind::New);
+        assert!(turns.state().members.is_empty());
     }
 
     #[tokio::test]

@@ -83,8 +83,12 @@ impl Freshness {
 
     /// An answer of Postgres; the same one may come again.
     pub(super) fn mark(&mut self, mark: Mark) {
+        // One of before nobody wanted any tells nothing.
+        if self.wanted_since.is_none_or(|since| mark.asked_at < since) {
+            return;
+        }
         let newest = self.marks.back().map(|mark| mark.asked_at).max(self.passed);
-        if self.wanted_since.is_none() || newest.is_some_and(|newest| mark.asked_at <= newest) {
+        if newest.is_some_and(|newest| mark.asked_at <= newest) {
             return;
         }
         if self.marks.len() >= MOST_MARKS {
@@ -284,5 +288,11 @@ mod tests {
         assert_eq!(play.freshness.judge(now, MOST), (Age::Recent, false));
         assert_eq!((play.freshness.wakes_at(now, MOST), play.freshness.lag(now)), (None, Duration::ZERO));
         assert!(play.freshness.marks.is_empty() && !play.freshness.nudges(now));
+        // One of before proves nothing when it is wanted again.
+        play.freshness.want(true, now);
+        play.mark(4999, 10);
+        assert_eq!((play.pass(5000, 10), play.freshness.marks.len()), (Age::Unknown, 0));
+        play.mark(5001, 10);
+        assert_eq!(play.pass(5002, 10), Age::Recent);
     }
 }
