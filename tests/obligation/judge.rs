@@ -7,6 +7,8 @@
 //!   date before the row was written: what was not permitted at the commit.
 //! * MAY: all else.
 //!
+//! Messages to private channels are rows like any other: permitted to whoever is a member of the room.
+//!
 //! Besides: in the order of commits; by cursor, each once that has come with one; with a device, again only after another join, and only what had
 //! not been receipted.
 
@@ -39,6 +41,9 @@ pub(super) struct Verdict {
     pub(super) owed: usize,
     pub(super) received: usize,
     pub(super) newer: usize,
+    /// Of what was owed and of what arrived: how many are messages.
+    pub(super) owed_messages: usize,
+    pub(super) messages: usize,
     /// Over all device clients: rows that came again, and those of them that had been receipted before on all connections.
     pub(super) repeats: usize,
     pub(super) deep_repeats: usize,
@@ -63,6 +68,8 @@ impl Verdict {
         self.owed += other.owed;
         self.received += other.received;
         self.newer += other.newer;
+        self.owed_messages += other.owed_messages;
+        self.messages += other.messages;
         self.repeats += other.repeats;
         self.deep_repeats += other.deep_repeats;
         self.joins += other.joins;
@@ -84,12 +91,14 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} commits, {} rows; owed {}, received {} ({} by a newer right), {} joins, {} repeats ({} deep), {} gap \
+            "{} commits, {} rows; owed {} ({} messages), received {} ({} messages; {} by a newer right), {} joins, {} repeats ({} deep), {} gap \
              notices ({} for deletes, {} of them for own rows) for {} rows; {} violations",
             self.commits,
             self.rows,
             self.owed,
+            self.owed_messages,
             self.received,
+            self.messages,
             self.newer,
             self.joins,
             self.repeats,
@@ -342,6 +351,10 @@ impl<'a> Judge<'a> {
             let text = format!("the cursor of {} is at {lsn}, its commit at {end}", sent.key());
             return self.blame(record, text);
         }
+        if !wanted(record, sent) {
+            return self.blame(record, format!("LEAK: {sent:?}, which it did not ask for"));
+        }
+        self.verdict.messages += usize::from(sent.table == "messages");
         let begun = self.begun[sent.commit];
         let is_live = session.live.is_some_and(|live| begun.is_some_and(|begun| begun >= live));
         if session.live.is_none() && session.subscribed.is_some_and(|s| begun.is_some_and(|begun| begun >= s)) {
@@ -372,9 +385,6 @@ impl<'a> Judge<'a> {
         fresh: Instant,
         gaps: &[(Lsn, Lsn)],
     ) {
-        // Python's and JavaScript's clients subscribe to what is decided without questions.
-        let wanted =
-            |sent: &Sent| !matches!(record.kind, Kind::Stock(_)) || !["asks", "called"].contains(&&sent.table[..]);
         let mut bound = fresh;
         for (place, at) in arrived.iter().enumerate().rev() {
             let sent = &self.model.sent[place];
@@ -382,7 +392,7 @@ impl<'a> Judge<'a> {
             if let Some(at) = at {
                 bound = bound.min(*at);
             }
-            if end <= start || !wanted(sent) {
+            if end <= start || !wanted(record, sent) {
                 continue;
             }
             let from = sent.from();
@@ -394,6 +404,7 @@ impl<'a> Judge<'a> {
                 continue;
             }
             self.verdict.owed += 1;
+            self.verdict.owed_messages += usize::from(sent.table == "messages");
             if at.is_some() {
                 continue;
             }
@@ -411,7 +422,15 @@ impl<'a> Judge<'a> {
 }
 
 fn is_exact(sent: &Sent) -> bool {
-    EXACT.contains(&&sent.table[..])
+    EXACT.contains(&&sent.table[..]) || sent.table == "messages"
+}
+
+/// Whether the phone has asked for it: of messages, those to its room.
+fn wanted(record: &Record, sent: &Sent) -> bool {
+    match &sent.table[..] {
+        "messages" => record.room == Some(&sent.row["topic"][..]),
+        table => record.tables.contains(&table),
+    }
 }
 
 /// What the phone saw when the row should have come.

@@ -18,7 +18,9 @@ use tokio_postgres::Client;
 
 use super::faults::Tally;
 use super::phone::{Board, Kind, Phone, Record};
+use super::rooms::{self, ROOMS};
 use super::stock::Client as StockClient;
+use crate::journey::revocation::writers::Operations;
 use crate::journey::revocation::{CONTENT, prepared};
 use crate::support::phone::PATIENCE;
 use crate::support::relay::pause;
@@ -34,12 +36,16 @@ const CAUGHT_UP: Duration = Duration::from_secs(90);
 const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// Who takes part.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cast {
     /// Phones that go on by cursor, and that name a device, for each user.
     pub(super) cursors: usize,
     pub(super) devices: usize,
     pub(super) stock: &'static [Stock],
+    /// The same, as members of a private channel.
+    pub(super) members: usize,
+    pub(super) member_devices: usize,
+    pub(super) member_stock: &'static [Stock],
     /// The relay runs in this process, on a disk and a clock of the test's.
     pub(super) in_process: bool,
     /// Phones are behind a proxy that answers Pings itself, and the relay is told so.
@@ -219,6 +225,8 @@ impl World {
     /// Everybody is there and has had a mark; its note.
     pub(super) async fn begin(cast: Cast) -> (World, String) {
         let (pg, users) = prepared().await;
+        pg.exec(rooms::SCHEMA).await;
+        pg.exec(&rooms::let_all_in(&users)).await;
         let db = Wire::to(([127, 0, 0, 1], pg.port()).into()).await;
         let mut machine = machine(&pg, &db, cast);
         machine.start(&db).await;
@@ -227,7 +235,8 @@ impl World {
             Machine::Process(relay) => ([127, 0, 0, 1], relay.config.port).into(),
         };
         let phones = if cast.lying { Wire::answering_pings(target).await } else { Wire::to(target).await };
-        let count = users.len() * (cast.cursors + cast.devices) + cast.stock.len();
+        let each = cast.cursors + cast.devices + cast.members + cast.member_devices;
+        let count = users.len() * each + cast.stock.len() + cast.member_stock.len();
         let board = Board::of(count);
         let (tally, records, lying) = (Tally::default(), Vec::new(), cast.lying);
         let mut world = World { machine, phones, db, board, tally, users, pg, records, lying };
@@ -237,34 +246,39 @@ impl World {
     }
 
     fn people(&mut self, cast: Cast) {
-        let kinds = [(Kind::Cursor, cast.cursors), (Kind::Device, cast.devices)];
-        let tables: Vec<&'static str> = CONTENT.into_iter().chain(["marks"]).collect();
-        for user in &self.users {
-            for kind in kinds.into_iter().flat_map(|(kind, count)| std::iter::repeat_n(kind, count)) {
-                let number = self.records.len();
-                let phone = Phone {
-                    number,
-                    addr: self.phones.addr(),
-                    token: token::user(user),
-                    tables: tables.clone(),
-                    board: self.board.clone(),
-                    record: record(number, user, kind, cast.forgetful),
-                    cursor: None,
-                };
-                self.records.push(rowcast::task::spawn("phone", phone.run()));
+        let kinds = [
+            (Kind::Cursor, false, cast.cursors),
+            (Kind::Device, false, cast.devices),
+            (Kind::Cursor, true, cast.members),
+            (Kind::Device, true, cast.member_devices),
+        ];
+        for (place, user) in self.users.iter().enumerate() {
+            for (kind, is_member, count) in kinds {
+                for n in 0..count {
+                    let number = self.records.len();
+                    let room = is_member.then(|| ROOMS[(place + n) % ROOMS.len()]);
+                    let phone = Phone {
+                        number,
+                        addr: self.phones.addr(),
+                        token: token::user(user),
+                        board: self.board.clone(),
+                        record: record(number, user, kind, room, cast.forgetful),
+                        cursor: None,
+                    };
+                    self.records.push(rowcast::task::spawn("phone", phone.run()));
+                }
             }
         }
-        for (place, stock) in cast.stock.iter().enumerate() {
+        let rooms = std::iter::repeat_n(None, cast.stock.len()).chain(ROOMS.into_iter().cycle().map(Some));
+        for ((place, stock), room) in cast.stock.iter().chain(cast.member_stock).enumerate().zip(rooms) {
             let (number, user) = (self.records.len(), &self.users[place % self.users.len()]);
             let client = StockClient {
                 number,
                 stock: *stock,
                 base: format!("ws://{}/realtime/v1", self.phones.addr()),
                 token: token::user(user),
-                // Nothing that Postgres is asked about: Python's client does not show what a gap notice says.
-                tables: vec!["docs", "notes", "own", "lent", "marks"],
                 board: self.board.clone(),
-                record: record(number, user, Kind::Stock(*stock), cast.forgetful),
+                record: record(number, user, Kind::Stock(*stock), room, cast.forgetful),
             };
             self.records.push(rowcast::task::spawn("stock client", client.run()));
         }
@@ -302,6 +316,14 @@ impl World {
         }
     }
 
+    /// Whoever was put out of a room may come back; the mark of the end would not reach him.
+    pub(super) async fn let_all_in(&self, operations: &Operations) {
+        let (number, members) = (operations.begin(), rooms::let_all_in(&self.users));
+        let sql =
+            format!("begin; select pg_logical_emit_message(true, 'test.operation', '{number}'); {members} commit");
+        unhurried(&self.pg).await.batch_execute(&sql).await.expect("members");
+    }
+
     /// Waits until everybody has a mark that is written now; who has not.
     pub(super) async fn caught_up(&self, note: &str) -> Vec<usize> {
         self.mark(note).await;
@@ -335,8 +357,15 @@ impl World {
     }
 }
 
-fn record(number: usize, user: &str, kind: Kind, forgetful: bool) -> Record {
-    Record { name: format!("phone-{number}"), user: user.to_owned(), kind, seen: Vec::new(), rows: 0, forgetful }
+fn record(number: usize, user: &str, kind: Kind, room: Option<&'static str>, forgetful: bool) -> Record {
+    let tables = match (room, kind) {
+        (Some(_), _) => rooms::TABLES.to_vec(),
+        // Nothing that Postgres is asked about: Python's client does not show what a gap notice says.
+        (None, Kind::Stock(_)) => vec!["docs", "notes", "own", "lent", "marks"],
+        (None, _) => CONTENT.into_iter().chain(["marks"]).collect(),
+    };
+    let (name, user, seen) = (format!("phone-{number}"), user.to_owned(), Vec::new());
+    Record { name, user, kind, room, tables, seen, rows: 0, forgetful }
 }
 
 fn machine(pg: &TestPg, db: &Wire, cast: Cast) -> Machine {
