@@ -19,6 +19,7 @@ mod rooms;
 mod soak;
 mod stalled;
 mod stock;
+mod upgrade;
 mod world;
 mod writers;
 
@@ -53,11 +54,16 @@ enum Trouble {
     Points(u64),
     /// So many kills, under a steady hundred rows a second.
     Kills(u64),
+    /// An older program first, then these, under all writers.
+    Programs(&'static [upgrade::Next]),
 }
 
 /// One world, from its beginning to its judgement.
 async fn round(cast: Cast, trouble: Trouble, seed: u64) -> (Verdict, Tally) {
-    let (mut world, begin) = World::begin(cast).await;
+    let (mut world, begin) = match trouble {
+        Trouble::Programs(_) => upgrade::begin(cast).await,
+        _ => World::begin(cast).await,
+    };
     let (users, url) = (world.users.clone(), world.pg.url());
     let operations = Operations::default();
     let pace = number("ROWCAST_OBLIGATION_PACE").unwrap_or(60);
@@ -75,6 +81,7 @@ async fn round(cast: Cast, trouble: Trouble, seed: u64) -> (Verdict, Tally) {
             #[cfg(debug_assertions)]
             Trouble::Points(times) => points::crash_at_each(&mut world, times, &mut dice).await,
             Trouble::Kills(times) => kills::kill_again_and_again(&mut world, times, &mut dice).await,
+            Trouble::Programs(programs) => upgrade::one_after_the_other(&mut world, programs).await,
         }
         stop.drain();
     };

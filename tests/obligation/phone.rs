@@ -112,10 +112,16 @@ pub(super) struct Board {
 }
 
 impl Board {
-    pub(super) fn of(phones: usize) -> Arc<Board> {
+    pub(super) fn new() -> Arc<Board> {
         let (slow, _) = watch::channel(0);
         let (over, _) = watch::channel(false);
-        Arc::new(Board { marks: Mutex::new(vec![HashSet::new(); phones]), slow, over })
+        Arc::new(Board { marks: Mutex::default(), slow, over })
+    }
+
+    /// So many more phones are to come.
+    pub(super) fn expect_more(&self, phones: usize) {
+        let mut marks = self.marks.lock().expect("nobody panicked");
+        marks.extend(std::iter::repeat_n(HashSet::new(), phones));
     }
 
     pub(super) fn mark(&self, phone: usize, note: &str) {

@@ -1,6 +1,7 @@
 //! A server, a relay on it, phones on that, and a wire on either side.
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
@@ -227,17 +228,28 @@ impl World {
         let (pg, users) = prepared().await;
         pg.exec(rooms::SCHEMA).await;
         pg.exec(&rooms::let_all_in(&users)).await;
+        World::begin_on(pg, users, cast, None).await
+    }
+
+    /// The same on a server that is prepared already, with another build of the relay.
+    pub(super) async fn begin_on(
+        pg: TestPg,
+        users: Vec<String>,
+        cast: Cast,
+        program: Option<&Path>,
+    ) -> (World, String) {
         let db = Wire::to(([127, 0, 0, 1], pg.port()).into()).await;
         let mut machine = machine(&pg, &db, cast);
+        if let Machine::Binary(relay) = &mut machine {
+            relay.run_instead(program);
+        }
         machine.start(&db).await;
         let target = match &machine {
             Machine::Binary(relay) => relay.addr(),
             Machine::Process(relay) => ([127, 0, 0, 1], relay.config.port).into(),
         };
         let phones = if cast.lying { Wire::answering_pings(target).await } else { Wire::to(target).await };
-        let each = cast.cursors + cast.devices + cast.members + cast.member_devices;
-        let count = users.len() * each + cast.stock.len() + cast.member_stock.len();
-        let board = Board::of(count);
+        let board = Board::new();
         let (tally, records, lying) = (Tally::default(), Vec::new(), cast.lying);
         let mut world = World { machine, phones, db, board, tally, users, pg, records, lying };
         world.people(cast);
@@ -245,7 +257,10 @@ impl World {
         (world, begun)
     }
 
-    fn people(&mut self, cast: Cast) {
+    /// More phones.
+    pub(super) fn people(&mut self, cast: Cast) {
+        let each = cast.cursors + cast.devices + cast.members + cast.member_devices;
+        self.board.expect_more(self.users.len() * each + cast.stock.len() + cast.member_stock.len());
         let kinds = [
             (Kind::Cursor, false, cast.cursors),
             (Kind::Device, false, cast.devices),
@@ -284,7 +299,8 @@ impl World {
         }
     }
 
-    async fn begun(&self) -> String {
+    /// Everybody has had a mark; its note.
+    pub(super) async fn begun(&self) -> String {
         let deadline = Instant::now() + CAUGHT_UP;
         for number in 0.. {
             let note = format!("begin-{number}");
