@@ -123,8 +123,8 @@ pub(super) struct Judge<'a> {
     /// The latest commit that the relay is known to have passed, by time.
     passed: Vec<(Instant, usize)>,
     key: Option<CursorKey>,
-    /// The commit of the mark from which on stock clients are owed.
-    start: Lsn,
+    /// The commits of marks, by their notes: a stock client, which shows no cursors, is owed what follows the first that it has.
+    marks: HashMap<String, Lsn>,
     /// After so long a stock client's rows have been receipted.
     receipted: Duration,
     tally: &'a Tally,
@@ -147,15 +147,21 @@ impl<'a> Judge<'a> {
     pub(super) fn new(
         history: Vec<(Lsn, Vec<Event>)>,
         times: &[Instant],
-        begin: &str,
         key: Option<CursorKey>,
         receipted: Duration,
         tally: &'a Tally,
         records: &[Record],
     ) -> Judge<'a> {
-        let is_begin =
-            |event: &Event| matches!(event, Event::Insert { table, new } if table == "marks" && new["note"] == begin);
-        let start = history.iter().find(|(_, events)| events.iter().any(is_begin)).expect("the first mark").0;
+        let mut marks = HashMap::new();
+        for (end, events) in &history {
+            for event in events {
+                if let Event::Insert { table, new } = event
+                    && table == "marks"
+                {
+                    marks.entry(new["note"].clone()).or_insert(*end);
+                }
+            }
+        }
         let ends = std::iter::once(Lsn::ZERO).chain(history.iter().map(|(end, _)| *end)).collect();
         let events: Vec<Vec<Event>> = history.into_iter().map(|(_, events)| events).collect();
         let model = Model::of(&events);
@@ -177,7 +183,7 @@ impl<'a> Judge<'a> {
             *commit = most;
         });
         let verdict = Verdict { commits: events.len(), rows: model.sent.len(), ..Verdict::default() };
-        Judge { model, ends, begun, places, passed, key, start, receipted, tally, verdict }
+        Judge { model, ends, begun, places, passed, key, marks, receipted, tally, verdict }
     }
 
     pub(super) fn judge(mut self, records: &[Record]) -> Verdict {
@@ -253,7 +259,9 @@ impl<'a> Judge<'a> {
                         let deep = !ended.is_empty() && ended.iter().all(|received| *received >= Some(place));
                         if deep && record.kind != Kind::Cursor {
                             self.verdict.deep_repeats += 1;
-                            self.blame(record, format!("{key} came again though it had been receipted long before"));
+                            let near = near(record, number, &self.places);
+                            let text = format!("{key} came again though it had been receipted long before: {near}");
+                            self.blame(record, text);
                         }
                     }
                     if matches!(record.kind, Kind::Stock(_)) {
@@ -282,7 +290,12 @@ impl<'a> Judge<'a> {
                 Seen::Reached => {}
             }
         }
-        let start = first.unwrap_or(self.start);
+        let marked = record.seen.iter().find_map(|(_, seen)| match seen {
+            Seen::Mark(note) => self.marks.get(note).copied(),
+            _ => None,
+        });
+        // Without any it has nothing, and that is told.
+        let start = first.or(marked).unwrap_or(Lsn::ZERO);
         match fresh {
             None => self.blame(record, format!("the last mark did not arrive; {}", record.tail())),
             Some(bound) => self.missing(record, &arrived, start, bound, &gaps),

@@ -60,7 +60,7 @@ enum Trouble {
 
 /// One world, from its beginning to its judgement.
 async fn round(cast: Cast, trouble: Trouble, seed: u64) -> (Verdict, Tally) {
-    let (mut world, begin) = match trouble {
+    let mut world = match trouble {
         Trouble::Programs(_) => upgrade::begin(cast).await,
         _ => World::begin(cast).await,
     };
@@ -97,11 +97,11 @@ async fn round(cast: Cast, trouble: Trouble, seed: u64) -> (Verdict, Tally) {
             make_trouble
         );
     }
-    judged(world, &operations, &begin).await
+    judged(world, &operations).await
 }
 
 /// After the quiet.
-async fn judged(mut world: World, operations: &Operations, begin: &str) -> (Verdict, Tally) {
+async fn judged(mut world: World, operations: &Operations) -> (Verdict, Tally) {
     world.let_all_in(operations).await;
     let mut stuck = world.caught_up("end").await;
     if stuck.is_empty() {
@@ -119,7 +119,7 @@ async fn judged(mut world: World, operations: &Operations, begin: &str) -> (Verd
     let history = history::read_with_ends(&unhurried(&world.pg).await).await;
     let key = world.machine.cursor_key();
     let times = operations.begun();
-    let judge = Judge::new(history, &times, begin, key, world.receipted(), &world.tally, &records);
+    let judge = Judge::new(history, &times, key, world.receipted(), &world.tally, &records);
     let verdict = judge.judge(&records);
     if !verdict.violations.is_empty() && number("ROWCAST_OBLIGATION_LOG").is_some() {
         println!("the relay:\n{}", world.machine.log_tail());

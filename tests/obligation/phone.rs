@@ -136,6 +136,12 @@ impl Board {
         (0..marks.len()).filter(|phone| !marks[*phone].contains(note)).collect()
     }
 
+    /// The phones that have had no mark yet.
+    pub(super) fn without_any(&self) -> Vec<usize> {
+        let marks = self.marks.lock().expect("nobody panicked");
+        (0..marks.len()).filter(|phone| marks[*phone].is_empty()).collect()
+    }
+
     pub(super) fn slow_down(&self, every: usize) {
         self.slow.send_replace(every);
     }

@@ -68,7 +68,7 @@ async fn memory_and_files_and_lag_do_not_grow_with_time() {
     let minutes = number("ROWCAST_SOAK_MINUTES");
     let lasts = minutes.map_or(Duration::from_secs(8), |minutes| Duration::from_secs(60 * minutes));
     let cast = Cast { cursors: 5, devices: 5, forgetful: true, ..Cast::default() };
-    let (mut world, _) = World::begin(cast).await;
+    let mut world = World::begin(cast).await;
     // Nobody reads it here, and it keeps WAL.
     let client = unhurried(&world.pg).await;
     client.batch_execute("select pg_drop_replication_slot('history')").await.expect("dropped");

@@ -38,7 +38,7 @@ fn old_program() -> PathBuf {
 }
 
 /// The older program runs, on a database that it has prepared.
-pub(super) async fn begin(cast: Cast) -> (World, String) {
+pub(super) async fn begin(cast: Cast) -> World {
     let (old, pg) = (old_program(), TestPg::bare().await);
     let migrated = Command::new(&old).args(["migrate", "up"]).env("DATABASE_URL", pg.url()).output();
     let migrated = migrated.expect("the older program starts");

@@ -223,8 +223,8 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Everybody is there and has had a mark; its note.
-    pub(super) async fn begin(cast: Cast) -> (World, String) {
+    /// Everybody is there and has had a mark.
+    pub(super) async fn begin(cast: Cast) -> World {
         let (pg, users) = prepared().await;
         pg.exec(rooms::SCHEMA).await;
         pg.exec(&rooms::let_all_in(&users)).await;
@@ -232,12 +232,7 @@ impl World {
     }
 
     /// The same on a server that is prepared already, with another build of the relay.
-    pub(super) async fn begin_on(
-        pg: TestPg,
-        users: Vec<String>,
-        cast: Cast,
-        program: Option<&Path>,
-    ) -> (World, String) {
+    pub(super) async fn begin_on(pg: TestPg, users: Vec<String>, cast: Cast, program: Option<&Path>) -> World {
         let db = Wire::to(([127, 0, 0, 1], pg.port()).into()).await;
         let mut machine = machine(&pg, &db, cast);
         if let Machine::Binary(relay) = &mut machine {
@@ -253,8 +248,8 @@ impl World {
         let (tally, records, lying) = (Tally::default(), Vec::new(), cast.lying);
         let mut world = World { machine, phones, db, board, tally, users, pg, records, lying };
         world.people(cast);
-        let begun = world.begun().await;
-        (world, begun)
+        world.begun().await;
+        world
     }
 
     /// More phones.
@@ -299,22 +294,21 @@ impl World {
         }
     }
 
-    /// Everybody has had a mark; its note.
-    pub(super) async fn begun(&self) -> String {
+    /// Everybody has had a mark.
+    pub(super) async fn begun(&self) {
         let deadline = Instant::now() + CAUGHT_UP;
         for number in 0.. {
-            let note = format!("begin-{number}");
+            let note = format!("begin-{}-{number}", self.records.len());
             self.mark(&note).await;
             let soon = Instant::now() + Duration::from_secs(1);
             while Instant::now() < soon {
-                if self.board.without(&note).is_empty() {
-                    return note;
+                if self.board.without_any().is_empty() {
+                    return;
                 }
                 pause().await;
             }
-            assert!(Instant::now() < deadline, "not all are subscribed: {:?}", self.board.without(&note));
+            assert!(Instant::now() < deadline, "not all are subscribed: {:?}", self.board.without_any());
         }
-        unreachable!("the loop returns or panics")
     }
 
     /// A row that everybody gets, in a transaction of its own.
