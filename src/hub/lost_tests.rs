@@ -228,7 +228,9 @@ async fn settled(room: &mut Room, port: &Arc<Port>) -> Vec<String> {
         let batch = tokio::time::timeout(DEADLINE, room.bench.batches.recv()).await.expect("in time").expect("runs");
         for outgoing in batch.items {
             match outgoing {
-                Outgoing::Notice(notice) if notice.port.id == port.id => told.push(notice.message.to_string()),
+                Outgoing::Notice(notice) if notice.port.id == port.id && !notice.ok => {
+                    told.push(notice.message.to_string())
+                }
                 Outgoing::Change(fanout) => {
                     let mut own = fanout.members.iter().filter(|member| member.port.id == port.id);
                     if own.any(|member| member.cursor_as.is_none()) {
@@ -271,6 +273,37 @@ async fn deletes_in_a_backlog_in_which_no_membership_changes_are_a_gap_for_nobod
         assert_eq!(told, expected, "{rows} rows, members changed meanwhile: {changes}");
         let undecided = room.bench.metrics.undecided_gaps.get();
         assert_eq!(undecided > 0, changes, "{undecided} counted");
+        room.bench.stop().await;
+    }
+}
+
+/// What was missed is read again, and so is what has changed in it.
+#[tokio::test]
+async fn deletes_that_were_missed_in_a_backlog_in_which_no_membership_changes_are_a_gap_for_nobody() {
+    for changes in [false, true] {
+        let bench = Bench::with(&members(), config(|_| {})).await;
+        let (joining, joined) = open(&bench, "insert into members values ('red', 'somebody')").await;
+        joining.batch_execute("commit").await.expect("committed");
+        let mut room = Room::with(bench).await;
+        room.so_far().await;
+        let missed = Cursor { epoch: tag(1), position: crate::hub::gaps::end_of(Lsn(room.bench.lsn)) };
+        room.delete_post("1", "blue");
+        if changes {
+            let members = room.members.clone();
+            room.bench.insert_by(joined, TransactionBuilder::default(), &members, &[vec!["red", "somebody"]]);
+        }
+        room.so_far().await;
+        let back = port();
+        let entries = [("posts", 1), ("marks", 2)]
+            .map(|(table, id)| Entry { start: crate::hub::Start::After(missed), ..entry(id, table, None) });
+        room.bench.subscribe(&back, entries.into(), ALICE).await;
+        let (after, later) = open(&room.bench, "insert into marks values ('later')").await;
+        after.batch_execute("commit").await.expect("committed");
+        let marks = room.marks.clone();
+        room.bench.insert_by(later, TransactionBuilder::default(), &marks, &[vec!["later"]]);
+        let told = settled(&mut room, &back).await;
+        let expected: &[&str] = if changes { &[LOST] } else { &[] };
+        assert_eq!(told, expected, "members changed meanwhile: {changes}");
         room.bench.stop().await;
     }
 }
