@@ -97,6 +97,8 @@ metrics! {
     log_end_lsn: Gauge = "log_end_lsn";
     /// Bytes in the log's segments
     log_bytes: Gauge = "log_size" in Bytes;
+    /// Bytes of the log's newest transactions, kept in memory: grows with what is written until it is what `ROWCAST_LOG_MEMORY` allows
+    log_memory: Gauge = "log_memory" in Bytes;
     /// Times an append to the log failed (disk full and the like)
     log_append_errors: Counter = "log_append_errors";
     /// Time one fsync of the log took

@@ -118,7 +118,7 @@ impl Bench {
 }
 
 fn asks(topic: &str, member: Option<&Arc<Rights>>) -> Entry {
-    let messages = Messages { topic: topic.into(), member: member.cloned(), skip: Arc::default() };
+    let messages = Messages { topic: topic.into(), member: member.cloned(), replayed: None };
     Entry { messages: Some(messages), ..entry(0, "", None) }
 }
 

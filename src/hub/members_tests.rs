@@ -1,5 +1,8 @@
 //! Rights of members over real rules and facts; the stream is played by the test.
 
+#[path = "../../tests/bench/members.rs"]
+mod bench;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -62,7 +65,7 @@ impl Desk {
         let columns: BTreeSet<i16> = table.columns.iter().map(|column| column.number).collect();
         let layout = Arc::new(Layout::of(table, self.catalog.types(), &columns).expect("fit"));
         self.facts.record(layout.clone());
-        let limits = LoadLimits { bytes: 1 << 20, deadline: PATIENCE };
+        let limits = LoadLimits { bytes: 64 << 20, deadline: PATIENCE };
         let (rows, snapshot) = facts::load(&self.database.pool("relay"), &layout, &limits).await.expect("loaded");
         self.facts.install(rows, &snapshot).expect("installed");
         self.members.note_facts(&self.facts);

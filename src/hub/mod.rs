@@ -34,6 +34,7 @@ mod resolve;
 mod rows;
 mod rules;
 mod run;
+mod seldom;
 mod settle;
 mod slots;
 mod snapshot;
@@ -66,7 +67,8 @@ pub use messages::{Body, MESSAGES_TABLE, Message, is_of_messages};
 pub use outbox::{CloseReason, Flushed, Outbox, Sent, Transmit};
 pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
-pub use snapshot::{COMPLETE, REFUSED};
+pub(crate) use seldom::Seldom;
+pub use snapshot::{COMPLETE, Footing, REFUSED, Replayed};
 pub use summary::{Summary, TableCount, UserCount};
 
 use std::sync::Arc;

@@ -50,6 +50,11 @@ impl Origin {
         self.epoch
     }
 
+    /// Its transaction's id, and of which history that is.
+    pub(super) fn transaction(&self) -> (u32, Option<u64>) {
+        (self.xid, self.epoch)
+    }
+
     /// When its transaction committed, and was taken up.
     pub(super) fn when(&self) -> (Timestamp, std::time::Instant) {
         (self.commit_time, self.taken.into_std())
@@ -86,7 +91,7 @@ impl Hub {
         let types = rules.catalog.types().clone();
         let now = self.deps.clock.unix_seconds();
         let metrics = &self.deps.metrics;
-        let transaction = (origin.xid, origin.epoch);
+        let transaction = origin.transaction();
         let mut judgement =
             self.matcher.judge((&mut self.registry, at), (&row, transaction), &self.facts, now, metrics);
         self.lose(std::mem::take(&mut judgement.lost), (&row, origin.epoch));

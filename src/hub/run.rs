@@ -34,6 +34,7 @@ use super::registry::{At, Registry};
 use super::replay::{PASSES, Passes};
 use super::rows::Origin;
 use super::rules::{Rules, RulesHandle, RulesReader};
+use super::seldom::Seldom;
 use super::snapshot::Snapshots;
 use super::{ChannelId, Command, GapReason, HubConfig, HubDeps, HubError, HubHandle};
 use crate::catalog::Snapshot;
@@ -132,6 +133,8 @@ pub struct Hub {
     /// The log could not be read; again at this time.
     pub(super) read_at: Option<Instant>,
     pub(super) failed_reads: u32,
+    /// Warnings of messages that are not sent, by reason.
+    pub(super) dropped: AHashMap<&'static str, Seldom>,
     /// Members in `out`.
     pub(super) queued: usize,
 }
@@ -193,6 +196,7 @@ impl Hub {
             poke_at: None,
             read_at: None,
             failed_reads: 0,
+            dropped: AHashMap::new(),
             queued: 0,
             config,
             deps,

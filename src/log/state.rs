@@ -114,6 +114,7 @@ impl Shared {
 
     fn measure(&self, state: &State) {
         self.metrics.log_bytes.set(state.bytes().cast_signed());
+        self.metrics.log_memory.set(state.tail.bytes() as i64);
         self.metrics.log_floor_lsn.set(state.floor.0.cast_signed());
         self.metrics.log_end_lsn.set(state.end.0.cast_signed());
     }
@@ -139,6 +140,7 @@ impl Shared {
         self.metrics.log_end_lsn.set(end.0.cast_signed());
         if let Some(transaction) = transaction {
             state.tail.push(transaction.clone());
+            self.metrics.log_memory.set(state.tail.bytes() as i64);
         }
         drop(state);
         self.changed.notify_waiters();

@@ -130,3 +130,47 @@ async fn rules_that_change_hold_for_every_message_from_their_commit_on() {
         }
     }
 }
+
+/// As the documentation of Supabase has it.
+const NUMBERED: &str = "create table rooms_users (room_id uuid, user_id uuid, primary key (room_id, user_id));
+    grant select on rooms_users to authenticated;
+    create policy members on realtime.messages for select to authenticated using (topic like 'room:%' and exists (
+        select 1 from rooms_users m where m.user_id = (select auth.uid()) and m.room_id = split_part(topic, ':', 2)::uuid));";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_room_that_is_a_part_of_the_topic_is_followed_in_memory() {
+    const ROOM: &str = "room:a11ce000-0000-4000-8000-0000000000aa";
+    let pg = database("").await;
+    pg.exec(NUMBERED).await;
+    let member = |user: &str| format!("insert into rooms_users values (substr('{ROOM}', 6)::uuid, '{user}')");
+    pg.exec(&member(ALICE)).await;
+    pg.exec(&member(BOB)).await;
+    let relay = Relay::start(&pg).await;
+    let (alices, bobs) = (token::user(ALICE), token::user(BOB));
+    let mut alice = Phone::connect(&relay.base(), &alices, Version::V1).await;
+    let mut bob = Phone::connect(&relay.base(), &bobs, Version::V1).await;
+    let by_memory = "outcome=\"allowed\"";
+    while relay.metric("rowcast_authz_memory_total", by_memory).await < 1.0 {
+        let reply = bob.join_with(ROOM, config(&bobs)).await;
+        assert_eq!(reply["status"], "ok", "{reply}");
+    }
+    let reply = alice.join_with(ROOM, config(&alices)).await;
+    assert_eq!(reply["status"], "ok", "{reply}");
+    assert!(relay.metric("rowcast_authz_memory_total", by_memory).await >= 2.0);
+
+    let send = |n: usize| format!("select realtime.send('{{\"n\": {n}}}', 'count', '{ROOM}', true);");
+    pg.exec(&send(1)).await;
+    pg.exec(&format!("delete from rooms_users where user_id = '{ALICE}'")).await;
+    pg.exec(&send(2)).await;
+    let (got, said) = numbers(&mut alice, 2).await;
+    assert_eq!(got, [1]);
+    assert!(said.is_some_and(|said| said.contains("permissions to read from this Channel topic")));
+    let (got, said) = numbers(&mut bob, 2).await;
+    assert_eq!((got, said), (vec![1, 2], None));
+
+    // What Postgres would raise an error about, Postgres is asked about.
+    let refused = alice.join_with("room:one", config(&alices)).await;
+    assert_eq!(refused["status"], "error", "{refused}");
+    let refused = alice.join_with("hall:a11ce000-0000-4000-8000-0000000000aa", config(&alices)).await;
+    assert_eq!(refused["status"], "error", "{refused}");
+}

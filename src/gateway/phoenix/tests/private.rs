@@ -139,7 +139,11 @@ fn presence_is_asked_for_with_the_join_if_it_is_enabled() {
     let rights = seat.rights.clone().unwrap();
     assert!(!rights.allows(Right::ReadBroadcast) && rights.allows(Right::ReadPresence));
     assert!(client.asks.iter().any(|ask| matches!(ask, Effect::PresenceState(_))));
-    let (client, _) = member(json!({"presence": {"enabled": true}}), reads(true, Some(false)));
+    let mut client = self::client();
+    client.join("realtime:t", private(json!({"presence": {"enabled": true}})));
+    let (number, _) = client.question();
+    assert_eq!(client.reading(number, reads(true, Some(false)))[0][4]["status"], "ok");
+    assert!(client.asks.iter().any(|ask| matches!(ask, Effect::Enter { .. })));
     assert!(!client.asks.iter().any(|ask| matches!(ask, Effect::PresenceState(_))));
 }
 
@@ -173,6 +177,17 @@ fn who_may_not_write_hears_nothing_and_presence_is_refused() {
         let number = client.write_question();
         assert!(client.writing(number, told.clone()).is_empty());
         assert!(client.asks.is_empty());
+        // Nor as a binary frame, of JSON or of bytes.
+        for encoding in [0, 1] {
+            let head = [3, 1, 1, 10, 3, 0, encoding];
+            let frame = Bytes::from([&head[..], b"17", b"realtime:t", b"cur", b"{}"].concat());
+            assert!(client.binary(&frame).is_empty());
+            if told.is_err() {
+                let number = client.write_question();
+                assert!(client.writing(number, told.clone()).is_empty());
+            }
+            assert!(client.asks.is_empty());
+        }
         // Of presence also the right to read is asked for.
         assert!(client.push("3", "presence", json!({"event": "track"})).is_empty());
         let (number, presence) = client.question();
@@ -431,4 +446,20 @@ fn presence_that_can_be_read_again_is_told_as_a_whole() {
     let (number, _) = client.question();
     client.reading(number, reads(true, Some(true)));
     assert_eq!(states(&mut client), 1);
+}
+
+#[test]
+fn who_tracks_without_having_asked_for_presence_is_told_no_state() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    client.push("2", "presence", json!({"event": "track"}));
+    let (number, _) = client.question();
+    // Any other right of his changes meanwhile.
+    rights.set(Right::WriteBroadcast, Some(true));
+    assert!(client.rights_changed().is_empty());
+    client.reading(number, reads(true, Some(true)));
+    assert!(!client.asks.iter().any(|ask| matches!(ask, Effect::PresenceState(_))), "{:?}", client.asks);
+    let number = client.write_question();
+    client.writing(number, writes(true, true));
+    assert!(client.rights_changed().is_empty());
+    assert!(matches!(client.asks.as_slice(), [Effect::Track { payload: Some(_), .. }]), "{:?}", client.asks);
 }
