@@ -452,6 +452,9 @@ impl Hub {
             self.registry.catch_up();
         }
         work.folded = self.facts.concerns(&work.transaction.relations);
+        if work.folded {
+            self.owing.note_change(work.transaction.end_lsn);
+        }
         if work.folded
             && let Err(error) = self.facts.begin(&work.transaction)
         {

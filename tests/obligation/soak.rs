@@ -74,8 +74,8 @@ impl fmt::Display for Curve {
 async fn memory_and_files_and_lag_do_not_grow_with_time() {
     let minutes = number("ROWCAST_SOAK_MINUTES");
     let lasts = minutes.map_or(Duration::from_secs(8), |minutes| Duration::from_secs(60 * minutes));
-    let cast = Cast { cursors: 5, devices: 5, stock: &[], in_process: false, lying: false, forgetful: true };
-    let (mut world, _) = World::begin(cast).await;
+    let cast = Cast { cursors: 5, devices: 5, forgetful: true, ..Cast::default() };
+    let mut world = World::begin(cast).await;
     let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let Machine::Binary(relay) = &mut world.machine else { unreachable!("the binary was asked for") };
     assert!(relay.stop().await.success(), "{}", relay.log());
