@@ -13,6 +13,7 @@
 //! data, while the right to a channel was decided, and is followed, for the channel.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ahash::AHashMap;
 
@@ -254,19 +255,15 @@ impl Hub {
         if at == At::Live {
             metrics.messages.inc();
         }
-        let drop = |reason: Dropped, what: &str| {
-            // Once, though passes come by again.
-            if at == At::Live {
-                metrics.messages_dropped.get_or_create(&[("reason", reason)]).inc();
-                tracing::warn!(position = %row.position, reason, "a row of realtime.messages is not broadcast: {what}");
-            }
-        };
         let message = match Message::read(row) {
             Ok(message) => message,
-            Err(reason) => return drop(reason, "it has no topic, event, id or payload, or is not of a broadcast"),
+            Err(reason) => {
+                let what = "it has no topic, event, id or payload, or is not of a broadcast";
+                return self.drop_message(at, row, reason, what);
+            }
         };
         if message.body.size() > self.config.max_message_bytes {
-            return drop("payload", "its payload is larger than what may be broadcast");
+            return self.drop_message(at, row, "payload", "its payload is larger than what may be broadcast");
         }
         let Some(rules) = &self.current else { return };
         let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
@@ -289,6 +286,19 @@ impl Hub {
                 Arc::new(Event::of_message(matching::event(row.clone(), origin.when(), &types, origin.epoch())));
             metrics.message_deliveries.inc_by(judgement.permits.iter().map(|(_, members)| members.len() as u64).sum());
             self.hand_on(at, event, judgement, origin);
+        }
+    }
+
+    /// Counts a row that is sent to nobody, and warns of it: seldom, since whoever may insert there can do so without end.
+    fn drop_message(&mut self, at: At, row: &RowChange, reason: Dropped, what: &str) {
+        // Once, though passes come by again.
+        if at != At::Live {
+            return;
+        }
+        self.deps.metrics.messages_dropped.get_or_create(&[("reason", reason)]).inc();
+        if let Some(more) = self.dropped.entry(reason).or_default().tell(Instant::now()) {
+            let position = row.position;
+            tracing::warn!(%position, reason, more, "a row of realtime.messages is not broadcast: {what}");
         }
     }
 

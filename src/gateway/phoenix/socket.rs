@@ -256,7 +256,7 @@ pub(in crate::gateway) async fn run(
     // A copy of its own size: tungstenite keeps this buffer, and hyper's has 8 KiB.
     let first = Vec::from(leftover.as_ref());
     drop(leftover);
-    let (taken, unfinished) = (first.len() as u64, shared.unfinished.part());
+    let (taken, unfinished) = (first.len() as u64, shared.unfinished.part(visitor.principal.user()));
     let inbound = Inbound { read, outbox: outbox.clone(), taken, unfinished };
     let config = Some(reading(&shared.config));
     let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, config).await;

@@ -169,7 +169,7 @@ impl Session {
         // Who is nobody in particular is not one with all others like that.
         let user = match &*principal.subject {
             "" => format!("{}#{}", principal.role, self.visitor.connection).into(),
-            _ => principal.subject.clone(),
+            _ => principal.user(),
         };
         Effect::Enter {
             id: channel.id,

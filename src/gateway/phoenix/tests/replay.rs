@@ -92,6 +92,20 @@ fn version_1_gets_no_stored_bytes() {
 }
 
 #[test]
+fn at_the_topics_door_stored_bytes_come_as_they_do_live() {
+    let stored =
+        codec::replayed_binary(Version::Topics, "realtime:t", "bin", r#"{"replayed":true,"id":"i"}"#, b"\xde\xad");
+    let message =
+        crate::hub::Message { private: true, topic: "t", event: "bin", id: "i", body: crate::hub::Body::Hex(b"dead") };
+    let live = crate::gateway::encode::message_frame(Version::Topics, "realtime:t", &message, None).unwrap();
+    let read = |frame: &Bytes| serde_json::from_slice::<Value>(&frame[2..]).unwrap();
+    let (stored, mut live) = (read(&stored.unwrap()), read(&live));
+    assert_eq!((&live["encoding"], &live["payload"]), (&json!("base64"), &json!("3q0=")));
+    live["meta"]["replayed"] = json!(true);
+    assert_eq!(stored, live);
+}
+
+#[test]
 fn what_can_not_be_replayed_refuses_the_join() {
     let config =
         |replay: Value, private: bool| json!({"config": {"private": private, "broadcast": {"replay": replay}}});

@@ -27,6 +27,13 @@ enum Item<'a> {
 }
 use Item::{Held, Message, Odd, Row as OwnRow};
 
+/// A value of an [`Odd`] row.
+const NULL: &str = "\0";
+
+fn value(text: &str) -> Value<'_> {
+    if text == NULL { Value::Null } else { Value::Text(text.as_bytes()) }
+}
+
 const ID: &str = "6ecd8c99-4036-403d-bf84-cf8400f67836";
 
 impl Past {
@@ -39,7 +46,7 @@ impl Past {
         let (mut builder, messages) = (TransactionBuilder::default(), messages_table());
         let mut add = |operation: u8, relation: &Arc<Relation>, values: &[&str]| {
             let mut raw = vec![if operation == b'D' { b'K' } else { b'N' }];
-            Tuple::encode(values.iter().map(|text| Value::Text(text.as_bytes())), &mut raw);
+            Tuple::encode(values.iter().map(|text| value(text)), &mut raw);
             builder.row(operation, relation, &Bytes::from(raw)).unwrap();
         };
         for item in items {
@@ -222,6 +229,10 @@ async fn what_is_no_broadcast_is_dropped_and_counted() {
         Odd(b'D', row("delete", "f", "broadcast", "1")),
         Odd(b'I', row("presence", "f", "presence", "1")),
         Odd(b'I', row("odd", "", "broadcast", "1")),
+        Odd(b'I', row(NULL, "f", "broadcast", "1")),
+        Odd(b'I', row("no payload", "f", "broadcast", NULL)),
+        Odd(b'I', row("no privacy", NULL, "broadcast", "1")),
+        Odd(b'I', ["no topic", NULL, "f", "broadcast", "1", ID]),
         Odd(b'I', row("large", "f", "broadcast", &large)),
         Odd(b'I', row("end", "f", "broadcast", "1")),
     ]);
@@ -229,8 +240,8 @@ async fn what_is_no_broadcast_is_dropped_and_counted() {
     witness.until(&mut past.bench, "the end", |w| w.of(&alice).rows.len() == 1).await;
     assert_eq!(witness.of(&alice).ids(), ["end"]);
     let dropped = |reason| past.bench.metrics.messages_dropped.get_or_create(&[("reason", reason)]).get();
-    assert_eq!(["malformed", "extension", "payload"].map(dropped), [1, 1, 1]);
-    assert_eq!(past.bench.metrics.messages.get(), 4, "only what was inserted counts");
+    assert_eq!(["malformed", "extension", "payload"].map(dropped), [5, 1, 1]);
+    assert_eq!(past.bench.metrics.messages.get(), 8, "only what was inserted counts");
     past.bench.stop().await;
 }
 
@@ -336,7 +347,7 @@ async fn rows_that_are_missed_while_only_messages_go_on_are_told_as_a_gap_when_t
     let (mut sent, mut missed) = (2, Vec::new());
     for (sql, told) in [("drop", "Please check Realtime"), ("add", SUBSCRIBED)] {
         if sql == "add" {
-            missed.push(place(past.post(&[OwnRow("r2"), Message("m", "room", false)]), 0));
+            missed.push(place(past.post(&[OwnRow("r2"), Message("alone", "room", false)]), 0));
             sent += 1;
             witness.until(&mut past.bench, "the message", |w| w.of(&alice).rows.len() == sent).await;
             let reached = witness.ports[&alice.id].reached().unwrap().position;
@@ -358,6 +369,9 @@ async fn rows_that_are_missed_while_only_messages_go_on_are_told_as_a_gap_when_t
     witness.until(&mut past.bench, "the end", |w| w.of(&alice).rows.len() == sent + 2).await;
     let seen = witness.of(&alice);
     assert_eq!(seen.ids()[sent..], ["back", "end"]);
+    // Whoever went on from there would never hear of what was missed.
+    assert!(seen.placeless.iter().any(|event| event == "alone"), "{seen:?}");
+    assert!(!seen.placeless.iter().any(|event| event == "back" || event == "end"), "{seen:?}");
     let [Details::Gap { from: Some(from), to, .. }] = seen.gaps[..] else { panic!("{seen:?}") };
     assert!(place(first, 1) <= from.position && from.position < missed[0] && missed[0] <= to.position, "{seen:?}");
     let end = place(past.bench.lsn, u32::MAX);
