@@ -366,6 +366,10 @@ pub(super) struct ServeArgs {
     /// Largest age of what is in the log [env: ROWCAST_LOG_RETAIN_AGE] [default: 24h]
     #[arg(long, value_name = "TIME", help_heading = "Log of changes")]
     log_retain_age: Option<String>,
+    /// Memory for the newest part of the log: clients that keep up, or come back within it, are served without a read of the disk
+    /// [env: ROWCAST_LOG_MEMORY] [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log of changes")]
+    log_memory: Option<String>,
     /// Largest size of the journal that `rowcast why` answers from; 0 for none [env: ROWCAST_JOURNAL_BYTES] [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Log of changes")]
     journal_bytes: Option<String>,
@@ -431,6 +435,7 @@ impl ServeArgs {
             ("data_dir", &self.data_dir),
             ("log_retain_bytes", &self.log_retain_bytes),
             ("log_retain_age", &self.log_retain_age),
+            ("log_memory", &self.log_memory),
             ("admin_addr", &self.admin_addr),
             ("log", &self.log),
             ("log_format", &self.log_format),

@@ -46,6 +46,7 @@ const NAMES: &[(&str, &str)] = &[
     ("facts_memory", "ROWCAST_FACTS_MEMORY"),
     ("log_retain_bytes", "ROWCAST_LOG_RETAIN_BYTES"),
     ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
+    ("log_memory", "ROWCAST_LOG_MEMORY"),
     ("journal_bytes", "ROWCAST_JOURNAL_BYTES"),
     ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
     ("max_connections", "ROWCAST_MAX_CONNECTIONS"),
@@ -102,6 +103,8 @@ pub fn is_setting(variable: &str) -> bool {
 const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
 /// Less would forget a join before its channel.
 const LEAST_JOURNAL: u64 = 1 << 20;
+/// Readers that keep up must find in memory what was just written.
+const LEAST_LOG_MEMORY: u64 = 1 << 20;
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// Partitions of messages are of whole days, and looked after every hour.
 const SHORTEST_KEPT: Duration = Duration::from_secs(3600);
@@ -392,6 +395,11 @@ impl<'a> Reading<'a> {
         });
         let retain_bytes = self.read("log_retain_bytes", "Write it like 4GiB.", parse::bytes);
         let retain_age = self.read("log_retain_age", "Write it like 24h.", parse::duration);
+        let log_memory =
+            self.read("log_memory", "Write it like 64MiB, at least 1MiB.", |text| match parse::bytes(text)? {
+                bytes if bytes < LEAST_LOG_MEMORY => Err(format!("is {text:?}")),
+                bytes => usize::try_from(bytes).map_err(|_| "is too large".to_owned()),
+            });
         let journal = self.read("journal_bytes", "Write it like 64MiB, at least 1MiB, or 0 for none.", |text| {
             let bytes = parse::bytes(text)?;
             if (1..LEAST_JOURNAL).contains(&bytes) { Err(format!("is {text:?}")) } else { Ok(bytes) }
@@ -432,6 +440,7 @@ impl<'a> Reading<'a> {
         config.hub.facts.memory = facts_memory.unwrap_or(config.hub.facts.memory);
         config.log.retain_bytes = retain_bytes.unwrap_or(config.log.retain_bytes);
         config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
+        config.log.tail_bytes = log_memory.unwrap_or(config.log.tail_bytes);
         config.journal.bytes = journal.unwrap_or(config.journal.bytes);
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);

@@ -60,6 +60,7 @@ fn every_mistake_is_reported_by_the_name_of_its_setting() {
         ("ROWCAST_RETENTION_INTERVAL", "0s"),
         ("ROWCAST_LOG_RETAIN_BYTES", "much"),
         ("ROWCAST_LOG_RETAIN_AGE", "long"),
+        ("ROWCAST_LOG_MEMORY", "1023KiB"),
         ("ROWCAST_OUTBOX_BYTES", "-1"),
         ("ROWCAST_MAX_CONNECTIONS", "0"),
         ("ROWCAST_MAX_CHANNELS", "0"),

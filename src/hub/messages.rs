@@ -26,7 +26,7 @@ use super::run::Hub;
 use super::slots::{IdSet, Slots};
 use super::snapshot::Seam;
 use super::waiting::Ready;
-use super::{ChannelId, Messages, NO_CURSOR, Port};
+use super::{ChannelId, Messages, NO_CURSOR, Port, Replayed};
 use crate::change::{Change, Position, Relation, RowChange, Value};
 use crate::policy::{self, DenyReason, Verdict};
 
@@ -196,14 +196,13 @@ impl MessageIndex {
         }
     }
 
-    /// Those who have asked for this message, by channel, each channel once.
-    fn members(&self, message: &Message<'_>, at: Position) -> Vec<&MessageSub> {
+    /// Those who have asked for this message, by channel, each channel once. `had`: whether it is among what somebody has had.
+    fn members(&self, message: &Message<'_>, at: Position, had: impl Fn(&Replayed) -> bool) -> Vec<&MessageSub> {
         let topics = if message.private { &self.private } else { &self.public };
-        let id = message.id_bytes();
         let mut members = Vec::new();
         if let Some(ids) = topics.get(message.topic) {
             ids.each(|number| {
-                let wants = |sub: &&MessageSub| at > sub.from && !id.is_some_and(|id| sub.messages.skip.contains(&id));
+                let wants = |sub: &&MessageSub| at > sub.from && !sub.messages.replayed.as_deref().is_some_and(&had);
                 members.extend(self.subs.get(number).filter(wants));
             });
         }
@@ -218,13 +217,13 @@ fn judge(
     registry: &Registry,
     at: At,
     (message, position): (&Message<'_>, Position),
-    may: impl Fn(&Messages) -> Verdict,
+    (may, had): (impl Fn(&Messages) -> Verdict, impl Fn(&Replayed) -> bool),
     now_unix_seconds: i64,
     counts: (&mut Counts, &crate::metrics::Metrics),
 ) -> (Judgement, Vec<ChannelId>) {
     let (mut judgement, mut waits) = (Judgement::default(), Vec::new());
     let (counts, metrics) = counts;
-    let members = registry.messages(at).map(|index| index.members(message, position)).unwrap_or_default();
+    let members = registry.messages(at).map(|index| index.members(message, position, had)).unwrap_or_default();
     for sub in members {
         if now_unix_seconds >= sub.expires_at {
             counts.deny(metrics, DenyReason::Expired.as_str());
@@ -270,8 +269,11 @@ impl Hub {
         let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
         let now = self.deps.clock.unix_seconds();
         let may = |messages: &Messages| self.may_have(messages);
+        let (id, transaction) = (message.id_bytes(), origin.transaction());
+        let shares = |epoch, at| self.deps.log.shares(epoch, at);
+        let had = |replayed: &Replayed| replayed.has(transaction, row.position, id, shares);
         let (mut judgement, waits) =
-            judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
+            judge(&self.registry, at, (&message, row.position), (may, had), now, (&mut counts, &metrics));
         counts.report(&metrics);
         for id in waits {
             self.await_right(id, before(row.position), origin.epoch());

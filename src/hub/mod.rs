@@ -9,6 +9,7 @@ mod control;
 mod event;
 mod facts;
 mod filters;
+mod freshness;
 mod gaps;
 mod group;
 mod holds;
@@ -68,7 +69,7 @@ pub use outbox::{CloseReason, Flushed, Outbox, Sent, Transmit};
 pub use reach::{Pace, Place, Reach};
 pub use run::Hub;
 pub(crate) use seldom::Seldom;
-pub use snapshot::{COMPLETE, REFUSED};
+pub use snapshot::{COMPLETE, Footing, REFUSED, Replayed};
 pub use summary::{Summary, TableCount, UserCount};
 
 use std::sync::Arc;

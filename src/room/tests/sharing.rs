@@ -236,3 +236,15 @@ async fn who_publishes_over_http_has_a_share_of_a_room_over_its_rate() {
     }
     assert_eq!(rooms.publish(&public("a"), number(63), &server).await, Err(RoomError::TooManyMessages));
 }
+
+#[tokio::test]
+async fn presence_of_one_room_is_bounded_for_all_who_are_in_it() {
+    let config = RoomConfig { presence_bytes: 4000, ..RoomConfig::default() };
+    let (rooms, _batches, _drain) = rooms(config);
+    let seats: Vec<_> = (1..=3).map(|id| rooms.enter(public("a"), member(id, &format!("u{id}")))).collect();
+    seats[0].track(object(1800)).await.unwrap();
+    seats[1].track(object(1800)).await.unwrap();
+    assert_eq!(seats[2].track(object(1800)).await, Err(RoomError::PresenceFull));
+    let elsewhere = rooms.enter(public("b"), member(4, "u3"));
+    elsewhere.track(object(1800)).await.unwrap();
+}
