@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use rowcast::error::Fault as _;
-use rowcast::messages::{ReplayError, Scope, StoredPayload, Tended, UpkeepError, replay, tend};
+use rowcast::messages::{self, ReplayError, Scope, Stored, StoredPayload, Tended, UpkeepError, tend};
 use rowcast::migrate;
-use rowcast::pg::PgConfig;
+use rowcast::pg::{PgConfig, Pool};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::support::TestPg;
+
+/// What is replayed, in a turn of its own.
+async fn replay(pool: &Pool, topic: &str, since: i64, limit: u32) -> Result<Vec<Stored>, ReplayError> {
+    messages::replay(pool, messages::turn().await, topic, since, limit).await.map(|reading| reading.stored)
+}
 
 const KEPT: Duration = Duration::from_secs(72 * 3600);
 
@@ -319,6 +324,78 @@ async fn send_adds_the_rows_id_and_sets_the_topic_until_the_transaction_ends() {
     assert_eq!(both.expect_err("two payloads").code(), Some(&SqlState::CHECK_VIOLATION));
 }
 
+/// What the roles of tokens may do, whatever the database grants and revokes by default.
+#[tokio::test]
+async fn users_reach_the_table_and_the_functions_and_no_partition() {
+    let pg = TestPg::bare().await;
+    let mut client = pg.client().await;
+    let defaults =
+        "create role anon nologin; create role authenticated nologin; create role service_role nologin bypassrls;
+        alter default privileges revoke execute on functions from public;
+        alter default privileges grant all on tables to anon, authenticated, service_role";
+    client.batch_execute(defaults).await.expect("default privileges");
+    migrate::up(&mut client).await.expect("up");
+    drop_day(&client, 2).await;
+    let made = tend(&mut client, Scope::Own, KEPT).await.expect("a round").made;
+    assert_eq!(made, [named(&client, 2).await]);
+    for role in ["anon", "authenticated", "service_role"] {
+        let rights = format!(
+            "select array_agg(privilege order by privilege) from unnest(array['DELETE', 'INSERT', 'REFERENCES', 'SELECT', 'TRIGGER', 'TRUNCATE', 'UPDATE']) as privilege
+             where has_table_privilege('{role}', 'realtime.messages', privilege)"
+        );
+        assert_eq!(value::<Vec<String>>(&client, &rights).await, ["INSERT", "SELECT", "UPDATE"], "{role}");
+        let partitions = format!(
+            "select coalesce(string_agg(c.relname, ', '), '') from pg_class c join pg_inherits i on i.inhrelid = c.oid
+             where inhparent = 'realtime.messages'::regclass
+               and (has_table_privilege('{role}', c.oid, 'SELECT') or has_table_privilege('{role}', c.oid, 'INSERT')
+                    or has_table_privilege('{role}', c.oid, 'DELETE') or has_table_privilege('{role}', c.oid, 'TRUNCATE'))"
+        );
+        assert_eq!(value::<String>(&client, &partitions).await, "", "{role}");
+        let schema = format!(
+            "select has_schema_privilege('{role}', 'realtime', 'USAGE') and not has_schema_privilege('{role}', 'realtime', 'CREATE')"
+        );
+        assert!(value::<bool>(&client, &schema).await, "{role}");
+        let functions = format!(
+            "select count(*) from pg_proc where pronamespace = 'realtime'::regnamespace and has_function_privilege('{role}', oid, 'EXECUTE')"
+        );
+        assert_eq!(value::<i64>(&client, &functions).await, 4, "{role}");
+    }
+    // Whoever is in that role looks after all of it.
+    let others = "select coalesce(string_agg(name, ', '), '') from (
+            select oid::regprocedure::text, proowner from pg_proc where pronamespace = 'realtime'::regnamespace
+            union all select oid::regclass::text, relowner from pg_class where relnamespace = 'realtime'::regnamespace and relkind in ('r', 'p')
+        ) as made (name, owner) where owner <> 'supabase_realtime_admin'::regrole";
+    assert_eq!(value::<String>(&client, others).await, "");
+    let inserts = "select pubinsert and not pubupdate and not pubdelete and not pubtruncate and pubviaroot from pg_publication where pubname = 'rowcast_messages'";
+    assert!(value::<bool>(&client, inserts).await, "only what is inserted is a message");
+}
+
+#[tokio::test]
+async fn a_schema_realtime_that_was_there_keeps_what_it_had_and_survives_down() {
+    let theirs = "create function realtime.topic() returns text language sql as 'select ''theirs''::text'";
+    for more in ["", theirs] {
+        let pg = TestPg::bare().await;
+        let mut client = pg.client().await;
+        let before = format!("create role supabase_realtime_admin nologin; create schema realtime; {more}");
+        client.batch_execute(&before).await.expect("what is there");
+        let report = migrate::up(&mut client).await.expect("up");
+        for found in ["schema realtime", "role supabase_realtime_admin"] {
+            assert!(!report.made.contains(&found.to_owned()), "{found} was there");
+        }
+        assert!(report.made.contains(&"table realtime.messages".to_owned()), "{report}");
+        if more == theirs {
+            assert_eq!(value::<String>(&client, "select realtime.topic()").await, "theirs");
+            let sql = "select proowner = 'postgres'::regrole from pg_proc where oid = 'realtime.topic()'::regprocedure";
+            assert!(value::<bool>(&client, sql).await, "it has another owner");
+        }
+        let _ = migrate::down(&mut client, None).await.expect("down");
+        let left = "select to_regnamespace('realtime') is not null and to_regrole('supabase_realtime_admin') is not null and to_regclass('realtime.messages') is null";
+        assert!(value::<bool>(&client, left).await);
+        let functions = "select count(*) from pg_proc where pronamespace = to_regnamespace('realtime')";
+        assert_eq!(value::<i64>(&client, functions).await, i64::from(more == theirs));
+    }
+}
+
 /// Item 105.
 #[tokio::test]
 async fn a_send_that_fails_inside_only_warns_and_the_callers_transaction_commits() {
@@ -407,7 +484,7 @@ async fn the_newest_messages_since_a_time_are_replayed_oldest_first() {
             ('room:1', 'presence', 'presence', '{}', true, now() at time zone 'utc'), ('room:1', 'broadcast', null, '{}', true, now() at time zone 'utc'),
             ('room:1', 'broadcast', 'nothing', null, true, now() at time zone 'utc'), ('room:1', 'broadcast', 'future', '{}', true, (now() at time zone 'utc') + interval '1 hour')";
     client.batch_execute(rows).await.expect("rows");
-    let events = |stored: Vec<rowcast::messages::Stored>| stored.into_iter().map(|one| one.event).collect::<Vec<_>>();
+    let events = |stored: Vec<Stored>| stored.into_iter().map(|one| one.event).collect::<Vec<_>>();
     let now: i64 = value(&client, "select (extract(epoch from now()) * 1000)::bigint").await;
     let two = replay(&pool, "room:1", now - 3_600_000, 2).await.expect("two");
     assert_eq!(

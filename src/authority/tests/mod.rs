@@ -15,6 +15,7 @@ use crate::hub::HubHandle;
 use crate::metrics::Metrics;
 use crate::policy::Asking;
 use crate::policy::members::fixture::MESSAGES;
+use crate::task;
 use crate::testing::{PATIENCE, TestDatabase};
 
 const ALICE: &str = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11";
@@ -352,5 +353,43 @@ async fn two_users_on_one_connection_never_get_each_others_answer() {
             assert_eq!(reads(&authority, &user(topic, sub)).await, Ok((right, right)));
             assert_eq!(writes(&authority, &user(topic, sub)).await, Ok((right, right)));
         }
+    }
+}
+
+#[tokio::test]
+async fn one_users_slow_questions_keep_neither_others_waiting_nor_who_was_let_in_before() {
+    const GREEDY: &str = "c0eebc99-9c0b-4ef8-bb6d-6bb9bd380a33";
+    let database = database(
+        "create function nap() returns boolean language plpgsql as $$ begin perform pg_advisory_xact_lock_shared(7); return true; end $$;
+         create policy nap on realtime.messages for select to authenticated using (realtime.topic() not like 'slow%' or nap());",
+    )
+    .await;
+    let (authority, _) = authority(&database, "plain_relay", |config| config.connections = 3);
+    let yes = Ok((true, true));
+    assert_eq!(reads(&authority, &user("a", ALICE)).await, yes);
+    database.run("select pg_advisory_lock(7)").await;
+    let ask = |topic: String, sub: &'static str| {
+        let authority = authority.clone();
+        task::spawn("question", async move { reads(&authority, &user(&topic, sub)).await })
+    };
+    let napping = async |least: i64| {
+        let deadline = Instant::now() + PATIENCE;
+        let sql = "select count(*) from pg_locks where locktype = 'advisory' and not granted \
+                   and database = (select oid from pg_database where datname = current_database())";
+        while database.client.query_one(sql, &[]).await.expect("a count").get::<_, i64>(0) < least {
+            assert!(Instant::now() < deadline, "Postgres is not asked");
+        }
+    };
+    let mut slow: Vec<_> = (0..10).map(|n| ask(format!("slow {n}"), GREEDY)).collect();
+    napping(1).await;
+    // Of two places for everybody he has one.
+    assert_eq!(reads(&authority, &user("a", BOB)).await, yes);
+    slow.push(ask("slow".into(), BOB));
+    napping(2).await;
+    // Nobody new has a place now.
+    assert_eq!(reads(&authority, &user("a", ALICE)).await, yes, "she is a member already");
+    database.run("select pg_advisory_unlock(7)").await;
+    for asked in slow {
+        assert_eq!(asked.await.expect("an answer"), yes);
     }
 }

@@ -1,42 +1,11 @@
 //! A database broadcast as a complete frame (`protocol.md` §7.6): the row's `jsonb` text or `bytea` as it is, with the row's id and
 //! the cursor in `meta`.
-//!
-//! Protocol 2 has a binary frame of its own for it (kind 4, §2.3), whose header strings are at most 255 bytes; protocol 1 an
-//! object that can't hold bytes. Who can't be given a message in his protocol does not get it; others do.
 
 use bytes::Bytes;
 
-use super::topics;
-use crate::gateway::frame::{self, Opcode};
+use super::event::{Content, NoFrame, event_frame};
 use crate::hub::{Body, Message, Version};
 use crate::pgtype::write_json_string;
-
-/// Why a message has no frame in a protocol; the metric's label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unsendable {
-    /// Topic, event or meta is longer than protocol 2 can say.
-    Header,
-    /// Bytes, which JSON can't hold.
-    Binary,
-    /// It is no message.
-    Malformed,
-}
-
-impl Unsendable {
-    /// As the metric has it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Unsendable::Header => "header",
-            Unsendable::Binary => "binary",
-            Unsendable::Malformed => "malformed",
-        }
-    }
-}
-
-/// Kind of a broadcast to a client.
-const KIND: u8 = 4;
-const BINARY: u8 = 0;
-const JSON: u8 = 1;
 
 /// The frame for members of this topic, which is the full one. `cursor`: from where on a client that has it goes on.
 pub fn message_frame(
@@ -44,33 +13,17 @@ pub fn message_frame(
     topic: &str,
     message: &Message<'_>,
     cursor: Option<&str>,
-) -> Result<Bytes, Unsendable> {
+) -> Result<Bytes, NoFrame> {
     let meta = meta(message.id, cursor);
-    match version {
-        Version::V2 => binary(topic, message, &meta),
-        Version::V1 => {
-            let mut text = br#"{"topic":"#.to_vec();
-            write_json_string(topic.as_bytes(), &mut text);
-            text.extend_from_slice(br#","event":"broadcast","payload":"#);
-            object(message, &meta, &mut text)?;
-            text.extend_from_slice(br#","ref":null}"#);
-            Ok(frame::text(&text))
+    let bytes;
+    let content = match message.body {
+        Body::Json(text) => Content::Json(text),
+        Body::Hex(digits) => {
+            bytes = decode(digits).ok_or(NoFrame::Malformed)?;
+            Content::Binary(&bytes)
         }
-        Version::Plain => {
-            let mut line = br#"{"broadcast":"#.to_vec();
-            object(message, &meta, &mut line)?;
-            line.extend_from_slice(b"}\n");
-            Ok(line.into())
-        }
-        Version::Topics => match message.body {
-            Body::Json(payload) => Ok(topics::event_broadcast(topic, message.event, payload, &meta)),
-            Body::Hex(digits) => {
-                let mut bytes = Vec::with_capacity(digits.len() / 2);
-                decode(digits, &mut bytes).ok_or(Unsendable::Malformed)?;
-                Ok(topics::binary_broadcast(topic, message.event, &bytes, &meta))
-            }
-        },
-    }
+    };
+    event_frame(version, topic, message.event, content, &meta)
 }
 
 fn meta(id: &str, cursor: Option<&str>) -> Vec<u8> {
@@ -84,46 +37,14 @@ fn meta(id: &str, cursor: Option<&str>) -> Vec<u8> {
     meta
 }
 
-/// As protocol 1 has it.
-fn object(message: &Message<'_>, meta: &[u8], out: &mut Vec<u8>) -> Result<(), Unsendable> {
-    let Body::Json(payload) = message.body else { return Err(Unsendable::Binary) };
-    out.extend_from_slice(br#"{"event":"#);
-    write_json_string(message.event.as_bytes(), out);
-    out.extend_from_slice(br#","payload":"#);
-    out.extend_from_slice(payload);
-    out.extend_from_slice(br#","type":"broadcast","meta":"#);
-    out.extend_from_slice(meta);
-    out.push(b'}');
-    Ok(())
-}
-
-fn binary(topic: &str, message: &Message<'_>, meta: &[u8]) -> Result<Bytes, Unsendable> {
-    let strings = [topic.as_bytes(), message.event.as_bytes(), meta];
-    let mut lengths = [0; 3];
-    for (length, string) in lengths.iter_mut().zip(strings) {
-        *length = u8::try_from(string.len()).map_err(|_| Unsendable::Header)?;
-    }
-    let length = 5 + strings.iter().map(|string| string.len()).sum::<usize>() + message.body.size();
-    let mut out = Vec::with_capacity(length + 10);
-    frame::header(Opcode::Binary, length, &mut out);
-    out.push(KIND);
-    out.extend_from_slice(&lengths);
-    out.push(if matches!(message.body, Body::Json(_)) { JSON } else { BINARY });
-    strings.iter().for_each(|string| out.extend_from_slice(string));
-    match message.body {
-        Body::Json(text) => out.extend_from_slice(text),
-        Body::Hex(digits) => decode(digits, &mut out).ok_or(Unsendable::Malformed)?,
-    }
-    Ok(out.into())
-}
-
-fn decode(digits: &[u8], out: &mut Vec<u8>) -> Option<()> {
+fn decode(digits: &[u8]) -> Option<Vec<u8>> {
     let nibble = |digit: u8| (digit as char).to_digit(16);
+    let mut out = Vec::with_capacity(digits.len() / 2);
     let mut pairs = digits.chunks_exact(2);
     for pair in &mut pairs {
         out.push((nibble(pair[0])? << 4 | nibble(pair[1])?) as u8);
     }
-    pairs.remainder().is_empty().then_some(())
+    pairs.remainder().is_empty().then_some(out)
 }
 
 #[cfg(test)]
@@ -132,6 +53,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::gateway::frame::{self, Opcode};
 
     const ID: &str = "6ecd8c99-4036-403d-bf84-cf8400f67836";
 
@@ -153,7 +75,7 @@ mod tests {
         assert_eq!(line, json!({ "broadcast": body }));
         let bytes = message("ping", Body::Hex(b"dead"));
         for version in [Version::V1, Version::Plain] {
-            assert_eq!(message_frame(version, "realtime:room", &bytes, None), Err(Unsendable::Binary));
+            assert_eq!(message_frame(version, "realtime:room", &bytes, None), Err(NoFrame::NoForm));
         }
     }
 
@@ -175,20 +97,18 @@ mod tests {
     fn what_protocol_2_can_not_say_is_said_in_protocol_1_alone() {
         for (topic, event) in [("t".repeat(256), "e".to_owned()), ("t".to_owned(), "é".repeat(128))] {
             let long = message(&event, Body::Json(b"1"));
-            assert_eq!(message_frame(Version::V2, &topic, &long, None), Err(Unsendable::Header));
+            assert_eq!(message_frame(Version::V2, &topic, &long, None), Err(NoFrame::TooLong));
             assert!(message_frame(Version::V1, &topic, &long, None).is_ok());
         }
         let odd = message("e", Body::Hex(b"abc"));
-        assert_eq!(message_frame(Version::V2, "t", &odd, None), Err(Unsendable::Malformed));
+        assert_eq!(message_frame(Version::V2, "t", &odd, None), Err(NoFrame::Malformed));
     }
 
     proptest! {
         #[test]
         fn any_bytes_come_back_from_their_digits(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            let mut decoded = Vec::new();
-            prop_assert_eq!(decode(digits.as_bytes(), &mut decoded), Some(()));
-            prop_assert_eq!(decoded, bytes);
+            prop_assert_eq!(decode(digits.as_bytes()), Some(bytes));
         }
 
         #[test]

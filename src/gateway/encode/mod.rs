@@ -7,6 +7,7 @@
 
 mod details;
 mod envelope;
+mod event;
 mod messages;
 mod room;
 mod row;
@@ -14,6 +15,7 @@ pub(in crate::gateway) mod topics;
 
 pub use details::details;
 pub use envelope::{changes_frame, system_frame};
-pub use messages::{Unsendable, message_frame};
-pub use room::{NoFrame, broadcast_frame, presence_diff_frame, presence_state_frame};
+pub use event::NoFrame;
+pub use messages::message_frame;
+pub use room::{broadcast_frame, presence_diff_frame, presence_state_frame};
 pub use row::{DEFAULT_MAX_RECORD_BYTES, Place, RowShape, write_data};

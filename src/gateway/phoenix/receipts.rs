@@ -195,7 +195,32 @@ impl Receipts {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::change::{Lsn, Position};
+    use crate::claims::Principal;
+    use crate::resume::{Frontiers, Key, Wanted};
+
+    #[test]
+    fn while_only_messages_are_in_force_their_frontier_moves_alone() {
+        let frontiers = Frontiers::in_memory(Default::default(), Default::default());
+        let claims = json!({"role": "anon"});
+        let principal = Principal::new(claims.as_object().unwrap().clone(), i64::MAX).unwrap();
+        let at = |lsn| Cursor { epoch: 1, position: Position { lsn: Lsn(lsn), ordinal: 0 } };
+        let wanted = ["{}", r#"{"messages":true}"#].map(|entry| {
+            let key = Key::new(&principal, "phone", "realtime:t", entry);
+            Wanted { key, since: None, otherwise: Some(at(5)) }
+        });
+        let now = Instant::now();
+        let (_, tracked) = frontiers.join(&wanted, Some(1), &Default::default(), now);
+        let mark = |lsn, alone| Mark { handles: tracked.handles(), to: Some(at(lsn)), rows: true, alone };
+        let places = || wanted.each_ref().map(|wanted| frontiers.peek(&wanted.key));
+        mark(9, true).receipt(now);
+        assert_eq!(places(), [Some(at(5)), Some(at(9))]);
+        mark(12, false).receipt(now);
+        assert_eq!(places(), [Some(at(12)), Some(at(12))]);
+    }
 
     struct Stage {
         receipts: Receipts,

@@ -144,3 +144,52 @@ impl Seats {
         sent
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, IoSlice};
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::hub::{Outbox, Place, Port, Transmit, Version};
+    use crate::room::{Member, RoomConfig, RoomKey, Rooms};
+
+    struct Nowhere;
+
+    impl Transmit for Nowhere {
+        fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+            Ok(parts.iter().map(|part| part.len()).sum())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_no_shard_takes_in_time_is_said_to_be_late() {
+        let (queue, _full) = mpsc::channel(1);
+        let rooms = Rooms::new(RoomConfig::default(), vec![queue], Arc::default());
+        let (id, stage) = (ChannelId(1), Arc::new(Stage::greeted()));
+        let port = Port {
+            id,
+            outbox: Arc::new(Outbox::new(Box::new(Nowhere), 1000, Bytes::new())),
+            shard: 0,
+            topic: "realtime:t".into(),
+            version: Version::V2,
+            join_ref: "\"1\"".into(),
+            stage: stage.clone(),
+            place: Place::default(),
+        };
+        let member = Member { port: Arc::new(port), rights: None, presence: true, key: "k".into(), user: "u".into() };
+        let seat = rooms.enter(RoomKey { private: false, topic: "t".into() }, member);
+        let mut seats = Seats::default();
+        seats.enter(id, seat, stage);
+        let short = Duration::from_millis(1);
+        let text = || Message::Text { payload: Bytes::from_static(b"1") };
+        assert!(matches!(
+            seats.broadcast(id, text(), true, None, short).unwrap().await,
+            Sent::Broadcast { taken: Ok(()), .. }
+        ));
+        // The queue is full now, and nobody reads it.
+        assert!(matches!(seats.broadcast(id, text(), true, None, short).unwrap().await, Sent::Late));
+        assert!(matches!(seats.state(id, short).unwrap().await, Sent::State { taken: false, .. }));
+    }
+}

@@ -231,24 +231,68 @@ async fn a_member_who_reads_nothing_is_shed_and_others_go_on() {
     assert_eq!(outbox.closing(), Some(crate::hub::CloseReason::Slow));
 }
 
-#[tokio::test]
-async fn two_large_broadcasts_do_not_shed_everybody_in_the_room() {
-    struct Slow(Mutex<bool>, Paper);
-    impl Transmit for Arc<Slow> {
-        fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-            if *self.0.lock().unwrap() {
-                return self.1.try_write_vectored(parts);
-            }
-            Err(io::ErrorKind::WouldBlock.into())
+/// A socket that takes nothing until it is told to.
+struct Slow(Mutex<bool>, Paper);
+
+impl Transmit for Arc<Slow> {
+    fn try_write_vectored(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        if *self.0.lock().unwrap() {
+            return self.1.try_write_vectored(parts);
         }
+        Err(io::ErrorKind::WouldBlock.into())
     }
+}
+
+impl Desk {
+    /// A member of the public room, beside this one, with room for 1000 bytes that it does not read.
+    fn enter_slow(&self, beside: &Port) -> (Seat, Arc<Slow>, Arc<Outbox>) {
+        let slow = Arc::new(Slow(Mutex::new(false), Paper::default()));
+        let outbox = Arc::new(Outbox::new(Box::new(slow.clone()), 1000, Bytes::from_static(b"<slow>")));
+        let port = Port {
+            id: ChannelId(2),
+            outbox: outbox.clone(),
+            shard: 0,
+            topic: beside.topic.clone(),
+            version: Version::V2,
+            join_ref: beside.join_ref.clone(),
+            stage: Arc::new(Stage::greeted()),
+            place: Place::default(),
+        };
+        let key = RoomKey { private: false, topic: "room".into() };
+        let member = Member { port: Arc::new(port), rights: None, presence: true, key: "k".into(), user: "v".into() };
+        (self.rooms.enter(key, member), slow, outbox)
+    }
+}
+
+#[tokio::test]
+async fn a_presence_diff_is_never_left_out_however_large_it_is() {
     let mut desk = Desk::new();
+    let drain = Drain::new();
+    let keeper = task::spawn("rooms", desk.rooms.clone().run(drain.clone()));
     let (one, _, port) = desk.enter(1, Version::V2, Stage::greeted(), None);
-    let slow = Arc::new(Slow(Mutex::new(false), Paper::default()));
-    let outbox = Arc::new(Outbox::new(Box::new(slow.clone()), 1000, Bytes::from_static(b"<slow>")));
-    let of_slow = Port {
+    let (_two, _, outbox) = desk.enter_slow(&port);
+    for diffs in 1..=2 {
+        one.track(raw(&json!({ "n": diffs, "a": "x".repeat(3000) }).to_string())).await.unwrap();
+        while desk.metrics.presence_diffs.get() < diffs {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        desk.write();
+    }
+    assert_eq!(outbox.closing(), Some(crate::hub::CloseReason::Slow), "who misses a diff would show who is long gone");
+    assert_eq!(desk.count("missed"), 0);
+    drain.drain();
+    keeper.await.unwrap();
+}
+
+#[tokio::test]
+async fn who_comes_into_a_private_room_without_rights_hears_nothing() {
+    let mut desk = Desk::new();
+    let rights = Arc::new(Rights::new(Arc::default()));
+    let (one, _, port) = desk.enter(1, Version::V2, Stage::greeted(), Some(rights));
+    let paper = Paper::default();
+    let of_two = Port {
         id: ChannelId(2),
-        outbox: outbox.clone(),
+        outbox: Arc::new(Outbox::new(Box::new(paper.clone()), 1 << 20, Bytes::new())),
         shard: 0,
         topic: port.topic.clone(),
         version: Version::V2,
@@ -256,9 +300,20 @@ async fn two_large_broadcasts_do_not_shed_everybody_in_the_room() {
         stage: Arc::new(Stage::greeted()),
         place: Place::default(),
     };
-    let key = RoomKey { private: false, topic: "room".into() };
-    let member = Member { port: Arc::new(of_slow), rights: None, presence: false, key: "k".into(), user: "v".into() };
-    let _two = desk.rooms.enter(key, member);
+    let key = RoomKey { private: true, topic: "room".into() };
+    let member = Member { port: Arc::new(of_two), rights: None, presence: true, key: "k".into(), user: "v".into() };
+    let two = desk.rooms.enter(key, member);
+    one.broadcast(text("1"), false).await.unwrap();
+    two.send_state().await;
+    desk.write();
+    assert_eq!((paper.read(), desk.count("denied")), (vec![], 1));
+}
+
+#[tokio::test]
+async fn two_large_broadcasts_do_not_shed_everybody_in_the_room() {
+    let mut desk = Desk::new();
+    let (one, _, port) = desk.enter(1, Version::V2, Stage::greeted(), None);
+    let (_two, slow, outbox) = desk.enter_slow(&port);
     let large = "x".repeat(3000);
     for payload in [&large, &large, &large, "small"] {
         one.broadcast(text(&format!("{payload:?}")), true).await.unwrap();

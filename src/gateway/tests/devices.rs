@@ -5,7 +5,7 @@ use crate::change::{Lsn, Position};
 use crate::claims::Principal;
 use crate::gateway::{DeviceConfig, Receipt};
 use crate::hub::{Reach, SubscribeError};
-use crate::resume::{Cursor, Key, Wanted};
+use crate::resume::{Cursor, CursorKey, Key, Wanted};
 
 /// Times that a test can wait for.
 fn quick_pings(receipt: Receipt) -> GatewayConfig {
@@ -225,4 +225,36 @@ async fn the_frontiers_of_refused_entries_do_not_move_with_those_of_messages() {
         pinged(&mut phone).await;
     }
     assert_eq!(place(&relay), None);
+}
+
+#[tokio::test]
+async fn while_a_first_place_waits_to_be_saved_heartbeats_are_answered_and_other_channels_end() {
+    // Nothing waits longer than this; on a machine that was busy for so long it is tried again.
+    let most = Duration::from_secs(2);
+    for attempt in 1.. {
+        let relay = relay(quick()).await;
+        relay.frontiers.saving(true);
+        let mut phone = phone_at(&relay, PATH).await;
+        send(&mut phone, json!(["1", "1", "realtime:u", "phx_join", {}])).await;
+        until("one that has nothing to come back for does not wait", || relay.asked.count() == 1).await;
+        let started = std::time::Instant::now();
+        let mut first = todos();
+        first["config"]["postgres_changes"][0]["since"] = json!(CursorKey::new([1; 32]).seal(at(5)));
+        send(&mut phone, json!(["2", "2", "realtime:t", "phx_join", first])).await;
+        send(&mut phone, json!([null, "3", "phoenix", "heartbeat", {}])).await;
+        send(&mut phone, json!(["1", "4", "realtime:u", "phx_leave", {}])).await;
+        let mut refs = Vec::new();
+        while refs.last() != Some(&json!("3")) {
+            refs.push(next_json(&mut phone).await[1].clone());
+        }
+        let has = |topic: &str| relay.asked.ports.lock().unwrap().values().any(|port| &*port.topic == topic);
+        until("its end is told to the hub", || !has("realtime:u")).await;
+        let waits = !has("realtime:t");
+        if started.elapsed() < most {
+            assert!(waits && !refs.contains(&json!("2")), "{refs:?}");
+            while next_json(&mut phone).await[1] != "2" {}
+            break;
+        }
+        assert!(attempt < 5, "the machine is too busy");
+    }
 }

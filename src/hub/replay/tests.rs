@@ -47,6 +47,8 @@ struct Seen {
     gaps: Vec<Details>,
     told: Vec<String>,
     live: usize,
+    /// What came without a place to go on from.
+    placeless: Vec<String>,
 }
 
 impl Seen {
@@ -83,6 +85,9 @@ impl Witness {
                     for member in &fanout.members {
                         let channel = member.port.id;
                         self.seen.entry(channel).or_default().rows.push((id.clone(), row.position));
+                        if member.cursor_as.as_deref() == Some(crate::hub::NO_CURSOR) {
+                            self.seen.entry(channel).or_default().placeless.push(id.clone());
+                        }
                         self.order.push((channel, id.clone()));
                         match self.slow.contains(&channel) {
                             true => self.stuck.push((member.port.clone(), member.cost)),

@@ -135,7 +135,7 @@ impl Frontiers {
     }
 
     /// A write has ended, and how; or none will be made.
-    pub(super) fn saving(&self, well: bool) {
+    pub(crate) fn saving(&self, well: bool) {
         self.saving.send_replace(well);
     }
 

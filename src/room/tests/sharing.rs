@@ -212,6 +212,11 @@ async fn diffs_of_a_large_room_are_further_apart() {
     let (rooms, _batches, _drain) = rooms(RoomConfig::default());
     let millis = |members| rooms.window(members).as_millis();
     assert_eq!([0, 1000, 5000, 30_000, 1_000_000].map(millis), [50, 50, 250, 1500, 1500]);
+    let (presence_window, presence_longest_window) = (Duration::from_millis(20), Duration::from_millis(100));
+    let (rooms, _batches, _drain) =
+        self::rooms(RoomConfig { presence_window, presence_longest_window, ..RoomConfig::default() });
+    let millis = |members| rooms.window(members).as_millis();
+    assert_eq!([0, 1000, 5000].map(millis), [20, 50, 100], "as it was set");
 }
 
 #[tokio::test]
@@ -230,4 +235,16 @@ async fn who_publishes_over_http_has_a_share_of_a_room_over_its_rate() {
         let _ = rooms.publish(&public("a"), number(62), &server).await;
     }
     assert_eq!(rooms.publish(&public("a"), number(63), &server).await, Err(RoomError::TooManyMessages));
+}
+
+#[tokio::test]
+async fn presence_of_one_room_is_bounded_for_all_who_are_in_it() {
+    let config = RoomConfig { presence_bytes: 4000, ..RoomConfig::default() };
+    let (rooms, _batches, _drain) = rooms(config);
+    let seats: Vec<_> = (1..=3).map(|id| rooms.enter(public("a"), member(id, &format!("u{id}")))).collect();
+    seats[0].track(object(1800)).await.unwrap();
+    seats[1].track(object(1800)).await.unwrap();
+    assert_eq!(seats[2].track(object(1800)).await, Err(RoomError::PresenceFull));
+    let elsewhere = rooms.enter(public("b"), member(4, "u3"));
+    elsewhere.track(object(1800)).await.unwrap();
 }

@@ -231,3 +231,34 @@ impl Connection {
         self.operations.push(Abortable::new(asking.boxed(), registration));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::{Action, Messages, Name, Start};
+    use crate::policy::Rights;
+
+    fn entry(messages: Option<Messages>) -> Entry {
+        Entry {
+            id: 0,
+            action: Action::All,
+            schema: Name::Any,
+            table: Name::Any,
+            filter: None,
+            select: None,
+            start: Start::Now,
+            cursor_as: None,
+            snapshot: None,
+            messages,
+        }
+    }
+
+    #[test]
+    fn the_frontiers_of_entries_that_are_not_in_force_stay() {
+        let member = || Some(Arc::new(Rights::new(Arc::default())));
+        let messages = |member| entry(Some(Messages { topic: "t".into(), member, replayed: None }));
+        assert_eq!(Moves::of(&[entry(None), messages(member())]), Moves::All);
+        assert_eq!(Moves::of(&[messages(member())]), Moves::Messages);
+        assert_eq!(Moves::of(&[messages(None)]), Moves::Nothing, "of a public channel they have none");
+    }
+}

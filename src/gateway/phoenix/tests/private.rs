@@ -4,7 +4,7 @@ use tokio::time::Instant as TokioInstant;
 
 use super::*;
 use crate::authority::{AuthorityError, Basis, Reads, Writes};
-use crate::policy::{Right, Rights};
+use crate::policy::{Right, Rights, Way};
 
 type Told<T> = Result<T, AuthorityError>;
 
@@ -139,7 +139,11 @@ fn presence_is_asked_for_with_the_join_if_it_is_enabled() {
     let rights = seat.rights.clone().unwrap();
     assert!(!rights.allows(Right::ReadBroadcast) && rights.allows(Right::ReadPresence));
     assert!(client.asks.iter().any(|ask| matches!(ask, Effect::PresenceState(_))));
-    let (client, _) = member(json!({"presence": {"enabled": true}}), reads(true, Some(false)));
+    let mut client = self::client();
+    client.join("realtime:t", private(json!({"presence": {"enabled": true}})));
+    let (number, _) = client.question();
+    assert_eq!(client.reading(number, reads(true, Some(false)))[0][4]["status"], "ok");
+    assert!(client.asks.iter().any(|ask| matches!(ask, Effect::Enter { .. })));
     assert!(!client.asks.iter().any(|ask| matches!(ask, Effect::PresenceState(_))));
 }
 
@@ -173,6 +177,17 @@ fn who_may_not_write_hears_nothing_and_presence_is_refused() {
         let number = client.write_question();
         assert!(client.writing(number, told.clone()).is_empty());
         assert!(client.asks.is_empty());
+        // Nor as a binary frame, of JSON or of bytes.
+        for encoding in [0, 1] {
+            let head = [3, 1, 1, 10, 3, 0, encoding];
+            let frame = Bytes::from([&head[..], b"17", b"realtime:t", b"cur", b"{}"].concat());
+            assert!(client.binary(&frame).is_empty());
+            if told.is_err() {
+                let number = client.write_question();
+                assert!(client.writing(number, told.clone()).is_empty());
+            }
+            assert!(client.asks.is_empty());
+        }
         // Of presence also the right to read is asked for.
         assert!(client.push("3", "presence", json!({"event": "track"})).is_empty());
         let (number, presence) = client.question();
@@ -431,4 +446,125 @@ fn presence_that_can_be_read_again_is_told_as_a_whole() {
     let (number, _) = client.question();
     client.reading(number, reads(true, Some(true)));
     assert_eq!(states(&mut client), 1);
+}
+
+#[test]
+fn who_tracks_without_having_asked_for_presence_is_told_no_state() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    client.push("2", "presence", json!({"event": "track"}));
+    let (number, _) = client.question();
+    // Any other right of his changes meanwhile.
+    rights.set(Right::WriteBroadcast, Some(true));
+    assert!(client.rights_changed().is_empty());
+    client.reading(number, reads(true, Some(true)));
+    assert!(!client.asks.iter().any(|ask| matches!(ask, Effect::PresenceState(_))), "{:?}", client.asks);
+    let number = client.write_question();
+    client.writing(number, writes(true, true));
+    assert!(client.rights_changed().is_empty());
+    assert!(matches!(client.asks.as_slice(), [Effect::Track { payload: Some(_), .. }]), "{:?}", client.asks);
+}
+
+#[test]
+fn presence_that_was_away_between_two_looks_is_told_as_a_whole_too() {
+    let (mut client, rights) = member(json!({"presence": {"enabled": true}}), reads(true, Some(true)));
+    let states = |client: &mut Client| {
+        client.rights_changed();
+        let asks: Vec<Effect> = client.asks.drain(..).collect();
+        asks.iter().filter(|ask| matches!(ask, Effect::PresenceState(_))).count()
+    };
+    rights.set(Right::ReadPresence, None);
+    rights.set(Right::ReadPresence, Some(true));
+    assert_eq!((states(&mut client), states(&mut client)), (1, 0), "once");
+    rights.set(Right::ReadBroadcast, None);
+    rights.set(Right::ReadBroadcast, Some(true));
+    assert_eq!(states(&mut client), 0, "no diff was left out");
+}
+
+#[test]
+fn rights_that_are_old_are_asked_for_in_time_and_hold_until_the_answer() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    assert!(client.session.next_tick(client.now).unwrap() > Duration::from_secs(60));
+    rights.set_old(Way::Read, true);
+    assert!(client.rights_changed().is_empty() && client.asks.is_empty());
+    assert!(client.session.next_tick(client.now).unwrap() <= Duration::from_secs(8));
+    assert!(rights.allows(Right::ReadBroadcast));
+    client.pass(8);
+    let (number, _) = client.question();
+    assert!(client.rights_changed().is_empty() && client.asks.is_empty(), "once");
+    let basis = until(&client, 10);
+    assert!(client.reading(number, Ok(Reads { broadcast: true, presence: None, basis })).is_empty());
+    // Again, and now Postgres says no.
+    client.pass(8);
+    let (number, _) = client.question();
+    let frames = client.reading(number, Ok(Reads { broadcast: false, presence: None, basis: until(&client, 10) }));
+    assert_eq!(frames[0], system("system", "error", NONE));
+}
+
+#[test]
+fn rights_are_believed_again_when_they_are_not_old_any_more() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    client.push("2", "broadcast", json!({}));
+    let number = client.write_question();
+    client.writing(number, writes(true, true));
+    for way in [Way::Read, Way::Write] {
+        rights.set_old(way, true);
+    }
+    client.rights_changed();
+    client.asks.clear();
+    for way in [Way::Read, Way::Write] {
+        rights.set_old(way, false);
+    }
+    client.rights_changed();
+    assert!(client.session.next_tick(client.now).unwrap() > Duration::from_secs(60));
+    client.pass(100);
+    assert!(client.asks.is_empty());
+    client.push("3", "broadcast", json!({}));
+    assert!(matches!(client.asks.as_slice(), [Effect::Broadcast { .. }]));
+}
+
+#[test]
+fn an_old_right_to_write_is_asked_for_at_the_next_push_after_a_while() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    rights.set_old(Way::Write, true);
+    client.push("2", "broadcast", json!({}));
+    let number = client.write_question();
+    // Given from memory a moment before it was said to be old.
+    client.writing(number, writes(true, true));
+    assert!(matches!(client.asks.pop(), Some(Effect::Broadcast { .. })));
+    client.pass(8);
+    client.push("3", "broadcast", json!({}));
+    let (number, basis) = (client.write_question(), until(&client, 10));
+    client.writing(number, Ok(Writes { broadcast: false, presence: false, basis }));
+    assert!(client.asks.is_empty());
+    // The stream is there: what it says counts, at once.
+    rights.set(Right::WriteBroadcast, Some(true));
+    rights.set_old(Way::Write, false);
+    client.rights_changed();
+    client.push("4", "broadcast", json!({}));
+    assert!(matches!(client.asks.as_slice(), [Effect::Broadcast { .. }]));
+}
+
+#[test]
+fn a_channel_whose_old_rights_can_not_be_asked_for_ends_after_a_bounded_time() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    rights.set_old(Way::Read, true);
+    client.rights_changed();
+    let mut asked = 0;
+    for second in 1..=41 {
+        client.pass(1);
+        if client.asks.is_empty() {
+            assert!(second < 9, "asked within the time, and then each second");
+            continue;
+        }
+        asked += 1;
+        let (number, _) = client.question();
+        let frames = client.reading(number, Err(AuthorityError::PoolExhausted));
+        if !frames.is_empty() {
+            assert_eq!(frames[0], system("system", "error", "Please increase your connection pool size"));
+            assert!((40..=41).contains(&second) && asked > 30, "{second} {asked}");
+            return;
+        }
+        assert!(rights.allows(Right::ReadBroadcast), "others are asked about, too");
+    }
+    panic!("it never ends");
 }
