@@ -201,6 +201,8 @@ metrics! {
     authz_revocations: Counter = "authz_revocations";
     /// Members of private channels whose rights memory follows
     authz_watched: Gauge = "authz_watched";
+    /// How far behind the database the facts are at the most that rights on private channels rest on, in seconds; 0 while nobody's do. From 2 on Postgres is asked about their members
+    authz_facts_age: Seconds = "authz_facts_age" in Seconds;
     /// Time Postgres took to judge the filters of one change that memory can't judge
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about

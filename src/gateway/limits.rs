@@ -47,6 +47,8 @@ pub struct GatewayConfig {
     pub presence_window: Duration,
     /// The longest that a question about rights on a private channel may take, or the reading of stored messages.
     pub rights_timeout: Duration,
+    /// Within this rights on a private channel are asked for again that rest on tables while the stream is behind.
+    pub rights_recheck: Duration,
     /// How long a private channel stays whose rights have become too old and can't be asked for.
     pub rights_patience: Duration,
     /// How long a channel that asked for it waits to be told that the stream flows.
@@ -147,6 +149,7 @@ impl Default for GatewayConfig {
             presence_window: Duration::from_secs(30),
             max_payload_bytes: 3_000_000,
             rights_timeout: Duration::from_secs(8),
+            rights_recheck: Duration::from_secs(10),
             rights_patience: Duration::from_secs(30),
             stream_patience: Duration::from_secs(60),
             room_patience: Duration::from_secs(5),

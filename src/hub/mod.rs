@@ -9,6 +9,7 @@ mod control;
 mod event;
 mod facts;
 mod filters;
+mod freshness;
 mod gaps;
 mod group;
 mod holds;

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use super::control::Resolved;
 use super::event::Outgoing;
 use super::facts::Keeper;
+use super::freshness::Freshness;
 use super::holds::Holds;
 use super::lane::Lane;
 use super::matching::Matcher;
@@ -98,6 +99,8 @@ pub struct Hub {
     pub(super) noted: NotedFacts,
     pub(super) keeper: Keeper,
     pub(super) members: Members,
+    /// How old the facts are that members' rights rest on.
+    pub(super) freshness: Freshness,
     /// Rows that were lost for want of facts, to be told.
     pub(super) owing: Owing,
     /// Since subscriptions that wait for facts were looked at.
@@ -161,6 +164,7 @@ impl Hub {
             keeper,
             facts_changed: false,
             members: Members::default(),
+            freshness: Freshness::default(),
             owing: Owing::default(),
             commands,
             rules_reader: Some(rules_reader),
@@ -279,6 +283,14 @@ impl Hub {
     pub(super) fn position(&self) -> Position {
         let lsn = self.work.as_ref().map_or(self.reader.position(), |work| work.transaction.end_lsn);
         Position { lsn, ordinal: u32::MAX }
+    }
+
+    /// Up to where nothing was committed that is not in the facts.
+    pub(super) fn folded(&self) -> Lsn {
+        match &self.work {
+            Some(work) if !work.begun => self.done,
+            _ => self.deps.log.known_from(self.reader.position()),
+        }
     }
 
     // --- Rows.

@@ -38,6 +38,8 @@ pub(super) struct State {
     pub(super) notes: Notes,
     /// See [`super::Log::written`].
     pub(super) written: Option<Lsn>,
+    /// See [`super::Log::set_streamed`].
+    pub(super) streamed: Lsn,
     /// Changes each time bytes that could be read are taken back.
     pub(super) cuts: u64,
     pub(super) epoch: Option<Epoch>,
