@@ -97,6 +97,8 @@ metrics! {
     log_end_lsn: Gauge = "log_end_lsn";
     /// Bytes in the log's segments
     log_bytes: Gauge = "log_size" in Bytes;
+    /// Bytes of the log's newest transactions, kept in memory: grows with what is written until it is what `ROWCAST_LOG_MEMORY` allows
+    log_memory: Gauge = "log_memory" in Bytes;
     /// Times an append to the log failed (disk full and the like)
     log_append_errors: Counter = "log_append_errors";
     /// Time one fsync of the log took
@@ -199,6 +201,8 @@ metrics! {
     authz_revocations: Counter = "authz_revocations";
     /// Members of private channels whose rights memory follows
     authz_watched: Gauge = "authz_watched";
+    /// How far behind the database the facts are at the most that rights on private channels rest on, in seconds; 0 while nobody's do. From 2 on Postgres is asked about their members
+    authz_facts_age: Seconds = "authz_facts_age" in Seconds;
     /// Time Postgres took to judge the filters of one change that memory can't judge
     filter_ask: Histogram = "filter_ask" in Seconds, latency();
     /// Filter conditions that Postgres was asked about

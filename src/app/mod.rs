@@ -108,6 +108,7 @@ impl App {
         config.hub.other_publications = others.collect();
         // As for those of clients, with their tolerance (`protocol.md` §9.1).
         config.hub.max_message_bytes = config.gateway.max_payload_bytes.saturating_add(500);
+        config.gateway.rights_recheck = config.authority.recheck;
         // The ports first: a relay that runs already is the usual reason for failing here, and says so best.
         let admin = match config.admin {
             Some(addr) => Some(Admin::bind(addr).await?),

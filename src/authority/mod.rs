@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! read / write ──► hub: memory (policy::members, its facts) ──decided──► Followed: the hub keeps it true
-//!                      └─ not exactly reproducible ──► probe (rolled back) ──► Until: asked again by then
+//!                      └─ not exactly reproducible, ──► probe (rolled back) ──► Until: asked again by then
+//!                         or by facts that are old
 //! ```
 //!
 //! Invariants:
@@ -27,12 +28,11 @@ use tokio::time::Instant;
 pub use error::AuthorityError;
 pub use probe::can_probe;
 
-pub use crate::hub::Watch;
 pub use crate::policy::Asking;
 
-use self::turns::Turns;
+use self::turns::{Inside, Turns};
 use crate::claims::Principal;
-use crate::hub::HubHandle;
+use crate::hub::{self, HubHandle};
 use crate::metrics::Metrics;
 use crate::pg::{Lent, PgError, Pool};
 use crate::policy::{Rights, Told, Way};
@@ -40,7 +40,7 @@ use crate::policy::{Rights, Told, Way};
 /// Settings of questions about private channels.
 #[derive(Debug, Clone)]
 pub struct AuthorityConfig {
-    /// An answer that memory can't follow holds this long. 10 s.
+    /// An answer that memory can't follow holds this long, and so do those of memory while the stream is behind. 10 s.
     pub recheck: Duration,
     /// For each statement of a probe. 2 s.
     pub statement_timeout: Duration,
@@ -64,10 +64,17 @@ impl Default for AuthorityConfig {
 /// How long an answer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
-    /// As long as a [`Watch`] with these rights lives, which changes them when it ends.
+    /// As long as a [`Watch`] with these rights lives, which changes them when it ends, and says so while it can't tell
+    /// ([`Rights::is_old`]).
     Followed,
     /// Until then: ask again by that time.
     Until(Instant),
+}
+
+/// Rights that the hub keeps true, of somebody who is in, until this is dropped.
+pub struct Watch {
+    _watch: hub::Watch,
+    _inside: Inside,
 }
 
 /// What may be read.
@@ -139,9 +146,11 @@ impl Authority {
     /// From now on the hub judges these rights again whenever rules or facts change, as far as memory can judge them: exactly
     /// at the commit for [`crate::hub::Messages`], within 250 ms for everything else. To be called once they were set by
     /// [`Authority::read`]; the same for every token, dropping the watch of the one before. A right that memory judged and no
-    /// longer can is taken back ([`Rights::set`] to `None`, which wakes the connection): ask again.
+    /// longer can is taken back ([`Rights::set`] to `None`, which wakes the connection): ask again. While the stream is behind
+    /// the database, rights that rest on facts are old ([`Rights::is_old`]): ask within [`AuthorityConfig::recheck`].
     pub fn watch(&self, asking: &Asking, rights: Arc<Rights>) -> Watch {
-        self.hub.watch(asking.clone(), rights)
+        let inside = self.turns.is_in(user(&asking.principal), asking.topic.clone());
+        Watch { _watch: self.hub.watch(asking.clone(), rights), _inside: inside }
     }
 
     /// What memory says.

@@ -114,6 +114,7 @@ struct Rules {
     types: Arc<Types>,
     encoding: String,
     foreign_claims: bool,
+    plain_backslashes: bool,
     messages: Option<Messages>,
 }
 
@@ -219,6 +220,11 @@ impl Catalog {
     /// `….email`), so functions that look there first do not see the token's claims.
     pub fn has_foreign_claims(&self) -> bool {
         self.rules.foreign_claims
+    }
+
+    /// Whether a backslash in a quoted text of a policy is just that (`standard_conforming_strings`).
+    pub fn has_plain_backslashes(&self) -> bool {
+        self.rules.plain_backslashes
     }
 
     /// Equal but for the snapshot: plans made from the other hold for this one.

@@ -88,6 +88,7 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let version: i32 = get(session, 1)?;
     let encoding = get(session, 2)?;
     let foreign_claims = get(session, 3)?;
+    let plain_backslashes = get(session, 4)?;
 
     let published = reader.published(wanted, version).await?;
     let messages = reader.messages().await?;
@@ -125,8 +126,19 @@ async fn read_once(client: &mut tokio_postgres::Client, wanted: &Wanted) -> Resu
     let tables: BTreeMap<u32, Arc<Table>> = tables.into_iter().map(|(oid, table)| (oid, Arc::new(table))).collect();
     let messages = inserts.and_then(|(oid, inserts)| Some(inserts.of(tables.get(&oid)?)));
     let functions = functions.into_iter().map(|(oid, function)| (oid, Arc::new(function))).collect();
-    let rules =
-        Rules { tables, roles, functions, schemas, operators, builtins, types, encoding, foreign_claims, messages };
+    let rules = Rules {
+        tables,
+        roles,
+        functions,
+        schemas,
+        operators,
+        builtins,
+        types,
+        encoding,
+        foreign_claims,
+        plain_backslashes,
+        messages,
+    };
     let fingerprint = reader.fingerprint(&rules).await?;
     reader.transaction.commit().await.map_err(failed("commit"))?;
     Ok((Catalog::new(snapshot, rules), fingerprint))

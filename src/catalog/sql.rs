@@ -1,10 +1,12 @@
 //! The texts of the catalog queries. All run with an empty search_path; `pg_catalog` is then the only schema searched.
 
-/// One row: snapshot, server version, encoding, whether a claims setting has a value of its own.
+/// One row: snapshot, server version, encoding, whether a claims setting has a value of its own, whether a backslash in a quoted
+/// text is printed as it is.
 pub(super) const SESSION: &str = "select pg_current_snapshot()::text, current_setting('server_version_num')::int4, \
     current_setting('server_encoding'), \
     coalesce(nullif(current_setting('request.jwt.claim', true), ''), \
-             nullif(current_setting('request.jwt.claim.email', true), '')) is not null";
+             nullif(current_setting('request.jwt.claim.email', true), '')) is not null, \
+    current_setting('standard_conforming_strings')::boolean";
 
 /// One text that differs if anything that a reading looks at differs: the tables `$1` with their columns, keys, policies and
 /// places in trees, the functions `$2`, the partitions `$3`, and all publications, schemas, roles, memberships and tables'

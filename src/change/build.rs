@@ -62,7 +62,7 @@ impl TransactionBuilder {
     /// The transaction with the bytes still buffered as its body, or with `spilled`, which then must hold every drained byte
     /// and the rest.
     pub fn finish(
-        self,
+        mut self,
         xid: u32,
         commit_lsn: Lsn,
         end_lsn: Lsn,
@@ -71,7 +71,11 @@ impl TransactionBuilder {
     ) -> Transaction {
         let body = match spilled {
             Some(body) => Body::Spilled(body),
-            None => Body::Memory(Bytes::from(self.buffer)),
+            None => {
+                // Kept for long, and counted by its length.
+                self.buffer.shrink_to_fit();
+                Body::Memory(Bytes::from(self.buffer))
+            }
         };
         let TransactionBuilder { relations, items, rules_changed, .. } = self;
         Transaction { xid, commit_lsn, end_lsn, commit_time, relations, origin: None, rules_changed, items, body }
@@ -118,5 +122,19 @@ mod tests {
         let mut told = TransactionBuilder::default();
         told.rules_changed();
         assert!(finished(told) && !finished(TransactionBuilder::default()));
+    }
+
+    #[test]
+    fn a_body_takes_no_more_memory_than_its_length_says() {
+        for (rows, length) in [(1, 10), (5, 300), (1000, 70)] {
+            let mut builder = TransactionBuilder::default();
+            for _ in 0..rows {
+                builder.message(Lsn(1), b"prefix", &vec![b'x'; length]).expect("message");
+            }
+            let finished = builder.finish(7, Lsn(10), Lsn(20), Timestamp(5), None);
+            let Body::Memory(bytes) = finished.body else { panic!("it was spilled") };
+            let length = bytes.len();
+            assert_eq!(bytes.try_into_mut().expect("nobody else has it").capacity(), length);
+        }
     }
 }

@@ -206,7 +206,7 @@ mod tests {
     use crate::hub::{Action, Messages, Name, Start, SubscribeError};
 
     fn entry(messages: bool) -> Entry {
-        let messages = messages.then(|| Messages { topic: "t".into(), member: None, skip: [].into() });
+        let messages = messages.then(|| Messages { topic: "t".into(), member: None, replayed: None });
         let (any, start) = (Name::Any, Start::Now);
         let (filter, select, cursor_as, snapshot) = (None, None, None, None);
         let id = i32::from(messages.is_none());

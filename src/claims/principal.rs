@@ -37,6 +37,15 @@ impl Principal {
         Some(Principal { role, subject, claims: Arc::new(claims), claims_json, expires_at, sharing_key })
     }
 
+    /// Whose share it is of what users have together, at every door: the user's, whichever of his tokens he shows; without a
+    /// name, that of all with the same claims.
+    pub fn user(&self) -> Arc<str> {
+        if self.subject.is_empty() {
+            return self.sharing_key.clone();
+        }
+        format!("{}\n{}", self.role, self.subject).into()
+    }
+
     /// Whether the token behind it is no longer valid.
     pub fn is_expired(&self, unix_seconds: i64) -> bool {
         unix_seconds >= self.expires_at
@@ -49,5 +58,26 @@ impl fmt::Debug for Principal {
             .field("role", &self.role)
             .field("expires_at", &self.expires_at)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_user_is_the_same_with_all_his_tokens_and_another_in_another_role() {
+        let user = |claims: Value| {
+            let Value::Object(claims) = claims else { unreachable!("an object") };
+            Principal::new(claims, 0).expect("a role").user()
+        };
+        let ada = user(json!({ "role": "authenticated", "sub": "ada", "session_id": "one", "exp": 1 }));
+        assert_eq!(ada, user(json!({ "role": "authenticated", "sub": "ada", "session_id": "two", "aal": "aal2" })));
+        assert_ne!(ada, user(json!({ "role": "admin", "sub": "ada" })));
+        let nobody = user(json!({ "role": "anon", "exp": 1 }));
+        assert_eq!(nobody, user(json!({ "role": "anon", "exp": 2, "jti": "x" })));
+        assert_ne!(nobody, user(json!({ "role": "anon", "tenant": 7 })));
     }
 }

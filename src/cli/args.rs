@@ -1,10 +1,13 @@
 //! What may be written on the command line.
 
+mod limits;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use self::limits::LimitArgs;
 use super::tail::TailArgs;
 use super::token::TokenArgs;
 
@@ -322,6 +325,14 @@ pub(super) struct ServeArgs {
     /// WebSocket connections at a time [env: ROWCAST_MAX_CONNECTIONS] [default: 100000]
     #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
     max_connections: Option<String>,
+    /// Connections that have not become a WebSocket, requests over HTTP among them; for one more, who has said nothing for the
+    /// longest time has to go [env: ROWCAST_MAX_UNAUTHENTICATED] [default: 1024]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_unauthenticated: Option<String>,
+    /// A connection that nothing comes from for this long is closed with 1012; the SDKs send something every 25 s
+    /// [env: ROWCAST_IDLE_TIMEOUT] [default: 60s]
+    #[arg(long, value_name = "TIME", help_heading = "Clients")]
+    idle_timeout: Option<String>,
     /// What may wait for one slow client before it is closed with 1013 [env: ROWCAST_OUTBOX_BYTES] [default: 1MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Clients")]
     outbox_bytes: Option<String>,
@@ -331,83 +342,8 @@ pub(super) struct ServeArgs {
     /// PEM file of the certificate's private key [env: ROWCAST_TLS_KEY]
     #[arg(long, value_name = "FILE", help_heading = "Clients")]
     tls_key: Option<String>,
-    /// Channels of one connection [env: ROWCAST_MAX_CHANNELS] [default: 1000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_channels: Option<String>,
-    /// Entries of `postgres_changes` in one join [env: ROWCAST_MAX_ENTRIES_PER_JOIN] [default: 1000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_entries_per_join: Option<String>,
-    /// Entries of `postgres_changes` of one connection [env: ROWCAST_MAX_ENTRIES_PER_CONNECTION] [default: 10000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_entries_per_connection: Option<String>,
-    /// Joins of one connection, on average over a minute; more close it with 1012 [env: ROWCAST_MAX_JOINS_PER_SECOND]
-    /// [default: 100]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_joins_per_second: Option<String>,
-    /// Joins of all connections, on average over a minute; more close theirs with 1012, and handshakes get 429
-    /// [env: ROWCAST_MAX_ALL_JOINS_PER_SECOND] [default: 20000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_all_joins_per_second: Option<String>,
-    /// Messages of one connection on its channels, on average over a minute; more end the channel
-    /// [env: ROWCAST_MAX_MESSAGES_PER_SECOND] [default: 1000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_messages_per_second: Option<String>,
-    /// Presence messages of one channel in the time of `--presence-window`; more end the channel
-    /// [env: ROWCAST_MAX_PRESENCE_CALLS] [default: 1000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_presence_calls: Option<String>,
-    /// The time in which presence messages are counted [env: ROWCAST_PRESENCE_WINDOW] [default: 30s]
-    #[arg(long, value_name = "TIME", help_heading = "Clients")]
-    presence_window: Option<String>,
-    /// Payload of a broadcast or of a presence message; a larger broadcast goes to nobody
-    /// [env: ROWCAST_MAX_PAYLOAD_BYTES] [default: 3MB]
-    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
-    max_payload_bytes: Option<String>,
-    /// What a client is present with on one channel, its key included [env: ROWCAST_MAX_PRESENCE_BYTES] [default: 64KiB]
-    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
-    max_presence_bytes: Option<String>,
-    /// The same on all channels of a connection [env: ROWCAST_MAX_CONNECTION_PRESENCE_BYTES] [default: 1MiB]
-    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
-    max_connection_presence_bytes: Option<String>,
-    /// The same of all clients, which is memory [env: ROWCAST_MAX_ALL_PRESENCE_BYTES] [default: 256MiB]
-    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
-    max_all_presence_bytes: Option<String>,
-    /// Only private channels can be joined [env: ROWCAST_PRIVATE_ONLY] [default: false]
-    #[arg(long, value_name = "BOOL", help_heading = "Clients", num_args = 0..=1, default_missing_value = "true")]
-    private_only: Option<String>,
-    /// What may be done on a private channel is asked of Postgres again after this, where Rowcast can't follow its policies
-    /// itself [env: ROWCAST_AUTHZ_RECHECK] [default: 10s]
-    #[arg(long, value_name = "TIME", help_heading = "Clients")]
-    authz_recheck: Option<String>,
-    /// Connections to the database for those questions [env: ROWCAST_AUTHZ_CONNECTIONS] [default: 4]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    authz_connections: Option<String>,
-    /// The longest that a join with `postgres_changes_options: {wait: true}` waits for its reply
-    /// [env: ROWCAST_MAX_JOIN_WAIT] [default: 20s]
-    #[arg(long, value_name = "TIME", help_heading = "Clients")]
-    max_join_wait: Option<String>,
-    /// Rows of one snapshot, and of a page of history [env: ROWCAST_MAX_SNAPSHOT_ROWS] [default: 1000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_snapshot_rows: Option<String>,
-    /// Pages of history and snapshots that are read over HTTP at a time; more get 429 [env: ROWCAST_MAX_PAGES]
-    /// [default: 32]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_pages: Option<String>,
-    /// Requests to broadcast over HTTP of one user, on average over a minute; more get 429
-    /// [env: ROWCAST_MAX_POSTS_PER_SECOND] [default: 1000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_posts_per_second: Option<String>,
-    /// Messages that one user broadcasts over HTTP, on average over a minute; more get 429
-    /// [env: ROWCAST_MAX_POSTED_MESSAGES_PER_SECOND] [default: 10000]
-    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
-    max_posted_messages_per_second: Option<String>,
-    /// A message from a client; a larger one closes its connection with 1009 [env: ROWCAST_MAX_MESSAGE_BYTES]
-    /// [default: 5MB]
-    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
-    max_message_bytes: Option<String>,
-    /// The head of a request, at least 8KiB; a larger one gets 431 [env: ROWCAST_MAX_HEADER_BYTES] [default: 16KiB]
-    #[arg(long, value_name = "SIZE", help_heading = "Clients")]
-    max_header_bytes: Option<String>,
+    #[command(flatten)]
+    limits: LimitArgs,
     /// A claim of the token that names the device of clients which name none, such as session_id: they go on where they were
     /// [env: ROWCAST_DEVICE_CLAIM] [default: no claim]
     #[arg(long, value_name = "NAME", help_heading = "Clients")]
@@ -430,6 +366,10 @@ pub(super) struct ServeArgs {
     /// Largest age of what is in the log [env: ROWCAST_LOG_RETAIN_AGE] [default: 24h]
     #[arg(long, value_name = "TIME", help_heading = "Log of changes")]
     log_retain_age: Option<String>,
+    /// Memory for the newest part of the log: clients that keep up, or come back within it, are served without a read of the disk
+    /// [env: ROWCAST_LOG_MEMORY] [default: 64MiB]
+    #[arg(long, value_name = "SIZE", help_heading = "Log of changes")]
+    log_memory: Option<String>,
     /// Largest size of the journal that `rowcast why` answers from; 0 for none [env: ROWCAST_JOURNAL_BYTES] [default: 64MiB]
     #[arg(long, value_name = "SIZE", help_heading = "Log of changes")]
     journal_bytes: Option<String>,
@@ -455,7 +395,8 @@ impl std::fmt::Debug for ServeArgs {
 impl ServeArgs {
     /// What was given, by the names of a settings file.
     pub(super) fn flags(&self) -> BTreeMap<String, String> {
-        named([
+        let mut flags = self.limits.flags();
+        flags.extend(named([
             ("database_url", &self.database_url),
             ("ask_user", &self.ask_user),
             ("ask_password", &self.ask_password),
@@ -482,42 +423,24 @@ impl ServeArgs {
             ("port", &self.port),
             ("host", &self.host),
             ("max_connections", &self.max_connections),
+            ("max_unauthenticated", &self.max_unauthenticated),
+            ("idle_timeout", &self.idle_timeout),
             ("journal_bytes", &self.journal_bytes),
             ("outbox_bytes", &self.outbox_bytes),
             ("tls_cert", &self.tls_cert),
             ("tls_key", &self.tls_key),
-            ("max_channels", &self.max_channels),
-            ("max_entries_per_join", &self.max_entries_per_join),
-            ("max_entries_per_connection", &self.max_entries_per_connection),
-            ("max_joins_per_second", &self.max_joins_per_second),
-            ("max_all_joins_per_second", &self.max_all_joins_per_second),
-            ("max_messages_per_second", &self.max_messages_per_second),
-            ("max_presence_calls", &self.max_presence_calls),
-            ("presence_window", &self.presence_window),
-            ("max_payload_bytes", &self.max_payload_bytes),
-            ("max_presence_bytes", &self.max_presence_bytes),
-            ("max_connection_presence_bytes", &self.max_connection_presence_bytes),
-            ("max_all_presence_bytes", &self.max_all_presence_bytes),
-            ("private_only", &self.private_only),
-            ("authz_recheck", &self.authz_recheck),
-            ("authz_connections", &self.authz_connections),
-            ("max_join_wait", &self.max_join_wait),
-            ("max_snapshot_rows", &self.max_snapshot_rows),
-            ("max_pages", &self.max_pages),
-            ("max_posts_per_second", &self.max_posts_per_second),
-            ("max_posted_messages_per_second", &self.max_posted_messages_per_second),
-            ("max_message_bytes", &self.max_message_bytes),
-            ("max_header_bytes", &self.max_header_bytes),
             ("device_claim", &self.device_claim),
             ("receipt", &self.receipt),
             ("max_frontiers", &self.max_frontiers),
             ("data_dir", &self.data_dir),
             ("log_retain_bytes", &self.log_retain_bytes),
             ("log_retain_age", &self.log_retain_age),
+            ("log_memory", &self.log_memory),
             ("admin_addr", &self.admin_addr),
             ("log", &self.log),
             ("log_format", &self.log_format),
-        ])
+        ]));
+        flags
     }
 }
 

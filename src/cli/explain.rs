@@ -9,7 +9,7 @@ use super::args::ExplainArgs;
 use super::doctor::{json, wrapped};
 use super::{Environment, Failure, relay};
 use crate::config::{SHORTEST_SECRET, Settings};
-use crate::doctor::{self, ChannelView, Explanation, FactView};
+use crate::doctor::{self, ChannelView, Explanation, FactView, PolicyText};
 use crate::policy::rule::Branch;
 
 pub(super) async fn explain(args: &ExplainArgs, environment: &Environment) -> Result<(), Failure> {
@@ -34,14 +34,14 @@ const DEADLINE: Duration = Duration::from_secs(3);
 
 /// What the relay that runs has in memory, in place of estimates. Without one there is nothing to tell.
 async fn running(settings: &Settings, explanations: &mut [Explanation]) {
-    if explanations.iter().all(|explanation| explanation.facts.is_empty()) {
+    if explanations.iter_mut().all(|explanation| facts(explanation).next().is_none()) {
         return;
     }
     let Ok(address) = relay::address(settings) else { return };
     let Ok((200, text)) = relay::ask(address, ("GET", "/state"), "", DEADLINE).await else { return };
     let Ok(state) = serde_json::from_str::<Value>(&text) else { return };
     let Some(loaded) = state["hub"]["facts"].as_array() else { return };
-    for fact in explanations.iter_mut().flat_map(|explanation| &mut explanation.facts) {
+    for fact in explanations.iter_mut().flat_map(facts) {
         let Some(known) = loaded.iter().find(|known| known["table"] == *fact.table) else {
             fact.state = "not loaded".into();
             continue;
@@ -52,6 +52,12 @@ async fn running(settings: &Settings, explanations: &mut [Explanation]) {
             (fact.rows, fact.bytes) = (known["rows"].as_u64(), known["bytes"].as_u64());
         }
     }
+}
+
+/// Of its rows and of private channels.
+fn facts(explanation: &mut Explanation) -> impl Iterator<Item = &mut FactView> {
+    let channels = explanation.private_channels.iter_mut().flat_map(|view| &mut view.facts);
+    explanation.facts.iter_mut().chain(channels)
 }
 
 /// A line and what is below it.
@@ -94,9 +100,39 @@ impl Node {
 
 fn tree(explanation: &Explanation) -> Node {
     let e = explanation;
+    let rows = rows(e);
+    let changes = Node::new("changes of the rules").with([
+        Node::new(format!("count from their commit on: {}", e.rules.at_commit.join("; "))),
+        Node::new(format!(
+            "count for every row that is judged more than {} after their commit: {}",
+            time(e.rules.within_ms),
+            e.rules.polled.join("; ")
+        )),
+    ]);
+    let mut nodes = if e.private_channels.is_empty() {
+        rows
+    } else {
+        let subscribed = Node::new("its rows, where it is subscribed to as a table (postgres_changes)").with(rows);
+        vec![channels(e), subscribed]
+    };
+    nodes.push(changes);
+    Node::new(format!("{} for {}", e.table, e.role)).with(nodes)
+}
+
+/// What becomes of its rows.
+fn rows(e: &Explanation) -> Vec<Node> {
     let mut nodes = vec![judged(e)];
     nodes.extend(e.obstacle.map(|why| Node::new(format!("INSERT and UPDATE are never sent: {why}"))));
-    let policies = e.policies.iter().map(|policy| {
+    nodes.push(policies("policies for reading", &e.policies, "no USING: neither permits nor restricts reading"));
+    nodes.extend(e.row_filter.as_ref().map(|filter| Node::new(format!("row filter of the publication: {filter}"))));
+    nodes.push(columns(e));
+    let verb = if e.deletes.delivered { "judged and sent" } else { "never sent" };
+    nodes.push(Node::new(format!("DELETE: {verb}; {}", e.deletes.why)));
+    nodes
+}
+
+fn policies(title: &str, texts: &[PolicyText], silent: &str) -> Node {
+    let policies = texts.iter().map(|policy| {
         let mark = if policy.applies { "applies" } else { "does not apply" };
         let head = format!(
             "\"{}\" {} for {} to {}: {mark}",
@@ -105,36 +141,21 @@ fn tree(explanation: &Explanation) -> Node {
             policy.command,
             policy.roles.join(", ")
         );
-        let using = policy.using.as_deref().unwrap_or("no USING: neither permits nor restricts reading");
         let judge = match (policy.in_memory, &policy.asked_because) {
             (Some(true), _) => Some(Node::new("memory can judge it")),
             (Some(false), Some(why)) => Some(Node::new(format!("Postgres must be asked: {why}"))),
             _ => None,
         };
-        Node::new(head).with([Node::new(using)].into_iter().chain(judge))
+        Node::new(head).with([Node::new(policy.using.as_deref().unwrap_or(silent))].into_iter().chain(judge))
     });
-    nodes.push(match e.policies.len() {
-        0 => Node::new("policies for reading: none"),
-        count => Node::new(format!("policies for reading: {count}")).with(policies),
-    });
-    nodes.extend(e.row_filter.as_ref().map(|filter| Node::new(format!("row filter of the publication: {filter}"))));
-    nodes.extend(channels(e));
-    nodes.push(columns(e));
-    let verb = if e.deletes.delivered { "judged and sent" } else { "never sent" };
-    nodes.push(Node::new(format!("DELETE: {verb}; {}", e.deletes.why)));
-    nodes.push(Node::new("changes of the rules").with([
-        Node::new(format!("count from their commit on: {}", e.rules.at_commit.join("; "))),
-        Node::new(format!(
-            "count for every row that is judged more than {} after their commit: {}",
-            time(e.rules.within_ms),
-            e.rules.polled.join("; ")
-        )),
-    ]));
-    Node::new(format!("{} for {}", e.table, e.role)).with(nodes)
+    match texts.len() {
+        0 => Node::new(format!("{title}: none")),
+        count => Node::new(format!("{title}: {count}")).with(policies),
+    }
 }
 
 /// What the policies of `realtime.messages` are really for.
-fn channels(e: &Explanation) -> Option<Node> {
+fn channels(e: &Explanation) -> Node {
     let way = |view: &ChannelView| {
         let who = match view.engine {
             "everything" => "everybody of the role may",
@@ -142,10 +163,29 @@ fn channels(e: &Explanation) -> Option<Node> {
             "probe" => "Postgres is asked, with rows that are rolled back",
             _ => "nobody of the role may",
         };
-        Node::new(format!("{}: {who}; {}", view.way, view.reason)).with(view.condition.iter().map(Node::new))
+        let mut node = Node::new(format!("{}: {who}", view.way));
+        node.below.push(Node::new(format!("because {}", view.reason)));
+        node.below.extend(view.condition_tree.as_ref().map(|tree| Node::new("condition").with([branch(tree)])));
+        if !view.facts.is_empty() {
+            let until = "until it is in memory Postgres is asked";
+            node.below.push(Node::new("it looks into").with(view.facts.iter().map(|view| fact(view, until))));
+        }
+        if !view.casts.is_empty() {
+            node.below.push(Node::new(format!(
+                "about a topic for which {} raises an error, Postgres is asked; compared as text, nothing raises",
+                view.casts.join(" or ")
+            )));
+        }
+        node.below.push(Node::new(view.kept.clone()));
+        node.below.extend(view.pure_if.as_ref().map(|hint| Node::new(format!("memory could judge: {hint}"))));
+        let (title, silent) = match view.way {
+            "read" => ("policies for reading", "no USING: neither permits nor restricts reading"),
+            _ => ("policies for inserting", "no condition: neither permits nor restricts inserting"),
+        };
+        node.below.push(policies(title, &view.policies, silent));
+        node
     };
-    let views = e.private_channels.iter().map(way);
-    (!e.private_channels.is_empty()).then(|| Node::new("private channels").with(views))
+    Node::new("private channels").with(e.private_channels.iter().map(way))
 }
 
 fn judged(e: &Explanation) -> Node {
@@ -159,7 +199,7 @@ fn judged(e: &Explanation) -> Node {
     node.below.push(Node::new(format!("because {}", e.reason)));
     node.below.extend(e.condition_tree.as_ref().map(|tree| Node::new("condition").with([branch(tree)])));
     if !e.facts.is_empty() {
-        node.below.push(Node::new("it looks into").with(e.facts.iter().map(fact)));
+        node.below.push(Node::new("it looks into").with(e.facts.iter().map(|view| fact(view, ASKED))));
     }
     if e.engine == "pure" {
         node.below.push(match &e.owner_column {
@@ -183,14 +223,15 @@ fn branch(branch: &Branch) -> Node {
     Node::new(branch.text.clone()).with(branch.below.iter().map(self::branch))
 }
 
-fn fact(fact: &FactView) -> Node {
+const ASKED: &str = "until it is in memory Postgres is asked, and a DELETE that cascades from it reaches nobody";
+
+fn fact(fact: &FactView, asked: &str) -> Node {
     let size = match (fact.rows, fact.bytes) {
         (Some(rows), Some(bytes)) => format!("{rows} rows, {} KiB in memory", bytes.div_ceil(1024)),
         (Some(rows), None) => format!("about {rows} rows"),
         _ => "never analyzed".into(),
     };
     let node = Node::new(format!("{} ({}): {}; {size}", fact.table, fact.columns.join(", "), fact.state));
-    let asked = "until it is in memory Postgres is asked, and a DELETE that cascades from it reaches nobody";
     let more = [fact.why.as_str(), if fact.why.is_empty() { "" } else { asked }, fact.remedy.as_str()];
     node.with(more.into_iter().filter(|text| !text.is_empty()).map(Node::new))
 }

@@ -9,6 +9,7 @@
 //! Precedence: default < TOML file < environment < flag. Rejected: letting the flag parser read the environment, which would
 //! put the file above or beside it and stop at the first mistake.
 
+mod limits;
 mod parse;
 mod settings;
 #[cfg(test)]

@@ -79,6 +79,12 @@ pub(super) fn seconds_to_an_hour(text: &str) -> Result<Duration, String> {
     if (1..=3600).contains(&time.as_secs()) { Ok(time) } else { Err(format!("is {text:?}")) }
 }
 
+/// A time from one millisecond to one minute.
+pub(super) fn up_to_a_minute(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    if (1..=60_000).contains(&time.as_millis()) { Ok(time) } else { Err(format!("is {text:?}")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use figment::value::{Num, Value};
 
 use super::{Config, ConfigError, Mistake, SHORTEST_SECRET, parse};
 use crate::claims::KeySetConfig;
-use crate::gateway::{GatewayConfig, Receipt, TlsFiles};
+use crate::gateway::{Receipt, TlsFiles};
 use crate::messages;
 use crate::pg::PgConfig;
 use crate::policy::Deletes;
@@ -46,9 +46,12 @@ const NAMES: &[(&str, &str)] = &[
     ("facts_memory", "ROWCAST_FACTS_MEMORY"),
     ("log_retain_bytes", "ROWCAST_LOG_RETAIN_BYTES"),
     ("log_retain_age", "ROWCAST_LOG_RETAIN_AGE"),
+    ("log_memory", "ROWCAST_LOG_MEMORY"),
     ("journal_bytes", "ROWCAST_JOURNAL_BYTES"),
     ("outbox_bytes", "ROWCAST_OUTBOX_BYTES"),
     ("max_connections", "ROWCAST_MAX_CONNECTIONS"),
+    ("max_unauthenticated", "ROWCAST_MAX_UNAUTHENTICATED"),
+    ("idle_timeout", "ROWCAST_IDLE_TIMEOUT"),
     ("tls_cert", "ROWCAST_TLS_CERT"),
     ("tls_key", "ROWCAST_TLS_KEY"),
     ("max_channels", "ROWCAST_MAX_CHANNELS"),
@@ -63,6 +66,12 @@ const NAMES: &[(&str, &str)] = &[
     ("max_presence_bytes", "ROWCAST_MAX_PRESENCE_BYTES"),
     ("max_connection_presence_bytes", "ROWCAST_MAX_CONNECTION_PRESENCE_BYTES"),
     ("max_all_presence_bytes", "ROWCAST_MAX_ALL_PRESENCE_BYTES"),
+    ("max_room_messages_per_second", "ROWCAST_MAX_ROOM_MESSAGES_PER_SECOND"),
+    ("max_room_presence_per_second", "ROWCAST_MAX_ROOM_PRESENCE_PER_SECOND"),
+    ("max_room_presences", "ROWCAST_MAX_ROOM_PRESENCES"),
+    ("max_room_presence_bytes", "ROWCAST_MAX_ROOM_PRESENCE_BYTES"),
+    ("presence_diff_window", "ROWCAST_PRESENCE_DIFF_WINDOW"),
+    ("max_presence_diff_window", "ROWCAST_MAX_PRESENCE_DIFF_WINDOW"),
     ("private_only", "ROWCAST_PRIVATE_ONLY"),
     ("authz_recheck", "ROWCAST_AUTHZ_RECHECK"),
     ("authz_connections", "ROWCAST_AUTHZ_CONNECTIONS"),
@@ -72,7 +81,11 @@ const NAMES: &[(&str, &str)] = &[
     ("max_pages", "ROWCAST_MAX_PAGES"),
     ("max_posts_per_second", "ROWCAST_MAX_POSTS_PER_SECOND"),
     ("max_posted_messages_per_second", "ROWCAST_MAX_POSTED_MESSAGES_PER_SECOND"),
+    ("max_user_posts", "ROWCAST_MAX_USER_POSTS"),
+    ("max_post_bytes", "ROWCAST_MAX_POST_BYTES"),
+    ("max_posting_bytes", "ROWCAST_MAX_POSTING_BYTES"),
     ("max_message_bytes", "ROWCAST_MAX_MESSAGE_BYTES"),
+    ("max_unfinished_bytes", "ROWCAST_MAX_UNFINISHED_BYTES"),
     ("max_header_bytes", "ROWCAST_MAX_HEADER_BYTES"),
     ("device_claim", "ROWCAST_DEVICE_CLAIM"),
     ("receipt", "ROWCAST_RECEIPT"),
@@ -90,6 +103,8 @@ pub fn is_setting(variable: &str) -> bool {
 const RETENTION_INTERVAL: Duration = Duration::from_secs(600);
 /// Less would forget a join before its channel.
 const LEAST_JOURNAL: u64 = 1 << 20;
+/// Readers that keep up must find in memory what was just written.
+const LEAST_LOG_MEMORY: u64 = 1 << 20;
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// Partitions of messages are of whole days, and looked after every hour.
 const SHORTEST_KEPT: Duration = Duration::from_secs(3600);
@@ -256,7 +271,7 @@ fn number_text(number: Num) -> Option<String> {
 }
 
 /// Collects the mistakes while reading.
-struct Reading<'a> {
+pub(super) struct Reading<'a> {
     settings: &'a Settings,
     mistakes: Vec<Mistake>,
 }
@@ -266,13 +281,18 @@ impl<'a> Reading<'a> {
         Reading { settings, mistakes: Vec::new() }
     }
 
-    fn mistake(&mut self, name: &str, problem: impl Into<String>, remedy: impl Into<String>) {
+    pub(super) fn mistake(&mut self, name: &str, problem: impl Into<String>, remedy: impl Into<String>) {
         let setting = NAMES.iter().find(|(known, _)| *known == name).map_or(name, |(_, variable)| variable).to_owned();
         self.mistakes.push(Mistake { setting, problem: problem.into(), remedy: remedy.into() });
     }
 
     /// The value, if it is set and good.
-    fn read<T>(&mut self, name: &str, remedy: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+    pub(super) fn read<T>(
+        &mut self,
+        name: &str,
+        remedy: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         match parse(self.settings.get(name)?) {
             Ok(value) => Some(value),
             Err(problem) => {
@@ -375,6 +395,11 @@ impl<'a> Reading<'a> {
         });
         let retain_bytes = self.read("log_retain_bytes", "Write it like 4GiB.", parse::bytes);
         let retain_age = self.read("log_retain_age", "Write it like 24h.", parse::duration);
+        let log_memory =
+            self.read("log_memory", "Write it like 64MiB, at least 1MiB.", |text| match parse::bytes(text)? {
+                bytes if bytes < LEAST_LOG_MEMORY => Err(format!("is {text:?}")),
+                bytes => usize::try_from(bytes).map_err(|_| "is too large".to_owned()),
+            });
         let journal = self.read("journal_bytes", "Write it like 64MiB, at least 1MiB, or 0 for none.", |text| {
             let bytes = parse::bytes(text)?;
             if (1..LEAST_JOURNAL).contains(&bytes) { Err(format!("is {text:?}")) } else { Ok(bytes) }
@@ -415,16 +440,13 @@ impl<'a> Reading<'a> {
         config.hub.facts.memory = facts_memory.unwrap_or(config.hub.facts.memory);
         config.log.retain_bytes = retain_bytes.unwrap_or(config.log.retain_bytes);
         config.log.retain_age = retain_age.unwrap_or(config.log.retain_age);
+        config.log.tail_bytes = log_memory.unwrap_or(config.log.tail_bytes);
         config.journal.bytes = journal.unwrap_or(config.journal.bytes);
         config.gateway.max_outbox_bytes = outbox.unwrap_or(config.gateway.max_outbox_bytes);
         config.gateway.max_connections = most.unwrap_or(config.gateway.max_connections);
         config.gateway.tls = tls;
         self.limits(&mut config.gateway);
-        self.sizes([
-            ("max_presence_bytes", 1024, &mut config.rooms.presence_meta_bytes),
-            ("max_connection_presence_bytes", 1024, &mut config.rooms.presence_connection_bytes),
-            ("max_all_presence_bytes", 1024, &mut config.rooms.presence_all_bytes),
-        ]);
+        self.limits_of_rooms(&mut config.rooms);
         config.hub.max_message_bytes = config.gateway.largest_payload();
         let connections = self.read("authz_connections", "Set it to a number above 0.", above_zero);
         config.authority.connections = connections.unwrap_or(config.authority.connections);
@@ -441,67 +463,6 @@ impl<'a> Reading<'a> {
         config.frontiers.most = most.unwrap_or(config.frontiers.most);
         config.hub.snapshot.max_rows = config.gateway.max_page_rows;
         usable.then_some(config)
-    }
-
-    /// What one connection may take.
-    fn limits(&mut self, gateway: &mut GatewayConfig) {
-        let counts = [
-            ("max_channels", &mut gateway.max_channels),
-            ("max_entries_per_join", &mut gateway.max_entries),
-            ("max_entries_per_connection", &mut gateway.max_connection_entries),
-            ("max_pages", &mut gateway.max_pages),
-        ];
-        for (name, limit) in counts {
-            *limit = self.read(name, "Set it to a number above 0.", above_zero).unwrap_or(*limit);
-        }
-        let rates = [
-            ("max_joins_per_second", &mut gateway.max_joins_per_second),
-            ("max_all_joins_per_second", &mut gateway.max_all_joins_per_second),
-            ("max_messages_per_second", &mut gateway.max_messages_per_second),
-            ("max_presence_calls", &mut gateway.max_presence_calls),
-            ("max_posts_per_second", &mut gateway.max_posts_per_second),
-            ("max_posted_messages_per_second", &mut gateway.max_posted_messages_per_second),
-        ];
-        for (name, limit) in rates {
-            let most = self.read(name, "Set it to a number above 0.", above_zero);
-            *limit = most.map_or(*limit, |most| u32::try_from(most).unwrap_or(u32::MAX));
-        }
-        let private_only = self.read("private_only", "Set it to true or false.", parse::switch);
-        gateway.private_only = private_only.unwrap_or(gateway.private_only);
-        gateway.max_page_rows = self.rows().unwrap_or(gateway.max_page_rows);
-        // Below the first, no SDK could say what it wants; below the second, no request could be read.
-        self.sizes([
-            ("max_message_bytes", 1024, &mut gateway.max_message_bytes),
-            ("max_header_bytes", 8192, &mut gateway.max_head_bytes),
-            ("max_payload_bytes", 1024, &mut gateway.max_payload_bytes),
-        ]);
-        let waits = [
-            ("max_join_wait", "Write it like 20s, from 1s to 1h.", &mut gateway.max_join_wait),
-            ("presence_window", "Write it like 30s, from 1s to 1h.", &mut gateway.presence_window),
-        ];
-        for (name, remedy, limit) in waits {
-            *limit = self.read(name, remedy, parse::seconds_to_an_hour).unwrap_or(*limit);
-        }
-    }
-
-    /// Settings that are sizes: the name, the least, and where it goes.
-    fn sizes(&mut self, sizes: [(&'static str, usize, &mut usize); 3]) {
-        for (name, least, limit) in sizes {
-            let remedy = format!("Write it like 5MB or 16KiB, at least {least} bytes.");
-            let size = self.read(name, &remedy, |text| {
-                let size = usize::try_from(parse::bytes(text)?).map_err(|_| "is too large".to_owned())?;
-                if size < least { Err(format!("is less than {least} bytes")) } else { Ok(size) }
-            });
-            *limit = size.unwrap_or(*limit);
-        }
-    }
-
-    /// Most rows of a snapshot, and of a page.
-    fn rows(&mut self) -> Option<u32> {
-        self.read("max_snapshot_rows", "Set it to a number from 1 to 100000.", |text| {
-            let rows = above_zero(text)?;
-            u32::try_from(rows).ok().filter(|rows| *rows <= 100_000).ok_or_else(|| format!("is {rows}"))
-        })
     }
 
     fn secret(&mut self) -> Option<Vec<u8>> {
@@ -554,7 +515,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-fn above_zero(text: &str) -> Result<usize, String> {
+pub(super) fn above_zero(text: &str) -> Result<usize, String> {
     number(text).and_then(|n: usize| if n == 0 { Err("is 0".into()) } else { Ok(n) })
 }
 

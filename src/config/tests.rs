@@ -60,6 +60,7 @@ fn every_mistake_is_reported_by_the_name_of_its_setting() {
         ("ROWCAST_RETENTION_INTERVAL", "0s"),
         ("ROWCAST_LOG_RETAIN_BYTES", "much"),
         ("ROWCAST_LOG_RETAIN_AGE", "long"),
+        ("ROWCAST_LOG_MEMORY", "1023KiB"),
         ("ROWCAST_OUTBOX_BYTES", "-1"),
         ("ROWCAST_MAX_CONNECTIONS", "0"),
         ("ROWCAST_MAX_CHANNELS", "0"),
@@ -72,6 +73,18 @@ fn every_mistake_is_reported_by_the_name_of_its_setting() {
         ("ROWCAST_MAX_PAGES", "0"),
         ("ROWCAST_MAX_MESSAGE_BYTES", "1000"),
         ("ROWCAST_MAX_HEADER_BYTES", "4KiB"),
+        ("ROWCAST_MAX_UNFINISHED_BYTES", "9MB"),
+        ("ROWCAST_MAX_UNAUTHENTICATED", "0"),
+        ("ROWCAST_IDLE_TIMEOUT", "2h"),
+        ("ROWCAST_MAX_USER_POSTS", "0"),
+        ("ROWCAST_MAX_POST_BYTES", "1"),
+        ("ROWCAST_MAX_POSTING_BYTES", "few"),
+        ("ROWCAST_MAX_ROOM_MESSAGES_PER_SECOND", "0"),
+        ("ROWCAST_MAX_ROOM_PRESENCE_PER_SECOND", "-1"),
+        ("ROWCAST_MAX_ROOM_PRESENCES", "all"),
+        ("ROWCAST_MAX_ROOM_PRESENCE_BYTES", "100"),
+        ("ROWCAST_PRESENCE_DIFF_WINDOW", "0ms"),
+        ("ROWCAST_MAX_PRESENCE_DIFF_WINDOW", "61s"),
         ("ROWCAST_API_KEYS", "sb_secret_only"),
         ("ROWCAST_LOG", "a=b=c"),
         ("ROWCAST_LOG_FORMAT", "xml"),
@@ -132,8 +145,54 @@ fn the_limits_of_a_connection_can_be_set() {
     assert_eq!((gateway.max_presence_calls, gateway.presence_window.as_secs()), (19, 20));
     assert_eq!((gateway.max_payload_bytes, gateway.private_only), (256_000, true));
     assert_eq!((gateway.max_message_bytes, gateway.max_head_bytes), (12_000_000, 13 * 1024));
-    let defaults = Config::new(URL, SECRET, "/data").expect("good").gateway;
-    assert_eq!(defaults, GatewayConfig::default());
+    let defaults = Config::new(URL, SECRET, "/data").expect("good");
+    assert_eq!((defaults.gateway, defaults.rooms), (GatewayConfig::default(), RoomConfig::default()));
+}
+
+#[test]
+fn the_limits_of_rooms_and_of_all_clients_can_be_set() {
+    let environment = [
+        ("DATABASE_URL", URL),
+        ("JWT_SECRET", SECRET),
+        ("ROWCAST_MAX_ROOM_MESSAGES_PER_SECOND", "1"),
+        ("ROWCAST_MAX_ROOM_PRESENCE_PER_SECOND", "2"),
+        ("ROWCAST_MAX_ROOM_PRESENCES", "3"),
+        ("ROWCAST_MAX_ROOM_PRESENCE_BYTES", "4KiB"),
+        ("ROWCAST_PRESENCE_DIFF_WINDOW", "5ms"),
+        ("ROWCAST_MAX_PRESENCE_DIFF_WINDOW", "6s"),
+        ("ROWCAST_MAX_UNFINISHED_BYTES", "70MB"),
+        ("ROWCAST_MAX_USER_POSTS", "8"),
+        ("ROWCAST_MAX_POST_BYTES", "9kB"),
+        ("ROWCAST_MAX_POSTING_BYTES", "10MB"),
+        ("ROWCAST_MAX_UNAUTHENTICATED", "11"),
+        ("ROWCAST_IDLE_TIMEOUT", "12s"),
+    ];
+    let Config { rooms, gateway, .. } = load("", &environment, &[]).expect("good");
+    let expected = RoomConfig {
+        messages_per_second: 1,
+        presence_per_second: 2,
+        presence_metas: 3,
+        presence_bytes: 4096,
+        presence_window: Duration::from_millis(5),
+        presence_longest_window: Duration::from_secs(6),
+        ..RoomConfig::default()
+    };
+    assert_eq!(rooms, expected);
+    assert_eq!((gateway.max_unfinished_bytes, gateway.max_user_posts), (70_000_000, 8));
+    assert_eq!((gateway.max_post_bytes, gateway.max_posting_bytes), (9000, 10_000_000));
+    assert_eq!((gateway.max_unauthenticated, gateway.idle_timeout.as_secs()), (11, 12));
+}
+
+#[test]
+fn there_is_a_place_for_two_of_the_largest_messages() {
+    let with = |more: &[(&str, &str)]| {
+        let base = [("DATABASE_URL", URL), ("JWT_SECRET", SECRET), ("ROWCAST_MAX_MESSAGE_BYTES", "200MB")];
+        load("", &[&base, more].concat(), &[])
+    };
+    assert_eq!(with(&[]).expect("good").gateway.max_unfinished_bytes, 400_000_000);
+    assert!(with(&[("ROWCAST_MAX_UNFINISHED_BYTES", "400MB")]).is_ok());
+    let found = mistakes(with(&[("ROWCAST_MAX_UNFINISHED_BYTES", "399MB")]));
+    assert_eq!(found, [("ROWCAST_MAX_UNFINISHED_BYTES".to_owned(), "is less than 400000000 bytes".to_owned())]);
 }
 
 #[test]

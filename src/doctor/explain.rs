@@ -1,6 +1,6 @@
 //! The rules of one table for one role, as the relay follows them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -167,36 +167,20 @@ pub async fn explain(config: &Config, table: &str, roles: &[String]) -> Result<V
     let mut explanations = Vec::with_capacity(roles.len());
     for role in roles {
         let plan = compile(&catalog, found.oid, role, config.hub.policy);
-        let sources = sources(&plan);
-        let oids: Vec<u32> = sources.keys().copied().collect();
-        let rows = insight::estimates(&client, &oids).await.map_err(failed)?;
-        let facts = sources.into_values().zip(rows).map(|((table, columns), rows)| FactView {
-            table,
-            columns: columns.into_iter().collect(),
-            state: "not running".into(),
-            rows,
-            bytes: None,
-            why: String::new(),
-            remedy: String::new(),
-        });
+        let facts = match &plan.engine {
+            Engine::Pure(rule) => insight::facts(&client, rule).await.map_err(failed)?,
+            _ => Vec::new(),
+        };
         let mut explanation = explained(&catalog, found, &plan, &config);
-        explanation.facts = facts.collect();
+        explanation.facts = facts;
+        if catalog.messages().is_some_and(|messages| messages.reading.oid == found.oid) {
+            let views = channels::views(&client, &catalog, role, &config).await;
+            explanation.private_channels = views.map_err(failed)?;
+        }
         explanation.rules = insight::rules(&config, hinted);
         explanations.push(explanation);
     }
     Ok(explanations)
-}
-
-/// The tables that a plan looks into, with the columns that it reads.
-fn sources(plan: &Plan) -> BTreeMap<u32, (String, BTreeSet<String>)> {
-    let mut sources: BTreeMap<u32, (String, BTreeSet<String>)> = BTreeMap::new();
-    if let Engine::Pure(rule) = &plan.engine {
-        for source in &rule.sources {
-            let known = sources.entry(source.table_oid).or_insert_with(|| (source.table.to_string(), BTreeSet::new()));
-            known.1.extend(source.columns.iter().map(|column| column.name.clone()));
-        }
-    }
-    sources
 }
 
 /// A dot may also stand in a name.
@@ -244,10 +228,7 @@ fn explained(catalog: &Catalog, table: &Table, plan: &Plan, config: &Config) -> 
         obstacle: obstacle.map(denial),
         deletes: deletes(table, plan),
         ask: asked.map(|(sql, _)| cost(sql, plan, config)),
-        private_channels: match catalog.messages() {
-            Some(messages) if messages.reading.oid == table.oid => channels::views(catalog, &plan.role),
-            _ => Vec::new(),
-        },
+        private_channels: Vec::new(),
         pure_if: asked.map(|(_, reason)| what_would_make_it_pure(reason)),
         rules_followed_within_ms: millis(config.hub.max_rules_age),
     }
@@ -266,8 +247,12 @@ fn engine(table: &Table, plan: &Plan) -> (&'static str, String) {
 }
 
 fn policies(catalog: &Catalog, table: &Table, role: &str) -> Vec<PolicyText> {
+    policy_texts(table, role, &mut policy::obstacles_to_memory(catalog, table, role))
+}
+
+/// Of each policy of the table; `asked`: of those that apply, why memory can't judge them.
+pub(super) fn policy_texts(table: &Table, role: &str, asked: &mut BTreeMap<String, Option<String>>) -> Vec<PolicyText> {
     let applying = table.access.get(role).map(|access| &access.policies);
-    let mut asked = policy::obstacles_to_memory(catalog, table, role);
     let text = |row: &crate::catalog::PolicyRow| PolicyText {
         in_memory: asked.get(&row.name).map(Option::is_none),
         asked_because: asked.remove(&row.name).flatten(),

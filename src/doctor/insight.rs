@@ -1,11 +1,14 @@
 //! What an explanation says beside the plan: the tables that a policy looks into, and how soon a changed rule counts.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::Serialize;
 use tokio_postgres::Client;
 
 use super::millis;
 use crate::config::Config;
 use crate::migrate;
+use crate::policy::rule::Rule;
 
 /// A table that the policies look into, kept in memory by a running relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -53,8 +56,29 @@ pub(super) fn rules(config: &Config, hinted: bool) -> RulesView {
     RulesView { at_commit, polled, within_ms: millis(config.hub.max_rules_age) }
 }
 
+/// The tables that a rule looks into, with the columns that it reads, before a relay was asked.
+pub(super) async fn facts(client: &Client, rule: &Rule) -> Result<Vec<FactView>, tokio_postgres::Error> {
+    let mut sources: BTreeMap<u32, (String, BTreeSet<String>)> = BTreeMap::new();
+    for source in &rule.sources {
+        let known = sources.entry(source.table_oid).or_insert_with(|| (source.table.to_string(), BTreeSet::new()));
+        known.1.extend(source.columns.iter().map(|column| column.name.clone()));
+    }
+    let oids: Vec<u32> = sources.keys().copied().collect();
+    let rows = estimates(client, &oids).await?;
+    let view = |((table, columns), rows): ((String, BTreeSet<String>), Option<u64>)| FactView {
+        table,
+        columns: columns.into_iter().collect(),
+        state: "not running".into(),
+        rows,
+        bytes: None,
+        why: String::new(),
+        remedy: String::new(),
+    };
+    Ok(sources.into_values().zip(rows).map(view).collect())
+}
+
 /// Rows of each table by the planner's estimate, in the order of the oids.
-pub(super) async fn estimates(client: &Client, oids: &[u32]) -> Result<Vec<Option<u64>>, tokio_postgres::Error> {
+async fn estimates(client: &Client, oids: &[u32]) -> Result<Vec<Option<u64>>, tokio_postgres::Error> {
     // A partitioned table has its rows, and mostly its estimate, in its partitions.
     let sql = "select (select sum(nullif(c.reltuples, -1))::bigint from pg_catalog.pg_class c \
                   where c.oid = t.oid and c.relkind <> 'p' \

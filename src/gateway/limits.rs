@@ -47,6 +47,8 @@ pub struct GatewayConfig {
     pub presence_window: Duration,
     /// The longest that a question about rights on a private channel may take, or the reading of stored messages.
     pub rights_timeout: Duration,
+    /// Within this rights on a private channel are asked for again that rest on tables while the stream is behind.
+    pub rights_recheck: Duration,
     /// How long a private channel stays whose rights have become too old and can't be asked for.
     pub rights_patience: Duration,
     /// How long a channel that asked for it waits to be told that the stream flows.
@@ -67,8 +69,8 @@ pub struct GatewayConfig {
     pub max_join_wait: Duration,
     /// Bytes of an inbound message; more close the connection with 1009.
     pub max_message_bytes: usize,
-    /// Bytes of large messages that have begun and not ended, of all connections; who sends more is closed with 1013. One that has
-    /// not ended within `idle_timeout` ends its connection.
+    /// Bytes of large messages that have begun and not ended, of all connections; no user may hold more than is left, and who
+    /// sends more is closed with 1013. One that has not ended within `idle_timeout` ends its connection.
     pub max_unfinished_bytes: usize,
     /// Bytes of a join's payload, of which the entries stay in memory.
     pub max_join_bytes: usize,
@@ -110,6 +112,8 @@ pub struct GatewayConfig {
     pub max_posts_per_second: u32,
     /// Their messages per second, likewise.
     pub max_posted_messages_per_second: u32,
+    /// Such requests of one user that are not answered yet; more get 429. Each has a place of `max_unauthenticated`.
+    pub max_user_posts: usize,
     /// Bytes of the body of a batch; more get 413.
     pub max_post_bytes: usize,
     /// Bytes of one broadcast's payload; more are refused.
@@ -145,6 +149,7 @@ impl Default for GatewayConfig {
             presence_window: Duration::from_secs(30),
             max_payload_bytes: 3_000_000,
             rights_timeout: Duration::from_secs(8),
+            rights_recheck: Duration::from_secs(10),
             rights_patience: Duration::from_secs(30),
             stream_patience: Duration::from_secs(60),
             room_patience: Duration::from_secs(5),
@@ -176,6 +181,7 @@ impl Default for GatewayConfig {
             page_timeout: Duration::from_secs(20),
             max_posts_per_second: 1000,
             max_posted_messages_per_second: 10_000,
+            max_user_posts: 128,
             max_post_bytes: 8_000_000,
             max_posting_bytes: 64 * 1024 * 1024,
             post_timeout: Duration::from_secs(15),

@@ -7,7 +7,6 @@
 
 mod rooms;
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +17,7 @@ use super::encode::{NoFrame, Place, RowShape, changes_frame, details, message_fr
 use crate::change::Relation;
 use crate::clock::Clock;
 use crate::fail::{self, Point};
-use crate::hub::{Batch, Event, Fanout, Greeting, Message, NO_CURSOR, Notice, Outgoing, Port, Reach, Version};
+use crate::hub::{Batch, Event, Fanout, Greeting, Message, NO_CURSOR, Notice, Outgoing, Port, Reach, Seldom, Version};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::resume::{Cursor, CursorKey};
@@ -36,8 +35,10 @@ pub struct Shard {
     /// while there is much to write, looks at its own only.
     rooms: mpsc::Receiver<RoomBatch>,
     to_rooms: mpsc::Sender<RoomBatch>,
-    /// When it was last warned of a message of a room that can't be sent.
-    warned: Cell<Option<Instant>>,
+    /// Warnings of messages of rooms that can't be sent.
+    warned: Seldom,
+    /// Warnings of database broadcasts that can't be sent.
+    warned_of_rows: Seldom,
     metrics: Arc<Metrics>,
     clock: Clock,
     key: Arc<CursorKey>,
@@ -84,7 +85,8 @@ impl Shard {
             batches,
             rooms,
             to_rooms,
-            warned: Cell::default(),
+            warned: Seldom::default(),
+            warned_of_rows: Seldom::default(),
             metrics,
             clock,
             key,
@@ -262,9 +264,11 @@ impl Shard {
                 let shows = member.cursor_as.as_deref() != Some(NO_CURSOR);
                 let cursor = event.cursor(&self.key).filter(|_| shows);
                 message_frame(port.version, &port.topic, &message, cursor).unwrap_or_else(|why| {
-                    if why != NoFrame::NoForm {
+                    if why != NoFrame::NoForm
+                        && let Some(more) = self.warned_of_rows.tell(Instant::now())
+                    {
                         let (position, reason) = (event.row.position, why.as_str());
-                        tracing::warn!(%position, reason, "a database broadcast is not sent to members with protocol 2");
+                        tracing::warn!(%position, reason, more, "a database broadcast is not sent to members with protocol 2");
                     }
                     Bytes::new()
                 })

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use super::members::{Watch, Watched};
-use super::{Judgement, Look, Looked, MESSAGES_TABLE, Outbox, Place, Summary};
+use super::{Footing, Judgement, Look, Looked, MESSAGES_TABLE, Outbox, Place, Replayed, Summary};
 use crate::change::{RowChange, Timestamp};
 use crate::claims::Principal;
 use crate::policy::{Asking, Rights, Told, Way};
@@ -215,8 +215,8 @@ pub struct Messages {
     /// Of the private channel of that name: what its member may do, of which the read right counts here. `None`: of the public
     /// channel, which needs no right.
     pub member: Option<Arc<Rights>>,
-    /// Ids that the member has been sent already, out of the table.
-    pub skip: Arc<[[u8; 16]]>,
+    /// What the member has had out of the table.
+    pub replayed: Option<Arc<Replayed>>,
 }
 
 impl PartialEq for Messages {
@@ -227,7 +227,7 @@ impl PartialEq for Messages {
             (None, None) => true,
             _ => false,
         };
-        members && self.topic == other.topic && self.skip == other.skip
+        members && self.topic == other.topic && self.replayed == other.replayed
     }
 }
 
@@ -356,6 +356,11 @@ pub enum Command {
         /// Answered when rules that were read after this, and the facts that it takes, are there; `None` if not in time.
         reply: oneshot::Sender<Option<Told>>,
     },
+    /// Tell where the stream is, for who is about to read stored messages.
+    Footing {
+        /// Answered at once; `None` before the first history.
+        reply: oneshot::Sender<Option<Footing>>,
+    },
     /// Keep a member's rights true.
     Watch(Watched),
     /// Forget a channel.
@@ -428,6 +433,13 @@ impl HubHandle {
         answer.await.ok()?
     }
 
+    /// Where the stream is, for who is about to read stored messages; `None` if the hub is gone, or before the first history.
+    pub async fn footing(&self) -> Option<Footing> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Footing { reply }).await.ok()?;
+        answer.await.ok()?
+    }
+
     /// Has the member's rights kept true until the result is dropped. Does not wait.
     pub fn watch(&self, asking: Asking, rights: Arc<Rights>) -> Watch {
         let (watch, watched) = Watch::new(asking, rights);
@@ -478,7 +490,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_of_messages_can_be_said_of_their_rows() {
-        let messages = Messages { topic: r#"a "b", \ c"#.into(), member: None, skip: Arc::default() };
+        let messages = Messages { topic: r#"a "b", \ c"#.into(), member: None, replayed: None };
         let (start, cursor_as, snapshot) = (Start::Now, None, None);
         let (schema, table) = (Name::Any, Name::Any);
         let messages = Some(messages);

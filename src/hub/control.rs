@@ -205,6 +205,7 @@ impl Hub {
             Command::Look { look, reply } => drop(reply.send(self.look(&look))),
             Command::Judge { row, principal, reply } => drop(reply.send(self.judge_now(&row, &principal))),
             Command::Rights { asking, way, expected, reply } => self.on_rights_asked(asking, way, expected, reply),
+            Command::Footing { reply } => drop(reply.send(self.footing())),
             Command::Watch(watched) => self.on_watch(watched),
             Command::Leave { id } => {
                 self.forget(id);

@@ -118,7 +118,7 @@ impl Bench {
 }
 
 fn asks(topic: &str, member: Option<&Arc<Rights>>) -> Entry {
-    let messages = Messages { topic: topic.into(), member: member.cloned(), skip: Arc::default() };
+    let messages = Messages { topic: topic.into(), member: member.cloned(), replayed: None };
     Entry { messages: Some(messages), ..entry(0, "", None) }
 }
 
@@ -214,6 +214,10 @@ async fn while_the_stream_lags_nobody_is_let_in_by_facts_of_before() {
     let mut bench = Bench::with(&format!("{MESSAGES}{ROOMS}"), config).await;
     let alice = asking("room", "authenticated", ALICE);
     assert_eq!(bench.told(&alice, Way::Read).await.broadcast, Some(true));
+    let notify = Arc::new(Notify::new());
+    let rights = Arc::new(Rights::new(notify.clone()));
+    rights.set(Right::ReadBroadcast, Some(true));
+    let _watch = bench.hub.watch(alice.clone(), rights.clone());
     let members = bench.relation("room_members").await;
     // It is in the stream, and not visible yet to others: the hub waits with it.
     let client = bench.database.config("relay").connect().await.unwrap();
@@ -228,7 +232,17 @@ async fn while_the_stream_lags_nobody_is_let_in_by_facts_of_before() {
     while bench.hub.rights(alice.clone(), Way::Read, None).await.is_some() {
         assert!(Instant::now() < deadline, "memory still lets her in");
     }
+    // And who is in is asked about.
+    while !rights.is_old(Way::Read) {
+        tokio::time::timeout_at(deadline.into(), notify.notified()).await.expect("in time");
+    }
+    assert!(rights.allows(Right::ReadBroadcast) && !rights.is_old(Way::Write));
+    assert!(bench.metrics.authz_facts_age.get() > 2.0);
     client.batch_execute("commit").await.unwrap();
     assert_eq!(bench.told(&alice, Way::Read).await.broadcast, Some(false));
+    until(&rights, Right::ReadBroadcast, Some(false)).await;
+    while rights.is_old(Way::Read) {
+        tokio::time::timeout(DEADLINE, notify.notified()).await.expect("in time");
+    }
     bench.stop().await;
 }

@@ -203,6 +203,12 @@ impl Group {
         (self.hopes || self.late) && matches!(change, Change::Delete { .. })
     }
 
+    /// Whether that is only since the facts are of a later moment than the rows: if it turns out that nothing changed them in
+    /// between, they told the truth.
+    pub(super) fn is_late(&self) -> bool {
+        self.late && !self.hopes
+    }
+
     /// A row to be judged for classes.
     pub(super) fn judge_row<'a>(&'a self, change: &'a Change, facts: &'a Facts) -> RowJudge<'a> {
         if self.hopes {

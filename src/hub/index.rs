@@ -192,6 +192,11 @@ impl TableIndex {
         self.groups.get(sub.group as usize).is_some_and(|group| group.doubts(change))
     }
 
+    /// See [`Group::is_late`].
+    pub(super) fn is_late(&self, sub: &Sub) -> bool {
+        self.groups.get(sub.group as usize).is_some_and(Group::is_late)
+    }
+
     /// How many things it keeps to find subscriptions.
     #[cfg(test)]
     pub(super) fn footprint(&self) -> usize {

@@ -217,6 +217,97 @@ async fn deletes_before_the_snapshot_of_the_facts_are_a_gap_for_those_who_are_no
     }
 }
 
+/// Up to a row that this channel is given a cursor with: nothing is owed to it then. What it was told until then.
+async fn settled(room: &mut Room, port: &Arc<Port>) -> Vec<String> {
+    let marks = room.marks.clone();
+    let mut told = Vec::new();
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    loop {
+        assert!(tokio::time::Instant::now() < deadline, "it is owed something still: {told:?}");
+        room.bench.insert(&marks, &[vec!["mark"]]);
+        let batch = tokio::time::timeout(DEADLINE, room.bench.batches.recv()).await.expect("in time").expect("runs");
+        for outgoing in batch.items {
+            match outgoing {
+                Outgoing::Notice(notice) if notice.port.id == port.id && !notice.ok => {
+                    told.push(notice.message.to_string())
+                }
+                Outgoing::Change(fanout) => {
+                    let mut own = fanout.members.iter().filter(|member| member.port.id == port.id);
+                    if own.any(|member| member.cursor_as.is_none()) {
+                        return told;
+                    }
+                }
+                _ => {}
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn deletes_in_a_backlog_in_which_no_membership_changes_are_a_gap_for_nobody() {
+    for (rows, changes) in [(1, false), (1, true), (300, false), (300, true)] {
+        let bench = Bench::with(&members(), config(|_| {})).await;
+        // The facts have it before the hub comes to it.
+        let (joining, joined) = open(&bench, "insert into members values ('red', 'somebody')").await;
+        joining.batch_execute("commit").await.expect("committed");
+        let mut room = Room::with(bench).await;
+        for n in 0..rows {
+            room.delete_post(&n.to_string(), "blue");
+        }
+        if changes {
+            let members = room.members.clone();
+            room.bench.insert_by(joined, TransactionBuilder::default(), &members, &[vec!["red", "somebody"]]);
+        }
+        let so_far = room.so_far().await;
+        assert!(without_marks(&so_far[&room.bob.id]).len() == rows, "{so_far:?}");
+        assert!(room.alice.has_lost(), "it can't be told yet");
+        // The stream goes on, beyond the facts.
+        let (after, later) = open(&room.bench, "insert into marks values ('later')").await;
+        after.batch_execute("commit").await.expect("committed");
+        let marks = room.marks.clone();
+        room.bench.insert_by(later, TransactionBuilder::default(), &marks, &[vec!["later"]]);
+        let alice = room.alice.clone();
+        let told = settled(&mut room, &alice).await;
+        let expected: &[&str] = if changes { &[LOST] } else { &[] };
+        assert_eq!(told, expected, "{rows} rows, members changed meanwhile: {changes}");
+        let undecided = room.bench.metrics.undecided_gaps.get();
+        assert_eq!(undecided > 0, changes, "{undecided} counted");
+        room.bench.stop().await;
+    }
+}
+
+/// What was missed is read again, and so is what has changed in it.
+#[tokio::test]
+async fn deletes_that_were_missed_in_a_backlog_in_which_no_membership_changes_are_a_gap_for_nobody() {
+    for changes in [false, true] {
+        let bench = Bench::with(&members(), config(|_| {})).await;
+        let (joining, joined) = open(&bench, "insert into members values ('red', 'somebody')").await;
+        joining.batch_execute("commit").await.expect("committed");
+        let mut room = Room::with(bench).await;
+        room.so_far().await;
+        let missed = Cursor { epoch: tag(1), position: crate::hub::gaps::end_of(Lsn(room.bench.lsn)) };
+        room.delete_post("1", "blue");
+        if changes {
+            let members = room.members.clone();
+            room.bench.insert_by(joined, TransactionBuilder::default(), &members, &[vec!["red", "somebody"]]);
+        }
+        room.so_far().await;
+        let back = port();
+        let entries = [("posts", 1), ("marks", 2)]
+            .map(|(table, id)| Entry { start: crate::hub::Start::After(missed), ..entry(id, table, None) });
+        room.bench.subscribe(&back, entries.into(), ALICE).await;
+        let (after, later) = open(&room.bench, "insert into marks values ('later')").await;
+        after.batch_execute("commit").await.expect("committed");
+        let marks = room.marks.clone();
+        room.bench.insert_by(later, TransactionBuilder::default(), &marks, &[vec!["later"]]);
+        let told = settled(&mut room, &back).await;
+        let expected: &[&str] = if changes { &[LOST] } else { &[] };
+        assert_eq!(told, expected, "members changed meanwhile: {changes}");
+        room.bench.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn deletes_while_the_rules_are_ahead_of_the_stream_are_a_gap_for_those_whom_the_new_ones_deny_them() {
     let mut room = Room::with(Bench::with(&members(), config(|_| {})).await).await;

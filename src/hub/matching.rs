@@ -47,8 +47,10 @@ pub(super) struct Judgement {
     pub(super) undecided: Vec<Arc<super::Port>>,
     /// Channels whose row is lost for want of facts; they are told later, of all such rows together ([`super::owing`]).
     pub(super) lost: Vec<Arc<super::Port>>,
-    /// All others that want such rows are to be told as well.
-    pub(super) lost_to_all: bool,
+    /// The same, denied by facts that are ahead of the row and may yet turn out to be what they were before it.
+    pub(super) doubted: Vec<Arc<super::Port>>,
+    /// So for all others that want such rows.
+    pub(super) doubted_by_all: bool,
     /// Channels that would have been judged, but for their token, which is no longer valid.
     pub(super) expired: Vec<super::ChannelId>,
     /// Where each principal stands in `asked`, by plan and claims.
@@ -93,7 +95,7 @@ impl Matcher {
         }
         table.leave_out(transaction, row.position.lsn, proposals);
         let Proposals { hits, classes, all_doubt, .. } = proposals;
-        judgement.lost_to_all = *all_doubt;
+        judgement.doubted_by_all = *all_doubt;
         let order = |hit: &Hit| (hit.channel, hit.entry_id);
         if !hits.is_sorted_by_key(order) {
             hits.sort_unstable_by_key(order);
@@ -174,7 +176,8 @@ impl Judgement {
                 }
                 Judged::Decided(Verdict::Deny(DenyReason::Policy | DenyReason::PolicyError)) if doubted => {
                     counts.undecided += 1;
-                    self.lost.push(sub.port.clone());
+                    let list = if table.is_late(sub) { &mut self.doubted } else { &mut self.lost };
+                    list.push(sub.port.clone());
                 }
                 Judged::Decided(Verdict::Undecided(UndecidedReason::Facts)) => {
                     counts.undecided += 1;

@@ -3,6 +3,7 @@
 //! ```text
 //! rules change, facts change ──► plan.version + 1 ──► may_read: at the next message, exactly
 //!                                                └──► sweep, in slices: everybody else's rights, within 250 ms
+//! facts are old (freshness)  ──► the same sweep: rights that rest on them are marked as old, and their connections ask Postgres
 //! ```
 //!
 //! Invariants:
@@ -11,6 +12,9 @@
 //!   alone, unless the rules themselves have changed.
 //! * Memory that says no where Postgres has said yes is behind it, or newer: it takes the right back, and is not believed.
 //! * What was taken back only for want of knowledge is given back when memory knows again and says yes.
+//! * Nobody is let in, and nobody is given anything, by facts of which it is not known that they are recent. Facts that are
+//!   old take rights, and those that they gave before hold for a bounded time only ([`Rights::is_old`]). What Postgres denies
+//!   meanwhile is not given back until the facts have what it knew.
 //! * A commit that changes no fact of a plan costs nothing for its members.
 //!
 //! Rejected: judging at each broadcast between clients. There may be thousands a second, and a sweep is prompt enough.
@@ -23,6 +27,7 @@ use ahash::AHashMap;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::freshness::Age;
 use super::run::Hub;
 use crate::catalog::Catalog;
 use crate::metrics::Metrics;
@@ -40,7 +45,7 @@ const SETTLING: Duration = Duration::from_secs(2);
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// For memory to come to what Postgres has said.
 const CATCH_UP: Duration = Duration::from_secs(1);
-/// By facts that are older than this nobody is let in.
+/// By facts of longer before the question than this nobody is let in.
 const MOST_LAG: Duration = Duration::from_secs(1);
 /// Questions that may wait for rules and facts; others are answered by Postgres.
 const MOST_WAITING: usize = 20_000;
@@ -175,8 +180,8 @@ pub(super) struct Members {
     swept_at: Option<Instant>,
     /// The members that are still to be looked at by the sweep under way.
     sweep: Vec<usize>,
-    /// The stream has more that is older than [`MOST_LAG`]: facts may say yes where Postgres says no by now.
-    lags: bool,
+    /// Of the facts that rights rest on.
+    age: Age,
 }
 
 fn key(rights: &Arc<Rights>) -> usize {
@@ -232,7 +237,7 @@ impl Members {
         let is = rights.get(right);
         seen.taken &= is.is_none();
         let told = told(before, seen, is);
-        if let Some(told) = told.filter(|told| *told != Some(true) || !self.is_old(plan)) {
+        if let Some(told) = told.filter(|told| *told != Some(true) || self.may_give(plan)) {
             (seen.doubted, seen.taken) = (told.is_none(), told.is_none());
             if rights.set(right, told) && told == Some(false) {
                 metrics.authz_revocations.inc();
@@ -242,15 +247,20 @@ impl Members {
         seen.verdict
     }
 
-    /// What the plan says may be of long ago.
-    fn is_old(&self, plan: &Used) -> bool {
-        self.lags && !plan.tables.is_empty()
+    /// Whether what the plan says may be given: it is not of long ago.
+    fn may_give(&self, plan: &Used) -> bool {
+        plan.tables.is_empty() || self.age == Age::Recent
     }
 
-    /// What was not given while the stream lagged is given then.
-    fn note_lag(&mut self, lags: bool) {
-        self.dirty |= self.lags && !lags;
-        self.lags = lags;
+    /// The sweep tells everybody; what was not given by old facts is given then.
+    fn note_age(&mut self, age: Age) {
+        self.dirty |= self.age != age;
+        self.age = age;
+    }
+
+    /// Somebody's rights rest on facts, or were asked for.
+    fn rest_on_facts(&self) -> bool {
+        self.plans.values().any(|used| !used.tables.is_empty())
     }
 
     /// Looks whether what plans rest on has changed. Cheap if not. To be called whenever facts may have changed, and before
@@ -347,6 +357,10 @@ impl Members {
                 self.judge(member, plan, right, facts, metrics);
             }
         }
+        for way in [Way::Read, Way::Write] {
+            let rests_on_facts = self.plan(&member.watched.asking, way).is_some_and(|plan| !plan.tables.is_empty());
+            member.watched.rights.set_old(way, rests_on_facts && self.age == Age::Old);
+        }
     }
 
     /// Part of a sweep, if one is due; says whether there is more to do at once.
@@ -433,21 +447,60 @@ impl Hub {
         self.members.asked.push(Asked { asking, way, expected, at, until, reply });
     }
 
-    /// Whether what is next in the stream has been there for longer than [`MOST_LAG`].
-    fn lags(&self) -> bool {
-        let is_there = self.work.is_none() && self.reader.position() >= self.deps.log.end();
-        !is_there && self.reader.appended_at().is_none_or(|at| at.elapsed() > MOST_LAG)
+    /// Whether the facts that rights rest on are old, if there are any: as old as rules may be.
+    fn note_freshness(&mut self) {
+        let (now, most) = (Instant::now(), self.config.max_rules_age);
+        let wanted = self.members.rest_on_facts();
+        self.rules.want_marks(wanted);
+        let begins = self.freshness.want(wanted, now);
+        if let Some(mark) = self.current.as_ref().and_then(|rules| rules.mark) {
+            self.freshness.mark(mark);
+        }
+        if wanted && self.freshness.pass(self.folded()) {
+            self.members.look |= !self.members.asked.is_empty();
+        }
+        let (age, asks) = self.freshness.judge(now, most);
+        if begins || asks {
+            self.rules.request();
+        }
+        if self.freshness.nudges(now) {
+            self.nudge();
+        }
+        match (self.members.age, age) {
+            (Age::Recent | Age::Unknown, Age::Old) => tracing::warn!(
+                "the stream is behind the database, or silent: members of private channels whose rights rest on tables are \
+                 asked about again and again until it is there"
+            ),
+            (Age::Old, Age::Recent) => tracing::info!("the stream is there again: rights follow it"),
+            _ => {}
+        }
+        self.members.note_age(age);
+        self.deps.metrics.authz_facts_age.set(self.freshness.lag(now).as_secs_f64());
+    }
+
+    /// Has a message sent through the stream, which completes what WAL ends within.
+    fn nudge(&self) {
+        let pool = self.deps.pool.clone();
+        drop(crate::task::spawn("nudge", async move {
+            let sent = match pool.get().await {
+                Ok(client) => crate::wal::heartbeat(&client).await.map_err(|error| crate::error::chain(&error)),
+                Err(error) => Err(crate::error::chain(&error)),
+            };
+            if let Err(error) = sent {
+                tracing::debug!(error, "no message could be sent through the stream to see whether it flows");
+            }
+        }));
     }
 
     pub(super) fn on_watch(&mut self, watched: Watched) {
-        self.members.note_lag(self.lags());
+        self.note_freshness();
         self.members.add(watched, &self.facts, &self.deps.metrics);
     }
 
     /// Whatever is due about members; says whether there is more to do at once.
     pub(super) fn tend_members(&mut self) -> bool {
         self.members.note_facts(&self.facts);
-        self.members.note_lag(self.lags());
+        self.note_freshness();
         let now = Instant::now();
         if std::mem::take(&mut self.members.look) || self.members.asked.iter().any(|asked| asked.until <= now) {
             for asked in std::mem::take(&mut self.members.asked) {
@@ -466,11 +519,12 @@ impl Hub {
     /// When [`Hub::tend_members`] is to be called.
     pub(super) fn members_at(&self) -> Option<Instant> {
         let sweep = self.members.dirty.then(|| self.members.sweep_at().unwrap_or_else(Instant::now));
-        self.members.asked.iter().map(|asked| asked.until).chain(sweep).min()
+        let looks = self.freshness.wakes_at(Instant::now(), self.config.max_rules_age);
+        self.members.asked.iter().map(|asked| asked.until).chain(sweep).chain(looks).min()
     }
 
     /// Answers, or waits on.
-    fn answer(&mut self, asked: Asked, now: Instant) {
+    fn answer(&mut self, mut asked: Asked, now: Instant) {
         if asked.reply.is_closed() {
             return;
         }
@@ -482,9 +536,14 @@ impl Hub {
             self.members.told(&asked.asking, asked.way, &self.facts)
         });
         let told = told.flatten();
+        let by_facts = told.is_some_and(|told| told.by_facts);
+        if by_facts && !self.freshness.covers(asked.at, MOST_LAG) {
+            // The stream may be a moment from being there.
+            asked.until = asked.until.min(asked.at + MOST_LAG);
+        }
+        let told = told.filter(|told| !told.by_facts || self.freshness.covers(asked.at, MOST_LAG));
         // Postgres is asked at once.
-        let is_old = self.members.lags && told.is_some_and(|told| told.by_facts);
-        let told = told.filter(|_| !is_old);
+        let is_old = by_facts && self.members.age == Age::Old;
         let is_late = is_old || asked.until <= now;
         let waits = match (told, asked.expected) {
             _ if is_late => false,

@@ -1,5 +1,8 @@
 //! Rights of members over real rules and facts; the stream is played by the test.
 
+#[path = "../../tests/bench/members.rs"]
+mod bench;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -62,7 +65,7 @@ impl Desk {
         let columns: BTreeSet<i16> = table.columns.iter().map(|column| column.number).collect();
         let layout = Arc::new(Layout::of(table, self.catalog.types(), &columns).expect("fit"));
         self.facts.record(layout.clone());
-        let limits = LoadLimits { bytes: 1 << 20, deadline: PATIENCE };
+        let limits = LoadLimits { bytes: 64 << 20, deadline: PATIENCE };
         let (rows, snapshot) = facts::load(&self.database.pool("relay"), &layout, &limits).await.expect("loaded");
         self.facts.install(rows, &snapshot).expect("installed");
         self.members.note_facts(&self.facts);
@@ -386,14 +389,44 @@ async fn a_watch_that_is_over_when_it_comes_takes_no_place_from_one_that_lives()
 async fn facts_of_long_ago_take_rights_and_give_none_until_the_stream_is_there() {
     let mut desk = Desk::new(ROOMS).await;
     desk.load("room_members").await;
-    desk.members.note_lag(true);
+    desk.members.note_age(Age::Old);
     let ((alice, _), (bob, _)) = (rights([NO, None, None, None]), rights([YES, None, None, None]));
     let _alice = desk.watch(&asking("room", ALICE), &alice);
     let _bob = desk.watch(&asking("room", BOB), &bob);
     assert_eq!([&alice, &bob].map(|rights| rights.get(Right::ReadBroadcast)), [NO, None], "Postgres has said no");
-    desk.members.note_lag(false);
+    desk.sweep();
+    assert_eq!(alice.get(Right::ReadBroadcast), NO);
+    desk.members.note_age(Age::Recent);
     desk.sweep();
     assert_eq!(all(&alice), [YES, None, None, None]);
+}
+
+#[tokio::test]
+async fn rights_that_rest_on_facts_are_old_as_long_as_these_are_and_no_others() {
+    let mut desk = Desk::new(&format!(
+        "{ROOMS} alter policy w on realtime.messages with check (extension = 'broadcast' and topic = 'room');"
+    ))
+    .await;
+    desk.load("room_members").await;
+    let (alice, woken) = rights([YES, None, YES, None]);
+    let _watch = desk.watch(&asking("room", ALICE), &alice);
+    let old = |rights: &Rights| [Way::Read, Way::Write].map(|way| rights.is_old(way));
+    assert_eq!((old(&alice), is_woken(&woken)), ([false, false], false));
+    desk.members.note_age(Age::Old);
+    desk.sweep();
+    assert_eq!((old(&alice), is_woken(&woken)), ([true, false], true));
+    assert_eq!(all(&alice), [YES, None, YES, None], "they hold until Postgres has said otherwise");
+    let (late, _) = rights([YES, None, None, None]);
+    let _late = desk.watch(&asking("room", ALICE), &late);
+    assert_eq!(old(&late), [true, false], "who comes then, too");
+    // What is known not to be recent gives nothing, and is not old.
+    desk.members.note_age(Age::Unknown);
+    alice.set(Right::ReadBroadcast, NO);
+    desk.sweep();
+    assert_eq!((old(&alice), alice.get(Right::ReadBroadcast)), ([false, false], NO));
+    desk.members.note_age(Age::Recent);
+    desk.sweep();
+    assert_eq!((old(&alice), alice.get(Right::ReadBroadcast)), ([false, false], YES));
 }
 
 #[tokio::test]

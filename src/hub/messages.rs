@@ -13,6 +13,7 @@
 //! data, while the right to a channel was decided, and is followed, for the channel.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use ahash::AHashMap;
 
@@ -25,7 +26,7 @@ use super::run::Hub;
 use super::slots::{IdSet, Slots};
 use super::snapshot::Seam;
 use super::waiting::Ready;
-use super::{ChannelId, Messages, NO_CURSOR, Port};
+use super::{ChannelId, Messages, NO_CURSOR, Port, Replayed};
 use crate::change::{Change, Position, Relation, RowChange, Value};
 use crate::policy::{self, DenyReason, Verdict};
 
@@ -195,14 +196,13 @@ impl MessageIndex {
         }
     }
 
-    /// Those who have asked for this message, by channel, each channel once.
-    fn members(&self, message: &Message<'_>, at: Position) -> Vec<&MessageSub> {
+    /// Those who have asked for this message, by channel, each channel once. `had`: whether it is among what somebody has had.
+    fn members(&self, message: &Message<'_>, at: Position, had: impl Fn(&Replayed) -> bool) -> Vec<&MessageSub> {
         let topics = if message.private { &self.private } else { &self.public };
-        let id = message.id_bytes();
         let mut members = Vec::new();
         if let Some(ids) = topics.get(message.topic) {
             ids.each(|number| {
-                let wants = |sub: &&MessageSub| at > sub.from && !id.is_some_and(|id| sub.messages.skip.contains(&id));
+                let wants = |sub: &&MessageSub| at > sub.from && !sub.messages.replayed.as_deref().is_some_and(&had);
                 members.extend(self.subs.get(number).filter(wants));
             });
         }
@@ -217,13 +217,13 @@ fn judge(
     registry: &Registry,
     at: At,
     (message, position): (&Message<'_>, Position),
-    may: impl Fn(&Messages) -> Verdict,
+    (may, had): (impl Fn(&Messages) -> Verdict, impl Fn(&Replayed) -> bool),
     now_unix_seconds: i64,
     counts: (&mut Counts, &crate::metrics::Metrics),
 ) -> (Judgement, Vec<ChannelId>) {
     let (mut judgement, mut waits) = (Judgement::default(), Vec::new());
     let (counts, metrics) = counts;
-    let members = registry.messages(at).map(|index| index.members(message, position)).unwrap_or_default();
+    let members = registry.messages(at).map(|index| index.members(message, position, had)).unwrap_or_default();
     for sub in members {
         if now_unix_seconds >= sub.expires_at {
             counts.deny(metrics, DenyReason::Expired.as_str());
@@ -255,26 +255,25 @@ impl Hub {
         if at == At::Live {
             metrics.messages.inc();
         }
-        let drop = |reason: Dropped, what: &str| {
-            // Once, though passes come by again.
-            if at == At::Live {
-                metrics.messages_dropped.get_or_create(&[("reason", reason)]).inc();
-                tracing::warn!(position = %row.position, reason, "a row of realtime.messages is not broadcast: {what}");
-            }
-        };
         let message = match Message::read(row) {
             Ok(message) => message,
-            Err(reason) => return drop(reason, "it has no topic, event, id or payload, or is not of a broadcast"),
+            Err(reason) => {
+                let what = "it has no topic, event, id or payload, or is not of a broadcast";
+                return self.drop_message(at, row, reason, what);
+            }
         };
         if message.body.size() > self.config.max_message_bytes {
-            return drop("payload", "its payload is larger than what may be broadcast");
+            return self.drop_message(at, row, "payload", "its payload is larger than what may be broadcast");
         }
         let Some(rules) = &self.current else { return };
         let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
         let now = self.deps.clock.unix_seconds();
         let may = |messages: &Messages| self.may_have(messages);
+        let (id, transaction) = (message.id_bytes(), origin.transaction());
+        let shares = |epoch, at| self.deps.log.shares(epoch, at);
+        let had = |replayed: &Replayed| replayed.has(transaction, row.position, id, shares);
         let (mut judgement, waits) =
-            judge(&self.registry, at, (&message, row.position), may, now, (&mut counts, &metrics));
+            judge(&self.registry, at, (&message, row.position), (may, had), now, (&mut counts, &metrics));
         counts.report(&metrics);
         for id in waits {
             self.await_right(id, before(row.position), origin.epoch());
@@ -287,6 +286,19 @@ impl Hub {
                 Arc::new(Event::of_message(matching::event(row.clone(), origin.when(), &types, origin.epoch())));
             metrics.message_deliveries.inc_by(judgement.permits.iter().map(|(_, members)| members.len() as u64).sum());
             self.hand_on(at, event, judgement, origin);
+        }
+    }
+
+    /// Counts a row that is sent to nobody, and warns of it: seldom, since whoever may insert there can do so without end.
+    fn drop_message(&mut self, at: At, row: &RowChange, reason: Dropped, what: &str) {
+        // Once, though passes come by again.
+        if at != At::Live {
+            return;
+        }
+        self.deps.metrics.messages_dropped.get_or_create(&[("reason", reason)]).inc();
+        if let Some(more) = self.dropped.entry(reason).or_default().tell(Instant::now()) {
+            let position = row.position;
+            tracing::warn!(%position, reason, more, "a row of realtime.messages is not broadcast: {what}");
         }
     }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use ahash::AHashMap;
 use tokio::time::Instant;
 
+use super::owing::Owed;
+use super::prepare::FACTS;
 use super::registry::Channel;
 use super::rules::Rules;
 use super::run::Hub;
@@ -146,6 +148,23 @@ impl Hub {
                 last: at,
                 count: 1,
             });
+        }
+    }
+
+    /// Doubts that were not settled.
+    pub(super) fn note_doubted(&self, owed: &[Owed]) {
+        for owed in owed {
+            for doubted in &owed.doubted {
+                self.deps.metrics.undecided_gaps.inc_by(u64::from(doubted.count));
+                self.deps.journal.note(Note::Undecided {
+                    channel: owed.port.id.0,
+                    table: doubted.table,
+                    reason: Cow::Borrowed(FACTS),
+                    first: doubted.first,
+                    last: doubted.last,
+                    count: doubted.count,
+                });
+            }
         }
     }
 

@@ -9,16 +9,22 @@
 //! what it gets carries no cursor from which it could go on. So a client that reloads at the notice misses nothing, and one that
 //! goes away before it does not resume behind the loss.
 //!
+//! Most often the facts are merely ahead of the stream, as when the relay has been away. Who was denied a row by such facts was denied it
+//! rightly if they were the same before the row: if the stream shows no change of a table that policies look into from the row's
+//! transaction on, up to the moment of the facts ([`Owing::note_change`]). Then there is nothing to tell. That a table was in no
+//! publication for a part of that time the stream can't show; whoever is not permitted the row any more is owed nothing then.
+//!
 //! Rejected: telling at the first loss. What is lost after the client has reloaded would have to be told again and again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::AHashMap;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{ChannelId, Port};
-use crate::change::Position;
+use crate::change::{Lsn, Position};
 use crate::resume::Cursor;
 
 /// What a client is told.
@@ -38,6 +44,30 @@ pub(super) struct Owed {
     /// The last one, which may be in a later history.
     pub(super) last: Cursor,
     began: Instant,
+    /// All that it is owed may turn out to be nothing; [`crate::policy::facts::Facts::generation`] meanwhile.
+    doubt: Option<u64>,
+    /// Rows of which nobody was told yet that they were not decided, by table.
+    pub(super) doubted: SmallVec<[Doubted; 1]>,
+}
+
+/// Rows of one table that a channel may have lost.
+pub(super) struct Doubted {
+    pub(super) table: u32,
+    pub(super) first: Position,
+    pub(super) last: Position,
+    pub(super) count: u32,
+}
+
+impl Owed {
+    fn doubt_row(&mut self, table: u32, at: Position) {
+        match self.doubted.iter_mut().find(|known| known.table == table) {
+            Some(known) => {
+                (known.first, known.last) = (known.first.min(at), known.last.max(at));
+                known.count += 1;
+            }
+            None => self.doubted.push(Doubted { table, first: at, last: at, count: 1 }),
+        }
+    }
 }
 
 /// See the module's comment.
@@ -46,15 +76,36 @@ pub(super) struct Owing {
     owed: AHashMap<ChannelId, Owed>,
     /// When the oldest began.
     began: Option<Instant>,
+    /// Behind the last transaction, of those that were read from the log, that changed a table which policies look into.
+    changed: Lsn,
 }
 
 impl Owing {
-    /// A row is lost to a channel.
-    pub(super) fn add(&mut self, port: &Arc<Port>, at: Cursor, now: Instant) {
+    /// The stream, or a pass, has come to a transaction that ends there and changes a table which policies look into; or what it
+    /// has not come to may have.
+    pub(super) fn note_change(&mut self, end: Lsn) {
+        self.changed = self.changed.max(end);
+    }
+
+    /// Whether all that a channel is owed is in doubt, and no facts were changed or loaded since before.
+    pub(super) fn is_unchanged_since(&self, owed: &Owed, generation: u64) -> bool {
+        owed.doubt == Some(generation) && self.changed < owed.first.position.lsn
+    }
+
+    /// A row is lost to a channel; with a `doubt`, of a table under facts of a generation, it may not be.
+    pub(super) fn add(&mut self, port: &Arc<Port>, at: Cursor, now: Instant, doubt: Option<(u32, u64)>) {
         self.began.get_or_insert(now);
         port.place.lose();
-        let new = || Owed { port: port.clone(), first: at, last: at, began: now };
+        let generation = doubt.map(|(_, generation)| generation);
+        let new = || {
+            let (port, doubted) = (port.clone(), SmallVec::new());
+            Owed { port, first: at, last: at, began: now, doubt: generation, doubted }
+        };
         let owed = self.owed.entry(port.id).or_insert_with(new);
+        owed.doubt = owed.doubt.filter(|known| Some(*known) == generation);
+        if let Some((table, _)) = doubt {
+            owed.doubt_row(table, at.position);
+        }
         if owed.first.epoch == at.epoch && at.position < owed.first.position {
             owed.first = at;
         }

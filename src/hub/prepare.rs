@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::control::Resolved;
 use super::gaps::before;
-use super::owing::LOST;
+use super::owing::{LOST, Owed};
 use super::registry::At;
 use super::run::Hub;
 use super::{Action, Details, GapReason, Port};
@@ -55,15 +55,26 @@ impl Hub {
         self.ahead.is_none() && !self.facts.is_ahead() && !self.keeper.hopes()
     }
 
-    /// Channels that may have been permitted this row, or all that want its like, get nothing of it; they are told together.
-    pub(super) fn lose(
+    /// Channels that may have been permitted this row get nothing of it; they are told together.
+    pub(super) fn lose(&mut self, lost: Vec<Arc<Port>>, (row, epoch): (&RowChange, Option<u64>)) {
+        if lost.is_empty() {
+            return;
+        }
+        self.deps.metrics.undecided_gaps.inc_by(lost.len() as u64);
+        self.note_undecided(lost.iter().map(|port| (port, FACTS)), row);
+        self.owe(&lost, (row, epoch), None);
+    }
+
+    /// The same for those, or all that want such rows, whom facts deny it that are ahead of it: nobody has lost anything if these
+    /// were what they were before it.
+    pub(super) fn doubt(
         &mut self,
         served: At,
-        mut lost: Vec<Arc<Port>>,
-        to_all: bool,
+        mut doubted: Vec<Arc<Port>>,
+        by_all: bool,
         (row, epoch): (&RowChange, Option<u64>),
     ) {
-        if to_all {
+        if by_all {
             let wants = |action| matches!(action, Action::All | Action::Delete);
             let (oid, at) = (row.relation.oid, row.position);
             let concerned = self.registry.channels().filter(|channel| {
@@ -71,26 +82,40 @@ impl Hub {
                     && at > channel.from()
                     && channel.targets.iter().any(|t| t.table_oid == oid && wants(t.action))
             });
-            lost = concerned.map(|channel| channel.port.clone()).collect();
+            doubted = concerned.map(|channel| channel.port.clone()).collect();
         }
-        if lost.is_empty() {
-            return;
-        }
-        self.deps.metrics.undecided_gaps.inc_by(lost.len() as u64);
-        self.note_undecided(lost.iter().map(|port| (port, FACTS)), row);
+        self.owe(&doubted, (row, epoch), Some((row.relation.oid, self.facts.generation())));
+    }
+
+    fn owe(&mut self, ports: &[Arc<Port>], (row, epoch): (&RowChange, Option<u64>), doubt: Option<(u32, u64)>) {
         let (now, at) = (Instant::now(), Cursor { epoch: epoch.unwrap_or_default(), position: row.position });
-        for port in &lost {
-            self.owing.add(port, at, now);
+        for port in ports {
+            self.owing.add(port, at, now, doubt);
             self.holds.stir(port.id);
         }
+    }
+
+    /// Whether a channel was rightly denied all that it is owed: between these rows and the moment of the facts by which it was, the
+    /// stream, which the channel has come to by now, has no change of a table that policies look into. So they were the same
+    /// before the rows.
+    fn is_settled(&self, owed: &Owed) -> bool {
+        let is_live = || self.registry.get(owed.port.id).is_some_and(|channel| channel.at == At::Live);
+        !self.facts.is_ahead()
+            && Some(owed.first.epoch) == self.epoch
+            && owed.first.epoch == owed.last.epoch
+            && self.owing.is_unchanged_since(owed, self.facts.generation())
+            && is_live()
     }
 
     /// Tells of the rows that were lost, once the facts are back or have been away for long.
     fn tell_owed(&mut self, now: Instant) {
         let owed = self.owing.take(self.has_facts(), now);
+        let (settled, owed) = owed.into_iter().partition::<Vec<_>, _>(|owed| self.is_settled(owed));
+        settled.iter().for_each(|settled| self.holds.stir(settled.port.id));
         if owed.is_empty() {
             return;
         }
+        self.note_doubted(&owed);
         let first = owed.iter().map(|owed| owed.first.position).min();
         let last = owed.iter().map(|owed| owed.last.position).max();
         tracing::warn!(

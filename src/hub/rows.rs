@@ -50,6 +50,11 @@ impl Origin {
         self.epoch
     }
 
+    /// Its transaction's id, and of which history that is.
+    pub(super) fn transaction(&self) -> (u32, Option<u64>) {
+        (self.xid, self.epoch)
+    }
+
     /// When its transaction committed, and was taken up.
     pub(super) fn when(&self) -> (Timestamp, std::time::Instant) {
         (self.commit_time, self.taken.into_std())
@@ -86,10 +91,12 @@ impl Hub {
         let types = rules.catalog.types().clone();
         let now = self.deps.clock.unix_seconds();
         let metrics = &self.deps.metrics;
-        let transaction = (origin.xid, origin.epoch);
+        let transaction = origin.transaction();
         let mut judgement =
             self.matcher.judge((&mut self.registry, at), (&row, transaction), &self.facts, now, metrics);
-        self.lose(at, std::mem::take(&mut judgement.lost), judgement.lost_to_all, (&row, origin.epoch));
+        self.lose(std::mem::take(&mut judgement.lost), (&row, origin.epoch));
+        let doubted = std::mem::take(&mut judgement.doubted);
+        self.doubt(at, doubted, judgement.doubted_by_all, (&row, origin.epoch));
         for id in std::mem::take(&mut judgement.expired) {
             self.withhold(id, row.position, origin.epoch);
         }
@@ -171,7 +178,7 @@ impl Hub {
             };
             let (lost, undecided) = undecided.into_iter().zip(reasons).partition::<Vec<_>, _>(|(_, why)| *why == FACTS);
             // Whoever it is by name, wherever he is served by now.
-            self.lose(At::Live, lost.into_iter().map(|(port, _)| port).collect(), false, (&event.row, event.epoch));
+            self.lose(lost.into_iter().map(|(port, _)| port).collect(), (&event.row, event.epoch));
             self.count_undecided(undecided.len());
             self.note_undecided(undecided.iter().map(|(port, why)| (port, *why)), &event.row);
             let undecided: Vec<Arc<Port>> = undecided.into_iter().map(|(port, _)| port).collect();

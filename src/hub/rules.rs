@@ -8,13 +8,16 @@
 //! Rejected: event triggers alone as the signal. They need a superuser, and roles, memberships and disabled triggers give none.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::freshness::Mark;
 use crate::catalog::{self, Catalog, Snapshot, Wanted};
+use crate::change::Lsn;
 use crate::clock::Clock;
 use crate::error::chain;
 use crate::metrics::Metrics;
@@ -32,6 +35,8 @@ pub(super) struct Rules {
     pub(super) roles: Arc<BTreeSet<String>>,
     /// When the read began.
     pub(super) read_at: Instant,
+    /// Where WAL ended then, if that was wanted.
+    pub(super) mark: Option<Mark>,
 }
 
 impl Rules {
@@ -50,6 +55,8 @@ pub(super) struct RulesHandle {
 struct Requests {
     roles: Mutex<BTreeSet<String>>,
     wake: Notify,
+    /// It is wanted where WAL ends.
+    marks: AtomicBool,
 }
 
 impl RulesHandle {
@@ -69,6 +76,11 @@ impl RulesHandle {
     /// Asks for a reading that begins after this call.
     pub(super) fn request(&self) {
         self.shared.wake.notify_one();
+    }
+
+    /// Whether each reading that begins from now on is to say where WAL ends.
+    pub(super) fn want_marks(&self, wanted: bool) {
+        self.shared.marks.store(wanted, Ordering::Relaxed);
     }
 
     /// Has the rules read for this role too, from the next reading on.
@@ -119,6 +131,11 @@ pub(super) struct RulesReader {
 /// that came first stay: nobody loses his role to a newcomer.
 const MAX_ROLES: usize = 1000;
 
+/// What was committed before is written: whoever commits asynchronously waits for it no longer than `wal_writer_delay`, three
+/// times at the most. A standby, which a connection may reach during a failover, has no such place.
+const END_OF_WAL: &str = "select case when pg_catalog.pg_is_in_recovery() then null \
+    else pg_catalog.pg_current_wal_flush_lsn()::text end";
+
 impl RulesReader {
     pub(super) fn new(
         pool: Pool,
@@ -129,7 +146,8 @@ impl RulesReader {
     ) -> (RulesReader, RulesHandle) {
         let (publish, latest) = watch::channel(None);
         let roles: BTreeSet<String> = ["anon", "authenticated", "service_role"].map(String::from).into();
-        let shared = Arc::new(Requests { roles: Mutex::new(roles), wake: Notify::new() });
+        let shared =
+            Arc::new(Requests { roles: Mutex::new(roles), wake: Notify::new(), marks: AtomicBool::new(false) });
         let reader = RulesReader {
             pool,
             publications,
@@ -150,7 +168,7 @@ impl RulesReader {
             let (read_at, unix) = (Instant::now(), self.clock.unix_seconds());
             let roles = self.roles();
             match self.read(&roles).await {
-                Ok(catalog) => {
+                Ok((catalog, mark)) => {
                     if read_at.elapsed() > self.interval {
                         tracing::warn!(took = ?read_at.elapsed(), "reading the catalog is slow; changes wait for it");
                     }
@@ -158,7 +176,7 @@ impl RulesReader {
                         tracing::info!("the catalog is readable again");
                     }
                     failing = false;
-                    self.publish(catalog, roles, read_at);
+                    self.publish(catalog, mark, roles, read_at);
                     self.metrics.catalog_read_timestamp.set(unix);
                 }
                 Err(error) => {
@@ -183,21 +201,29 @@ impl RulesReader {
         Arc::new(self.shared.roles.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    async fn read(&self, roles: &BTreeSet<String>) -> Result<Catalog, String> {
+    async fn read(&self, roles: &BTreeSet<String>) -> Result<(Catalog, Option<Mark>), String> {
         let (publications, others) = (self.publications.clone(), self.others.clone());
         let wanted = Wanted { publications, others, roles: roles.clone() };
         let mut connection = self.pool.get().await.map_err(|e| chain(&e))?;
-        catalog::read(&mut connection, &wanted).await.map_err(|e| chain(&e))
+        let catalog = catalog::read(&mut connection, &wanted).await.map_err(|e| chain(&e))?;
+        if !self.shared.marks.load(Ordering::Relaxed) {
+            return Ok((catalog, None));
+        }
+        // Without an answer there is no mark, and that says enough.
+        let asked_at = Instant::now();
+        let found = connection.query_one(END_OF_WAL, &[]).await.ok().and_then(|row| row.try_get(0).ok()?);
+        let written = found.and_then(|text: String| text.parse::<Lsn>().ok());
+        Ok((catalog, written.map(|written| Mark { asked_at, written })))
     }
 
     /// Keeps the catalog's `Arc` while the rules are the same, so that what was made from it need not be compared again.
-    fn publish(&self, catalog: Catalog, roles: Arc<BTreeSet<String>>, read_at: Instant) {
+    fn publish(&self, catalog: Catalog, mark: Option<Mark>, roles: Arc<BTreeSet<String>>, read_at: Instant) {
         let snapshot = catalog.snapshot.clone();
         let known = self.publish.borrow().as_ref().map(|rules| rules.catalog.clone());
         let same = known.filter(|known| known.same_rules(&catalog));
         self.count(if same.is_some() { "same" } else { "changed" });
         let catalog = same.unwrap_or_else(|| Arc::new(catalog));
-        self.publish.send_replace(Some(Rules { catalog, snapshot, roles, read_at }));
+        self.publish.send_replace(Some(Rules { catalog, snapshot, roles, read_at, mark }));
     }
 
     fn count(&self, result: &'static str) {

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use super::control::Resolved;
 use super::event::Outgoing;
 use super::facts::Keeper;
+use super::freshness::Freshness;
 use super::holds::Holds;
 use super::lane::Lane;
 use super::matching::Matcher;
@@ -34,6 +35,7 @@ use super::registry::{At, Registry};
 use super::replay::{PASSES, Passes};
 use super::rows::Origin;
 use super::rules::{Rules, RulesHandle, RulesReader};
+use super::seldom::Seldom;
 use super::snapshot::Snapshots;
 use super::{ChannelId, Command, GapReason, HubConfig, HubDeps, HubError, HubHandle};
 use crate::catalog::Snapshot;
@@ -97,6 +99,8 @@ pub struct Hub {
     pub(super) noted: NotedFacts,
     pub(super) keeper: Keeper,
     pub(super) members: Members,
+    /// How old the facts are that members' rights rest on.
+    pub(super) freshness: Freshness,
     /// Rows that were lost for want of facts, to be told.
     pub(super) owing: Owing,
     /// Since subscriptions that wait for facts were looked at.
@@ -132,6 +136,8 @@ pub struct Hub {
     /// The log could not be read; again at this time.
     pub(super) read_at: Option<Instant>,
     pub(super) failed_reads: u32,
+    /// Warnings of messages that are not sent, by reason.
+    pub(super) dropped: AHashMap<&'static str, Seldom>,
     /// Members in `out`.
     pub(super) queued: usize,
 }
@@ -158,6 +164,7 @@ impl Hub {
             keeper,
             facts_changed: false,
             members: Members::default(),
+            freshness: Freshness::default(),
             owing: Owing::default(),
             commands,
             rules_reader: Some(rules_reader),
@@ -193,6 +200,7 @@ impl Hub {
             poke_at: None,
             read_at: None,
             failed_reads: 0,
+            dropped: AHashMap::new(),
             queued: 0,
             config,
             deps,
@@ -275,6 +283,14 @@ impl Hub {
     pub(super) fn position(&self) -> Position {
         let lsn = self.work.as_ref().map_or(self.reader.position(), |work| work.transaction.end_lsn);
         Position { lsn, ordinal: u32::MAX }
+    }
+
+    /// Up to where nothing was committed that is not in the facts.
+    pub(super) fn folded(&self) -> Lsn {
+        match &self.work {
+            Some(work) if !work.begun => self.done,
+            _ => self.deps.log.known_from(self.reader.position()),
+        }
     }
 
     // --- Rows.
@@ -436,6 +452,9 @@ impl Hub {
             self.registry.catch_up();
         }
         work.folded = self.facts.concerns(&work.transaction.relations);
+        if work.folded {
+            self.owing.note_change(work.transaction.end_lsn);
+        }
         if work.folded
             && let Err(error) = self.facts.begin(&work.transaction)
         {

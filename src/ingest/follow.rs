@@ -162,6 +162,9 @@ impl<O: Origin> Core<O> {
         match received {
             Received::Idle(lsn) => {
                 chores.idle = chores.idle.max(lsn);
+                if backlog.error.is_none() {
+                    self.pen.log.set_streamed(lsn);
+                }
                 Ok(())
             }
             Received::Transaction(_) if self.unreadable > 0 => {

@@ -79,6 +79,7 @@ impl LogWriter {
             state.generation += 1;
             state.fork = Some((state.generation, at));
             state.cuts += 1;
+            state.streamed = Lsn::ZERO;
             state.epoch = Some(epoch);
             (state.end, state.durable) = (at, at);
             state.floor = state.floor.min(at);

@@ -213,6 +213,19 @@ impl Log {
         state.written = state.written.max(Some(flushed));
     }
 
+    /// Notes that nothing but what is in the log has come of the stream up to here. In memory only, at once, where
+    /// [`LogWriter::advance`] writes, and therefore now and then.
+    pub fn set_streamed(&self, position: Lsn) {
+        let mut state = self.shared.state();
+        state.streamed = state.streamed.max(position);
+    }
+
+    /// Up to where nothing can come any more for whoever has read to `position`.
+    pub fn known_from(&self, position: Lsn) -> Lsn {
+        let state = self.shared.state();
+        if position >= state.end { position.max(state.streamed) } else { position }
+    }
+
     /// How many transactions are between two places, and how many items they have, if all of them are in memory. Costs
     /// no more the further apart they are.
     pub fn distance(&self, after: Lsn, to: Lsn) -> Option<(usize, u64)> {

@@ -29,6 +29,7 @@ pub(super) fn recover(
         fork: None,
         notes,
         written: None,
+        streamed: Lsn::ZERO,
         cuts: 0,
         epoch: None,
         segments: VecDeque::new(),

@@ -66,18 +66,22 @@ impl Interner {
         if let Some(shared) = known.get(&relation) {
             return shared.clone();
         }
-        if known.len() >= PRUNE_ABOVE {
-            known.retain(|r| Arc::strong_count(r) > 1);
-        }
         let shared = Arc::new(relation);
-        known.insert(shared.clone());
+        add(&mut known, shared.clone());
         shared
     }
 
     /// Makes the writer's `Arc` the one that readers get too.
     pub(super) fn adopt(&self, relation: &Arc<Relation>) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(relation.clone());
+        add(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner), relation.clone());
     }
+}
+
+fn add(known: &mut AHashSet<Arc<Relation>>, relation: Arc<Relation>) {
+    if known.len() >= PRUNE_ABOVE {
+        known.retain(|r| Arc::strong_count(r) > 1);
+    }
+    known.insert(relation);
 }
 
 #[cfg(test)]
@@ -113,5 +117,17 @@ mod tests {
         assert!(Arc::ptr_eq(&interner.intern(relation(1, "a")), &mine));
         let other = interner.intern(relation(1, "b"));
         assert!(Arc::ptr_eq(&interner.intern(relation(1, "b")), &other));
+    }
+
+    #[test]
+    fn shapes_that_nobody_holds_are_given_up_whoever_brought_them() {
+        let interner = Interner::default();
+        let held = Arc::new(relation(0, "held"));
+        interner.adopt(&held);
+        for oid in 1..3 * PRUNE_ABOVE as u32 {
+            interner.adopt(&Arc::new(relation(oid, "a")));
+        }
+        assert!(interner.known.lock().expect("nobody panicked").len() <= PRUNE_ABOVE);
+        assert!(Arc::ptr_eq(&interner.intern(relation(0, "held")), &held));
     }
 }

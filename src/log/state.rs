@@ -38,6 +38,8 @@ pub(super) struct State {
     pub(super) notes: Notes,
     /// See [`super::Log::written`].
     pub(super) written: Option<Lsn>,
+    /// See [`super::Log::set_streamed`].
+    pub(super) streamed: Lsn,
     /// Changes each time bytes that could be read are taken back.
     pub(super) cuts: u64,
     pub(super) epoch: Option<Epoch>,
@@ -114,6 +116,7 @@ impl Shared {
 
     fn measure(&self, state: &State) {
         self.metrics.log_bytes.set(state.bytes().cast_signed());
+        self.metrics.log_memory.set(state.tail.bytes() as i64);
         self.metrics.log_floor_lsn.set(state.floor.0.cast_signed());
         self.metrics.log_end_lsn.set(state.end.0.cast_signed());
     }
@@ -139,6 +142,7 @@ impl Shared {
         self.metrics.log_end_lsn.set(end.0.cast_signed());
         if let Some(transaction) = transaction {
             state.tail.push(transaction.clone());
+            self.metrics.log_memory.set(state.tail.bytes() as i64);
         }
         drop(state);
         self.changed.notify_waiters();

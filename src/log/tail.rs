@@ -30,6 +30,11 @@ impl Tail {
         self.from
     }
 
+    /// What it takes of memory, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Adds the newest, and drops from the old end what is over the limit.
     pub(super) fn push(&mut self, transaction: Arc<Transaction>) {
         self.bytes += cost(&transaction);

@@ -69,6 +69,7 @@ impl LogWriter {
             old.extend(state.segments.drain(..).map(|s| s.header.sequence));
             state.generation += 1;
             state.cuts += 1;
+            state.streamed = Lsn::ZERO;
             state.epoch = Some(epoch);
             (state.floor, state.end, state.durable) = (start, start, start);
             state.written = None;
@@ -186,6 +187,7 @@ impl LogWriter {
                 old.length = synced;
             }
             state.cuts += 1;
+            state.streamed = Lsn::ZERO;
             state.end = durable;
             state.tail.truncate(durable);
             state.needs_repair = false;

@@ -8,5 +8,5 @@ mod replay;
 mod upkeep;
 
 pub use keeper::{Keeper, KeeperConfig};
-pub use replay::{MOST_REPLAYED, ReplayError, Stored, StoredPayload, replay};
+pub use replay::{MOST_BYTES, MOST_REPLAYED, Reading, ReplayError, Stored, StoredPayload, Turn, replay, turn};
 pub use upkeep::{Scope, Tended, UpkeepError, tend};

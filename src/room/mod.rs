@@ -98,7 +98,7 @@ pub enum Payload {
 }
 
 /// Bounds of rooms.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoomConfig {
     /// Messages per second of one room, on average over a minute. 10 000. Over it, those users are refused who have sent more
     /// than their share.
@@ -119,8 +119,10 @@ pub struct RoomConfig {
     /// Diffs of a public room go to all its members, as on other servers; otherwise to those who have presence switched on. True.
     pub presence_to_all: bool,
     /// Diffs of one room are at least so far apart; what happens meanwhile is told in one. 50 ms. In rooms of
-    /// more than a thousand members it grows with them, up to 1.5 s.
+    /// more than a thousand members it grows with them.
     pub presence_window: Duration,
+    /// And not beyond this, as long as it is the longer of the two. 1.5 s, as on other servers.
+    pub presence_longest_window: Duration,
 }
 
 impl Default for RoomConfig {
@@ -135,6 +137,7 @@ impl Default for RoomConfig {
             presence_all_bytes: 256 << 20,
             presence_to_all: true,
             presence_window: Duration::from_millis(50),
+            presence_longest_window: Duration::from_millis(1500),
         }
     }
 }

@@ -23,8 +23,6 @@ use crate::task::Drain;
 
 /// A diff costs a frame for each member, so the diffs of a large room are further apart: at most 20,000 frames a second.
 const WINDOW_PER_MEMBER: Duration = Duration::from_micros(50);
-/// And no further than this, as on other servers.
-const LONGEST_WINDOW: Duration = Duration::from_millis(1500);
 /// Parts of the map, so that joins of different rooms seldom meet.
 const PARTS: usize = 64;
 
@@ -223,7 +221,7 @@ impl Rooms {
     /// Between two diffs of a room with so many members.
     pub(super) fn window(&self, members: usize) -> Duration {
         let large = WINDOW_PER_MEMBER.saturating_mul(u32::try_from(members).unwrap_or(u32::MAX));
-        self.config.presence_window.max(large.min(LONGEST_WINDOW))
+        self.config.presence_window.max(large.min(self.config.presence_longest_window))
     }
 
     /// Ends a room that nobody is in any more.

@@ -4,6 +4,8 @@
 //! cargo test --release --lib bench:: -- --nocapture --test-threads=1
 //! ```
 //!
+//! What keeping the rights of many members true costs is in `members.rs`, which says how it is run.
+//!
 //! Part of the crate's unit tests, since most of what is measured is private: opening it for a benchmark crate would show
 //! the world what only we may change. Each number is the median of many short runs, after a warm-up; compare numbers of one
 //! run only. The policy is compiled from the catalog of a real server, as the relay does it.

@@ -13,7 +13,7 @@ use tokio_postgres::{AsyncMessage, NoTls};
 
 use super::stage::{BOTH, Scene, Shared};
 use crate::support::phone::{Frame, PATIENCE, Phone};
-use crate::support::{Version, without_cursor};
+use crate::support::without_cursor;
 
 /// Joins a channel of this topic with this `broadcast`.
 async fn join(phone: &mut Phone, topic: &str, private: bool, broadcast: Value) {
@@ -336,7 +336,8 @@ impl Drop for Paused {
     }
 }
 
-/// The row is in the table when the join looks, and comes through the stream only after it.
+/// The row is in the table when the join looks, and comes through the stream only after it. So does one that the replay had no
+/// room for: it is of the time before the join, and no news.
 #[tokio::test]
 async fn item_113_what_is_replayed_and_comes_through_the_stream_is_delivered_once() {
     let scene = Scene::open().await;
@@ -350,20 +351,15 @@ async fn item_113_what_is_replayed_and_comes_through_the_stream_is_delivered_onc
         }
         let mut phone = scene.phone(version).await;
         join(&mut phone, "open 113", true, replay.clone()).await;
-        let mut replayed = Vec::new();
-        for _ in 0..2 {
+        for name in &names[1..] {
             let frame = phone.next_broadcast().await;
-            assert_eq!(frame.payload["meta"]["replayed"], true);
-            replayed.push(id(&frame).to_owned());
+            assert_eq!((&frame.payload["event"], &frame.payload["meta"]["replayed"]), (&json!(name), &json!(true)));
         }
         drop(paused);
         scene.pg.exec(&send("end")).await;
-        // What the replay had no room for is new to this client, and the others are not.
         let live = until_end(&mut phone).await;
         let events: Vec<&Value> = live.iter().map(|frame| &frame.payload["event"]).collect();
-        assert_eq!(events, [&names[0]], "{version:?}");
-        assert!(!replayed.contains(&id(&live[0]).to_owned()));
-        assert_eq!(live[0].binary.is_some(), version == Version::V2);
+        assert_eq!(events, [&json!(""); 0], "{version:?}");
         phone.leave("open 113").await;
     }
 }

@@ -3,14 +3,19 @@
 use std::time::Duration;
 
 use rowcast::error::Fault as _;
-use rowcast::messages::{ReplayError, Scope, StoredPayload, Tended, UpkeepError, replay, tend};
+use rowcast::messages::{self, ReplayError, Scope, Stored, StoredPayload, Tended, UpkeepError, tend};
 use rowcast::migrate;
-use rowcast::pg::PgConfig;
+use rowcast::pg::{PgConfig, Pool};
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::support::TestPg;
+
+/// What is replayed, in a turn of its own.
+async fn replay(pool: &Pool, topic: &str, since: i64, limit: u32) -> Result<Vec<Stored>, ReplayError> {
+    messages::replay(pool, messages::turn().await, topic, since, limit).await.map(|reading| reading.stored)
+}
 
 const KEPT: Duration = Duration::from_secs(72 * 3600);
 
@@ -479,7 +484,7 @@ async fn the_newest_messages_since_a_time_are_replayed_oldest_first() {
             ('room:1', 'presence', 'presence', '{}', true, now() at time zone 'utc'), ('room:1', 'broadcast', null, '{}', true, now() at time zone 'utc'),
             ('room:1', 'broadcast', 'nothing', null, true, now() at time zone 'utc'), ('room:1', 'broadcast', 'future', '{}', true, (now() at time zone 'utc') + interval '1 hour')";
     client.batch_execute(rows).await.expect("rows");
-    let events = |stored: Vec<rowcast::messages::Stored>| stored.into_iter().map(|one| one.event).collect::<Vec<_>>();
+    let events = |stored: Vec<Stored>| stored.into_iter().map(|one| one.event).collect::<Vec<_>>();
     let now: i64 = value(&client, "select (extract(epoch from now()) * 1000)::bigint").await;
     let two = replay(&pool, "room:1", now - 3_600_000, 2).await.expect("two");
     assert_eq!(

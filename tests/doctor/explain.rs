@@ -175,6 +175,89 @@ async fn a_membership_is_a_tree_with_the_table_it_looks_into_its_size_and_how_re
     }
 }
 
+/// Channels of rooms: reading goes by membership, sending by the clock.
+const CHANNELS: &str = "
+    create table public.room_members (room_id uuid, user_id uuid, primary key (room_id, user_id));
+    grant select on public.room_members to authenticated;
+    insert into public.room_members select gen_random_uuid(), gen_random_uuid() from generate_series(1, 300);
+    analyze public.room_members;
+    create policy \"members of the room\" on realtime.messages for select to authenticated using (topic like 'room:%' and exists (
+        select 1 from public.room_members m where m.user_id = (select auth.uid()) and m.room_id = split_part(topic, ':', 2)::uuid));
+    create policy \"the lobby\" on realtime.messages for all to authenticated using (realtime.topic() = 'lobby');
+    create policy \"by day\" on realtime.messages for insert to authenticated
+        with check (realtime.topic() ~ '^room:' and extract(hour from now()) > 6);
+    create policy \"guests\" on realtime.messages for insert to anon with check (false);";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn private_channels_are_explained_role_by_role_and_way_by_way() {
+    let clinic = Clinic::with(TestPgOptions::default()).await;
+    clinic.pg.exec(CHANNELS).await;
+    let roles =
+        ["realtime.messages", "--role", "authenticated", "--role", "anon", "--role", "service_role", "--role", "ghost"];
+    let all = explained(&clinic, &roles).await;
+    let engines: Vec<Vec<&Value>> = all
+        .iter()
+        .map(|role| role["private_channels"].as_array().expect("ways").iter().map(|way| &way["engine"]).collect())
+        .collect();
+    assert_eq!(
+        engines,
+        [["pure", "probe"], ["nothing", "nothing"], ["everything", "everything"], ["nothing", "nothing"]],
+        "{all:#?}"
+    );
+    let (read, write) = (&all[0]["private_channels"][0], &all[0]["private_channels"][1]);
+    assert_eq!((&read["way"], &write["way"]), (&Value::from("read"), &Value::from("write")));
+    assert_eq!(read["facts"][0]["table"], "public.room_members");
+    assert_eq!(read["facts"][0]["rows"], 300);
+    assert_eq!(read["casts"], serde_json::json!(["(split_part(topic, ':', 2))::uuid"]));
+    assert_eq!((&read["asked_again_ms"], &read["pure_if"]), (&Value::Null, &Value::Null));
+    assert!(read["kept"].as_str().is_some_and(|kept| kept.contains("250 ms")), "{read:#}");
+    assert_eq!(write["asked_again_ms"], 10_000);
+    assert!(write["reason"].as_str().is_some_and(|why| why.contains("by day")), "{write:#}");
+    assert!(write["pure_if"].as_str().is_some_and(|hint| hint.contains("LIKE")), "{write:#}");
+    let told = |way: &Value| -> Vec<(String, Option<bool>)> {
+        let policies = way["policies"].as_array().expect("policies").iter();
+        policies
+            .map(|policy| (policy["name"].as_str().expect("a name").to_owned(), policy["in_memory"].as_bool()))
+            .collect()
+    };
+    assert_eq!(told(read), [("members of the room".into(), Some(true)), ("the lobby".into(), Some(true))]);
+    assert_eq!(
+        told(write),
+        [("by day".into(), Some(false)), ("guests".into(), None), ("the lobby".into(), Some(true))]
+    );
+
+    let ended = run(&clinic, &["explain-policy", "realtime.messages", "--role", "authenticated"]).await;
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let mut rest = ended.stdout.as_str();
+    for phrase in [
+        "realtime.messages for authenticated\n",
+        "├─ private channels\n",
+        "│  ├─ read: judged in memory\n",
+        "condition\n",
+        "topic like 'room:%'",
+        "a row of public.room_members exists\n",
+        "it looks into\n",
+        "public.room_members (room_id, user_id): not running; about 300 rows",
+        "about a topic for which (split_part(topic, ':', 2))::uuid raises an error, Postgres is asked",
+        "rights follow the rules and the tables that they look into",
+        "policies for reading: 2\n",
+        "\"members of the room\" permissive for select to authenticated: applies",
+        "memory can judge it",
+        "│  └─ write: Postgres is asked",
+        "because policy \"by day\": ",
+        "again every 10 s (ROWCAST_AUTHZ_RECHECK)",
+        "memory could judge: ",
+        "policies for inserting: 3\n",
+        "Postgres must be asked: ",
+        "├─ its rows, where it is subscribed to as a table (postgres_changes)\n",
+        "└─ changes of the rules",
+    ] {
+        // Where a line ends is the terminal's affair.
+        let at = rest.find(phrase).unwrap_or_else(|| panic!("no {phrase:?} in order in\n{}", ended.stdout));
+        rest = &rest[at + phrase.len()..];
+    }
+}
+
 /// A policy that Postgres is asked about, what the hint says, and the policy written as the hint says.
 const HINTS: &[(&str, &str, &str)] = &[
     ("at < now()", "without the clock", "user_id = auth.uid()"),

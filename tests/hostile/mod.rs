@@ -15,6 +15,7 @@ mod intruder;
 mod joins;
 mod requests;
 mod rooms;
+mod rows;
 mod witness;
 
 use std::net::SocketAddr;

@@ -18,6 +18,11 @@ const SLOW: usize = 1300;
 /// For how long they are slow.
 const LASTS: Duration = Duration::from_secs(3);
 
+/// `ROWCAST_MAX_USER_POSTS`.
+const AT_A_TIME: usize = 128;
+/// Less than the relay gives a request to broadcast.
+const SLOWEST: Duration = Duration::from_secs(10);
+
 const BATCH: &str = "/realtime/v1/api/broadcast";
 
 fn head(method: &str, path: &str, token: Option<&str>, length: usize) -> String {
@@ -87,6 +92,30 @@ async fn slow_bodies(addr: SocketAddr) {
     let mut answer = String::new();
     let _ = timeout(PATIENCE, line.read_to_string(&mut answer)).await.expect("it hangs up");
     assert_eq!(status(&answer), Some(401));
+}
+
+/// Small bodies that one user begins and does not end, as many as could hold all places of those who have no WebSocket.
+async fn many_slow_bodies(addr: SocketAddr) {
+    let token = token::user(BOB);
+    let slow = async || {
+        let mut line = TcpStream::connect(addr).await.expect("a connection");
+        let head = head("POST", BATCH, Some(&token), 100) + "\r\n{";
+        line.write_all(head.as_bytes()).await.expect("taken");
+        line
+    };
+    let mut held = join_all((0..SLOW).map(|_| slow())).await;
+    let begun = Instant::now();
+    let body = br#"{"messages":[{"topic":"elsewhere","event":"e","payload":{}}]}"#;
+    assert_eq!(post(addr, BATCH, Some(&token::user(ALICE)), body).await, 202);
+    let waited = begun.elapsed();
+    assert!(waited < SLOWEST, "another user waited for {waited:?}");
+    let refused = join_all(held.iter_mut().map(async |line| {
+        let mut answer = [0; 12];
+        let answered = timeout(SLOWEST, line.read_exact(&mut answer)).await.is_ok_and(|read| read.is_ok());
+        answered && answer == *b"HTTP/1.1 429"
+    }));
+    let refused = refused.await.into_iter().filter(|refused| *refused).count();
+    assert!(refused >= SLOW - AT_A_TIME, "{refused} of {SLOW} were refused");
 }
 
 /// What is no request, and what would be two for others.
@@ -203,6 +232,7 @@ async fn who_is_slow_keeps_nobody_else_out() {
     // Of each a task and a buffer of 8 KiB.
     siege.withstands("slow handshakes", 96 * MIB, slow_handshakes).await;
     siege.withstands("slow bodies", 32 * MIB, slow_bodies).await;
+    siege.withstands("many slow bodies", 96 * MIB, many_slow_bodies).await;
     siege.end().await;
 }
 

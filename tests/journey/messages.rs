@@ -13,13 +13,13 @@ use crate::support::{RelayProcess, TestPg};
 const RIGHTS: &str = "create policy rooms on realtime.messages for select to authenticated \
      using (extension = 'broadcast' and realtime.topic() = 'of:' || auth.uid()::text);";
 
-async fn rooms() -> TestPg {
+pub(super) async fn rooms() -> TestPg {
     let pg = database("").await;
     pg.exec(RIGHTS).await;
     pg
 }
 
-fn config(private: bool, entries: &Value, token: &str, replay: Option<Value>) -> Value {
+pub(super) fn config(private: bool, entries: &Value, token: &str, replay: Option<Value>) -> Value {
     let mut broadcast = json!({ "ack": false, "self": false });
     if let Some(replay) = replay {
         broadcast["replay"] = replay;
@@ -36,13 +36,15 @@ async fn join(phone: &mut Phone, topic: &str, payload: Value) {
 }
 
 /// SQL that sends a number to a topic.
-fn send(number: usize, topic: &str, private: bool) -> String {
+pub(super) fn send(number: usize, topic: &str, private: bool) -> String {
     format!("select realtime.send('{{\"n\": {number}}}', 'count', '{topic}', {private});")
 }
 
 /// The numbers that these frames bring, and the last cursor.
-fn numbers(frames: &[Frame]) -> (Vec<usize>, Option<String>) {
-    let broadcasts = frames.iter().filter(|frame| frame.event == "broadcast");
+fn numbers(frames: &[Frame], version: Version) -> (Vec<usize>, Option<String>) {
+    let broadcasts = frames.iter().filter(|frame| frame.event == "broadcast").inspect(|frame| {
+        assert_eq!(frame.binary.is_some(), version == Version::V2, "{}", frame.text);
+    });
     let counted: Vec<&Value> =
         broadcasts.map(|frame| &frame.payload).filter(|payload| payload["event"] == "count").collect();
     for payload in &counted {
@@ -104,6 +106,7 @@ async fn a_message_comes_at_its_place_among_the_rows_of_its_transaction_to_those
 struct Member {
     base: String,
     token: String,
+    version: Version,
     topic: String,
     /// Asks for what comes after the last cursor.
     keeps_cursor: bool,
@@ -113,13 +116,13 @@ struct Member {
 }
 
 impl Member {
-    async fn new(relay: &RelayProcess, device: Option<&str>, topic: &str) -> Member {
+    async fn new(relay: &RelayProcess, version: Version, device: Option<&str>, topic: &str) -> Member {
         let base = relay.base();
         let (base, keeps_cursor) = device.map_or((base.clone(), true), |id| (format!("{base}/device/{id}"), false));
         let token = token::user(ALICE);
-        let phone = Phone::connect(&base, &token, Version::V1).await;
-        let mut member =
-            Member { base, token, topic: topic.into(), keeps_cursor, cursor: None, got: Vec::new(), phone };
+        let phone = Phone::connect(&base, &token, version).await;
+        let (topic, cursor, got) = (topic.into(), None, Vec::new());
+        let mut member = Member { base, token, version, topic, keeps_cursor, cursor, got, phone };
         member.join().await;
         member
     }
@@ -131,7 +134,8 @@ impl Member {
     }
 
     fn take(&mut self) {
-        let (numbers, cursor) = numbers(&self.phone.frames_of(&self.topic));
+        let frames = self.phone.frames_of(&self.topic);
+        let (numbers, cursor) = numbers(&frames, self.version);
         self.got.extend(numbers);
         self.cursor = cursor.or(self.cursor.take());
     }
@@ -140,7 +144,7 @@ impl Member {
     async fn comes_back(&mut self) {
         self.phone.close_code().await;
         self.take();
-        self.phone = Phone::connect(&self.base, &self.token, Version::V1).await;
+        self.phone = Phone::connect(&self.base, &self.token, self.version).await;
         self.join().await;
     }
 
@@ -160,7 +164,11 @@ async fn a_relay_that_is_killed_while_messages_flow_costs_those_who_come_back_wi
     let pg = rooms().await;
     let topic = format!("of:{ALICE}");
     let mut relay = RelayProcess::start(&pg).await;
-    let mut members = [Member::new(&relay, None, &topic).await, Member::new(&relay, Some("d1"), &topic).await];
+    let mut members = Vec::new();
+    for (version, device) in [(Version::V1, "d1"), (Version::V2, "d2")] {
+        members.push(Member::new(&relay, version, None, &topic).await);
+        members.push(Member::new(&relay, version, Some(device), &topic).await);
+    }
     let mut sent = 0;
     // One that everybody has, so that there is a place to go on from.
     pg.exec(&send(sent, &topic, true)).await;
@@ -189,12 +197,15 @@ async fn a_relay_that_is_killed_while_messages_flow_costs_those_who_come_back_wi
         member.until(sent).await;
     }
     let all: Vec<usize> = (0..=sent).collect();
-    let [by_cursor, by_device] = &members;
-    assert_eq!(by_cursor.got, all, "by cursor each comes once");
-    let mut once = by_device.got.clone();
-    once.sort_unstable();
-    once.dedup();
-    assert_eq!(once, all, "by device none is missing");
+    for mut member in members {
+        if member.keeps_cursor {
+            assert_eq!(member.got, all, "by cursor each comes once, {:?}", member.version);
+        } else {
+            member.got.sort_unstable();
+            member.got.dedup();
+            assert_eq!(member.got, all, "by device none is missing, {:?}", member.version);
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,6 +18,7 @@ mod payload;
 mod planned;
 mod publications;
 mod refusals;
+mod replay;
 mod restart;
 mod resume_cursor;
 pub(crate) mod revocation;

@@ -328,6 +328,8 @@ async fn a_token_of_another_user_brings_his_snapshot_and_nothing_more_of_the_fir
     let relay = Relay::with(&pg, Clock::system(), |config| {
         config.gateway.max_outbox_bytes = 256 * 1024;
         (config.hub.snapshot.max_bytes, config.hub.snapshot.max_held) = (64 << 20, 128 << 20);
+        // So much takes a busy machine longer than one is let wait for a snapshot otherwise.
+        (config.hub.snapshot.statement_timeout, config.hub.snapshot.deadline) = (PATIENCE, PATIENCE);
     })
     .await;
     let mut phone = relay.phone(&token::user(ALICE)).await;

@@ -1,8 +1,9 @@
 //! Everybody comes back at the same time, after an outage in which rows went on: how long until all have what they missed, what
 //! that costs the relay, and that the database is asked nothing for it.
 //!
-//! Asserted: each phone got exactly its rows, each once, over both connections; and while they caught up the relay sent
-//! Postgres no statement but those that it sends all the time. To see the figures, in two client processes:
+//! Asserted: each phone got exactly its rows, each once, over both connections; while they caught up the relay sent Postgres no
+//! statement but those that it sends all the time; and in a release build, a device that comes for the first time is subscribed
+//! within two seconds even then. To see the figures, in two client processes:
 //!
 //! ```text
 //! cargo build --release --example phones
@@ -16,6 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 
@@ -24,7 +27,7 @@ use super::phones::{self, Phones, Summary};
 use super::usage::{cpu_time, resident_bytes};
 use super::{NOTIFICATIONS, Written, check, percentiles};
 use crate::support::pg::TestPgOptions;
-use crate::support::{RelayProcess, TestPg};
+use crate::support::{Phone, RelayProcess, TestPg, Version, token};
 
 /// The server notes each statement: when, of which program, and its text.
 const NOTING: [(&str, &str); 6] = [
@@ -88,6 +91,37 @@ fn caught_up(users: usize, written: &BTreeMap<i64, Written>, summary: &Summary, 
     phones.filter_map(arrival).collect()
 }
 
+/// Between two devices that come for the first time.
+const NEWCOMER_EVERY: Duration = Duration::from_millis(200);
+/// Of the first connection of a device, from its begin until changes flow.
+const NEWCOMER_WAITS: Duration = Duration::from_secs(2);
+
+/// Devices that were never there, one after the other, whoever is before them. Each tells when it began and how long it took
+/// until it was subscribed, in microseconds.
+async fn newcomers(base: String, stop: Arc<AtomicBool>) -> Vec<(i64, i64)> {
+    let mut tick = tokio::time::interval(NEWCOMER_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut coming: Vec<JoinHandle<(i64, i64)>> = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        tick.tick().await;
+        let number = coming.len();
+        let base = format!("{base}/device/newcomer-{number}");
+        coming.push(rowcast::task::spawn("newcomer", async move {
+            let token = token::user(&format!("11111111-0000-4000-8000-{number:012x}"));
+            let entries = json!([{ "event": "*", "schema": "public", "table": "notifications" }]);
+            let began = phones::unix_micros();
+            let mut phone = Phone::connect(&base, &token, Version::V2).await;
+            phone.subscribe("load", &entries).await;
+            (began, phones::unix_micros() - began)
+        }));
+    }
+    let mut all = Vec::new();
+    for one in coming {
+        all.push(one.await.expect("subscribed"));
+    }
+    all
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_come_back_at_once_and_get_what_they_missed_without_a_question_to_the_database() {
     let (count, rate) = (number("ROWCAST_LOAD_SUBSCRIBERS", 200), number("ROWCAST_LOAD_RATE", 200));
@@ -109,6 +143,7 @@ async fn all_come_back_at_once_and_get_what_they_missed_without_a_question_to_th
     client.batch_execute("set log_statement = 'none'").await.expect("a superuser");
     let stop = Arc::new(AtomicBool::new(false));
     let writer = rowcast::task::spawn("writer", write(client, users.clone(), rate, stop.clone()));
+    let devices = rowcast::task::spawn("newcomers", newcomers(relay.base(), stop.clone()));
     // What happens while time passes is what is measured here.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let cut = phones::unix_micros();
@@ -125,6 +160,7 @@ async fn all_come_back_at_once_and_get_what_they_missed_without_a_question_to_th
     tokio::time::sleep(Duration::from_secs(2)).await;
     stop.store(true, Ordering::Relaxed);
     let written = writer.await.expect("rows");
+    let devices = devices.await.expect("devices");
     let client = pg.client().await;
     client.batch_execute("set log_statement = 'none'").await.expect("a superuser");
     super::write_last(&client, &users).await;
@@ -143,6 +179,15 @@ async fn all_come_back_at_once_and_get_what_they_missed_without_a_question_to_th
     println!("profile {profile}: {count} phones, {outage:?} without a network, {rate} rows/s: {missed} rows missed");
     println!("all subscribed again after {seconds:.2} s; relay CPU {joined_cpu:.2?} in {joined:.2?}, {most} MiB");
     println!("network back -> caught up: {}", percentiles(times.iter().copied()));
+    let first =
+        |from: i64, to: i64| devices.iter().filter(move |(began, _)| (from..to).contains(began)).map(|(_, took)| *took);
+    let all_back = back + (seconds * 1e6) as i64;
+    println!("a device's first connection, until it is subscribed, before: {}", percentiles(first(0, back)));
+    println!("... begun while all come back: {}", percentiles(first(back, all_back)));
+    if !cfg!(debug_assertions) {
+        let most = first(back, i64::MAX).max().unwrap_or_default();
+        assert!(most < NEWCOMER_WAITS.as_micros() as i64, "a device waited {most} µs for its first subscription");
+    }
     let until = back + times.iter().max().copied().unwrap_or(0).max((seconds * 1e6) as i64);
     let all = statements(&pg.data().join("log/statements.log"));
     let between = |from: i64, to: i64| {

@@ -145,6 +145,9 @@ struct Lasting {
 pub(super) async fn strike(world: &mut World, kinds: &[Fault], dice: &mut StdRng, until: Instant) {
     let mut lasting: Vec<Lasting> = Vec::new();
     let mut bag: Vec<Fault> = Vec::new();
+    if kinds.is_empty() {
+        tokio::time::sleep_until(until).await;
+    }
     while !kinds.is_empty() && Instant::now() < until {
         if bag.is_empty() {
             bag = kinds.to_vec();

@@ -7,6 +7,8 @@
 //!   date before the row was written: what was not permitted at the commit.
 //! * MAY: all else.
 //!
+//! Messages to private channels are rows like any other: permitted to whoever is a member of the room.
+//!
 //! Besides: in the order of commits; by cursor, each once that has come with one; with a device, again only after another join, and only what had
 //! not been receipted.
 
@@ -39,6 +41,9 @@ pub(super) struct Verdict {
     pub(super) owed: usize,
     pub(super) received: usize,
     pub(super) newer: usize,
+    /// Of what was owed and of what arrived: how many are messages.
+    pub(super) owed_messages: usize,
+    pub(super) messages: usize,
     /// Over all device clients: rows that came again, and those of them that had been receipted before on all connections.
     pub(super) repeats: usize,
     pub(super) deep_repeats: usize,
@@ -63,6 +68,8 @@ impl Verdict {
         self.owed += other.owed;
         self.received += other.received;
         self.newer += other.newer;
+        self.owed_messages += other.owed_messages;
+        self.messages += other.messages;
         self.repeats += other.repeats;
         self.deep_repeats += other.deep_repeats;
         self.joins += other.joins;
@@ -84,12 +91,14 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} commits, {} rows; owed {}, received {} ({} by a newer right), {} joins, {} repeats ({} deep), {} gap \
+            "{} commits, {} rows; owed {} ({} messages), received {} ({} messages; {} by a newer right), {} joins, {} repeats ({} deep), {} gap \
              notices ({} for deletes, {} of them for own rows) for {} rows; {} violations",
             self.commits,
             self.rows,
             self.owed,
+            self.owed_messages,
             self.received,
+            self.messages,
             self.newer,
             self.joins,
             self.repeats,
@@ -114,8 +123,8 @@ pub(super) struct Judge<'a> {
     /// The latest commit that the relay is known to have passed, by time.
     passed: Vec<(Instant, usize)>,
     key: Option<CursorKey>,
-    /// The commit of the mark from which on stock clients are owed.
-    start: Lsn,
+    /// The commits of marks, by their notes: a stock client, which shows no cursors, is owed what follows the first that it has.
+    marks: HashMap<String, Lsn>,
     /// After so long a stock client's rows have been receipted.
     receipted: Duration,
     tally: &'a Tally,
@@ -138,15 +147,21 @@ impl<'a> Judge<'a> {
     pub(super) fn new(
         history: Vec<(Lsn, Vec<Event>)>,
         times: &[Instant],
-        begin: &str,
         key: Option<CursorKey>,
         receipted: Duration,
         tally: &'a Tally,
         records: &[Record],
     ) -> Judge<'a> {
-        let is_begin =
-            |event: &Event| matches!(event, Event::Insert { table, new } if table == "marks" && new["note"] == begin);
-        let start = history.iter().find(|(_, events)| events.iter().any(is_begin)).expect("the first mark").0;
+        let mut marks = HashMap::new();
+        for (end, events) in &history {
+            for event in events {
+                if let Event::Insert { table, new } = event
+                    && table == "marks"
+                {
+                    marks.entry(new["note"].clone()).or_insert(*end);
+                }
+            }
+        }
         let ends = std::iter::once(Lsn::ZERO).chain(history.iter().map(|(end, _)| *end)).collect();
         let events: Vec<Vec<Event>> = history.into_iter().map(|(_, events)| events).collect();
         let model = Model::of(&events);
@@ -168,7 +183,7 @@ impl<'a> Judge<'a> {
             *commit = most;
         });
         let verdict = Verdict { commits: events.len(), rows: model.sent.len(), ..Verdict::default() };
-        Judge { model, ends, begun, places, passed, key, start, receipted, tally, verdict }
+        Judge { model, ends, begun, places, passed, key, marks, receipted, tally, verdict }
     }
 
     pub(super) fn judge(mut self, records: &[Record]) -> Verdict {
@@ -244,7 +259,9 @@ impl<'a> Judge<'a> {
                         let deep = !ended.is_empty() && ended.iter().all(|received| *received >= Some(place));
                         if deep && record.kind != Kind::Cursor {
                             self.verdict.deep_repeats += 1;
-                            self.blame(record, format!("{key} came again though it had been receipted long before"));
+                            let near = near(record, number, &self.places);
+                            let text = format!("{key} came again though it had been receipted long before: {near}");
+                            self.blame(record, text);
                         }
                     }
                     if matches!(record.kind, Kind::Stock(_)) {
@@ -273,7 +290,12 @@ impl<'a> Judge<'a> {
                 Seen::Reached => {}
             }
         }
-        let start = first.unwrap_or(self.start);
+        let marked = record.seen.iter().find_map(|(_, seen)| match seen {
+            Seen::Mark(note) => self.marks.get(note).copied(),
+            _ => None,
+        });
+        // Without any it has nothing, and that is told.
+        let start = first.or(marked).unwrap_or(Lsn::ZERO);
         match fresh {
             None => self.blame(record, format!("the last mark did not arrive; {}", record.tail())),
             Some(bound) => self.missing(record, &arrived, start, bound, &gaps),
@@ -342,6 +364,10 @@ impl<'a> Judge<'a> {
             let text = format!("the cursor of {} is at {lsn}, its commit at {end}", sent.key());
             return self.blame(record, text);
         }
+        if !wanted(record, sent) {
+            return self.blame(record, format!("LEAK: {sent:?}, which it did not ask for"));
+        }
+        self.verdict.messages += usize::from(sent.table == "messages");
         let begun = self.begun[sent.commit];
         let is_live = session.live.is_some_and(|live| begun.is_some_and(|begun| begun >= live));
         if session.live.is_none() && session.subscribed.is_some_and(|s| begun.is_some_and(|begun| begun >= s)) {
@@ -372,9 +398,6 @@ impl<'a> Judge<'a> {
         fresh: Instant,
         gaps: &[(Lsn, Lsn)],
     ) {
-        // Python's and JavaScript's clients subscribe to what is decided without questions.
-        let wanted =
-            |sent: &Sent| !matches!(record.kind, Kind::Stock(_)) || !["asks", "called"].contains(&&sent.table[..]);
         let mut bound = fresh;
         for (place, at) in arrived.iter().enumerate().rev() {
             let sent = &self.model.sent[place];
@@ -382,7 +405,7 @@ impl<'a> Judge<'a> {
             if let Some(at) = at {
                 bound = bound.min(*at);
             }
-            if end <= start || !wanted(sent) {
+            if end <= start || !wanted(record, sent) {
                 continue;
             }
             let from = sent.from();
@@ -394,6 +417,7 @@ impl<'a> Judge<'a> {
                 continue;
             }
             self.verdict.owed += 1;
+            self.verdict.owed_messages += usize::from(sent.table == "messages");
             if at.is_some() {
                 continue;
             }
@@ -411,7 +435,15 @@ impl<'a> Judge<'a> {
 }
 
 fn is_exact(sent: &Sent) -> bool {
-    EXACT.contains(&&sent.table[..])
+    EXACT.contains(&&sent.table[..]) || sent.table == "messages"
+}
+
+/// Whether the phone has asked for it: of messages, those to its room.
+fn wanted(record: &Record, sent: &Sent) -> bool {
+    match &sent.table[..] {
+        "messages" => record.room == Some(&sent.row["topic"][..]),
+        table => record.tables.contains(&table),
+    }
 }
 
 /// What the phone saw when the row should have come.

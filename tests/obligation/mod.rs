@@ -15,9 +15,11 @@ mod kills;
 mod phone;
 #[cfg(debug_assertions)]
 mod points;
+mod rooms;
 mod soak;
 mod stalled;
 mod stock;
+mod upgrade;
 mod world;
 mod writers;
 
@@ -52,11 +54,16 @@ enum Trouble {
     Points(u64),
     /// So many kills, under a steady hundred rows a second.
     Kills(u64),
+    /// An older program first, then these, under all writers.
+    Programs(&'static [upgrade::Next]),
 }
 
 /// One world, from its beginning to its judgement.
 async fn round(cast: Cast, trouble: Trouble, seed: u64) -> (Verdict, Tally) {
-    let (mut world, begin) = World::begin(cast).await;
+    let mut world = match trouble {
+        Trouble::Programs(_) => upgrade::begin(cast).await,
+        _ => World::begin(cast).await,
+    };
     let (users, url) = (world.users.clone(), world.pg.url());
     let operations = Operations::default();
     let pace = number("ROWCAST_OBLIGATION_PACE").unwrap_or(60);
@@ -74,6 +81,7 @@ async fn round(cast: Cast, trouble: Trouble, seed: u64) -> (Verdict, Tally) {
             #[cfg(debug_assertions)]
             Trouble::Points(times) => points::crash_at_each(&mut world, times, &mut dice).await,
             Trouble::Kills(times) => kills::kill_again_and_again(&mut world, times, &mut dice).await,
+            Trouble::Programs(programs) => upgrade::one_after_the_other(&mut world, programs).await,
         }
         stop.drain();
     };
@@ -89,11 +97,12 @@ async fn round(cast: Cast, trouble: Trouble, seed: u64) -> (Verdict, Tally) {
             make_trouble
         );
     }
-    judged(world, &operations, &begin).await
+    judged(world, &operations).await
 }
 
 /// After the quiet.
-async fn judged(mut world: World, operations: &Operations, begin: &str) -> (Verdict, Tally) {
+async fn judged(mut world: World, operations: &Operations) -> (Verdict, Tally) {
+    world.let_all_in(operations).await;
     let mut stuck = world.caught_up("end").await;
     if stuck.is_empty() {
         for user in &world.users {
@@ -110,7 +119,7 @@ async fn judged(mut world: World, operations: &Operations, begin: &str) -> (Verd
     let history = history::read_with_ends(&unhurried(&world.pg).await).await;
     let key = world.machine.cursor_key();
     let times = operations.begun();
-    let judge = Judge::new(history, &times, begin, key, world.receipted(), &world.tally, &records);
+    let judge = Judge::new(history, &times, key, world.receipted(), &world.tally, &records);
     let verdict = judge.judge(&records);
     if !verdict.violations.is_empty() && number("ROWCAST_OBLIGATION_LOG").is_some() {
         println!("the relay:\n{}", world.machine.log_tail());
@@ -126,7 +135,7 @@ async fn judged(mut world: World, operations: &Operations, begin: &str) -> (Verd
 /// As many worlds as are asked for.
 async fn rounds(name: &str, mut cast: Cast, trouble: Trouble) {
     if std::env::var_os("ROWCAST_OBLIGATION_ONLY").is_some_and(|only| only == "cursor") {
-        (cast.devices, cast.stock) = (0, &[]);
+        (cast.devices, cast.stock, cast.member_devices, cast.member_stock) = (0, &[], 0, &[]);
     }
     let seed = number("ROWCAST_SEED").unwrap_or(SEED);
     let (mut all, mut faults) = (Verdict::default(), Tally::default());
@@ -160,21 +169,22 @@ fn lasting(kinds: &'static [Fault], seconds: u64) -> Trouble {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_through_kills_and_cuts() {
     let stock = &[Stock::JavaScript, Stock::JavaScript, Stock::Python];
-    let cast = Cast { cursors: 2, devices: 1, stock, in_process: false, lying: false, forgetful: false };
+    let member_stock = &[Stock::JavaScript, Stock::Python];
+    let cast = Cast { cursors: 2, devices: 1, stock, members: 1, member_devices: 1, member_stock, ..Cast::default() };
     rounds("the binary", cast, lasting(OF_BINARY, 25)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_through_full_disks_and_wrong_clocks() {
-    let cast = Cast { cursors: 2, devices: 1, stock: &[], in_process: true, lying: false, forgetful: false };
+    let cast = Cast { cursors: 2, devices: 1, members: 1, member_devices: 1, in_process: true, ..Cast::default() };
     rounds("within the process", cast, lasting(OF_PROCESS, 12)).await;
 }
 
 /// Proxies that answer Pings themselves prove nothing of the client; its heartbeats do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_stock_client_gets_what_it_is_owed_behind_a_proxy_that_answers_pings() {
-    let stock = &[Stock::JavaScript, Stock::JavaScript];
-    let cast = Cast { cursors: 0, devices: 1, stock, in_process: false, lying: true, forgetful: false };
+    let (stock, member_stock) = (&[Stock::JavaScript, Stock::JavaScript], &[Stock::JavaScript]);
+    let cast = Cast { devices: 1, stock, member_devices: 1, member_stock, lying: true, ..Cast::default() };
     let kinds = &[Fault::Kill, Fault::PhonesCut, Fault::PhonesStall, Fault::HalfOpen];
     rounds("behind a proxy", cast, lasting(kinds, 12)).await;
 }
@@ -182,7 +192,7 @@ async fn every_stock_client_gets_what_it_is_owed_behind_a_proxy_that_answers_pin
 /// Without trouble, the judge itself is judged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_when_nothing_goes_wrong() {
-    let cast = Cast { cursors: 2, devices: 1, stock: &[], in_process: false, lying: false, forgetful: false };
+    let cast = Cast { cursors: 2, devices: 1, members: 1, member_devices: 1, ..Cast::default() };
     rounds("in peace", cast, Trouble::Faults(&[], Duration::from_secs(4))).await;
 }
 
@@ -190,14 +200,13 @@ async fn every_phone_gets_what_it_is_owed_when_nothing_goes_wrong() {
 #[cfg(debug_assertions)]
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_phone_gets_what_it_is_owed_when_the_relay_crashes_at_each_failpoint() {
-    let cast = Cast { cursors: 1, devices: 1, stock: &[], in_process: false, lying: false, forgetful: false };
+    let cast = Cast { cursors: 1, devices: 1, members: 1, member_devices: 1, ..Cast::default() };
     rounds("failpoints", cast, Trouble::Points(number("ROWCAST_OBLIGATION_PASSES").unwrap_or(2))).await;
 }
 
 /// What no server of the kind could do for a stock client so far.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stock_client_that_names_its_device_loses_nothing_when_the_relay_is_killed_again_and_again() {
-    let cast =
-        Cast { cursors: 0, devices: 0, stock: &[Stock::JavaScript], in_process: false, lying: false, forgetful: false };
+    let cast = Cast { stock: &[Stock::JavaScript], member_stock: &[Stock::JavaScript], ..Cast::default() };
     rounds("a stock client", cast, Trouble::Kills(number("ROWCAST_OBLIGATION_KILLS").unwrap_or(3))).await;
 }

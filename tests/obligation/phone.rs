@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use crate::support::Stock;
+use crate::support::{Stock, Version, binary};
 
 /// Between two heartbeats, and after how long without an answer the connection is given up.
 const BEAT: Duration = Duration::from_secs(2);
@@ -26,8 +26,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 const JOIN: Duration = Duration::from_secs(15);
 /// Small, so that who does not read is soon noticed.
 const RECEIVE_BUFFER: u32 = 32 * 1024;
-
-const TOPIC: &str = "realtime:room";
 
 /// How a phone finds its place again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +47,7 @@ pub(super) enum Seen {
     Joined(Option<String>),
     /// `Subscribed to PostgreSQL`.
     Subscribed,
-    /// A change: what no other change has, and its cursor.
+    /// A change or a message: what no other has, and its cursor.
     Row(String, Option<String>),
     /// The row of `marks` with this note.
     Mark(String),
@@ -71,6 +69,10 @@ pub(super) struct Record {
     pub(super) name: String,
     pub(super) user: String,
     pub(super) kind: Kind,
+    /// The private channel that it is a member of; else its channel is a public one, without messages.
+    pub(super) room: Option<&'static str>,
+    /// What it asks for.
+    pub(super) tables: Vec<&'static str>,
     pub(super) seen: Vec<(Instant, Seen)>,
     /// All changes, kept or not.
     pub(super) rows: u64,
@@ -85,6 +87,11 @@ impl Record {
             self.seen.drain(..90);
         }
         self.seen.push((Instant::now(), seen));
+    }
+
+    /// The name of its channel.
+    pub(super) fn topic(&self) -> &'static str {
+        self.room.unwrap_or("room")
     }
 
     /// The last things, for a message.
@@ -105,10 +112,16 @@ pub(super) struct Board {
 }
 
 impl Board {
-    pub(super) fn of(phones: usize) -> Arc<Board> {
+    pub(super) fn new() -> Arc<Board> {
         let (slow, _) = watch::channel(0);
         let (over, _) = watch::channel(false);
-        Arc::new(Board { marks: Mutex::new(vec![HashSet::new(); phones]), slow, over })
+        Arc::new(Board { marks: Mutex::default(), slow, over })
+    }
+
+    /// So many more phones are to come.
+    pub(super) fn expect_more(&self, phones: usize) {
+        let mut marks = self.marks.lock().expect("nobody panicked");
+        marks.extend(std::iter::repeat_n(HashSet::new(), phones));
     }
 
     pub(super) fn mark(&self, phone: usize, note: &str) {
@@ -121,6 +134,12 @@ impl Board {
     pub(super) fn without(&self, note: &str) -> Vec<usize> {
         let marks = self.marks.lock().expect("nobody panicked");
         (0..marks.len()).filter(|phone| !marks[*phone].contains(note)).collect()
+    }
+
+    /// The phones that have had no mark yet.
+    pub(super) fn without_any(&self) -> Vec<usize> {
+        let marks = self.marks.lock().expect("nobody panicked");
+        (0..marks.len()).filter(|phone| marks[*phone].is_empty()).collect()
     }
 
     pub(super) fn slow_down(&self, every: usize) {
@@ -146,7 +165,6 @@ pub(super) struct Phone {
     pub(super) number: usize,
     pub(super) addr: SocketAddr,
     pub(super) token: String,
-    pub(super) tables: Vec<&'static str>,
     pub(super) board: Arc<Board>,
     pub(super) record: Record,
     /// The last that it was given.
@@ -195,6 +213,7 @@ impl Phone {
                             unanswered &= !text.starts_with(r#"[null,"0","phoenix""#);
                             joined |= self.take(&text)?;
                         }
+                        Ok(Message::Binary(bytes)) => self.message(&binary::parse(Version::V2, &bytes).payload),
                         // The answer is queued; now it goes out.
                         Ok(Message::Ping(_)) => {
                             socket.flush().await.ok()?;
@@ -247,9 +266,14 @@ impl Phone {
             }
             entry
         };
-        let entries: Value = self.tables.iter().map(entry).collect();
-        let payload = json!({ "config": { "postgres_changes": entries }, "access_token": self.token });
-        socket.send(Message::text(json!(["1", "1", TOPIC, "phx_join", payload]).to_string())).await
+        let entries: Value = self.record.tables.iter().map(entry).collect();
+        let mut config = json!({ "postgres_changes": entries, "private": self.record.room.is_some() });
+        if let Some(since) = since.filter(|_| self.record.room.is_some()) {
+            config["broadcast"] = json!({ "replay": { "cursor": since } });
+        }
+        let payload = json!({ "config": config, "access_token": self.token });
+        let topic = format!("realtime:{}", self.record.topic());
+        socket.send(Message::text(json!(["1", "1", topic, "phx_join", payload]).to_string())).await
     }
 
     /// One frame; whether it says that changes flow. `None`: this connection is of no more use.
@@ -273,6 +297,7 @@ impl Phone {
                     self.record.note(Seen::Row(key(data), at));
                 }
             }
+            "broadcast" => self.message(payload),
             "phx_reply" if frame[1] == "1" => {
                 if payload["status"] != "ok" {
                     self.record.note(Seen::Told(format!("the join was answered {payload}")));
@@ -291,6 +316,14 @@ impl Phone {
             }
         }
         Some(false)
+    }
+
+    fn message(&mut self, message: &Value) {
+        let at = message["meta"]["cursor"].as_str().map(str::to_owned);
+        if at.is_some() {
+            self.cursor.clone_from(&at);
+        }
+        self.record.note(Seen::Row(key_of_message(message), at));
     }
 
     fn system(&mut self, payload: &Value) -> Option<bool> {
@@ -316,6 +349,11 @@ impl Phone {
         }
         Some(false)
     }
+}
+
+/// What no other message has: the row's id, which `realtime.send()` puts into the payload too.
+pub(super) fn key_of_message(message: &Value) -> String {
+    format!("INSERT messages {} ", message["payload"]["id"].as_str().unwrap_or_default())
 }
 
 /// What no other change has.

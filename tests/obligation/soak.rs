@@ -4,9 +4,14 @@
 //! ROWCAST_SOAK_MINUTES=30 cargo test --release --test main obligation::soak -- --nocapture
 //! ```
 //!
+//! The newest part of the log is kept in memory, which fills up with what is written until `ROWCAST_LOG_MEMORY` is reached: that
+//! is small here, and what must not grow is the rest. `ROWCAST_SOAK_LOG_MEMORY=64MiB` makes it what it is by default,
+//! `ROWCAST_SOAK_RATE` writes more than a hundred rows a second.
+//!
 //! In the suite it takes some seconds, and only shows that it runs.
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use rand::Rng as _;
 use rand::SeedableRng as _;
@@ -19,11 +24,13 @@ use super::writers::Scribe;
 use super::{SEED, number};
 use crate::journey::revocation::writers::Operations;
 use crate::load::usage::resident_bytes;
+use crate::support::pg::free_port;
+use crate::support::relay::get;
 
 /// Between two cuts of all phones' connections, about.
 const CUT_EVERY: Duration = Duration::from_secs(40);
 /// Growth that is none: of memory in bytes, of descriptors.
-const SLACK_BYTES: u64 = 24 << 20;
+const SLACK_BYTES: u64 = 8 << 20;
 const SLACK_FILES: u64 = 24;
 /// Of the slot, in bytes, whenever it is looked at.
 const LAG: u64 = 64 << 20;
@@ -67,8 +74,14 @@ impl fmt::Display for Curve {
 async fn memory_and_files_and_lag_do_not_grow_with_time() {
     let minutes = number("ROWCAST_SOAK_MINUTES");
     let lasts = minutes.map_or(Duration::from_secs(8), |minutes| Duration::from_secs(60 * minutes));
-    let cast = Cast { cursors: 5, devices: 5, stock: &[], in_process: false, lying: false, forgetful: true };
-    let (mut world, _) = World::begin(cast).await;
+    let cast = Cast { cursors: 5, devices: 5, forgetful: true, ..Cast::default() };
+    let mut world = World::begin(cast).await;
+    let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let Machine::Binary(relay) = &mut world.machine else { unreachable!("the binary was asked for") };
+    assert!(relay.stop().await.success(), "{}", relay.log());
+    relay.set("ROWCAST_LOG_MEMORY", &std::env::var("ROWCAST_SOAK_LOG_MEMORY").unwrap_or_else(|_| "4MiB".into()));
+    relay.set("ROWCAST_ADMIN_ADDR", &admin.to_string());
+    relay.start_again().await;
     // Nobody reads it here, and it keeps WAL.
     let client = unhurried(&world.pg).await;
     client.batch_execute("select pg_drop_replication_slot('history')").await.expect("dropped");
@@ -81,12 +94,13 @@ async fn memory_and_files_and_lag_do_not_grow_with_time() {
     let mut writing = writing.into_iter();
     let mut next = || writing.next().expect("as many as were made");
     let live = async {
-        let curves = watch(&world, lasts).await;
+        let curves = watch(&world, admin, lasts).await;
         stop.drain();
         curves
     };
+    let rate = number("ROWCAST_SOAK_RATE").map_or(100, |rate| u32::try_from(rate).expect("small"));
     let ((), (), (), (), curves) =
-        tokio::join!(next().rights(), next().content(), next().steady(100), next().rules(), live);
+        tokio::join!(next().rights(), next().content(), next().steady(rate), next().rules(), live);
     let stuck = world.caught_up("end").await;
     let records = world.records().await;
     let rows: u64 = records.iter().map(|record| record.rows).sum();
@@ -96,8 +110,9 @@ async fn memory_and_files_and_lag_do_not_grow_with_time() {
     }
     world.machine.stop().await;
     assert!(stuck.is_empty(), "{stuck:?} did not get the last row");
-    let [memory, files, lag] = &curves;
+    let [_, files, lag, log, memory, ..] = &curves;
     assert!(lag.most() < LAG, "{lag}");
+    assert!(log.most() > 0, "{log}");
     if minutes.is_some() {
         let ((early, late), (few, many)) = (memory.ends(), files.ends());
         assert!(late <= early + early / 8 + SLACK_BYTES, "{memory}");
@@ -105,9 +120,16 @@ async fn memory_and_files_and_lag_do_not_grow_with_time() {
     }
 }
 
-async fn watch(world: &World, lasts: Duration) -> [Curve; 3] {
-    let mut curves =
-        [Curve::of("resident, KiB", 1024), Curve::of("file descriptors", 1), Curve::of("slot lag, bytes", 1)];
+async fn watch(world: &World, admin: SocketAddr, lasts: Duration) -> [Curve; 7] {
+    let mut curves = [
+        Curve::of("resident, KiB", 1024),
+        Curve::of("file descriptors", 1),
+        Curve::of("slot lag, bytes", 1),
+        Curve::of("the log in memory, KiB", 1024),
+        Curve::of("resident without that, KiB", 1024),
+        Curve::of("the log on disk, KiB", 1024),
+        Curve::of("facts, KiB", 1024),
+    ];
     let Machine::Binary(relay) = &world.machine else { unreachable!("the binary was asked for") };
     let client = unhurried(&world.pg).await;
     let mut dice = StdRng::seed_from_u64(SEED);
@@ -120,7 +142,21 @@ async fn watch(world: &World, lasts: Duration) -> [Curve; 3] {
                    from pg_replication_slots where slot_name = 'rowcast'";
         let lag: i64 = client.query_one(sql, &[]).await.expect("the slot").get(0);
         let files = std::fs::read_dir(format!("/proc/{}/fd", relay.pid())).map_or(0, Iterator::count);
-        let samples = [resident_bytes(relay.pid()), files as u64, u64::try_from(lag).unwrap_or_default()];
+        let metrics = get(admin, "/metrics").await.map(|(_, text)| text).unwrap_or_default();
+        let metric = |name: &str| {
+            let lines = metrics.lines().filter_map(|line| line.split_once(' '));
+            lines.filter(|(sample, _)| *sample == name).find_map(|(_, value)| value.parse().ok()).unwrap_or_default()
+        };
+        let (resident, log) = (resident_bytes(relay.pid()), metric("rowcast_log_memory_bytes"));
+        let samples = [
+            resident,
+            files as u64,
+            u64::try_from(lag).unwrap_or_default(),
+            log,
+            resident.saturating_sub(log),
+            metric("rowcast_log_size_bytes"),
+            metric("rowcast_fact_size_bytes"),
+        ];
         curves.iter_mut().zip(samples).for_each(|(curve, sample)| curve.samples.push(sample));
         if Instant::now() > cut_at {
             world.phones.cut();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant, timeout};
 
-use super::phone::{Board, Record, Seen, key};
+use super::phone::{Board, Record, Seen, key, key_of_message};
 use crate::support::Stock;
 use crate::support::sdk::SdkPhone;
 
@@ -18,7 +18,6 @@ pub(super) struct Client {
     /// `ws://host:port/realtime/v1`.
     pub(super) base: String,
     pub(super) token: String,
-    pub(super) tables: Vec<&'static str>,
     pub(super) board: Arc<Board>,
     pub(super) record: Record,
 }
@@ -47,8 +46,9 @@ impl Client {
         let mut client = SdkPhone::connect_as(self.stock, &connect).await;
         self.record.note(Seen::Joining);
         let entry = |table: &&str| json!({ "event": "*", "schema": "public", "table": table });
-        let entries: Value = self.tables.iter().map(entry).collect();
-        client.ask_to_subscribe("room", &entries);
+        let entries: Value = self.record.tables.iter().map(entry).collect();
+        let options = json!({ "private": self.record.room.is_some() });
+        client.ask_to_subscribe_with(self.record.topic(), &entries, &options);
         client
     }
 
@@ -64,6 +64,7 @@ impl Client {
             };
             match event["event"].as_str() {
                 Some("change") => self.change(&event["change"]),
+                Some("broadcast") => self.record.note(Seen::Row(key_of_message(&event["message"]), None)),
                 Some("status") if event["status"] == "SUBSCRIBED" => {
                     without = None;
                     self.record.note(Seen::Joined(None));
@@ -78,6 +79,10 @@ impl Client {
                     )));
                     if error.contains("Gap: ") {
                         self.record.note(Seen::Gap(None, None, error.to_owned()));
+                    }
+                    // It does not come back by itself from where it was put out, and its application asks anew.
+                    if event["status"] == "CLOSED" {
+                        return;
                     }
                     // Python's client takes a notice for the end of its channel, and joins again.
                     self.record.note(Seen::Ended(None));

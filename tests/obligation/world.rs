@@ -1,6 +1,7 @@
 //! A server, a relay on it, phones on that, and a wire on either side.
 
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use nix::sys::signal::Signal;
@@ -18,7 +19,9 @@ use tokio_postgres::Client;
 
 use super::faults::Tally;
 use super::phone::{Board, Kind, Phone, Record};
+use super::rooms::{self, ROOMS};
 use super::stock::Client as StockClient;
+use crate::journey::revocation::writers::Operations;
 use crate::journey::revocation::{CONTENT, prepared};
 use crate::support::phone::PATIENCE;
 use crate::support::relay::pause;
@@ -34,12 +37,16 @@ const CAUGHT_UP: Duration = Duration::from_secs(90);
 const HEARTBEAT: Duration = Duration::from_secs(25);
 
 /// Who takes part.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cast {
     /// Phones that go on by cursor, and that name a device, for each user.
     pub(super) cursors: usize,
     pub(super) devices: usize,
     pub(super) stock: &'static [Stock],
+    /// The same, as members of a private channel.
+    pub(super) members: usize,
+    pub(super) member_devices: usize,
+    pub(super) member_stock: &'static [Stock],
     /// The relay runs in this process, on a disk and a clock of the test's.
     pub(super) in_process: bool,
     /// Phones are behind a proxy that answers Pings itself, and the relay is told so.
@@ -216,75 +223,92 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Everybody is there and has had a mark; its note.
-    pub(super) async fn begin(cast: Cast) -> (World, String) {
+    /// Everybody is there and has had a mark.
+    pub(super) async fn begin(cast: Cast) -> World {
         let (pg, users) = prepared().await;
+        pg.exec(rooms::SCHEMA).await;
+        pg.exec(&rooms::let_all_in(&users)).await;
+        World::begin_on(pg, users, cast, None).await
+    }
+
+    /// The same on a server that is prepared already, with another build of the relay.
+    pub(super) async fn begin_on(pg: TestPg, users: Vec<String>, cast: Cast, program: Option<&Path>) -> World {
         let db = Wire::to(([127, 0, 0, 1], pg.port()).into()).await;
         let mut machine = machine(&pg, &db, cast);
+        if let Machine::Binary(relay) = &mut machine {
+            relay.run_instead(program);
+        }
         machine.start(&db).await;
         let target = match &machine {
             Machine::Binary(relay) => relay.addr(),
             Machine::Process(relay) => ([127, 0, 0, 1], relay.config.port).into(),
         };
         let phones = if cast.lying { Wire::answering_pings(target).await } else { Wire::to(target).await };
-        let count = users.len() * (cast.cursors + cast.devices) + cast.stock.len();
-        let board = Board::of(count);
+        let board = Board::new();
         let (tally, records, lying) = (Tally::default(), Vec::new(), cast.lying);
         let mut world = World { machine, phones, db, board, tally, users, pg, records, lying };
         world.people(cast);
-        let begun = world.begun().await;
-        (world, begun)
+        world.begun().await;
+        world
     }
 
-    fn people(&mut self, cast: Cast) {
-        let kinds = [(Kind::Cursor, cast.cursors), (Kind::Device, cast.devices)];
-        let tables: Vec<&'static str> = CONTENT.into_iter().chain(["marks"]).collect();
-        for user in &self.users {
-            for kind in kinds.into_iter().flat_map(|(kind, count)| std::iter::repeat_n(kind, count)) {
-                let number = self.records.len();
-                let phone = Phone {
-                    number,
-                    addr: self.phones.addr(),
-                    token: token::user(user),
-                    tables: tables.clone(),
-                    board: self.board.clone(),
-                    record: record(number, user, kind, cast.forgetful),
-                    cursor: None,
-                };
-                self.records.push(rowcast::task::spawn("phone", phone.run()));
+    /// More phones.
+    pub(super) fn people(&mut self, cast: Cast) {
+        let each = cast.cursors + cast.devices + cast.members + cast.member_devices;
+        self.board.expect_more(self.users.len() * each + cast.stock.len() + cast.member_stock.len());
+        let kinds = [
+            (Kind::Cursor, false, cast.cursors),
+            (Kind::Device, false, cast.devices),
+            (Kind::Cursor, true, cast.members),
+            (Kind::Device, true, cast.member_devices),
+        ];
+        for (place, user) in self.users.iter().enumerate() {
+            for (kind, is_member, count) in kinds {
+                for n in 0..count {
+                    let number = self.records.len();
+                    let room = is_member.then(|| ROOMS[(place + n) % ROOMS.len()]);
+                    let phone = Phone {
+                        number,
+                        addr: self.phones.addr(),
+                        token: token::user(user),
+                        board: self.board.clone(),
+                        record: record(number, user, kind, room, cast.forgetful),
+                        cursor: None,
+                    };
+                    self.records.push(rowcast::task::spawn("phone", phone.run()));
+                }
             }
         }
-        for (place, stock) in cast.stock.iter().enumerate() {
+        let rooms = std::iter::repeat_n(None, cast.stock.len()).chain(ROOMS.into_iter().cycle().map(Some));
+        for ((place, stock), room) in cast.stock.iter().chain(cast.member_stock).enumerate().zip(rooms) {
             let (number, user) = (self.records.len(), &self.users[place % self.users.len()]);
             let client = StockClient {
                 number,
                 stock: *stock,
                 base: format!("ws://{}/realtime/v1", self.phones.addr()),
                 token: token::user(user),
-                // Nothing that Postgres is asked about: Python's client does not show what a gap notice says.
-                tables: vec!["docs", "notes", "own", "lent", "marks"],
                 board: self.board.clone(),
-                record: record(number, user, Kind::Stock(*stock), cast.forgetful),
+                record: record(number, user, Kind::Stock(*stock), room, cast.forgetful),
             };
             self.records.push(rowcast::task::spawn("stock client", client.run()));
         }
     }
 
-    async fn begun(&self) -> String {
+    /// Everybody has had a mark.
+    pub(super) async fn begun(&self) {
         let deadline = Instant::now() + CAUGHT_UP;
         for number in 0.. {
-            let note = format!("begin-{number}");
+            let note = format!("begin-{}-{number}", self.records.len());
             self.mark(&note).await;
             let soon = Instant::now() + Duration::from_secs(1);
             while Instant::now() < soon {
-                if self.board.without(&note).is_empty() {
-                    return note;
+                if self.board.without_any().is_empty() {
+                    return;
                 }
                 pause().await;
             }
-            assert!(Instant::now() < deadline, "not all are subscribed: {:?}", self.board.without(&note));
+            assert!(Instant::now() < deadline, "not all are subscribed: {:?}", self.board.without_any());
         }
-        unreachable!("the loop returns or panics")
     }
 
     /// A row that everybody gets, in a transaction of its own.
@@ -300,6 +324,14 @@ impl World {
         for _ in 0..20 {
             client.batch_execute(sql).await.expect("a flood");
         }
+    }
+
+    /// Whoever was put out of a room may come back; the mark of the end would not reach him.
+    pub(super) async fn let_all_in(&self, operations: &Operations) {
+        let (number, members) = (operations.begin(), rooms::let_all_in(&self.users));
+        let sql =
+            format!("begin; select pg_logical_emit_message(true, 'test.operation', '{number}'); {members} commit");
+        unhurried(&self.pg).await.batch_execute(&sql).await.expect("members");
     }
 
     /// Waits until everybody has a mark that is written now; who has not.
@@ -335,8 +367,15 @@ impl World {
     }
 }
 
-fn record(number: usize, user: &str, kind: Kind, forgetful: bool) -> Record {
-    Record { name: format!("phone-{number}"), user: user.to_owned(), kind, seen: Vec::new(), rows: 0, forgetful }
+fn record(number: usize, user: &str, kind: Kind, room: Option<&'static str>, forgetful: bool) -> Record {
+    let tables = match (room, kind) {
+        (Some(_), _) => rooms::TABLES.to_vec(),
+        // Nothing that Postgres is asked about: Python's client does not show what a gap notice says.
+        (None, Kind::Stock(_)) => vec!["docs", "notes", "own", "lent", "marks"],
+        (None, _) => CONTENT.into_iter().chain(["marks"]).collect(),
+    };
+    let (name, user, seen) = (format!("phone-{number}"), user.to_owned(), Vec::new());
+    Record { name, user, kind, room, tables, seen, rows: 0, forgetful }
 }
 
 fn machine(pg: &TestPg, db: &Wire, cast: Cast) -> Machine {

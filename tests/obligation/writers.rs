@@ -1,6 +1,6 @@
 //! Those who write: what the writers of the revocation test write (memberships, cascades, content, rules, in transactions of
-//! several rows, now and then rolled back), over connections that may break at any moment, a COMMIT's answer included. What
-//! was committed, the history tells.
+//! several rows, now and then rolled back), and messages to rooms, whose members come and go. Over connections that may break at
+//! any moment, a COMMIT's answer included: what was committed, the history tells.
 
 use rand::Rng as _;
 use rowcast::pg::PgConfig;
@@ -9,6 +9,7 @@ use tokio::time::{Duration, Instant};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::rooms;
 use crate::journey::revocation::writers::{Operations, RULES, Writer};
 use crate::support::relay::pause;
 
@@ -35,13 +36,14 @@ impl<'a> Scribe<'a> {
         Scribe { inner, url: url.to_owned(), pace, stop: stop.clone() }
     }
 
-    /// So many rows a second for the first user, each in a transaction of its own.
+    /// So many rows a second for the first user, each in a transaction of its own with a message to a room.
     pub(super) async fn steady(mut self, per_second: u32) {
         let mut tick = tokio::time::interval(Duration::from_secs(1) / per_second);
         while !self.stop.is_draining() {
             tick.tick().await;
             let (note, user) = (self.note(), &self.inner.users[0]);
-            let sql = format!("begin; {note} insert into own (user_id) values ('{user}'); commit");
+            let message = rooms::message(&mut self.inner.random);
+            let sql = format!("begin; {note} insert into own (user_id) values ('{user}'); {message} commit");
             let _ = self.try_run(&sql).await;
         }
     }
@@ -50,10 +52,9 @@ impl<'a> Scribe<'a> {
     pub(super) async fn rights(mut self) {
         while !self.stop.is_draining() {
             let steps = self.inner.random.random_range(1..=3);
-            let is_right = |writer: &mut Writer<'_>| writer.random.random_bool(0.7);
-            let sql = (0..steps)
-                .map(|_| if is_right(&mut self.inner) { self.inner.right() } else { self.inner.row() })
-                .collect::<String>();
+            let sql: String = (0..steps)
+                .map(|_| if self.inner.random.random_bool(0.7) { self.right() } else { self.row() })
+                .collect();
             self.run(&sql).await;
             // Rights that change all the time leave little that is surely owed.
             self.pause(6 * self.pace).await;
@@ -64,7 +65,7 @@ impl<'a> Scribe<'a> {
     pub(super) async fn content(mut self) {
         while !self.stop.is_draining() {
             let steps = self.inner.random.random_range(1..=4);
-            let sql: String = (0..steps).map(|_| self.inner.row()).collect();
+            let sql: String = (0..steps).map(|_| self.row()).collect();
             self.run(&sql).await;
             self.pause(self.pace).await;
         }
@@ -82,6 +83,21 @@ impl<'a> Scribe<'a> {
         }
     }
 
+    fn right(&mut self) -> String {
+        match self.inner.random.random_range(0..8) {
+            0 => rooms::right(&mut self.inner.random, self.inner.users),
+            _ => self.inner.right(),
+        }
+    }
+
+    /// A change of content, or a message.
+    fn row(&mut self) -> String {
+        match self.inner.random.random_range(0..4) {
+            0 => rooms::message(&mut self.inner.random),
+            _ => self.inner.row(),
+        }
+    }
+
     async fn pause(&mut self, at_most: u64) {
         tokio::time::sleep(Duration::from_millis(self.inner.random.random_range(0..=at_most))).await;
     }
@@ -96,7 +112,7 @@ impl<'a> Scribe<'a> {
         let note = self.note();
         let sql = match self.inner.random.random_range(0..20) {
             0 => format!("begin; {sql} rollback"),
-            1 => format!("begin; savepoint a; {sql} rollback to a; {note} {} commit", self.inner.row()),
+            1 => format!("begin; savepoint a; {sql} rollback to a; {note} {} commit", self.row()),
             _ => format!("begin; {note} {sql} commit"),
         };
         let _ = self.try_run(&sql).await;

@@ -35,7 +35,7 @@ pub(crate) fn kind_3(
 }
 
 /// A frame of kind 4.
-pub(super) fn parse(version: Version, bytes: &[u8]) -> Frame {
+pub(crate) fn parse(version: Version, bytes: &[u8]) -> Frame {
     assert_eq!((version, bytes.first()), (Version::V2, Some(&4)), "only kind 4 is sent, and only to version 2");
     let lengths = [bytes[1], bytes[2], bytes[3]].map(usize::from);
     let (mut at, mut parts) = (5, Vec::new());

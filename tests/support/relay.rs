@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::panic::Location;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -132,6 +132,7 @@ pub(crate) struct RelayProcess {
     child: Option<Child>,
     runs: u32,
     settings: Vec<(String, String)>,
+    program: PathBuf,
 }
 
 impl RelayProcess {
@@ -146,7 +147,8 @@ impl RelayProcess {
     pub(crate) fn new(pg: &TestPg) -> RelayProcess {
         let home = tempfile::tempdir().expect("a folder");
         let addr = ([127, 0, 0, 1], pg::free_port()).into();
-        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0, settings: Vec::new() }
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_rowcast"));
+        RelayProcess { database_url: pg.url(), addr, home, child: None, runs: 0, settings: Vec::new(), program }
     }
 
     /// Reaches the database at another port, such as that of a wire; from the next start on.
@@ -160,6 +162,11 @@ impl RelayProcess {
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.settings.retain(|(known, _)| known != name);
         self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Another build of the program; `None`: the one that is tested. From the next start on.
+    pub(crate) fn run_instead(&mut self, program: Option<&Path>) {
+        self.program = program.map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_rowcast")), Path::to_owned);
     }
 
     /// The opposite of `set`.
@@ -184,7 +191,7 @@ impl RelayProcess {
         assert!(self.child.is_none(), "it runs");
         self.runs += 1;
         let log = File::create(self.home.path().join(format!("{}.log", self.runs))).expect("a file for the log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rowcast"));
+        let mut command = Command::new(&self.program);
         command
             .arg("serve")
             .env_clear()

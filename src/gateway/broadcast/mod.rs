@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! * Who is not authenticated makes us read a head and nothing more: no byte of a body is asked for before.
-//! * Bytes of bodies are bounded, in all and for each user, and every step has a deadline.
+//! * Bytes of bodies are bounded, in all and for each user, as are his requests at a time, and every step has a deadline.
 //! * A message to a private topic is handed over only if policies let the request's user write there; who can't be asked is a no.
 //! * Payloads are passed on byte by byte.
 //!
@@ -130,7 +130,7 @@ impl Broadcasts {
                 return Answer::Unauthorized.response(&self.rates.nobody(), &id);
             }
         };
-        let user = rate::user(&principal);
+        let user = principal.user();
         let seen = self.rates.request(&user);
         let answer = match self.post(posted, body, &principal, &user, &seen).await {
             Ok(()) => Answer::Accepted,
@@ -160,6 +160,7 @@ impl Broadcasts {
         if self.drain.is_draining() {
             return Err(Answer::Restarting);
         }
+        let _under_way = self.rates.begin(user).ok_or(Answer::TooManyRequests)?;
         if !self.rates.may_send(user, 1) {
             return Err(Answer::OverRate);
         }

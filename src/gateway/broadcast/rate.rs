@@ -1,4 +1,4 @@
-//! How much one user may post: requests and messages per second, and bytes of bodies at a time.
+//! How much one user may post: requests and messages per second, and requests and bytes of bodies at a time.
 //!
 //! Averages over a minute, so that a burst is no offence. Rejected: one bound for all users, which the first one uses up.
 
@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::claims::Principal;
 use crate::gateway::GatewayConfig;
 
 /// Users that are remembered.
@@ -57,7 +56,16 @@ struct User {
     messages: Rolling,
     /// Of the bodies that are being read.
     bytes: usize,
+    /// Requests that are not answered yet.
+    posts: usize,
     last: Instant,
+}
+
+impl User {
+    /// Something of it will be given back.
+    fn is_busy(&self) -> bool {
+        self.bytes > 0 || self.posts > 0
+    }
 }
 
 #[derive(Default)]
@@ -69,14 +77,14 @@ struct All {
 impl All {
     fn user(&mut self, key: &Arc<str>, now: Instant) -> &mut User {
         if !self.users.contains_key(key) && self.users.len() >= MAX_USERS {
-            self.users.retain(|_, user| user.bytes > 0 || now.saturating_duration_since(user.last) < WINDOW);
+            self.users.retain(|_, user| user.is_busy() || now.saturating_duration_since(user.last) < WINDOW);
             // Whoever was quiet for the longest time starts anew.
-            let quiet = self.users.iter().filter(|(_, user)| user.bytes == 0).min_by_key(|(_, user)| user.last);
+            let quiet = self.users.iter().filter(|(_, user)| !user.is_busy()).min_by_key(|(_, user)| user.last);
             if let Some(quiet) = quiet.map(|(key, _)| key.clone()).filter(|_| self.users.len() >= MAX_USERS) {
                 self.users.remove(&quiet);
             }
         }
-        let new = || User { requests: Rolling::new(now), messages: Rolling::new(now), bytes: 0, last: now };
+        let new = || User { requests: Rolling::new(now), messages: Rolling::new(now), bytes: 0, posts: 0, last: now };
         let user = self.users.entry(key.clone()).or_insert_with(new);
         user.last = now;
         user
@@ -89,6 +97,7 @@ pub(super) struct Rates {
     messages: u32,
     bytes: usize,
     user_bytes: usize,
+    user_posts: usize,
     all: Mutex<All>,
 }
 
@@ -118,12 +127,18 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Whose budget it is: the user's, whichever of his tokens he shows; without a name, that of all with the same claims.
-pub(super) fn user(principal: &Principal) -> Arc<str> {
-    if principal.subject.is_empty() {
-        return principal.sharing_key.clone();
+/// A request that is not answered yet; over when dropped.
+pub(super) struct UnderWay<'a> {
+    rates: &'a Rates,
+    user: Arc<str>,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if let Some(user) = self.rates.lock().users.get_mut(&self.user) {
+            user.posts -= 1;
+        }
     }
-    format!("{}\n{}", principal.role, principal.subject).into()
 }
 
 impl Rates {
@@ -136,6 +151,7 @@ impl Rates {
             messages: config.max_posted_messages_per_second,
             bytes,
             user_bytes: (bytes / 4).max(largest),
+            user_posts: config.max_user_posts,
             all: Mutex::default(),
         }
     }
@@ -165,6 +181,17 @@ impl Rates {
         let admitted = sum < u64::from(limit) * WINDOW.as_secs();
         // A minute's sum has an exact double.
         Seen { rolling: (sum + 1) as f64 / WINDOW.as_secs_f64(), limit, admitted }
+    }
+
+    /// One more request of this user, if there may be one. Each takes a place of those that have not become a WebSocket, for as
+    /// long as its body is slow.
+    pub(super) fn begin(&self, user: &Arc<str>) -> Option<UnderWay<'_>> {
+        let begun = self.with(user, |of, _| {
+            let may = of.posts < self.user_posts;
+            of.posts += usize::from(may);
+            may
+        });
+        begun.then(|| UnderWay { rates: self, user: user.clone() })
     }
 
     /// Whether so many more messages are within the bound.
@@ -244,14 +271,27 @@ mod tests {
     }
 
     #[test]
+    fn requests_of_one_user_at_a_time_are_bounded_and_those_of_others_are_not_concerned() {
+        let rates = rates(|config| config.max_user_posts = 2);
+        let (ada, bob): (Arc<str>, Arc<str>) = ("ada".into(), "bob".into());
+        let (one, _two) = (rates.begin(&ada).expect("the first"), rates.begin(&ada).expect("the second"));
+        assert!(rates.begin(&ada).is_none() && rates.begin(&bob).is_some());
+        drop(one);
+        let _three = rates.begin(&ada).expect("one was given back");
+        assert!(rates.begin(&ada).is_none());
+    }
+
+    #[test]
     fn users_are_bounded() {
         let rates = rates(|_| {});
         let key = |user: usize| Arc::<str>::from(user.to_string());
         let _kept = rates.reserve(&key(0), 10);
+        let _under_way = rates.begin(&key(1));
         for user in 0..MAX_USERS + 100 {
             rates.request(&key(user));
         }
-        assert_eq!(rates.lock().users.len(), MAX_USERS);
-        assert!(rates.lock().users.contains_key("0"));
+        let all = rates.lock();
+        assert_eq!(all.users.len(), MAX_USERS);
+        assert!(all.users.contains_key("0") && all.users.contains_key("1"), "those that are busy");
     }
 }

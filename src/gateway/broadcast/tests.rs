@@ -352,6 +352,30 @@ async fn bodies_count_until_their_messages_are_handed_over_and_not_only_while_th
 }
 
 #[tokio::test]
+async fn slow_bodies_of_one_user_are_bounded_in_number_and_others_are_taken() {
+    let stage = stage_with(Book::default(), |config| {
+        config.post_timeout = Duration::from_secs(3600);
+        config.max_user_posts = 3;
+    });
+    let small = [("content-length", "2")];
+    let slow = || {
+        let body = stream::once(async { Ok(Bytes::from_static(b"[")) }).chain(stream::pending());
+        Box::pin(stage.post_as(Ok(principal("ada")), event("a"), &small, "", body))
+    };
+    let mut under_way: Vec<_> = (0..3).map(|_| slow()).collect();
+    for post in &mut under_way {
+        assert!(futures_util::poll!(post).is_pending());
+    }
+    let refused = slow().await;
+    assert_eq!(told(&refused), (429, json!({ "message": "Too many requests" })));
+    assert!(refused.headers().contains_key("retry-after"));
+    let body = stream::iter(vec![Ok(Bytes::from_static(b"1"))]);
+    assert_eq!(stage.post_as(Ok(principal("bob")), event("a"), &[], "", body).await.status(), 202);
+    under_way.pop();
+    assert_eq!(stage.post(event("a"), &[], "", b"1").await.status(), 202);
+}
+
+#[tokio::test]
 async fn names_that_no_frame_could_carry_are_refused() {
     let stage = stage();
     let long = Target::Event { topic: "a".into(), event: "e".repeat(256) };

@@ -57,13 +57,14 @@ impl Pages {
 
     fn turn(&self, shared: &Shared, principal: &Principal) -> Option<Turn<'_>> {
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = readers.get(&principal.sharing_key).copied().unwrap_or(0);
+        let reader = principal.user();
+        let own = readers.get(&reader).copied().unwrap_or(0);
         let all: usize = readers.values().sum();
         if all >= shared.config.max_pages || own >= shared.config.max_user_pages {
             return None;
         }
-        readers.insert(principal.sharing_key.clone(), own + 1);
-        Some(Turn { pages: self, reader: principal.sharing_key.clone() })
+        readers.insert(reader.clone(), own + 1);
+        Some(Turn { pages: self, reader })
     }
 
     async fn page(

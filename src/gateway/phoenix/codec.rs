@@ -353,10 +353,13 @@ pub fn replayed(version: Version, join_ref: &Ref, topic: &str, payload: &str) ->
     encode(version, join_ref, &Ref::NULL, topic, "broadcast", payload)
 }
 
-/// A broadcast with bytes for a payload (kind 4); `None` if a header's string is longer than 255 bytes, or the version has none.
+/// A broadcast with bytes for a payload (kind 4, or base64 at the door that has only text); `None` if a header's string is longer
+/// than 255 bytes, or the version has no form for bytes.
 pub fn replayed_binary(version: Version, topic: &str, event: &str, metadata: &str, payload: &[u8]) -> Option<Bytes> {
-    if version != Version::V2 {
-        return None;
+    match version {
+        Version::V2 => {}
+        Version::Topics => return Some(topics::binary_broadcast(topic, event, payload, metadata.as_bytes())),
+        Version::V1 | Version::Plain => return None,
     }
     let [topic_length, event_length, metadata_length] =
         [topic, event, metadata].map(|text| u8::try_from(text.len()).ok());

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::session::Place;
+use super::session::{FromTable, Place};
 use super::socket::Done;
 use crate::authority::{Asking, AuthorityError, Watch};
 use crate::error::chain;
 use crate::gateway::Shared;
-use crate::hub::{ChannelId, Port};
-use crate::messages;
+use crate::hub::{ChannelId, Footing, Port};
+use crate::messages::{self, Reading, ReplayError};
 use crate::policy::Rights;
 use crate::room::{Member, RoomKey, Seat};
 
@@ -35,9 +35,20 @@ pub(super) async fn write(shared: Arc<Shared>, number: u64, asking: Asking) -> D
 
 /// Messages of the table.
 pub(super) async fn stored(shared: Arc<Shared>, number: u64, topic: Arc<str>, since: i64, limit: u32) -> Done {
-    let reading = messages::replay(&shared.pool, &topic, since, limit);
+    let reading = async {
+        let turn = messages::turn().await;
+        // In its turn: what the stream has and others may not see yet is as much as there was since the last look.
+        let Some(footing) = shared.hub.footing().await else { return Ok(None) };
+        let reading = messages::replay(&shared.pool, turn, &topic, since, limit).await?;
+        Ok::<_, ReplayError>(Some(from_table(&footing, reading)))
+    };
     let stored = match timeout(shared.config.rights_timeout, reading).await {
-        Ok(Ok(stored)) => Some(stored),
+        Ok(Ok(stored)) => {
+            if stored.is_none() {
+                warn!("stored messages can't be joined to a stream that has not begun");
+            }
+            stored
+        }
         Ok(Err(error)) => {
             warn!(error = %chain(&error), "stored messages could not be read");
             None
@@ -48,6 +59,13 @@ pub(super) async fn stored(shared: Arc<Shared>, number: u64, topic: Arc<str>, si
         }
     };
     Done::Stored(number, stored)
+}
+
+fn from_table(footing: &Footing, reading: Reading) -> FromTable {
+    let Reading { stored: messages, sees, until } = reading;
+    let ids = messages.iter().map(|stored| stored.id).collect();
+    let (start, replayed) = footing.replayed(sees, until, ids);
+    FromTable { messages, start, replayed: Arc::new(replayed) }
 }
 
 /// Whether changes stream, now or in time.

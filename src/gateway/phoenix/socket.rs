@@ -36,7 +36,7 @@ use self::deferred::Deferred;
 use super::codec::{self, Decoded};
 use super::receipts::{Due, Mark, Receipts};
 use super::rooms::Seats;
-use super::session::{Effect, Now, Session, Visitor};
+use super::session::{Effect, FromTable, Now, Session, Visitor};
 use crate::authority::{AuthorityError, Reads, Watch, Writes};
 use crate::channel::Answer;
 use crate::gateway::limits::Admitted;
@@ -45,7 +45,6 @@ use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::unfinished::Part;
 use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
 use crate::hub::{ChannelId, CloseReason, Entry, Flushed, Messages, Outbox, Port, Transmit, Version};
-use crate::messages::Stored;
 use crate::resume::Tracked;
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
@@ -129,7 +128,7 @@ pub(super) enum Done {
     /// Who may write.
     Wrote(u64, Result<Writes, AuthorityError>),
     /// Stored messages, if they could be read.
-    Stored(u64, Option<Vec<Stored>>),
+    Stored(u64, Option<FromTable>),
     /// Whether the stream flows.
     Streams(ChannelId, bool),
 }
@@ -257,7 +256,7 @@ pub(in crate::gateway) async fn run(
     // A copy of its own size: tungstenite keeps this buffer, and hyper's has 8 KiB.
     let first = Vec::from(leftover.as_ref());
     drop(leftover);
-    let (taken, unfinished) = (first.len() as u64, shared.unfinished.part());
+    let (taken, unfinished) = (first.len() as u64, shared.unfinished.part(visitor.principal.user()));
     let inbound = Inbound { read, outbox: outbox.clone(), taken, unfinished };
     let config = Some(reading(&shared.config));
     let mut socket = WebSocketStream::from_partially_read(inbound, first, Role::Server, config).await;

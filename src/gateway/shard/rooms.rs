@@ -5,22 +5,20 @@
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::Shard;
 use crate::gateway::encode::{NoFrame, broadcast_frame, presence_diff_frame, presence_state_frame, system_frame};
-use crate::hub::{ChannelId, Sent};
+use crate::hub::{ChannelId, Seldom, Sent};
 use crate::metrics::Metrics;
 use crate::policy::Right;
 use crate::room::{Cast, Kind, RoomBatch, Slot, What};
 
 /// Batches that are taken up together: a bound on the time until a batch of the hub gets its turn.
 const TOGETHER: usize = 32;
-/// Between two warnings of messages that can't be sent; the metric counts them all.
-const WARNING: Duration = Duration::from_secs(10);
 
 /// Messages for the same members.
 struct Run {
@@ -120,7 +118,7 @@ impl Shard {
 }
 
 /// The frame for all members like this one; what has none is told of here, once.
-fn encode(kind: &Kind, like: &Slot, metrics: &Metrics, warned: &Cell<Option<Instant>>) -> Option<Bytes> {
+fn encode(kind: &Kind, like: &Slot, metrics: &Metrics, warned: &Seldom) -> Option<Bytes> {
     let (version, topic) = (like.port.version, &like.port.topic);
     let frame = match kind {
         Kind::Broadcast(message) => broadcast_frame(version, topic, message),
@@ -131,11 +129,10 @@ fn encode(kind: &Kind, like: &Slot, metrics: &Metrics, warned: &Cell<Option<Inst
         Err(NoFrame::NoForm) => None,
         Err(reason @ (NoFrame::TooLong | NoFrame::Malformed)) => {
             metrics.broadcasts.get_or_create(&[("kind", "unsendable")]).inc();
-            let now = Instant::now();
             // Whoever sends such messages does not fill the log with them.
-            if warned.get().is_none_or(|last| now >= last + WARNING) {
-                warned.set(Some(now));
-                tracing::warn!(version = version.as_str(), %reason, "a broadcast can't be sent to members of this version");
+            if let Some(more) = warned.tell(Instant::now()) {
+                let version = version.as_str();
+                tracing::warn!(version, %reason, more, "a broadcast can't be sent to members of this version");
             }
             None
         }

@@ -65,7 +65,7 @@ impl Asked {
                 let _ = reply.send(Ok(Activated::default()));
             }
             Command::Describe { .. } | Command::Look { .. } | Command::Judge { .. } => {}
-            Command::Rights { .. } | Command::Watch(_) => {}
+            Command::Rights { .. } | Command::Footing { .. } | Command::Watch(_) => {}
             Command::Leave { id } => {
                 self.ports.lock().unwrap().remove(&id);
             }

@@ -57,13 +57,13 @@ async fn malformed_frames_are_dropped_and_the_socket_lives() {
 #[tokio::test]
 async fn messages_that_do_not_end_have_a_bound_together_and_a_time() {
     let kib = 1024;
-    let relay = relay(GatewayConfig { max_unfinished_bytes: 300 * kib, ..quick() }).await;
+    let relay = relay(GatewayConfig { max_unfinished_bytes: 500 * kib, ..quick() }).await;
     let part = |size: usize| Message::Frame(Frame::message(vec![b'['; size], OpCode::Data(Data::Text), false));
     let (mut one, mut two) = (relay.phone().await, relay.phone().await);
     for phone in [&mut one, &mut two] {
         phone.send(part(250 * kib)).await.unwrap();
     }
-    // One of them is one too many.
+    // Of one user. Each is less than half of all, and one of them is one too many.
     let (first, second) = (close_code(&mut one), close_code(&mut two));
     let (first, second) = (std::pin::pin!(first), std::pin::pin!(second));
     match futures_util::future::select(first, second).await {

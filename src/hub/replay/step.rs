@@ -177,6 +177,7 @@ impl Hub {
         since: Instant,
         now: Instant,
     ) -> Step {
+        self.note_change(&transaction);
         let Some(rules) = &self.current else { return Step::Stop };
         let is_seen = rules.snapshot.sees(transaction.xid);
         let waits_for_rules = transaction.rules_changed
@@ -213,8 +214,19 @@ impl Hub {
         Step::Go
     }
 
+    /// See [`crate::hub::owing`].
+    fn note_change(&mut self, transaction: &Transaction) {
+        if self.facts.concerns(&transaction.relations) {
+            self.owing.note_change(transaction.end_lsn);
+        }
+    }
+
     /// Rows of the transaction at hand.
     fn judge_past(&mut self, pass: &mut Pass, number: usize, budget: &mut Budget) -> Step {
+        if let Some(work) = &pass.work {
+            // Facts may have come since it was taken up.
+            self.note_change(&work.transaction);
+        }
         loop {
             if budget.rows == 0 && !self.is_last(pass, budget) {
                 return Step::Stop;
@@ -271,6 +283,7 @@ impl Hub {
             .collect();
         let told = pass.epoch.map(|epoch| Cursor { epoch, position: to });
         self.tell_gaps(&concerned, told, reason);
+        self.owing.note_change(to.lsn);
         pass.members = members;
         pass.work = None;
         pass.gated = None;
@@ -293,6 +306,7 @@ impl Hub {
             .map(|(id, position)| (id, before.map(|epoch| Cursor { epoch, position })))
             .collect();
         self.tell_gaps(&concerned, told, reason);
+        self.owing.note_change(resumed);
         if !same && let Some(current) = self.current.clone() {
             let epoch = pass.epoch;
             let begin = |channel: &mut Channel| (channel.froms, channel.epoch) = (Froms::from_slice(&[to]), epoch);

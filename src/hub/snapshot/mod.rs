@@ -14,6 +14,7 @@
 //!   cursor is the seam's end, told by a notice.
 //! * A new token of other rights before the rows are sent takes the snapshot anew, for the new rights.
 
+mod replayed;
 mod seam;
 mod send;
 mod take;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+pub use replayed::{Footing, Replayed};
 pub(super) use seam::{Seam, Unseen};
 pub use send::COMPLETE;
 pub(super) use send::Sending;
@@ -52,6 +54,12 @@ impl Snapshots {
 const LOOK_BACK: u64 = 64 << 20;
 
 impl Hub {
+    /// What a reading of the database that begins now is to be joined to; `None` before the first history.
+    pub(super) fn footing(&self) -> Option<Footing> {
+        let ground = self.snapshots.unseen.ground(self.position());
+        self.epoch.map(|epoch| Footing { ground, epoch })
+    }
+
     /// What the log had before this process began may still be hidden from others, if its commit waits for a standby: it is
     /// noted as if the stream had just brought it. The first reading of the catalog tells which are seen. Bounded: a commit that
     /// has been hidden for longer than this is overlooked.

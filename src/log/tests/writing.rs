@@ -278,3 +278,21 @@ fn a_spill_shorter_than_it_says_is_refused_and_leaves_nothing() {
     writer.append(&whole).expect("append");
     assert_same(&all(&log)[0], &whole);
 }
+
+#[test]
+fn what_has_come_without_a_transaction_is_known_at_once_to_who_is_at_the_end_and_to_nobody_else() {
+    let bench = Bench::new(1 << 20, 1 << 20);
+    let Opened { log, mut writer } = bench.begin();
+    for end in [10, 20] {
+        writer.append(&insert(end, b"x")).expect("append");
+    }
+    log.set_streamed(Lsn(35));
+    log.set_streamed(Lsn(30));
+    assert_eq!([5, 20, 40].map(|position| log.known_from(Lsn(position)).0), [5, 35, 40]);
+    writer.append(&insert(40, b"x")).expect("append");
+    assert_eq!([20, 40].map(|position| log.known_from(Lsn(position)).0), [20, 40]);
+    // Of another history, or of what was taken back, nothing is known.
+    log.set_streamed(Lsn(50));
+    writer.begin_epoch(epoch(2), Lsn(40)).expect("begun");
+    assert_eq!(log.known_from(Lsn(40)), Lsn(40));
+}

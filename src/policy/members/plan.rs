@@ -6,14 +6,18 @@
 //! * What could happen at the INSERT beside the policies (a trigger, a constraint) leaves everything to Postgres.
 //! * A policy that raises for somebody is left to Postgres, too: whether it comes to that is its planner's affair.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use smallvec::SmallVec;
 
 use super::Way;
 use crate::catalog::{Catalog, Column, Messages, PolicyRow, Table};
 use crate::change::Value;
 use crate::pgtype::oid;
 use crate::policy::facts::{FactBinding, Facts, Side};
-use crate::policy::rule::{self, Compiled, KnownViewer, Rule, Truth};
+use crate::policy::rule::{self, Compiled, KnownViewer, Policies, Rule, TopicValue, Truth};
 
 /// How a channel is judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,9 +43,9 @@ pub struct MemberPlan {
     policies: Vec<PolicyRow>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Cell {
-    Topic,
+    Topic(TopicValue),
     Extension,
     False,
     True,
@@ -64,10 +68,7 @@ impl MemberPlan {
     /// Never fails: what memory can't judge is left to Postgres, with the reason.
     pub fn compile(catalog: &Catalog, role: &str, way: Way) -> MemberPlan {
         let Some(messages) = catalog.messages() else { return probe("there is no table realtime.messages") };
-        let table = match way {
-            Way::Read => &messages.reading,
-            Way::Write => &messages.inserting,
-        };
+        let table = messages.of(way);
         let (Some(known), Some(access)) = (catalog.role(role), table.access.get(role)) else {
             return probe("the role is not known");
         };
@@ -85,22 +86,43 @@ impl MemberPlan {
         if known.bypass_row_security || (access.owner && !table.force_row_security) || !table.row_security {
             return MemberPlan { engine: MemberEngine::Everything, cells: Vec::new(), policies: Vec::new() };
         }
-        let applying = table.policies.iter().filter(|policy| access.policies.contains(&policy.name));
-        let applying: Vec<(&PolicyRow, &str)> =
-            applying.filter_map(|policy| Some((policy, policy.expression.as_deref()?))).collect();
+        let applying = applying(table, role);
         let (permissive, restrictive): (Vec<_>, Vec<_>) = applying.iter().partition(|(policy, _)| policy.permissive);
         if permissive.is_empty() {
             return nothing("no policy for the role");
         }
-        let mut plan = match rule::compile_channel(catalog, table, role, &permissive, &restrictive) {
-            Compiled::Pure(rule) => pure(*rule, messages),
-            Compiled::NotPure(why) => probe(why),
-            Compiled::Refused(why) => probe(format!("Postgres refuses every query of the role: {why}")),
-        };
+        let mut plan = judged(catalog, messages, table, role, (&permissive, &restrictive));
         if let MemberEngine::Probe(_) = plan.engine {
             plan.policies = applying.iter().map(|(policy, _)| PolicyRow::clone(policy)).collect();
         }
         plan
+    }
+
+    /// Of each policy that applies to the role: why memory could not judge it if it were the only one; `None` if it could.
+    pub fn obstacles(catalog: &Catalog, role: &str, way: Way) -> BTreeMap<String, Option<String>> {
+        let Some(messages) = catalog.messages() else { return BTreeMap::new() };
+        let table = messages.of(way);
+        let alone = |(policy, text): (&PolicyRow, &str)| {
+            let plan = judged(catalog, messages, table, role, (&[(policy, text)], &[]));
+            let why = match plan.engine {
+                // The name of the policy stands beside it.
+                MemberEngine::Probe(why) => {
+                    Some(why.strip_prefix(&format!("policy \"{}\": ", policy.name)).unwrap_or(&why).to_owned())
+                }
+                MemberEngine::Everything | MemberEngine::Nothing(_) | MemberEngine::Pure(_) => None,
+            };
+            (policy.name.clone(), why)
+        };
+        applying(table, role).into_iter().map(alone).collect()
+    }
+
+    /// What the rule makes of the topic by casts: a topic for which one of them raises is left to Postgres.
+    pub fn casts(&self) -> Vec<String> {
+        let raising = |cell: &Cell| match cell {
+            Cell::Topic(value) if value.may_raise() => Some(value.to_string()),
+            _ => None,
+        };
+        self.cells.iter().filter_map(raising).collect()
     }
 
     /// The rule that memory judges by, if there is one.
@@ -132,12 +154,20 @@ impl MemberPlan {
             return None;
         }
         let (binding, facts) = facts?;
-        let column = |place: usize| match self.cells.get(place) {
-            Some(Cell::Topic) => Value::Text(topic.as_bytes()),
-            Some(Cell::Extension) => Value::Text(extension.as_bytes()),
-            Some(Cell::False) => Value::Text(b"f"),
-            Some(Cell::True) => Value::Text(b"t"),
-            Some(Cell::Null) => Value::Null,
+        let text = |text: &'static [u8]| Ok(Some(Cow::Borrowed(text)));
+        let value = |cell| match cell {
+            &Cell::Topic(ref value) => value.of(topic),
+            Cell::Extension => Ok(Some(Cow::Borrowed(extension.as_bytes()))),
+            Cell::False => text(b"f"),
+            Cell::True => text(b"t"),
+            Cell::Null => Ok(None),
+        };
+        // Where a cast of the topic raises, Postgres may have come to it while it planned, whatever the policy says before it.
+        let values: SmallVec<[Option<Cow<'_, [u8]>>; 4]> =
+            self.cells.iter().map(value).collect::<Result<_, _>>().ok()?;
+        let column = |place: usize| match values.get(place) {
+            Some(Some(text)) => Value::Text(text),
+            Some(None) => Value::Null,
             None => Value::Unchanged,
         };
         match rule.judge_row(binding, facts, Side::After, &column).truth(viewer) {
@@ -156,7 +186,38 @@ fn nothing(why: &'static str) -> MemberPlan {
     MemberPlan { engine: MemberEngine::Nothing(why), cells: Vec::new(), policies: Vec::new() }
 }
 
-fn pure(rule: Rule, messages: &Messages) -> MemberPlan {
+impl Messages {
+    fn of(&self, way: Way) -> &Arc<Table> {
+        match way {
+            Way::Read => &self.reading,
+            Way::Write => &self.inserting,
+        }
+    }
+}
+
+/// Those that say something, with what they say.
+fn applying<'a>(table: &'a Table, role: &str) -> Vec<(&'a PolicyRow, &'a str)> {
+    let Some(access) = table.access.get(role) else { return Vec::new() };
+    let applying = table.policies.iter().filter(|policy| access.policies.contains(&policy.name));
+    applying.filter_map(|policy| Some((policy, policy.expression.as_deref()?))).collect()
+}
+
+fn judged<'a>(
+    catalog: &'a Catalog,
+    messages: &Messages,
+    table: &'a Table,
+    role: &'a str,
+    (permissive, restrictive): (&Policies<'a>, &Policies<'a>),
+) -> MemberPlan {
+    let (compiled, values) = rule::compile_channel(catalog, table, role, permissive, restrictive);
+    match compiled {
+        Compiled::Pure(rule) => pure(*rule, &values, messages),
+        Compiled::NotPure(why) => probe(why),
+        Compiled::Refused(why) => probe(format!("Postgres refuses every query of the role: {why}")),
+    }
+}
+
+fn pure(rule: Rule, values: &[TopicValue], messages: &Messages) -> MemberPlan {
     let table = &messages.reading;
     let own = |oid: &u32| *oid == table.oid || table.leaves.contains(oid);
     if rule.sources.iter().any(|source| own(&source.table_oid)) {
@@ -164,6 +225,11 @@ fn pure(rule: Rule, messages: &Messages) -> MemberPlan {
     }
     let mut cells = Vec::new();
     for read in &rule.reads {
+        let made = usize::try_from(-1 - i32::from(read.number)).ok().and_then(|place| values.get(place));
+        if let Some(value) = made {
+            cells.push(Cell::Topic(value.clone()));
+            continue;
+        }
         match cell(messages, &read.name) {
             Some(cell) => cells.push(cell),
             None => return probe(format!("it reads column {}, which differs from question to question", read.name)),
@@ -175,7 +241,7 @@ fn pure(rule: Rule, messages: &Messages) -> MemberPlan {
 /// What the column is in the row; `None` if that is not always the same.
 fn cell(messages: &Messages, name: &str) -> Option<Cell> {
     match name {
-        "topic" => return Some(Cell::Topic),
+        "topic" => return Some(Cell::Topic(TopicValue::Topic)),
         "extension" => return Some(Cell::Extension),
         "id" | "inserted_at" => return None,
         _ => {}

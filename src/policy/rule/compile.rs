@@ -1,7 +1,7 @@
 //! From a table's policies to one [`Rule`].
 
 use super::parse::{Compiler, NotPure};
-use super::{Expr, Rule};
+use super::{Expr, Rule, TopicValue};
 use crate::catalog::{Catalog, PolicyRow, Table};
 use crate::policy::facts::Layout;
 
@@ -25,37 +25,40 @@ pub(in crate::policy) fn compile<'a>(
     permissive: &Policies<'a>,
     restrictive: &Policies<'a>,
 ) -> Compiled {
-    compiled(Compiler::new(catalog, table, role), permissive, restrictive)
+    compiled(&mut Compiler::new(catalog, table, role), permissive, restrictive)
 }
 
-/// The same where the row is the one that private channels are judged by, whose topic is the setting `realtime.topic` too.
+/// The same where the row is the one that private channels are judged by, whose topic is the setting `realtime.topic` too. What
+/// policies make of the topic stands in the rule's `reads` as columns with negative numbers: -1 is the first of these values.
 pub(in crate::policy) fn compile_channel<'a>(
     catalog: &'a Catalog,
     table: &'a Table,
     role: &'a str,
     permissive: &Policies<'a>,
     restrictive: &Policies<'a>,
-) -> Compiled {
+) -> (Compiled, Vec<TopicValue>) {
     let mut compiler = Compiler::new(catalog, table, role);
     compiler.topic = table.column("topic");
-    compiled(compiler, permissive, restrictive)
+    let compiled = compiled(&mut compiler, permissive, restrictive);
+    (compiled, compiler.topic_values)
 }
 
-fn compiled<'a>(mut compiler: Compiler<'a>, permissive: &Policies<'a>, restrictive: &Policies<'a>) -> Compiled {
+fn compiled<'a>(compiler: &mut Compiler<'a>, permissive: &Policies<'a>, restrictive: &Policies<'a>) -> Compiled {
     let catalog = compiler.catalog;
     if !catalog.is_utf8() {
         return Compiled::NotPure("the database's encoding is not UTF8".into());
     }
-    let condition = condition(&mut compiler, permissive, restrictive);
-    if let Some(refused) = compiler.refused {
+    let condition = condition(compiler, permissive, restrictive);
+    if let Some(refused) = compiler.refused.take() {
         return Compiled::Refused(refused);
     }
     let condition = match condition {
         Ok(condition) => condition,
         Err(NotPure(why)) => return Compiled::NotPure(why),
     };
-    let rule = Rule { condition, reads: compiler.reads, claims: compiler.claims, sources: compiler.sources };
-    let mut forbidden = compiler.forbidden;
+    let (reads, claims) = (std::mem::take(&mut compiler.reads), std::mem::take(&mut compiler.claims));
+    let rule = Rule { condition, reads, claims, sources: std::mem::take(&mut compiler.sources) };
+    let mut forbidden = std::mem::take(&mut compiler.forbidden);
     let rule = rule.compacted(&mut forbidden);
     if let Some((_, why)) = forbidden.into_iter().next() {
         return Compiled::Refused(why);

@@ -25,6 +25,20 @@ impl fmt::Display for CompareOp {
     }
 }
 
+impl Conversion {
+    /// `::type`.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Conversion::BoolToText => "::text",
+            Conversion::TextToUuid => "::uuid",
+            Conversion::TextToInt(2) | Conversion::IntToInt(2) => "::int2",
+            Conversion::TextToInt(4) | Conversion::IntToInt(4) => "::int4",
+            Conversion::TextToInt(_) | Conversion::IntToInt(_) => "::int8",
+            Conversion::TextToBool => "::bool",
+        }
+    }
+}
+
 struct Writer<'a> {
     rule: &'a Rule,
     out: &'a mut String,
@@ -219,14 +233,8 @@ impl Writer<'_> {
             Scalar::Convert(conversion, inner) => {
                 self.push("(");
                 self.scalar(inner);
-                self.push(match conversion {
-                    Conversion::BoolToText => ")::text",
-                    Conversion::TextToUuid => ")::uuid",
-                    Conversion::TextToInt(2) | Conversion::IntToInt(2) => ")::int2",
-                    Conversion::TextToInt(4) | Conversion::IntToInt(4) => ")::int4",
-                    Conversion::TextToInt(_) | Conversion::IntToInt(_) => ")::int8",
-                    Conversion::TextToBool => ")::bool",
-                });
+                self.push(")");
+                self.push(conversion.suffix());
             }
         }
     }

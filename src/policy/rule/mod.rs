@@ -25,6 +25,7 @@ mod eval;
 mod keys;
 mod members;
 mod parse;
+mod topic;
 mod tree;
 mod value;
 mod viewer;
@@ -34,10 +35,11 @@ use std::sync::Arc;
 
 use crate::pgtype::{Equality, Order};
 
-pub(super) use compile::{Compiled, compile, compile_channel};
+pub(super) use compile::{Compiled, Policies, compile, compile_channel};
 pub(super) use convert::convertible;
 pub use eval::RowEval;
 pub use keys::{Keys, RowKeys, RowValue, ViewerKey};
+pub use topic::TopicValue;
 pub use tree::Branch;
 pub use viewer::{Claimed, KnownViewer, Viewer};
 pub(super) use visit::exact_under;
@@ -71,7 +73,7 @@ pub struct Rule {
 pub struct RuleColumn {
     /// Unquoted.
     pub name: String,
-    /// `pg_attribute.attnum`.
+    /// `pg_attribute.attnum`; negative for a [`TopicValue`] in the place of a column.
     pub number: i16,
     /// How it is compared.
     pub kind: Kind,

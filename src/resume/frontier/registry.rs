@@ -106,6 +106,8 @@ pub(super) struct Registry {
 }
 
 const LEFT: usize = 2;
+/// Ends of fewer orphans than twice this are not looked through.
+const LEAST_SWEPT: usize = 64;
 
 impl Registry {
     pub(super) fn new(config: FrontierConfig) -> Registry {
@@ -407,6 +409,12 @@ impl Registry {
         }
     }
 
+    /// Ends that are kept in mind, of orphans and of what was one.
+    #[cfg(test)]
+    pub(super) fn ends(&self) -> usize {
+        self.orphans.iter().map(VecDeque::len).sum()
+    }
+
     #[cfg(test)]
     pub(super) fn peek(&self, key: Key) -> Option<Cursor> {
         self.of(key).filter_map(|index| self.slots[index as usize].at).min_by_key(|at| at.position)
@@ -512,7 +520,13 @@ impl Registry {
         (slot.state, slot.turn, slot.left) = (State::Orphan(until), turn, left);
         slot.probe = None;
         let which = if left { LEFT } else { usize::from(slot.key.anonymous) };
-        self.orphans[which].push_back((index, turn));
+        let (queue, slots) = (&mut self.orphans[which], &self.slots);
+        queue.push_back((index, turn));
+        // Who comes back leaves his entry behind, and the first of them may be of somebody who does not come back for days. Each
+        // slot has one that counts, so at least half of them go, which pays for the look at all.
+        if queue.len() > 2 * slots.len().max(LEAST_SWEPT) {
+            queue.retain(|(index, turn)| slots[*index as usize].turn == *turn);
+        }
     }
 
     fn release(&mut self, index: u32) {

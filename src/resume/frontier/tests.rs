@@ -212,6 +212,26 @@ fn what_is_kept_ends_and_is_counted() {
 }
 
 #[test]
+fn who_comes_back_again_and_again_takes_no_more_memory_each_time() {
+    let mut stage = Stage::new(FrontierConfig::default());
+    // Whoever stays away is first in the queue, for two days.
+    stage.end(&stage.join(key_of("bob", "drawer", "{}"), 5).1);
+    for _ in 0..5000 {
+        let tracked = stage.join(key(), 10).1;
+        stage.pass(1);
+        tracked.end(false, stage.now, stage.now);
+    }
+    assert_eq!(stage.frontiers.count_all(), (0, 2));
+    let ends = stage.frontiers.registry().ends();
+    assert!(ends <= 2 * 64, "{ends} ends of two orphans");
+    // And they still end when they should.
+    stage.pass(48 * 3600 - 5000);
+    assert_eq!((stage.frontiers.count_all(), stage.dropped("expired")), ((0, 1), 1));
+    stage.pass(5000);
+    assert_eq!((stage.frontiers.count_all(), stage.dropped("expired")), ((0, 0), 2));
+}
+
+#[test]
 fn one_user_has_no_more_than_his_share_and_a_device_goes_as_a_whole() {
     let bounds = FrontierConfig { most_of_user: 6, devices_of_user: 2, ..FrontierConfig::default() };
     let mut stage = Stage::new(bounds);

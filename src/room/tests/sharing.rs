@@ -212,6 +212,11 @@ async fn diffs_of_a_large_room_are_further_apart() {
     let (rooms, _batches, _drain) = rooms(RoomConfig::default());
     let millis = |members| rooms.window(members).as_millis();
     assert_eq!([0, 1000, 5000, 30_000, 1_000_000].map(millis), [50, 50, 250, 1500, 1500]);
+    let (presence_window, presence_longest_window) = (Duration::from_millis(20), Duration::from_millis(100));
+    let (rooms, _batches, _drain) =
+        self::rooms(RoomConfig { presence_window, presence_longest_window, ..RoomConfig::default() });
+    let millis = |members| rooms.window(members).as_millis();
+    assert_eq!([0, 1000, 5000].map(millis), [20, 50, 100], "as it was set");
 }
 
 #[tokio::test]

@@ -78,6 +78,9 @@ fn parse(line: &str) -> Option<Event> {
     }
     let (tables, rest) = line.strip_prefix("table ")?.split_once(": ")?;
     let (kind, tuples) = rest.split_once(": ")?;
+    if tables.starts_with("realtime.messages") {
+        return (kind == "INSERT").then(|| message(tuples)).flatten();
+    }
     let table = tables.strip_prefix("public.")?.to_owned();
     match kind {
         "INSERT" => Some(Event::Insert { table, new: tuple(tuples)? }),
@@ -92,6 +95,14 @@ fn parse(line: &str) -> Option<Event> {
         }),
         _ => None,
     }
+}
+
+/// A row of `realtime.messages`, whatever partition it is in: its id and topic, and a `rev` that never changes.
+fn message(tuple: &str) -> Option<Event> {
+    let value = |name: &str| Some(tuple.split_once(name)?.1.split_once('\'')?.0.to_owned());
+    let columns = [("id", value(" id[uuid]:'")?), ("topic", value("topic[text]:'")?), ("rev", String::new())];
+    let new = columns.map(|(name, value)| (name.to_owned(), value)).into();
+    Some(Event::Insert { table: "messages".into(), new })
 }
 
 /// `name[type]:value name[type]:'value'`, of types and values without spaces.

@@ -78,7 +78,11 @@ const SCHEMA: &str = "
 
 /// A database with all that, and its history's begin; users and their borrower rows.
 pub(crate) async fn prepared() -> (TestPg, Vec<String>) {
-    let pg = TestPg::start().await;
+    prepared_on(TestPg::start().await).await
+}
+
+/// The same on a server of the test's choice.
+pub(crate) async fn prepared_on(pg: TestPg) -> (TestPg, Vec<String>) {
     pg.exec(MARKS).await;
     pg.exec(SCHEMA).await;
     history::begin(&pg.client().await).await;

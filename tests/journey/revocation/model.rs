@@ -47,6 +47,8 @@ pub(crate) struct Model {
     /// Role by team and user.
     members: BTreeMap<(String, String), Past<String>>,
     blocks: HashMap<(String, String), Past<()>>,
+    /// Those of private channels, by room and user.
+    rooms: HashMap<(String, String), Past<()>>,
     /// Tables that nobody may read for now.
     closed: HashMap<String, Past<()>>,
     pub(crate) sent: Vec<Sent>,
@@ -54,7 +56,7 @@ pub(crate) struct Model {
     pub(crate) operations: Vec<Option<u64>>,
 }
 
-const CONTENT: [&str; 6] = ["docs", "notes", "asks", "own", "lent", "called"];
+const CONTENT: [&str; 7] = ["docs", "notes", "asks", "own", "lent", "called", "messages"];
 
 impl Model {
     pub(crate) fn of(history: &[Vec<Event>]) -> Model {
@@ -120,6 +122,10 @@ impl Model {
                 self.members.entry(pair()).or_default().0.push((commit, role));
             }
             "blocks" => self.blocks.entry(pair()).or_default().0.push((commit, there.then_some(()))),
+            "room_members" => {
+                let pair = (row["room"].clone(), row["user_id"].clone());
+                self.rooms.entry(pair).or_default().0.push((commit, there.then_some(())));
+            }
             _ => {}
         }
     }
@@ -154,6 +160,10 @@ impl Model {
                 let org = &sent.row["org_id"];
                 let of_org = |team: &(&String, &Past<String>)| team.1.after(at).is_some_and(|its| its == org);
                 self.teams.iter().filter(of_org).any(|(team, _)| role(team).is_some())
+            }
+            "messages" => {
+                let room = (sent.row["topic"].clone(), user.to_owned());
+                self.rooms.get(&room).is_some_and(|past| past.after(at).is_some())
             }
             "own" | "lent" | "called" => !closed && sent.row["user_id"] == user,
             table => panic!("no such table: {table}"),

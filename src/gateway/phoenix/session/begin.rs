@@ -55,7 +55,8 @@ impl Session {
             Err(text) => (Vec::new(), Some(text)),
         };
         let changes = if malformed.is_none() { join.changes.as_slice() } else { &[] };
-        entries.push(stored::entry(topic, found, self.messages_start(join, found.here.or(here))?));
+        let of_messages = found.stored.as_ref().map(|stored| stored.start).or(here);
+        entries.push(stored::entry(topic, found, self.messages_start(join, of_messages)?));
         let mut begun = Beginning { entries, cursor: None, kept: Kept::default(), fresh: None, malformed };
         begun.kept = self.resume(&mut begun.entries, join, changes, topic, principal, now);
         // Who has nothing to come back for needs no place.
@@ -137,7 +138,7 @@ impl Session {
         let reply = codec::reply(version, &message.join_ref, &message.reference, &topic, Status::Ok, &response);
         let mut frames = vec![reply];
         frames.extend_from_slice(after);
-        frames.extend(self.replayed(found.stored.as_deref().unwrap_or_default(), &own_ref, &topic));
+        frames.extend(self.replayed(found.stored.as_ref().map_or(&[], |stored| &*stored.messages), &own_ref, &topic));
         let channel = Channel {
             id: found.id.unwrap_or_else(channel::next_id),
             topic,
@@ -168,7 +169,7 @@ impl Session {
         // Who is nobody in particular is not one with all others like that.
         let user = match &*principal.subject {
             "" => format!("{}#{}", principal.role, self.visitor.connection).into(),
-            _ => principal.subject.clone(),
+            _ => principal.user(),
         };
         Effect::Enter {
             id: channel.id,

@@ -13,7 +13,7 @@ use super::{Effect, Now, Session, stored};
 use crate::channel::{GoOn, Join, Privacy, Replay, Request, Wanted};
 use crate::claims::Principal;
 use crate::gateway::device;
-use crate::hub::{Entry, Start};
+use crate::hub::{Entry, Messages, Start};
 use crate::resume::{self, Key, Tracked};
 
 /// What of an entry tells it from others, and whether the client has a place of its own. Kept for a change of user.
@@ -115,6 +115,9 @@ impl Session {
         for (entry, start) in entries.iter_mut().zip(starts) {
             if let Some(start) = start.filter(|_| entry.snapshot.is_none()) {
                 entry.start = Start::After(start);
+                if let Some(Messages { replayed: Some(replayed), .. }) = &mut entry.messages {
+                    *replayed = Arc::new(replayed.owed_more());
+                }
                 self.shared.metrics.frontier_resumes.inc();
             }
         }
@@ -132,7 +135,11 @@ impl Session {
         channel.kept.end(false, now.at, now.at);
         let start = self.shared.log.here().map_or(Start::Now, Start::After);
         let mut entries = channel.feed.all().to_vec();
-        entries.iter_mut().for_each(|entry| entry.start = start);
+        for entry in &mut entries {
+            entry.start = start;
+            // That was replayed to another.
+            entry.messages.iter_mut().for_each(|messages| messages.replayed = None);
+        }
         let tracked = self.track(&mut entries, &channel.kept.wishes, &device, &channel.topic, &principal, now);
         channel.feed.begin_at(entries);
         channel.kept.tracked = Some(tracked);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::join::Asker;
 use super::topic::{Backlog, Channel, Held, Topic, What};
@@ -21,7 +22,7 @@ impl Session {
         &mut self,
         message: &Message<'_>,
         mut channel: Box<Channel>,
-        frames: Vec<Bytes>,
+        (frames, room): (Vec<Bytes>, Option<OwnedSemaphorePermit>),
         after: Vec<Bytes>,
         wait: Duration,
         backlog: Backlog,
@@ -34,6 +35,7 @@ impl Session {
         let mut held = Held {
             stage: Arc::new(Stage::waiting()),
             greeting: greeting.freeze(),
+            _room: room,
             reference: message.reference.clone(),
             after,
             until: now.at + wait,

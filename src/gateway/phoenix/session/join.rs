@@ -7,9 +7,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::begin::Beginning;
 use super::members::Membership;
+use super::stored::FromTable;
 use super::topic::{Backlog, Topic, Waits, What, sub_topic};
 use super::{Effect, Now, Session};
 use crate::channel::{self, Feed, Join, JoinError, Privacy, Replay, TokenChoice};
@@ -17,9 +19,7 @@ use crate::claims::{Principal, TokenError};
 use crate::error::ClientFacing;
 use crate::gateway::phoenix::codec::{self, Message, Ref};
 use crate::hub::{ChannelId, CloseReason, Version};
-use crate::messages::Stored;
 use crate::policy::Right;
-use crate::resume::Cursor;
 
 /// Characters of a topic that is none, in the audit log.
 const MAX_AUDITED_TOPIC: usize = 64;
@@ -35,10 +35,10 @@ pub(super) struct Found {
     pub(super) member: Option<Box<Membership>>,
     /// Whose rights are watched already, for the time in which stored messages are read.
     pub(super) id: Option<ChannelId>,
-    /// What is to be replayed, oldest first.
-    pub(super) stored: Option<Vec<Stored>>,
-    /// Where the log ended before that was read: what came later is not among it, or is there twice.
-    pub(super) here: Option<Cursor>,
+    /// What is to be replayed.
+    pub(super) stored: Option<FromTable>,
+    /// Its part of what a connection may hold of that.
+    pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
 /// What a join may have.
@@ -177,7 +177,6 @@ impl Session {
                 if !self.may_hold(message.payload.len()) {
                     return Err(JoinError::ReplayFailed);
                 }
-                found.here = self.shared.log.here();
                 let id = *found.id.get_or_insert_with(channel::next_id);
                 out.extend(self.watch_member(id, &message.topic, principal, member));
                 let (number, topic) = (self.number(), sub_topic(&message.topic).into());
@@ -195,7 +194,7 @@ impl Session {
         granted: Granted,
         after: Vec<Bytes>,
         backlog: Backlog,
-        found: Found,
+        mut found: Found,
         now: Now,
         out: &mut Vec<Effect>,
     ) {
@@ -217,10 +216,11 @@ impl Session {
         let retry = self.shared.config.retry;
         let retry = if wait.is_some() { retry.min(super::HELD_RETRY) } else { retry };
         let feed = Feed::new(entries, retry);
+        let room = found.room.take();
         let (mut channel, frames) = self.channel(message, granted, cursor, feed, found, &after);
         (channel.kept, channel.fresh) = (kept, fresh);
         if let Some(wait) = wait {
-            return self.hold_join(message, channel, frames, after, wait, backlog, now, out);
+            return self.hold_join(message, channel, (frames, room), after, wait, backlog, now, out);
         }
         self.joined(channel, &frames, malformed, out);
         self.release(backlog, now, out);

@@ -3,6 +3,12 @@
 //! Rights that the hub follows end when it says so; all others are asked for again before they are too old. A channel whose
 //! rights can't be asked for is kept for a bounded time and then ended: what can't be decided is not allowed.
 //!
+//! Rights that the hub followed, and says to be old, are treated as if Postgres had given them at that moment: they are asked
+//! for within `rights_recheck`, each at a time of its own so that all together are no storm, and the channel ends
+//! `rights_patience` later if there is no answer. So one whose right was taken while the stream stood still hears of the
+//! channel for `rights_recheck + rights_patience` at the most, and the questions of that time (`rights_timeout`). Both are the
+//! bounds of those whom Postgres is always asked about: who can be asked is not thrown out because others are asked, too.
+//!
 //! Rejected: asking for the right to write at the join. Most members never write, and a policy may cost a query.
 
 use std::sync::Arc;
@@ -18,7 +24,7 @@ use crate::channel::{JoinError, UNREACHABLE, no_permission};
 use crate::claims::Principal;
 use crate::gateway::phoenix::codec::Message;
 use crate::hub::ChannelId;
-use crate::policy::{Right, Rights};
+use crate::policy::{Right, Rights, Way};
 
 /// Rights are asked for again when this part of their time has passed.
 const ASK_AGAIN_AT: f64 = 0.8;
@@ -40,10 +46,21 @@ pub(super) struct Membership {
     asked: Option<u64>,
     /// How long the rights to write hold.
     writes_until: Option<Instant>,
+    /// Which of the above are of rights that the hub followed and has said to be old: reading, writing.
+    old: (bool, bool),
     /// Presence diffs reach it, as of the last look; `None` before that, or if presence does not matter to it.
     sees: Option<bool>,
+    /// [`Rights::lapses`] then.
+    lapses: u32,
     /// For whom the hub watches the rights.
     watched: Option<Arc<Principal>>,
+}
+
+/// For how long rights hold that nobody follows.
+#[derive(Clone, Copy)]
+struct Bounds {
+    recheck: Duration,
+    patience: Duration,
 }
 
 /// What has become of the rights to read.
@@ -70,13 +87,15 @@ impl Membership {
             ends_at: None,
             asked: None,
             writes_until: None,
+            old: (false, false),
             sees: None,
+            lapses: 0,
             watched: None,
         }
     }
 
     /// What was found out about reading. Unless it is `newer` than what the hub says, it gives no right that the hub has taken.
-    fn decide(&mut self, reads: &Reads, newer: bool, patience: Duration, now: Instant) {
+    fn decide(&mut self, reads: &Reads, newer: bool, bounds: Bounds, now: Instant) {
         let set = |right, allowed: bool| {
             if newer || !allowed || self.rights.get(right).is_none() {
                 self.rights.set(right, Some(allowed));
@@ -87,24 +106,50 @@ impl Membership {
         if let Some(presence) = reads.presence.or(self.presence.then_some(false)) {
             set(Right::ReadPresence, presence);
         }
+        self.old.0 = false;
         (self.ask_at, self.ends_at) = match reads.basis {
             Basis::Followed => (None, None),
             Basis::Until(until) => {
                 let until = until.into_std();
                 let left = until.saturating_duration_since(now).mul_f64(ASK_AGAIN_AT);
-                (Some(now + left), Some(until + patience))
+                (Some(now + left), Some(until + bounds.patience))
             }
         };
+        self.note_age(bounds, now);
     }
 
-    fn write(&mut self, writes: &Writes, now: Instant) {
+    fn write(&mut self, writes: &Writes, bounds: Bounds, now: Instant) {
         self.rights.set(Right::WriteBroadcast, Some(writes.broadcast));
         self.rights.set(Right::WritePresence, Some(writes.presence));
+        self.old.1 = false;
         self.writes_until = match writes.basis {
             Basis::Followed => None,
             // Never so short that the push which has asked would ask again.
             Basis::Until(until) => Some(until.into_std().max(now + ASK_AGAIN_AFTER)),
         };
+        self.note_age(bounds, now);
+    }
+
+    /// What the hub followed holds for a bounded time while it is old, and without one again when it is not.
+    fn note_age(&mut self, bounds: Bounds, now: Instant) {
+        let part = || bounds.recheck.mul_f64(ASK_AGAIN_AT * rand::random::<f64>());
+        let is_followed = self.ask_at.is_none() && self.ends_at.is_none() && self.asked.is_none();
+        match (self.rights.is_old(Way::Read), self.old.0) {
+            (true, false) if is_followed => {
+                (self.ask_at, self.ends_at) = (Some(now + part()), Some(now + bounds.recheck + bounds.patience));
+                self.old.0 = true;
+            }
+            (false, true) => (self.ask_at, self.ends_at, self.old.0) = (None, None, false),
+            _ => {}
+        }
+        match (self.rights.is_old(Way::Write), self.old.1) {
+            // Never so short that the push which has asked would ask again.
+            (true, false) if self.writes_until.is_none() => {
+                (self.writes_until, self.old.1) = (Some(now + part().max(ASK_AGAIN_AFTER)), true);
+            }
+            (false, true) => (self.writes_until, self.old.1) = (None, false),
+            _ => {}
+        }
     }
 
     /// A new token: what may be written is to be asked for anew, and an older answer does not count.
@@ -135,18 +180,24 @@ impl Membership {
 
     /// Its client is told the presence state now, if it may see it.
     pub(super) fn told_presence(&mut self) {
+        self.lapses = self.rights.lapses();
         self.sees = self.presence.then(|| self.rights.allows(Right::ReadPresence));
     }
 
-    /// Whether presence can be read that could not be at the last look: diffs were left out, and only the state mends that.
+    /// Whether presence can be read that could not be at the last look, or for however short a time since: diffs were left
+    /// out, and only the state mends that.
     fn sees_again(&mut self) -> bool {
+        // Before the right: if it ends in between, the next look tells.
+        let lapses = self.rights.lapses();
         let known = self.rights.get(Right::ReadPresence);
         // Whoever tracks without having asked for presence is told no state when the right comes to be known (§8.3).
         if !self.presence || (self.sees.is_none() && known.is_none()) {
             return false;
         }
         let sees = known == Some(true);
-        self.sees.replace(sees) == Some(false) && sees
+        let lapsed = std::mem::replace(&mut self.lapses, lapses) != lapses;
+        let saw = self.sees.replace(sees);
+        sees && (saw == Some(false) || (saw == Some(true) && lapsed))
     }
 
     /// When [`Session::ask_again`] has something to do.
@@ -209,6 +260,11 @@ impl Session {
         Asking { topic: sub_topic(topic).into(), principal: principal.clone(), headers: self.headers.clone() }
     }
 
+    fn bounds(&self) -> Bounds {
+        let config = &self.shared.config;
+        Bounds { recheck: config.rights_recheck, patience: config.rights_patience }
+    }
+
     /// A question's number.
     pub(super) fn number(&mut self) -> u64 {
         self.questions += 1;
@@ -218,7 +274,7 @@ impl Session {
     /// Rights of a private channel that is being joined; the answer goes on with the join.
     pub(super) fn member(&self, presence: bool, reads: &Reads, now: Now) -> Box<Membership> {
         let mut member = Membership::new(Arc::new(Rights::new(self.changed.clone())), presence);
-        member.decide(reads, true, self.shared.config.rights_patience, now.at);
+        member.decide(reads, true, self.bounds(), now.at);
         let _ = member.standing();
         Box::new(member)
     }
@@ -306,8 +362,9 @@ impl Session {
             self.topics.insert(name, Topic::pending(what, backlog));
             return out;
         };
+        let bounds = self.bounds();
         if let (Ok(writes), Some(member)) = (&answer, &mut channel.member) {
-            member.write(writes, now.at);
+            member.write(writes, bounds, now.at);
         }
         self.topics.insert(name.clone(), Topic::Joined(channel));
         if let Some(push) = push {
@@ -368,12 +425,12 @@ impl Session {
     }
 
     fn read_known(&mut self, name: &str, reads: &Reads, newer: bool, now: Now, out: &mut Vec<Effect>) {
-        let patience = self.shared.config.rights_patience;
+        let bounds = self.bounds();
         let Some((name, mut topic)) = self.topics.remove_entry(name) else { return };
         if let Some(channel) = topic.channel_mut() {
             if let Some(member) = &mut channel.member {
                 let newer = newer || matches!(reads.basis, Basis::Until(_));
-                member.decide(reads, newer, patience, now.at);
+                member.decide(reads, newer, bounds, now.at);
             }
             out.extend(self.watch(channel));
         }
@@ -437,12 +494,14 @@ impl Session {
 
     /// Ends the channel if it may read less than before; asks if that is not known any more.
     fn look_at_rights(&mut self, name: &str, now: Now, out: &mut Vec<Effect>) {
+        let bounds = self.bounds();
         let Some(topic) = self.topics.get_mut(name) else { return };
         let answer_comes = matches!(topic.waits(), Some(Waits::Answer(_)));
         // Whose join is held is told the state when it is greeted.
         let greeted = topic.held().is_none();
         let Some(channel) = topic.channel_mut() else { return };
         let Some(member) = &mut channel.member else { return };
+        member.note_age(bounds, now.at);
         let sees_again = greeted && member.sees_again();
         let standing = member.standing();
         if sees_again && matches!(standing, Standing::Kept | Standing::Unknown) {

@@ -30,11 +30,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tracing::{debug, info};
 
 #[cfg(any(test, fuzzing))]
 pub(super) use self::broadcast::for_the_room;
+pub(super) use self::stored::FromTable;
 use self::topic::{Topic, What};
 use super::codec::{self, Message, Ref, Status};
 use crate::authority::Asking;
@@ -182,6 +183,8 @@ pub(super) struct Session {
     learning: bool,
     /// Bytes of all backlogs.
     held_bytes: usize,
+    /// Room for what is replayed by joins that are not answered; made when there is one.
+    replays: Option<Arc<Semaphore>>,
     /// The visitor's, shared.
     headers: Arc<str>,
     /// How many questions were asked.
@@ -204,6 +207,7 @@ impl Session {
             messages: Rate::default(),
             learning: false,
             held_bytes: 0,
+            replays: None,
             headers,
             questions: 0,
             changed: Arc::default(),

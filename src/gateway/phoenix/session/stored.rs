@@ -1,28 +1,44 @@
 //! Messages that come from the database: which entry of the hub brings them, those replayed out of the table, and the word that
 //! they flow (`protocol.md` §3.1.4, §7.6, §7.7).
 //!
-//! Replayed messages are read before the reply is made, and what the log brings begins where it ended before that reading: so
-//! nothing falls between the two, and what is in both is skipped by its id.
+//! Replayed messages are read before the reply is made. What the log brings begins where everything before could be seen by that
+//! reading, and leaves out what it saw ([`crate::hub::Replayed`]): so nothing falls between the two, and nothing is in both.
+//!
+//! Of what follows the reading each message has its cursor. Who comes back with one from before the reading's end gets again what
+//! was replayed and lies behind it: no place parts the two.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::join::Found;
 use super::topic::{Channel, Topic, What, sub_topic};
 use super::{Effect, Now, Session};
 use crate::channel::JoinError;
 use crate::gateway::phoenix::codec::{self, Ref, Status};
-use crate::hub::{Action, ChannelId, Entry, Messages, Name, Start};
-use crate::messages::{Stored, StoredPayload};
+use crate::hub::{Action, ChannelId, Entry, Messages, Name, Replayed, Start};
+use crate::messages::{MOST_BYTES, Stored, StoredPayload};
+use crate::resume::Cursor;
 
 /// The canonical text of the entry of messages, under which devices are resumed.
 pub(super) const MESSAGES: &str = r#"{"messages":true}"#;
 
+/// What was read out of the table, and how the stream goes on from it.
+#[derive(Debug)]
+pub(in crate::gateway::phoenix) struct FromTable {
+    /// The oldest first.
+    pub(in crate::gateway::phoenix) messages: Vec<Stored>,
+    /// Behind this the tail begins,
+    pub(in crate::gateway::phoenix) start: Cursor,
+    /// and leaves this out.
+    pub(in crate::gateway::phoenix) replayed: Arc<Replayed>,
+}
+
 /// The entry that brings a topic's messages. Never one that a client wrote: it has the id 0.
 pub(super) fn entry(topic: &str, found: &Found, start: Start) -> Entry {
-    let skip: Arc<[[u8; 16]]> = found.stored.iter().flatten().map(|stored| stored.id).collect();
+    let replayed = found.stored.as_ref().map(|stored| stored.replayed.clone());
     let member = found.member.as_ref().map(|member| member.rights.clone());
     Entry {
         id: 0,
@@ -34,7 +50,7 @@ pub(super) fn entry(topic: &str, found: &Found, start: Start) -> Entry {
         start,
         cursor_as: None,
         snapshot: None,
-        messages: Some(Messages { topic: sub_topic(topic).into(), member, skip }),
+        messages: Some(Messages { topic: sub_topic(topic).into(), member, replayed }),
     }
 }
 
@@ -68,20 +84,28 @@ impl Session {
         stored.iter().filter_map(frame).collect()
     }
 
+    /// Room for stored messages while their join is not answered: for one full replay, however many topics wait.
+    fn room_for(&mut self, messages: &[Stored]) -> Option<OwnedSemaphorePermit> {
+        let room = self.replays.get_or_insert_with(|| Arc::new(Semaphore::new(MOST_BYTES as usize)));
+        let size = messages.iter().map(Stored::size).sum::<usize>();
+        room.clone().try_acquire_many_owned(u32::try_from(size).ok()?).ok()
+    }
+
     /// Stored messages were read, or could not be.
     pub(in crate::gateway::phoenix) fn stored(
         &mut self,
         number: u64,
-        answer: Option<Vec<Stored>>,
+        answer: Option<FromTable>,
         now: Now,
     ) -> Vec<Effect> {
         let mut out = Vec::new();
         match self.take_waiting(number) {
             Some((_, What::Join { join, after, mut found, .. }, backlog)) => {
                 self.held_bytes -= join.payload.len();
-                match answer {
-                    Some(stored) => {
-                        found.stored = Some(stored);
+                let room = answer.as_ref().and_then(|stored| self.room_for(&stored.messages));
+                match answer.zip(room) {
+                    Some((stored, room)) => {
+                        (found.stored, found.room) = (Some(stored), Some(room));
                         self.decide(&join, after, backlog, *found, now, &mut out);
                     }
                     None => {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::devices::Kept;
 use super::fresh::Fresh;
@@ -71,6 +72,8 @@ pub(super) struct Held {
     pub(super) stage: Arc<Stage>,
     /// The join reply and what follows it.
     pub(super) greeting: Bytes,
+    /// For what is replayed in it.
+    pub(super) _room: Option<OwnedSemaphorePermit>,
     /// The join frame's ref.
     pub(super) reference: Ref,
     /// Frames that follow also another reply than the one in `greeting`.

@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn the_frontiers_of_entries_that_are_not_in_force_stay() {
         let member = || Some(Arc::new(Rights::new(Arc::default())));
-        let messages = |member| entry(Some(Messages { topic: "t".into(), member, skip: Arc::default() }));
+        let messages = |member| entry(Some(Messages { topic: "t".into(), member, replayed: None }));
         assert_eq!(Moves::of(&[entry(None), messages(member())]), Moves::All);
         assert_eq!(Moves::of(&[messages(member())]), Moves::Messages);
         assert_eq!(Moves::of(&[messages(None)]), Moves::Nothing, "of a public channel they have none");

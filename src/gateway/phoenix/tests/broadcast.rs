@@ -137,6 +137,20 @@ fn a_channel_enters_its_room_before_its_reply_and_leaves_it_once() {
     assert!(matches!(client.quiet.as_slice(), [Effect::Subscribe { .. }, Effect::Leave(left)] if *left == id));
 }
 
+/// What a user sends through his channels, over HTTP and through the topics door is one share of the room.
+#[test]
+fn a_user_has_the_same_share_of_a_room_at_every_door() {
+    let mut client = client();
+    let token = crate::claims::tests::token(json!({ "role": "authenticated", "sub": "ada", "exp": NOW + 60 }));
+    let payload = json!({ "access_token": token }).to_string();
+    let message = format!(r#"["1","1","realtime:t","phx_join",{payload}]"#);
+    let Decoded::Message(message) = codec::decode_text(Version::V2, &message) else { panic!() };
+    let effects = client.session.handle(message, &Bytes::new(), client.now);
+    let [Effect::Enter { seat, .. }, ..] = &*effects else { panic!("{effects:?}") };
+    let principal = claims::tests::verifier().verify(&token, NOW).unwrap();
+    assert_eq!(seat.user, principal.user());
+}
+
 #[test]
 fn too_many_joins_of_all_close_who_comes_last() {
     let config = GatewayConfig { max_all_joins_per_second: 1, ..GatewayConfig::default() };

@@ -4,7 +4,7 @@ use tokio::time::Instant as TokioInstant;
 
 use super::*;
 use crate::authority::{AuthorityError, Basis, Reads, Writes};
-use crate::policy::{Right, Rights};
+use crate::policy::{Right, Rights, Way};
 
 type Told<T> = Result<T, AuthorityError>;
 
@@ -526,4 +526,109 @@ fn messages_that_wait_for_a_right_are_bounded_and_make_room_when_their_channel_e
     rights[0].set(Right::ReadBroadcast, Some(false));
     assert_eq!(client.rights_changed()[0], system("system", "error", NONE));
     assert!(ask(&mut client, "realtime:u"));
+}
+
+#[test]
+fn presence_that_was_away_between_two_looks_is_told_as_a_whole_too() {
+    let (mut client, rights) = member(json!({"presence": {"enabled": true}}), reads(true, Some(true)));
+    let states = |client: &mut Client| {
+        client.rights_changed();
+        let asks: Vec<Effect> = client.asks.drain(..).collect();
+        asks.iter().filter(|ask| matches!(ask, Effect::PresenceState(_))).count()
+    };
+    rights.set(Right::ReadPresence, None);
+    rights.set(Right::ReadPresence, Some(true));
+    assert_eq!((states(&mut client), states(&mut client)), (1, 0), "once");
+    rights.set(Right::ReadBroadcast, None);
+    rights.set(Right::ReadBroadcast, Some(true));
+    assert_eq!(states(&mut client), 0, "no diff was left out");
+}
+
+#[test]
+fn rights_that_are_old_are_asked_for_in_time_and_hold_until_the_answer() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    assert!(client.session.next_tick(client.now).unwrap() > Duration::from_secs(60));
+    rights.set_old(Way::Read, true);
+    assert!(client.rights_changed().is_empty() && client.asks.is_empty());
+    assert!(client.session.next_tick(client.now).unwrap() <= Duration::from_secs(8));
+    assert!(rights.allows(Right::ReadBroadcast));
+    client.pass(8);
+    let (number, _) = client.question();
+    assert!(client.rights_changed().is_empty() && client.asks.is_empty(), "once");
+    let basis = until(&client, 10);
+    assert!(client.reading(number, Ok(Reads { broadcast: true, presence: None, basis })).is_empty());
+    // Again, and now Postgres says no.
+    client.pass(8);
+    let (number, _) = client.question();
+    let frames = client.reading(number, Ok(Reads { broadcast: false, presence: None, basis: until(&client, 10) }));
+    assert_eq!(frames[0], system("system", "error", NONE));
+}
+
+#[test]
+fn rights_are_believed_again_when_they_are_not_old_any_more() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    client.push("2", "broadcast", json!({}));
+    let number = client.write_question();
+    client.writing(number, writes(true, true));
+    for way in [Way::Read, Way::Write] {
+        rights.set_old(way, true);
+    }
+    client.rights_changed();
+    client.asks.clear();
+    for way in [Way::Read, Way::Write] {
+        rights.set_old(way, false);
+    }
+    client.rights_changed();
+    assert!(client.session.next_tick(client.now).unwrap() > Duration::from_secs(60));
+    client.pass(100);
+    assert!(client.asks.is_empty());
+    client.push("3", "broadcast", json!({}));
+    assert!(matches!(client.asks.as_slice(), [Effect::Broadcast { .. }]));
+}
+
+#[test]
+fn an_old_right_to_write_is_asked_for_at_the_next_push_after_a_while() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    rights.set_old(Way::Write, true);
+    client.push("2", "broadcast", json!({}));
+    let number = client.write_question();
+    // Given from memory a moment before it was said to be old.
+    client.writing(number, writes(true, true));
+    assert!(matches!(client.asks.pop(), Some(Effect::Broadcast { .. })));
+    client.pass(8);
+    client.push("3", "broadcast", json!({}));
+    let (number, basis) = (client.write_question(), until(&client, 10));
+    client.writing(number, Ok(Writes { broadcast: false, presence: false, basis }));
+    assert!(client.asks.is_empty());
+    // The stream is there: what it says counts, at once.
+    rights.set(Right::WriteBroadcast, Some(true));
+    rights.set_old(Way::Write, false);
+    client.rights_changed();
+    client.push("4", "broadcast", json!({}));
+    assert!(matches!(client.asks.as_slice(), [Effect::Broadcast { .. }]));
+}
+
+#[test]
+fn a_channel_whose_old_rights_can_not_be_asked_for_ends_after_a_bounded_time() {
+    let (mut client, rights) = member(json!({}), reads(true, None));
+    rights.set_old(Way::Read, true);
+    client.rights_changed();
+    let mut asked = 0;
+    for second in 1..=41 {
+        client.pass(1);
+        if client.asks.is_empty() {
+            assert!(second < 9, "asked within the time, and then each second");
+            continue;
+        }
+        asked += 1;
+        let (number, _) = client.question();
+        let frames = client.reading(number, Err(AuthorityError::PoolExhausted));
+        if !frames.is_empty() {
+            assert_eq!(frames[0], system("system", "error", "Please increase your connection pool size"));
+            assert!((40..=41).contains(&second) && asked > 30, "{second} {asked}");
+            return;
+        }
+        assert!(rights.allows(Right::ReadBroadcast), "others are asked about, too");
+    }
+    panic!("it never ends");
 }

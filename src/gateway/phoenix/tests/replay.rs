@@ -1,8 +1,11 @@
 //! Messages from the database: what is replayed, from where on the rest comes, and when it flows (items 106–113).
 
+use super::super::session::FromTable;
 use super::*;
 use crate::authority::{Basis, Reads};
-use crate::hub::Start;
+use crate::catalog::Snapshot;
+use crate::change::{Lsn, Position};
+use crate::hub::{Footing, Start};
 use crate::messages::{Stored, StoredPayload};
 use crate::policy::Right;
 
@@ -35,7 +38,18 @@ fn stored() -> Vec<Stored> {
 
 fn answer(client: &mut Client, told: Option<Vec<Stored>>) -> Vec<Effect> {
     let Some(Effect::Stored { number, .. }) = client.asks.pop() else { panic!() };
-    client.session.stored(number, told, client.now)
+    client.session.stored(number, told.map(from_table), client.now)
+}
+
+/// Where the tail begins.
+const START: crate::resume::Cursor =
+    crate::resume::Cursor { epoch: 7, position: Position { lsn: Lsn(100), ordinal: u32::MAX } };
+
+fn from_table(messages: Vec<Stored>) -> FromTable {
+    let ids = messages.iter().map(|stored| stored.id).collect();
+    let sees = Snapshot::parse("9:9:").unwrap();
+    let (start, replayed) = Footing::of(START).replayed(sees, Lsn(200), ids);
+    FromTable { messages, start, replayed: Arc::new(replayed) }
 }
 
 fn greeting(effects: &[Effect]) -> Bytes {
@@ -62,7 +76,8 @@ fn stored_messages_follow_the_reply_and_are_skipped_later() {
     let payload = json!({"type": "broadcast", "event": "e\"v", "payload": {"a": 1}, "meta": meta});
     assert_eq!(frames[1], json!(["1", null, "realtime:t", "broadcast", payload]));
     let Some(Effect::Subscribe { entries, .. }) = effects.last() else { panic!("{effects:?}") };
-    assert_eq!(&*entries[0].messages.as_ref().unwrap().skip, &[[1; 16], [2; 16]]);
+    assert_eq!(entries[0].messages.as_ref().unwrap().replayed.as_ref().unwrap().ids(), [[1; 16], [2; 16]]);
+    assert_eq!(entries[0].start, Start::After(START));
     let order: Vec<bool> = effects.iter().map(|effect| matches!(effect, Effect::PresenceState(_))).collect();
     assert_eq!(order.iter().position(|state| *state), Some(2), "behind the reply");
 }
@@ -74,6 +89,20 @@ fn version_1_gets_no_stored_bytes() {
     let frames = texts(&greeting(&effects));
     assert_eq!(frames.len(), 2);
     assert_eq!((&frames[1]["event"], &frames[1]["ref"]), (&json!("broadcast"), &json!(null)));
+}
+
+#[test]
+fn at_the_topics_door_stored_bytes_come_as_they_do_live() {
+    let stored =
+        codec::replayed_binary(Version::Topics, "realtime:t", "bin", r#"{"replayed":true,"id":"i"}"#, b"\xde\xad");
+    let message =
+        crate::hub::Message { private: true, topic: "t", event: "bin", id: "i", body: crate::hub::Body::Hex(b"dead") };
+    let live = crate::gateway::encode::message_frame(Version::Topics, "realtime:t", &message, None).unwrap();
+    let read = |frame: &Bytes| serde_json::from_slice::<Value>(&frame[2..]).unwrap();
+    let (stored, mut live) = (read(&stored.unwrap()), read(&live));
+    assert_eq!((&live["encoding"], &live["payload"]), (&json!("base64"), &json!("3q0=")));
+    live["meta"]["replayed"] = json!(true);
+    assert_eq!(stored, live);
 }
 
 #[test]
@@ -156,4 +185,45 @@ fn a_right_that_ends_while_stored_messages_are_read_refuses_the_join() {
     let effects = client.session.read_answered(*number, Ok(reads), client.now);
     assert!(!greeting(&effects).is_empty());
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Watch { .. })));
+}
+
+/// A join whose reply waits for its changes, with a replay of so many bytes; what is said at once.
+fn waiting_with(client: &mut Client, topic: &str, size: usize) -> Vec<Value> {
+    let mut payload = todos();
+    payload["config"]["private"] = json!(true);
+    payload["config"]["broadcast"] = json!({"replay": {"since": 5}});
+    payload["config"]["postgres_changes_options"] = json!({"wait": true, "timeout": 10_000});
+    assert!(client.join(topic, payload).is_empty());
+    let Some(Effect::Read { number, .. }) = client.asks.pop() else { panic!() };
+    let reads = Reads { broadcast: true, presence: Some(true), basis: Basis::Followed };
+    let effects = client.session.read_answered(number, Ok(reads), client.now);
+    client.sort(effects);
+    let payload = StoredPayload::Binary(vec![0; size - 1].into());
+    let effects = answer(client, Some(vec![Stored { id: [1; 16], event: "e".into(), payload }]));
+    client.sort(effects)
+}
+
+#[test]
+fn what_waits_to_be_replayed_is_bounded_on_all_topics_together() {
+    const MOST: usize = crate::messages::MOST_BYTES as usize;
+    let mut client = client();
+    let mut ids = Vec::new();
+    for topic in ["realtime:a", "realtime:b"] {
+        assert!(waiting_with(&mut client, topic, MOST / 2).is_empty());
+        ids.push(client.subscribed());
+    }
+    let told = waiting_with(&mut client, "realtime:c", 1000);
+    assert_eq!(told[0][4]["response"]["reason"], "UnableToReplayMessages: Realtime was unable to replay messages");
+    // One that is answered, refused or left makes room again.
+    client.session.answered(ids[0], Ok(Activated::default()), client.now);
+    client.wants.clear();
+    assert!(waiting_with(&mut client, "realtime:d", MOST / 2).is_empty());
+    let refused = Err(SubscribeError { message: "no".into(), retry: false });
+    let id = client.subscribed();
+    client.session.answered(id, refused, client.now);
+    assert!(waiting_with(&mut client, "realtime:e", MOST / 2).is_empty());
+    client.send(json!(["1", "9", "realtime:b", "phx_leave", {}]));
+    assert!(waiting_with(&mut client, "realtime:f", MOST / 2).is_empty());
+    let told = waiting_with(&mut client, "realtime:g", 1000);
+    assert_eq!(told[0][4]["status"], "error");
 }

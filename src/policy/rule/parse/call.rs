@@ -39,6 +39,11 @@ impl<'a> Compiler<'a> {
                 ("jsonb_array_elements_text" | "json_array_elements_text", _) => {
                     return not_pure("a set where a value is wanted", call);
                 }
+                _ if self.topic.is_some()
+                    && let Some(value) = self.of_topic(&name, &list, true)? =>
+                {
+                    return Ok(value);
+                }
                 _ if is_clock(&name) => return not_pure("it reads the clock or chance", call),
                 _ => {}
             }

@@ -3,6 +3,7 @@
 use sqlparser::ast::{BinaryOperator, Expr as Ast, UnaryOperator};
 
 use super::claims::strip;
+use super::topic::is_pattern_match;
 use super::typed::{BOOLEAN, Typed, UNKNOWN, Val};
 use super::{Compiler, NotPure, Result, not_pure};
 use crate::pgtype::{TypeKind, oid};
@@ -27,6 +28,7 @@ pub(super) fn is_condition(ast: &Ast) -> bool {
                     op,
                     Op::And | Op::Or | Op::Question | Op::QuestionPipe | Op::QuestionAnd | Op::AtArrow | Op::ArrowAt
                 )
+                || is_pattern_match(op)
         }
         Ast::UnaryOp { op: UnaryOperator::Not, .. }
         | Ast::IsNull(_)
@@ -44,7 +46,8 @@ pub(super) fn is_condition(ast: &Ast) -> bool {
         | Ast::Between { .. }
         | Ast::AnyOp { .. }
         | Ast::AllOp { .. }
-        | Ast::Exists { .. } => true,
+        | Ast::Exists { .. }
+        | Ast::Like { .. } => true,
         _ => false,
     }
 }
@@ -76,6 +79,11 @@ impl<'a> Compiler<'a> {
             }
             Ast::BinaryOp { left, op: Op::AtArrow, right } => self.contains_all(left, right, want),
             Ast::BinaryOp { left, op: Op::ArrowAt, right } => self.contains_all(right, left, want),
+            Ast::BinaryOp { left, op, right } if is_pattern_match(op) => self.pattern_match(left, op, right, ast),
+            Ast::Like { negated, any: false, expr, pattern, escape_char: None } => {
+                let op = if *negated { Op::PGNotLikeMatch } else { Op::PGLikeMatch };
+                self.pattern_match(expr, &op, pattern, ast)
+            }
             Ast::BinaryOp { left, op, right } => match comparison(op) {
                 Some(op) => self.comparison(left, op, right, want),
                 None => not_pure(&format!("the operator {op}"), ast),
@@ -176,6 +184,13 @@ impl<'a> Compiler<'a> {
         if let Val::Select(_) = right.val {
             return self.compared_select(right, mirrored(op), left, want);
         }
+        let (left, right) = match op {
+            CompareOp::Eq | CompareOp::Ne => self.without_frame(left, right)?,
+            _ => (left, right),
+        };
+        if let Val::Select(_) = right.val {
+            return self.compared_select(right, op, left, want);
+        }
         let kind = self.compared(&left.ty, &right.ty)?;
         if !matches!(op, CompareOp::Eq | CompareOp::Ne) && kind.order.is_none() {
             let name = crate::pgtype::type_name(self.catalog.types(), kind.oid);
@@ -215,6 +230,8 @@ impl<'a> Compiler<'a> {
             Val::Term(term) => Ok(Expr::IsNull(Box::new(Scalar::Claim(self.claim(term)?)))),
             Val::Scalar(scalar) => Ok(Expr::IsNull(Box::new(scalar))),
             Val::Select(select) => self.select_is_null(*select),
+            // NULL if what it is joined with is.
+            Val::Framed(framed) => self.is_null(framed.inner),
             Val::Element(term) => not_pure("elements of a list", term),
         }
     }

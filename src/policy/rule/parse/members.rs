@@ -69,6 +69,17 @@ impl<'a> Compiler<'a> {
     }
 
     fn quantified_list(&mut self, left: Typed, op: CompareOp, set: Set, any: bool) -> Result<Expr> {
+        let framed = |list: &[Typed]| list.iter().any(|member| matches!(member.val, Val::Framed(_)));
+        if let Set::List(list) = &set
+            && matches!((op, any), (CompareOp::Eq, true) | (CompareOp::Ne, false))
+            && framed(list)
+        {
+            let mut each = Vec::new();
+            for member in list {
+                each.push(self.compare(left.clone(), op, member.clone(), Want::Exact)?);
+            }
+            return Ok(if any { Expr::any(each) } else { Expr::all(each) });
+        }
         let list = match &set {
             Set::List(list) => list.iter().map(|member| member.ty.clone()).collect(),
             Set::Claim(term) => vec![Typed::term(term.clone()).ty],

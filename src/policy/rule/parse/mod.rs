@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! condition ──► scalar ──► claims, literal      what is true, and what has a value
-//!     │            └─────► call                 helper functions: by their bodies
+//!     │            ├─────► call                 helper functions: by their bodies
+//!     │            └─────► topic                what is made of a channel's topic
 //!     └──► subselect ──► source                 tables, with their own policies and grants
 //! ```
 
@@ -22,6 +23,7 @@ mod scope;
 mod select;
 mod source;
 mod subselect;
+mod topic;
 mod typed;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +35,7 @@ use sqlparser::tokenizer::Token;
 
 use self::condition::Want;
 use self::scope::Env;
-use super::{ClaimTerm, Expr, FactSource, RuleColumn};
+use super::{ClaimTerm, Expr, FactSource, RuleColumn, TopicValue};
 use crate::catalog::{Catalog, Column, PolicyRow, Table};
 
 /// Why a policy is not Pure, for `explain`.
@@ -66,6 +68,8 @@ pub(in crate::policy) struct Compiler<'a> {
     table: &'a Table,
     /// The column of the judged row that is the setting `realtime.topic` too, if that is set.
     pub(super) topic: Option<&'a Column>,
+    /// What is made of it.
+    pub(super) topic_values: Vec<TopicValue>,
     /// The role that subscribes; a function that is SECURITY DEFINER runs as another.
     role: &'a str,
     env: Env<'a>,
@@ -89,6 +93,7 @@ impl<'a> Compiler<'a> {
             catalog,
             table,
             topic: None,
+            topic_values: Vec::new(),
             role,
             env: Env::nothing(role),
             frames: vec![Frame::Policies(table.oid)],

@@ -62,6 +62,7 @@ impl<'a> Compiler<'a> {
             Ast::BinaryOp { left, op: op @ (Op::Arrow | Op::LongArrow | Op::HashArrow | Op::HashLongArrow), right } => {
                 self.member(left, op, right)
             }
+            Ast::BinaryOp { op: Op::StringConcat, .. } if self.topic.is_some() => self.joined(ast),
             Ast::BinaryOp { .. } if mentions_clock(ast) => not_pure("it reads the clock", ast),
             Ast::BinaryOp { op, .. } => not_pure(&format!("the operator {op}"), ast),
             Ast::Case { operand, conditions, else_result, .. } => {
@@ -69,6 +70,20 @@ impl<'a> Compiler<'a> {
             }
             Ast::Subquery(query) => self.scalar_query(query),
             Ast::Function(call) => self.call(call),
+            Ast::Substring { expr, substring_from: Some(from), substring_for, special, shorthand }
+                if self.topic.is_some() =>
+            {
+                let name = if *shorthand { "substr" } else { "substring" };
+                let list: Vec<&Ast> = [&**expr, &**from].into_iter().chain(substring_for.as_deref()).collect();
+                // What is not written as a call is never another function.
+                match self.of_topic(name, &list, *special)? {
+                    Some(typed) => Ok(typed),
+                    None => not_pure("a function", ast),
+                }
+            }
+            Ast::CompoundFieldAccess { root, access_chain } if self.topic.is_some() => {
+                self.element_of_topic(root, access_chain, ast)
+            }
             Ast::Collate { .. } => not_pure("COLLATE", ast),
             Ast::AtTimeZone { .. } => not_pure("AT TIME ZONE", ast),
             other => not_pure("not understood", other),
@@ -139,6 +154,9 @@ impl<'a> Compiler<'a> {
     pub(super) fn null_if(&mut self, value: &Ast, other: &Ast) -> Result<Typed> {
         let (value, other) = (self.scalar(value)?, self.scalar(other)?);
         let is_empty = matches!(&other.val, Val::Constant(Some(text)) if text.is_empty());
+        if let Some(typed) = self.topic_unless(&value, &other)? {
+            return Ok(typed);
+        }
         match value.val {
             Val::Term(term) if is_empty && term.term_type() == TermType::Text => {
                 Ok(Typed::term(Term::NullIfEmpty(Box::new(term))))

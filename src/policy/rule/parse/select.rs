@@ -67,6 +67,7 @@ impl<'a> Compiler<'a> {
         let mut pairs = Vec::new();
         let mut outputs = Vec::new();
         for (left, output) in left.into_iter().zip(select.outputs) {
+            let (left, output) = self.without_frame(left, output)?;
             let kind = self.compared(&left.ty, &output.ty)?;
             pairs.push((kind, self.lower(left, kind)?));
             outputs.push(self.lower(output, kind)?);

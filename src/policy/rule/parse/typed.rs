@@ -5,7 +5,7 @@ use super::select::Select;
 use super::{Compiler, NotPure, Result, literal, not_pure};
 use crate::catalog::Column;
 use crate::pgtype::{self, Equality, Order, oid};
-use crate::policy::rule::{ClaimTerm, ColumnRef, Conversion, Kind, RuleColumn, Scalar};
+use crate::policy::rule::{ClaimTerm, ColumnRef, Conversion, Kind, RuleColumn, Scalar, TopicValue};
 use crate::policy::term::{Term, TermType};
 
 /// `unknown`: a literal whose type is decided by what it meets.
@@ -42,6 +42,17 @@ pub(super) enum Val {
     Select(Box<Select>),
     /// Each element of a list in turn.
     Element(Term),
+    /// `prefix || … || suffix`, which only a comparison with the topic can take apart.
+    Framed(Box<Framed>),
+}
+
+/// Text with constants around it.
+#[derive(Debug, Clone)]
+pub(super) struct Framed {
+    pub(super) prefix: String,
+    /// Of type text.
+    pub(super) inner: Typed,
+    pub(super) suffix: String,
 }
 
 impl Typed {
@@ -105,7 +116,7 @@ impl Compiler<'_> {
         Ok(ColumnRef { slot, column: place })
     }
 
-    fn kind(&self, ty: &Ty) -> Option<Kind> {
+    pub(super) fn kind(&self, ty: &Ty) -> Option<Kind> {
         let types = self.catalog.types();
         match ty.oid {
             oid if is_integer(oid) => Some(INTEGER),
@@ -172,6 +183,7 @@ impl Compiler<'_> {
             Val::Term(term) => Ok(Scalar::Claim(self.claim(term)?)),
             Val::Select(_) => Err(NotPure("a sub-select as a part of an expression".into())),
             Val::Element(term) => not_pure("elements of a list", term),
+            Val::Framed(_) => Err(NotPure("the operator || but in a comparison with the topic".into())),
         }
     }
 
@@ -228,11 +240,14 @@ impl Compiler<'_> {
                 *output = self.cast(output.clone(), to, sized)?;
                 Ok(Typed { ty: output.ty.clone(), val: Val::Select(select) })
             }
+            Val::Framed(framed) if is_text(to) && to != oid::NAME => Ok(Typed { ty: new, val: Val::Framed(framed) }),
+            Val::Framed(_) => refused(),
             Val::Scalar(scalar) => match self.conversion(from, to) {
                 Some(None) => Ok(Typed { ty: new, val: Val::Scalar(scalar) }),
-                Some(Some(conversion)) => {
-                    Ok(Typed { ty: new, val: Val::Scalar(Scalar::Convert(conversion, Box::new(scalar))) })
-                }
+                Some(Some(conversion)) => match self.topic_value(&scalar) {
+                    Some(value) => self.topic_column(TopicValue::Cast(conversion, Box::new(value)), new),
+                    None => Ok(Typed { ty: new, val: Val::Scalar(Scalar::Convert(conversion, Box::new(scalar))) }),
+                },
                 None => refused(),
             },
         }
