@@ -201,7 +201,7 @@ async fn private_channels_are_explained_role_by_role_and_way_by_way() {
         .collect();
     assert_eq!(
         engines,
-        [["pure", "probe"], ["nothing", "nothing"], ["everything", "everything"], ["nothing", "nothing"]],
+        [["pure", "probe"], ["nothing", "pure"], ["everything", "everything"], ["nothing", "nothing"]],
         "{all:#?}"
     );
     let (read, write) = (&all[0]["private_channels"][0], &all[0]["private_channels"][1]);
@@ -228,31 +228,30 @@ async fn private_channels_are_explained_role_by_role_and_way_by_way() {
 
     let ended = run(&clinic, &["explain-policy", "realtime.messages", "--role", "authenticated"]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    let mut rest = ended.stdout.as_str();
+    // Where a long line goes on in the next one, it goes on here.
+    let words = ended.stdout.split_whitespace().filter(|word| *word != "│");
+    let text = words.collect::<Vec<_>>().join(" ");
+    let mut rest = text.as_str();
     for phrase in [
-        "realtime.messages for authenticated\n",
-        "├─ private channels\n",
-        "│  ├─ read: judged in memory\n",
-        "condition\n",
+        "realtime.messages for authenticated ├─ private channels ├─ read: judged in memory",
+        "condition",
         "topic like 'room:%'",
-        "a row of public.room_members exists\n",
-        "it looks into\n",
-        "public.room_members (room_id, user_id): not running; about 300 rows",
+        "a row of public.room_members exists",
+        "it looks into └─ public.room_members (room_id, user_id): not running; about 300 rows",
         "about a topic for which (split_part(topic, ':', 2))::uuid raises an error, Postgres is asked",
         "rights follow the rules and the tables that they look into",
-        "policies for reading: 2\n",
+        "policies for reading: 2",
         "\"members of the room\" permissive for select to authenticated: applies",
         "memory can judge it",
-        "│  └─ write: Postgres is asked",
+        "└─ write: Postgres is asked",
         "because policy \"by day\": ",
         "again every 10 s (ROWCAST_AUTHZ_RECHECK)",
         "memory could judge: ",
-        "policies for inserting: 3\n",
+        "policies for inserting: 3",
         "Postgres must be asked: ",
-        "├─ its rows, where it is subscribed to as a table (postgres_changes)\n",
+        "├─ its rows, where it is subscribed to as a table (postgres_changes)",
         "└─ changes of the rules",
     ] {
-        // Where a line ends is the terminal's affair.
         let at = rest.find(phrase).unwrap_or_else(|| panic!("no {phrase:?} in order in\n{}", ended.stdout));
         rest = &rest[at + phrase.len()..];
     }

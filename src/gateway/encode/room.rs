@@ -14,6 +14,8 @@ use crate::room::{Message, Payload};
 /// A broadcast for the members of this full topic.
 pub fn broadcast_frame(version: Version, topic: &str, message: &Message) -> Result<Bytes, NoFrame> {
     match (version, message) {
+        // Nobody is in a room with it.
+        (Version::Plain, _) => Err(NoFrame::NoForm),
         (Version::V1 | Version::V2, Message::Text { payload }) => {
             Ok(text_frame(version, topic, None, "broadcast", &[payload]))
         }
@@ -32,7 +34,6 @@ pub fn broadcast_frame(version: Version, topic: &str, message: &Message) -> Resu
             }
             event_frame(version, topic, event, content, meta)
         }
-        (Version::Plain, Message::Text { .. }) => Err(NoFrame::NoForm),
     }
 }
 

@@ -37,7 +37,7 @@ pub enum MemberEngine {
 pub struct MemberPlan {
     /// How.
     pub engine: MemberEngine,
-    /// What the rule's columns are in the row, in its order.
+    /// What the rule's columns are in the row, in its order; then what must not raise, though it reads it no more.
     cells: Vec<Cell>,
     /// What Postgres would judge by: only so that other policies make another plan.
     policies: Vec<PolicyRow>,
@@ -233,6 +233,13 @@ fn pure(rule: Rule, values: &[TopicValue], messages: &Messages) -> MemberPlan {
         match cell(messages, &read.name) {
             Some(cell) => cells.push(cell),
             None => return probe(format!("it reads column {}, which differs from question to question", read.name)),
+        }
+    }
+    // What folding has left out of the rule may raise all the same.
+    for value in values.iter().filter(|value| value.may_raise()) {
+        let cell = Cell::Topic(value.clone());
+        if !cells.contains(&cell) {
+            cells.push(cell);
         }
     }
     MemberPlan { engine: MemberEngine::Pure(Arc::new(rule)), cells, policies: Vec::new() }
