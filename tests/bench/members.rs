@@ -16,8 +16,10 @@ const ROOMS: usize = 1000;
 /// All are in it, and a row says that it is open.
 const HALL: &str = "hall";
 
-/// What a policy for reading asks of a member's row, and the topic of a room.
-const FORMS: [(&str, &str, fn(usize) -> String); 3] = [
+/// Its name, what a policy for reading asks of a member's row, and the topic of a room.
+type Form = (&'static str, &'static str, fn(usize) -> String);
+
+const FORMS: [Form; 3] = [
     ("the topic is a column", "m.name = realtime.topic()", |room| format!("room:{room}")),
     ("a part of the topic, cast", "m.room = split_part(topic, ':', 2)::bigint", |room| format!("room:{room}")),
     ("the column with a prefix", "'room:' || m.room::text = (select realtime.topic())", |room| format!("room:{room}")),
@@ -92,7 +94,8 @@ async fn a_sweep_of_many_members() {
             assert!(!desk.may_read(&members[n].0));
             messages.push(start.elapsed());
             let (whole, slice) = swept(&mut desk);
-            (sweeps.push(whole), longest = longest.max(slice));
+            sweeps.push(whole);
+            longest = longest.max(slice);
             assert_eq!(all(&members[n].0), [NO, NO, YES, YES]);
         }
         show("  one member's row goes: until all were looked at", count, (median(sweeps), longest));

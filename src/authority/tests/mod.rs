@@ -394,14 +394,6 @@ async fn one_users_slow_questions_keep_neither_others_waiting_nor_who_was_let_in
     }
 }
 
-#[test]
-fn who_has_no_name_is_told_apart_by_his_claims() {
-    let guest = |room: u32| super::user(&asking("a", "anon", json!({ "room": room })).principal);
-    assert_ne!(guest(1), guest(2));
-    let alice = |session: u32| asking("a", "authenticated", json!({ "sub": ALICE, "session": session })).principal;
-    assert_eq!(super::user(&alice(1)), super::user(&alice(2)), "the same user with another token");
-}
-
 /// With a hub whose memory rests on facts: what it says at once, and what when it has been told what Postgres says.
 fn remembering(database: &TestDatabase, at_once: bool, later: bool) -> (Authority, Arc<Metrics>) {
     let (commands, mut questions) = mpsc::channel(1);
