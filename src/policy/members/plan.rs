@@ -18,6 +18,7 @@ use crate::change::Value;
 use crate::pgtype::oid;
 use crate::policy::facts::{FactBinding, Facts, Side};
 use crate::policy::rule::{self, Compiled, KnownViewer, Policies, Rule, TopicValue, Truth};
+use crate::policy::term::Fault;
 
 /// How a channel is judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +51,20 @@ enum Cell {
     False,
     True,
     Null,
+}
+
+impl Cell {
+    /// As the column's type prints it; `None` is NULL.
+    fn of<'t>(&'t self, topic: &'t str, extension: &'t str) -> Result<Option<Cow<'t, [u8]>>, Fault> {
+        let text = |text: &'t [u8]| Ok(Some(Cow::Borrowed(text)));
+        match self {
+            Cell::Topic(value) => value.of(topic),
+            Cell::Extension => text(extension.as_bytes()),
+            Cell::False => text(b"f"),
+            Cell::True => text(b"t"),
+            Cell::Null => Ok(None),
+        }
+    }
 }
 
 /// What makes no difference: times and ids.
@@ -154,17 +169,9 @@ impl MemberPlan {
             return None;
         }
         let (binding, facts) = facts?;
-        let text = |text: &'static [u8]| Ok(Some(Cow::Borrowed(text)));
-        let value = |cell| match cell {
-            &Cell::Topic(ref value) => value.of(topic),
-            Cell::Extension => Ok(Some(Cow::Borrowed(extension.as_bytes()))),
-            Cell::False => text(b"f"),
-            Cell::True => text(b"t"),
-            Cell::Null => Ok(None),
-        };
         // Where a cast of the topic raises, Postgres may have come to it while it planned, whatever the policy says before it.
         let values: SmallVec<[Option<Cow<'_, [u8]>>; 4]> =
-            self.cells.iter().map(value).collect::<Result<_, _>>().ok()?;
+            self.cells.iter().map(|cell| cell.of(topic, extension)).collect::<Result<_, _>>().ok()?;
         let column = |place: usize| match values.get(place) {
             Some(Some(text)) => Value::Text(text),
             Some(None) => Value::Null,
