@@ -31,7 +31,6 @@ pub use probe::can_probe;
 pub use crate::policy::Asking;
 
 use self::turns::{Inside, Turns};
-use crate::claims::Principal;
 use crate::hub::{self, HubHandle};
 use crate::metrics::Metrics;
 use crate::pg::{Lent, PgError, Pool};
@@ -149,7 +148,7 @@ impl Authority {
     /// longer can is taken back ([`Rights::set`] to `None`, which wakes the connection): ask again. While the stream is behind
     /// the database, rights that rest on facts are old ([`Rights::is_old`]): ask within [`AuthorityConfig::recheck`].
     pub fn watch(&self, asking: &Asking, rights: Arc<Rights>) -> Watch {
-        let inside = self.turns.is_in(user(&asking.principal), asking.topic.clone());
+        let inside = self.turns.is_in(asking.principal.user(), asking.topic.clone());
         Watch { _watch: self.hub.watch(asking.clone(), rights), _inside: inside }
     }
 
@@ -207,7 +206,7 @@ impl Authority {
         probe: &Probe<'_>,
         deadline: Instant,
     ) -> Result<[bool; 2], AuthorityError> {
-        let user = user(&asking.principal);
+        let user = asking.principal.user();
         let turn = tokio::time::timeout_at(deadline, self.turns.take(&user, &asking.topic)).await;
         let Ok(Some(_turn)) = turn else { return Err(AuthorityError::PoolExhausted) };
         let timeout = self.config.statement_timeout;
@@ -246,14 +245,6 @@ impl Authority {
         }
         Err(AuthorityError::Unavailable)
     }
-}
-
-/// Whose turn it is: the user's, whichever token he shows; without a name, that of all with the same claims.
-fn user(principal: &Principal) -> Arc<str> {
-    if principal.subject.is_empty() {
-        return principal.sharing_key.clone();
-    }
-    format!("{}\n{}", principal.role, principal.subject).into()
 }
 
 enum Probe<'a> {

@@ -4,8 +4,7 @@
 //! * Never more than [`MOST_REPLAYED`] messages, none larger than [`LARGEST`], all of them not larger than [`MOST_BYTES`], within
 //!   [`DEADLINE`]: a client chooses the rest.
 //! * At most [`TURNS`] at a time in the process: the pool is there for others too.
-//! * All of one snapshot, which is told, so that who follows the stream can tell which of its messages could be seen here
-//!   ([`crate::hub::Footing`]).
+//! * All of one snapshot, which is told, so that who follows the stream can tell which of its messages could be seen here.
 //! * Read with `row_security = off`: a login that is subject to the policies gets an error instead of an empty answer. Whether
 //!   the client may read the topic was asked before.
 //! * Messages of one transaction have one time. Among them the place in the table decides, so they come in the order in which

@@ -359,7 +359,7 @@ async fn item_113_what_is_replayed_and_comes_through_the_stream_is_delivered_onc
         scene.pg.exec(&send("end")).await;
         let live = until_end(&mut phone).await;
         let events: Vec<&Value> = live.iter().map(|frame| &frame.payload["event"]).collect();
-        assert_eq!(events, [&json!(""); 0], "{version:?}");
+        assert!(events.is_empty(), "{version:?}: {events:?}");
         phone.leave("open 113").await;
     }
 }

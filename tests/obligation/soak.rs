@@ -79,7 +79,8 @@ async fn memory_and_files_and_lag_do_not_grow_with_time() {
     let admin = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let Machine::Binary(relay) = &mut world.machine else { unreachable!("the binary was asked for") };
     assert!(relay.stop().await.success(), "{}", relay.log());
-    relay.set("ROWCAST_LOG_MEMORY", &std::env::var("ROWCAST_SOAK_LOG_MEMORY").unwrap_or_else(|_| "4MiB".into()));
+    let log_memory = std::env::var_os("ROWCAST_SOAK_LOG_MEMORY").and_then(|text| text.into_string().ok());
+    relay.set("ROWCAST_LOG_MEMORY", log_memory.as_deref().unwrap_or("4MiB"));
     relay.set("ROWCAST_ADMIN_ADDR", &admin.to_string());
     relay.start_again().await;
     // Nobody reads it here, and it keeps WAL.

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 use super::{Authority, AuthorityConfig, AuthorityError, Basis};
 use crate::claims::Principal;
-use crate::hub::HubHandle;
+use crate::hub::{Command, HubHandle};
 use crate::metrics::Metrics;
-use crate::policy::Asking;
 use crate::policy::members::fixture::MESSAGES;
+use crate::policy::{Asking, Told};
 use crate::task;
 use crate::testing::{PATIENCE, TestDatabase};
 
@@ -391,5 +391,49 @@ async fn one_users_slow_questions_keep_neither_others_waiting_nor_who_was_let_in
     database.run("select pg_advisory_unlock(7)").await;
     for asked in slow {
         assert_eq!(asked.await.expect("an answer"), yes);
+    }
+}
+
+/// With a hub whose memory rests on facts: what it says at once, and what when it has been told what Postgres says.
+fn remembering(database: &TestDatabase, at_once: bool, later: bool) -> (Authority, Arc<Metrics>) {
+    let (commands, mut questions) = mpsc::channel(1);
+    drop(task::spawn("hub", async move {
+        while let Some(command) = questions.recv().await {
+            if let Command::Rights { expected, reply, .. } = command {
+                let says = Some(if expected.is_some() { later } else { at_once });
+                let _ = reply.send(Some(Told { broadcast: says, presence: says, by_facts: true }));
+            }
+        }
+    }));
+    let (config, metrics) = (AuthorityConfig::default(), Arc::new(Metrics::new()));
+    let pool = database.config("plain_relay").pool().expect("a pool");
+    (Authority::new(pool, HubHandle::new(commands), config, metrics.clone()), metrics)
+}
+
+#[tokio::test]
+async fn memory_that_lags_neither_turns_anybody_away_nor_is_followed() {
+    let database =
+        database("create policy open on realtime.messages for select to authenticated using (topic = 'open');").await;
+    let (open, closed) = (user("open", ALICE), user("closed", ALICE));
+    // At once, later; which topic; what comes of it, whether it is followed, and whether Postgres was asked.
+    for (at_once, later, asking, allowed, followed, asked) in [
+        (true, true, &open, true, true, false),
+        (false, true, &open, true, true, true),
+        (false, false, &open, true, false, true),
+        (false, false, &closed, false, true, true),
+    ] {
+        let (authority, metrics) = remembering(&database, at_once, later);
+        let case = format!("{at_once} {later} {}", asking.topic);
+        let read = authority.read(asking, false).await.expect("an answer");
+        assert_eq!((read.broadcast, read.presence), (allowed, None), "{case}");
+        assert_eq!(read.basis == Basis::Followed, followed, "{case}");
+        let both = authority.read(asking, true).await.expect("an answer");
+        assert_eq!(
+            (both.broadcast, both.presence, both.basis == Basis::Followed),
+            (allowed, Some(allowed), followed),
+            "{case}"
+        );
+        let probes = ["allowed", "denied"].map(|told| metrics.authz_probes.get_or_create(&[("outcome", told)]).get());
+        assert_eq!(probes.iter().sum::<u64>(), if asked { 2 } else { 0 }, "{case}");
     }
 }

@@ -175,6 +175,17 @@ async fn each_private_topic_of_a_batch_is_asked_about_once_and_what_is_denied_is
 }
 
 #[tokio::test]
+async fn a_batch_may_not_ask_about_topics_without_end() {
+    let stage = stage();
+    let topics = |count: usize| (0..count).map(|n| message(&format!("t{n}"), true)).collect::<Vec<_>>();
+    stage.book.answers.lock().unwrap().extend((0..300).map(|_| Ok(true)));
+    assert_eq!(stage.batch(&json!({ "messages": topics(MAX_PRIVATE_TOPICS) })).await.0, 202);
+    assert_eq!(stage.sent().len(), MAX_PRIVATE_TOPICS);
+    assert_eq!(stage.batch(&json!({ "messages": topics(MAX_PRIVATE_TOPICS + 1) })).await.0, 429);
+    assert!(stage.sent().is_empty());
+}
+
+#[tokio::test]
 async fn policies_see_all_headers_of_the_request() {
     let stage = stage();
     let headers = [("authorization", "Bearer t"), ("x-team", "7"), ("accept", "*/*")];
@@ -355,7 +366,7 @@ async fn slow_bodies_of_one_user_are_bounded_in_number_and_others_are_taken() {
     for post in &mut under_way {
         assert!(futures_util::poll!(post).is_pending());
     }
-    let refused = slow().await;
+    let std::task::Poll::Ready(refused) = futures_util::poll!(&mut slow()) else { panic!("it is read") };
     assert_eq!(told(&refused), (429, json!({ "message": "Too many requests" })));
     assert!(refused.headers().contains_key("retry-after"));
     let body = stream::iter(vec![Ok(Bytes::from_static(b"1"))]);

@@ -45,7 +45,7 @@ pub(super) async fn stored(shared: Arc<Shared>, number: u64, topic: Arc<str>, si
     let stored = match timeout(shared.config.rights_timeout, reading).await {
         Ok(Ok(stored)) => {
             if stored.is_none() {
-                warn!("stored messages can't be joined to a stream that has not begun");
+                warn!("there is no stream to join stored messages to");
             }
             stored
         }

@@ -181,7 +181,7 @@ mod tests {
         let member = Member { port: Arc::new(port), rights: None, presence: true, key: "k".into(), user: "u".into() };
         let seat = rooms.enter(RoomKey { private: false, topic: "t".into() }, member);
         let mut seats = Seats::default();
-        seats.enter(id, seat, stage);
+        seats.enter(id, seat, stage.clone());
         let short = Duration::from_millis(1);
         let text = || Message::Text { payload: Bytes::from_static(b"1") };
         assert!(matches!(
@@ -191,5 +191,8 @@ mod tests {
         // The queue is full now, and nobody reads it.
         assert!(matches!(seats.broadcast(id, text(), true, None, short).unwrap().await, Sent::Late));
         assert!(matches!(seats.state(id, short).unwrap().await, Sent::State { taken: false, .. }));
+        // What is still under way is not written behind the channel's end.
+        seats.leave(id);
+        assert!(!stage.is_greeted());
     }
 }

@@ -54,14 +54,13 @@ enum Cell {
 }
 
 impl Cell {
-    /// As the column's type prints it; `None` is NULL.
-    fn of<'t>(&'t self, topic: &'t str, extension: &'t str) -> Result<Option<Cow<'t, [u8]>>, Fault> {
-        let text = |text: &'t [u8]| Ok(Some(Cow::Borrowed(text)));
+    /// What Postgres would print; `None` for NULL.
+    fn value<'a>(&'a self, topic: &'a str, extension: &'a str) -> Result<Option<Cow<'a, [u8]>>, Fault> {
         match self {
             Cell::Topic(value) => value.of(topic),
-            Cell::Extension => text(extension.as_bytes()),
-            Cell::False => text(b"f"),
-            Cell::True => text(b"t"),
+            Cell::Extension => Ok(Some(Cow::Borrowed(extension.as_bytes()))),
+            Cell::False => Ok(Some(Cow::Borrowed(b"f"))),
+            Cell::True => Ok(Some(Cow::Borrowed(b"t"))),
             Cell::Null => Ok(None),
         }
     }
@@ -171,7 +170,7 @@ impl MemberPlan {
         let (binding, facts) = facts?;
         // Where a cast of the topic raises, Postgres may have come to it while it planned, whatever the policy says before it.
         let values: SmallVec<[Option<Cow<'_, [u8]>>; 4]> =
-            self.cells.iter().map(|cell| cell.of(topic, extension)).collect::<Result<_, _>>().ok()?;
+            self.cells.iter().map(|cell| cell.value(topic, extension)).collect::<Result<_, _>>().ok()?;
         let column = |place: usize| match values.get(place) {
             Some(Some(text)) => Value::Text(text),
             Some(None) => Value::Null,

@@ -449,22 +449,6 @@ fn presence_that_can_be_read_again_is_told_as_a_whole() {
 }
 
 #[test]
-fn who_tracks_without_having_asked_for_presence_is_told_no_state() {
-    let (mut client, rights) = member(json!({}), reads(true, None));
-    client.push("2", "presence", json!({"event": "track"}));
-    let (number, _) = client.question();
-    // Any other right of his changes meanwhile.
-    rights.set(Right::WriteBroadcast, Some(true));
-    assert!(client.rights_changed().is_empty());
-    client.reading(number, reads(true, Some(true)));
-    assert!(!client.asks.iter().any(|ask| matches!(ask, Effect::PresenceState(_))), "{:?}", client.asks);
-    let number = client.write_question();
-    client.writing(number, writes(true, true));
-    assert!(client.rights_changed().is_empty());
-    assert!(matches!(client.asks.as_slice(), [Effect::Track { payload: Some(_), .. }]), "{:?}", client.asks);
-}
-
-#[test]
 fn presence_that_was_away_between_two_looks_is_told_as_a_whole_too() {
     let (mut client, rights) = member(json!({"presence": {"enabled": true}}), reads(true, Some(true)));
     let states = |client: &mut Client| {
@@ -568,3 +552,6 @@ fn a_channel_whose_old_rights_can_not_be_asked_for_ends_after_a_bounded_time() {
     }
     panic!("it never ends");
 }
+
+#[path = "private_rights.rs"]
+mod rights;

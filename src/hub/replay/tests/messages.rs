@@ -308,7 +308,7 @@ async fn what_a_reading_of_the_table_saw_is_left_out_and_what_was_hidden_from_it
     past.post_by(8, &[Message("end", "room", true)]);
     let mut witness = Witness::default();
     witness.until(&mut past.bench, "the end", |w| w.of(&alice).ids().last() == Some(&"end")).await;
-    assert_eq!(witness.of(&alice).ids(), ["hidden", "hidden too", "end"], "also by an id that comes again");
+    assert_eq!(witness.of(&alice).ids(), ["hidden", "hidden too", "end"], "also by a number that is used again");
     past.bench.stop().await;
 }
 
