@@ -6,7 +6,9 @@
 //!
 //! A module of the hub's own tests, since a sweep is the hub's own affair. Everything runs on one core, as the hub does. A sweep
 //! begins at once, or 100 ms after the one before; between two slices of it the hub does what else there is to do. So a right is
-//! what it should be 100 ms and a whole sweep after the commit at the latest, on an idle hub.
+//! what it should be 100 ms and a whole sweep after the commit at the latest, on an idle hub. Seen with 100,000 members on a machine
+//! of four cores that had other work: 0.21–0.26 s for a sweep after a commit that concerns one of them, 0.13 s for one after which
+//! all are told, slices of 3–5 ms, 4 µs for a message to a member whose right has just ended, which waits for no sweep.
 
 use std::time::Instant as Clock;
 
@@ -16,14 +18,16 @@ const ROOMS: usize = 1000;
 /// All are in it, and a row says that it is open.
 const HALL: &str = "hall";
 
-/// Its name, what a policy for reading asks of a member's row, and the topic of a room.
-type Form = (&'static str, &'static str, fn(usize) -> String);
-
-const FORMS: [Form; 3] = [
-    ("the topic is a column", "m.name = realtime.topic()", |room| format!("room:{room}")),
-    ("a part of the topic, cast", "m.room = split_part(topic, ':', 2)::bigint", |room| format!("room:{room}")),
-    ("the column with a prefix", "'room:' || m.room::text = (select realtime.topic())", |room| format!("room:{room}")),
+/// What a policy for reading asks of a member's row.
+const FORMS: [(&str, &str); 3] = [
+    ("the topic is a column", "m.name = realtime.topic()"),
+    ("a part of the topic, cast", "m.room = split_part(topic, ':', 2)::bigint"),
+    ("the column with a prefix", "'room:' || m.room::text = (select realtime.topic())"),
 ];
+
+fn topic(n: usize) -> String {
+    format!("room:{}", n % ROOMS)
+}
 
 fn user(n: usize) -> String {
     format!("00000000-0000-4000-8000-{n:012x}")
@@ -57,7 +61,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
 async fn a_sweep_of_many_members() {
     let count = if cfg!(debug_assertions) { 2_000 } else { 100_000 };
     println!();
-    for (form, condition, topic) in FORMS {
+    for (form, condition) in FORMS {
         let mut desk = Desk::new(&format!(
             "create table room_members (room bigint, name text, user_id uuid, primary key (room, user_id));
              create table open_halls (name text primary key);
@@ -78,7 +82,7 @@ async fn a_sweep_of_many_members() {
         let watches: Vec<Watch> = members
             .iter()
             .enumerate()
-            .map(|(n, (rights, _))| desk.watch(&asking(&topic(n % ROOMS), &user(n)), rights))
+            .map(|(n, (rights, _))| desk.watch(&asking(&topic(n), &user(n)), rights))
             .collect();
         println!("{form}: {count} members watched in {:.1?}", start.elapsed());
         assert!(members.iter().all(|(rights, _)| all(rights) == [YES; 4]));
@@ -86,7 +90,7 @@ async fn a_sweep_of_many_members() {
         // A row of one member, a commit each.
         let (mut sweeps, mut commits, mut longest, mut messages) = (Vec::new(), Vec::new(), Duration::ZERO, Vec::new());
         for n in (0..count).step_by(count / 10) {
-            let (room, name, user) = ((n % ROOMS).to_string(), format!("room:{}", n % ROOMS), user(n));
+            let (room, name, user) = ((n % ROOMS).to_string(), topic(n), user(n));
             let start = Clock::now();
             desk.play('-', "room_members", &[&room, &name, &user]);
             commits.push(start.elapsed());
