@@ -11,6 +11,9 @@
 //!   look the same from here, and are the same to whoever has lost a right meanwhile.
 //! * Facts that were old are believed again once a mark was passed that was asked for *after* the stream had been seen to be
 //!   there: by then they have what Postgres was asked and has said meanwhile.
+//! * A mark of another server than the one that the log is written from (a promotion that only one of the two has seen yet, a
+//!   pool that reaches a restored cluster) is no mark: positions mean the same only in one history. Not seen is a copy of the
+//!   server's files that went on without a timeline of its own.
 //! * Nothing is asked while nobody's rights rest on facts, and nothing is written while the stream keeps up: WAL may end
 //!   within a record that nobody completes, as a large open transaction leaves it, and only then a message of our own is sent.
 //!
@@ -26,10 +29,12 @@ use crate::change::Lsn;
 
 /// Marks kept; of more, only the newest.
 const MOST_MARKS: usize = 16;
-/// Facts that were old must have caught up to here.
-const CLOSE: Duration = Duration::from_secs(1);
 /// A mark that takes longer may stand within a record.
 const NUDGE_AFTER: Duration = Duration::from_millis(500);
+/// The same while the facts are old, which is to end soon.
+const NUDGE_SOON: Duration = Duration::from_millis(250);
+/// A message that was sent for a mark may have been lost.
+const NUDGE_AGAIN: Duration = Duration::from_secs(2);
 /// Between two looks at a mark that was not passed yet.
 const LOOK: Duration = Duration::from_millis(25);
 
@@ -38,6 +43,15 @@ const LOOK: Duration = Duration::from_millis(25);
 pub(super) struct Mark {
     pub(super) asked_at: Instant,
     pub(super) written: Lsn,
+    pub(super) server: Server,
+}
+
+/// A cluster, by its system identifier, and a timeline of it.
+pub(super) type Server = (u64, u32);
+
+/// Facts that were old must have caught up to here, if they are old after `most`.
+fn close(most: Duration) -> Duration {
+    most * 3 / 4
 }
 
 /// What is known of the facts.
@@ -63,8 +77,8 @@ pub(super) struct Freshness {
     age: Age,
     /// When the stream was seen to have caught up again.
     close_since: Option<Instant>,
-    /// The mark for which a message was sent.
-    nudged: Option<Instant>,
+    /// The mark for which a message was sent, and when.
+    nudged: Option<(Instant, Instant)>,
 }
 
 impl Freshness {
@@ -97,8 +111,15 @@ impl Freshness {
         self.marks.push_back(mark);
     }
 
-    /// The facts are those of this position. Says whether that is news.
-    pub(super) fn pass(&mut self, position: Lsn) -> bool {
+    /// The facts are those of this position in the log that is written from this server, if that is known. Says whether that
+    /// is news.
+    pub(super) fn pass(&mut self, position: Lsn, server: impl FnOnce() -> Option<Server>) -> bool {
+        if !self.marks.iter().any(|mark| mark.written <= position) {
+            return false;
+        }
+        if let Some(server) = server() {
+            self.marks.retain(|mark| mark.server == server);
+        }
         // After a promotion, positions of before may lie ahead.
         let Some(newest) = self.marks.iter().rposition(|mark| mark.written <= position) else { return false };
         self.passed = self.marks.drain(..=newest).next_back().map(|mark| mark.asked_at);
@@ -112,11 +133,10 @@ impl Freshness {
         let mut asks = false;
         match self.age {
             _ if old > most => (self.age, self.close_since) = (Age::Old, None),
-            Age::Old if old > CLOSE || self.passed.is_none() => self.close_since = None,
             Age::Old => match self.close_since {
                 Some(at) if since >= at => (self.age, self.close_since) = (Age::Recent, None),
-                Some(_) => {}
-                None => (self.close_since, asks) = (Some(now), true),
+                None if old <= close(most) && self.passed.is_some() => (self.close_since, asks) = (Some(now), true),
+                Some(_) | None => {}
             },
             Age::Unknown if self.passed.is_some() => self.age = Age::Recent,
             Age::Unknown | Age::Recent => {}
@@ -135,12 +155,15 @@ impl Freshness {
         since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// Whether a message is to be sent through the stream now: once for a mark.
+    /// Whether a message is to be sent through the stream now: seldom for one mark.
     pub(super) fn nudges(&mut self, now: Instant) -> bool {
         let Some(oldest) = self.marks.front().map(|mark| mark.asked_at) else { return false };
-        let due = now.saturating_duration_since(oldest) > NUDGE_AFTER && self.nudged != Some(oldest);
+        let after = if self.age == Age::Old { NUDGE_SOON } else { NUDGE_AFTER };
+        let sent = self.nudged.filter(|(mark, _)| *mark == oldest).map(|(_, at)| at);
+        let due = now.saturating_duration_since(oldest) > after
+            && sent.is_none_or(|at| now.saturating_duration_since(at) >= NUDGE_AGAIN);
         if due {
-            self.nudged = Some(oldest);
+            self.nudged = Some((oldest, now));
         }
         due
     }
@@ -158,6 +181,8 @@ mod tests {
     use super::*;
 
     const MOST: Duration = Duration::from_secs(2);
+    const SECOND: Duration = Duration::from_secs(1);
+    const HERE: Server = (7, 1);
 
     /// Freshness and the time that passes.
     struct Play {
@@ -180,14 +205,18 @@ mod tests {
 
         /// At this moment Postgres is asked, and says so.
         fn mark(&mut self, millis: u64, written: u64) {
+            self.mark_of(HERE, millis, written);
+        }
+
+        fn mark_of(&mut self, server: Server, millis: u64, written: u64) {
             self.millis = millis;
-            self.freshness.mark(Mark { asked_at: self.at(millis), written: Lsn(written) });
+            self.freshness.mark(Mark { asked_at: self.at(millis), written: Lsn(written), server });
         }
 
         /// At this moment the hub is there.
         fn pass(&mut self, millis: u64, position: u64) -> Age {
             self.millis = millis;
-            self.freshness.pass(Lsn(position));
+            self.freshness.pass(Lsn(position), || Some(HERE));
             self.judge(millis).0
         }
 
@@ -244,14 +273,56 @@ mod tests {
         let mut play = Play::new();
         assert_eq!(play.judge(3000), (Age::Old, false));
         play.mark(3000, 10);
-        play.freshness.pass(Lsn(10));
+        play.freshness.pass(Lsn(10), || Some(HERE));
         assert_eq!(play.judge(3010), (Age::Old, true));
-        assert!(!play.freshness.covers(play.at(3010), CLOSE));
+        assert!(!play.freshness.covers(play.at(3010), SECOND));
         play.mark(3005, 10);
         assert_eq!(play.pass(3011, 10), Age::Old, "asked before");
         play.mark(3020, 10);
         assert_eq!(play.pass(3021, 10), Age::Recent);
-        assert!(play.freshness.covers(play.at(4020), CLOSE) && !play.freshness.covers(play.at(4021), CLOSE));
+        assert!(play.freshness.covers(play.at(4020), SECOND) && !play.freshness.covers(play.at(4021), SECOND));
+    }
+
+    #[test]
+    fn a_stream_with_a_lag_that_keeps_nobody_old_makes_nobody_old_for_ever() {
+        for lag in [100, 600, 900] {
+            let mut play = Play::new();
+            assert_eq!(play.judge(3000).0, Age::Old);
+            let mut asked = Vec::new();
+            // As the reader of rules asks: each second, and when it is to.
+            let (mut next, mut age) = (3001, Age::Old);
+            for millis in 3001..10_000 {
+                if millis == next {
+                    asked.push(millis);
+                    play.mark(millis, millis);
+                    next += 1000;
+                }
+                play.freshness.pass(Lsn(millis - lag), || Some(HERE));
+                let (is, asks) = play.judge(millis);
+                if asks {
+                    next = millis + 1;
+                }
+                assert!(age == Age::Old || is == Age::Recent, "{lag}: {millis}");
+                age = is;
+            }
+            assert_eq!(age, Age::Recent, "{lag}");
+        }
+    }
+
+    #[test]
+    fn a_mark_of_another_server_proves_nothing_wherever_it_stands() {
+        let mut play = Play::new();
+        for (millis, other) in [(10, (7, 2)), (11, (8, 1))] {
+            play.mark_of(other, millis, 50);
+            assert_eq!(play.pass(millis, 100), Age::Unknown);
+        }
+        play.mark(20, 90);
+        play.mark_of((7, 2), 30, 50);
+        assert_eq!(play.pass(31, 100), Age::Recent);
+        assert_eq!(play.freshness.passed, Some(play.at(20)));
+        // Of which server the log is, is not known yet.
+        play.mark_of((7, 2), 40, 50);
+        assert!(play.freshness.pass(Lsn(100), || None));
     }
 
     #[test]
@@ -267,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_sent_once_for_a_mark_that_is_not_passed() {
+    fn a_message_is_sent_seldom_for_a_mark_that_is_not_passed() {
         let mut play = Play::new();
         play.mark(0, 10);
         assert!(!play.freshness.nudges(play.at(500)));
@@ -276,6 +347,12 @@ mod tests {
         assert!(!play.freshness.nudges(play.at(1600)), "the oldest counts");
         play.pass(1700, 10);
         assert!(play.freshness.nudges(play.at(1700)));
+        assert!(!play.freshness.nudges(play.at(3699)));
+        assert!(play.freshness.nudges(play.at(3700)), "it may have been lost");
+        assert_eq!(play.judge(5000).0, Age::Old);
+        play.mark(5001, 30);
+        play.pass(5002, 20);
+        assert!(!play.freshness.nudges(play.at(5251)) && play.freshness.nudges(play.at(5252)), "sooner");
     }
 
     #[test]

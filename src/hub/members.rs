@@ -12,9 +12,10 @@
 //!   alone, unless the rules themselves have changed.
 //! * Memory that says no where Postgres has said yes is behind it, or newer: it takes the right back, and is not believed.
 //! * What was taken back only for want of knowledge is given back when memory knows again and says yes.
-//! * Nobody is let in, and nobody is given anything, by facts of which it is not known that they are recent. Facts that are
-//!   old take rights, and those that they gave before hold for a bounded time only ([`Rights::is_old`]). What Postgres denies
-//!   meanwhile is not given back until the facts have what it knew.
+//! * Nobody is let in, nobody is given anything, and nothing is denied for good, by facts of which it is not known that they
+//!   are recent. What they deny now may have been given again since: they take the right back, and Postgres is asked, once
+//!   until they say something else or are recent again. The rights that they gave before they were old hold for a bounded
+//!   time only ([`Rights::is_old`]). What Postgres denies meanwhile is not given back until the facts have what it knew.
 //! * A commit that changes no fact of a plan costs nothing for its members.
 //!
 //! Rejected: judging at each broadcast between clients. There may be thousands a second, and a sweep is prompt enough.
@@ -132,7 +133,7 @@ fn told(before: Seen, seen: Seen, right: Option<bool>) -> Option<Option<bool>> {
         Some(verdict) if verdict == right => None,
         Some(true) => Some(Some(true)),
         Some(false) if is_new && before.verdict == Some(true) => Some(Some(false)),
-        Some(false) => (is_new || !seen.doubted).then_some(None),
+        Some(false) => (!seen.doubted).then_some(None),
         // What was never in memory's hands stays as it is, but not under other policies.
         None => {
             let other = before.number != 0 && before.number != seen.number;
@@ -222,7 +223,7 @@ impl Members {
     /// The verdict of the plan as it is now, which the member's rights are made to follow.
     fn judge(&self, member: &Member, plan: &Used, right: Right, facts: &Facts, metrics: &Metrics) -> Option<bool> {
         let before = member.seen[right as usize].get();
-        let mut seen = before;
+        let (mut seen, decides) = (before, self.decides(plan));
         if (before.number, before.version) != (plan.number, plan.version) {
             let (way, extension) = way_of(right);
             let asking = &member.watched.asking;
@@ -231,13 +232,20 @@ impl Members {
                 true => plan.judge(viewer, &asking.topic, extension, facts),
                 false => plan.judge(&plan.viewer(asking), &asking.topic, extension, facts),
             };
-            seen = Seen { number: plan.number, version: plan.version, verdict, doubted: false, ..before };
+            // Facts that catch up have a new version with each commit, and what Postgres has said is ahead of them all.
+            let again = before.number == plan.number && (before.verdict, verdict) == (Some(false), Some(false));
+            let doubted = before.doubted && again && !decides;
+            seen = Seen { number: plan.number, version: plan.version, verdict, doubted, ..before };
         }
         let rights = &member.watched.rights;
         let is = rights.get(right);
         seen.taken &= is.is_none();
-        let told = told(before, seen, is);
-        if let Some(told) = told.filter(|told| *told != Some(true) || self.may_give(plan)) {
+        let told = match told(before, seen, is) {
+            Some(Some(true)) if !decides => None,
+            Some(Some(false)) if !decides => Some(None),
+            told => told,
+        };
+        if let Some(told) = told {
             (seen.doubted, seen.taken) = (told.is_none(), told.is_none());
             if rights.set(right, told) && told == Some(false) {
                 metrics.authz_revocations.inc();
@@ -247,14 +255,19 @@ impl Members {
         seen.verdict
     }
 
-    /// Whether what the plan says may be given: it is not of long ago.
-    fn may_give(&self, plan: &Used) -> bool {
+    /// Whether what the plan says is so: it is not of long ago.
+    fn decides(&self, plan: &Used) -> bool {
         plan.tables.is_empty() || self.age == Age::Recent
     }
 
-    /// The sweep tells everybody; what was not given by old facts is given then.
+    /// The sweep tells everybody; what was not given by old facts is given then, and whom Postgres has contradicted meanwhile
+    /// is asked about once more.
     fn note_age(&mut self, age: Age) {
         self.dirty |= self.age != age;
+        if self.age != age && age == Age::Recent {
+            let rest_on_facts = self.plans.values_mut().filter(|used| !used.tables.is_empty());
+            rest_on_facts.for_each(|used| used.version += 1);
+        }
         self.age = age;
     }
 
@@ -456,7 +469,9 @@ impl Hub {
         if let Some(mark) = self.current.as_ref().and_then(|rules| rules.mark) {
             self.freshness.mark(mark);
         }
-        if wanted && self.freshness.pass(self.folded()) {
+        // Not while another history has begun that was not come to yet, in which the position means nothing.
+        let server = || crate::ingest::written_from(&self.deps.log);
+        if wanted && self.reader.is_current() && self.freshness.pass(self.folded(), server) {
             self.members.look |= !self.members.asked.is_empty();
         }
         let (age, asks) = self.freshness.judge(now, most);

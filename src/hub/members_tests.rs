@@ -430,6 +430,69 @@ async fn rights_that_rest_on_facts_are_old_as_long_as_these_are_and_no_others() 
 }
 
 #[tokio::test]
+async fn what_facts_of_long_ago_deny_is_asked_for_and_does_not_end() {
+    for age in [Age::Old, Age::Unknown] {
+        let mut desk = Desk::new(ROOMS).await;
+        desk.load("room_members").await;
+        desk.members.note_age(age);
+        // She was removed and let in again; of that, the facts have nothing yet.
+        let (alice, woken) = rights([YES, None, None, None]);
+        let _watch = desk.watch(&asking("room", ALICE), &alice);
+        desk.sweep();
+        let _ = is_woken(&woken);
+        desk.play('-', "room_members", &["room", ALICE]);
+        assert!(!desk.may_read(&alice), "as of that commit");
+        assert_eq!((all(&alice), is_woken(&woken)), ([None; 4], true));
+        alice.set(Right::ReadBroadcast, YES);
+        desk.play('+', "room_members", &["room", ALICE]);
+        desk.sweep();
+        desk.members.note_age(Age::Recent);
+        desk.sweep();
+        assert_eq!((all(&alice), desk.metrics.authz_revocations.get()), ([YES, None, None, None], 0));
+        desk.play('-', "room_members", &["room", ALICE]);
+        desk.sweep();
+        assert_eq!((all(&alice), desk.metrics.authz_revocations.get()), ([NO, None, None, None], 1));
+    }
+}
+
+#[tokio::test]
+async fn while_facts_catch_up_nobody_is_asked_about_with_each_commit() {
+    let mut desk = Desk::new(ROOMS).await;
+    desk.load("room_members").await;
+    desk.members.note_age(Age::Old);
+    let (bob, woken) = rights([YES, YES, None, None]);
+    let _watch = desk.watch(&asking("room", BOB), &bob);
+    assert_eq!((all(&bob), bob.lapses()), ([None; 4], 1), "Postgres is asked");
+    let answered = || {
+        bob.set(Right::ReadBroadcast, YES);
+        bob.set(Right::ReadPresence, YES);
+        let _ = is_woken(&woken);
+    };
+    answered();
+    for room in ["a", "b", "c"] {
+        desk.play('+', "room_members", &[room, BOB]);
+        desk.sweep();
+        assert!(!desk.may_read(&bob));
+        assert_eq!((all(&bob), bob.lapses(), is_woken(&woken)), ([YES, YES, None, None], 1, false));
+    }
+    // What Postgres has said, it has said of other policies.
+    desk.database
+        .run(
+            "alter policy r on realtime.messages using (exists (
+        select 1 from room_members m where m.user_id = auth.uid() and m.room = realtime.topic() and m.room <> ''))",
+        )
+        .await;
+    desk.read_rules().await;
+    desk.sweep();
+    assert_eq!(all(&bob), [None; 4]);
+    answered();
+    // It has said so before the last commit that memory knows of.
+    desk.members.note_age(Age::Recent);
+    desk.sweep();
+    assert_eq!(all(&bob), [None; 4], "now memory knows better, or nearly");
+}
+
+#[tokio::test]
 async fn rights_that_nobody_watches_are_as_they_were_set() {
     let desk = Desk::new(ROOMS).await;
     let (yes, no, open) = (rights([YES, None, None, None]).0, rights([NO, None, None, None]).0, rights([None; 4]).0);

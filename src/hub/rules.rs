@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_postgres::Row;
 
 use super::freshness::Mark;
 use crate::catalog::{self, Catalog, Snapshot, Wanted};
-use crate::change::Lsn;
 use crate::clock::Clock;
 use crate::error::chain;
 use crate::metrics::Metrics;
@@ -132,9 +132,12 @@ pub(super) struct RulesReader {
 const MAX_ROLES: usize = 1000;
 
 /// What was committed before is written: whoever commits asynchronously waits for it no longer than `wal_writer_delay`, three
-/// times at the most. A standby, which a connection may reach during a failover, has no such place.
-const END_OF_WAL: &str = "select case when pg_catalog.pg_is_in_recovery() then null \
-    else pg_catalog.pg_current_wal_flush_lsn()::text end";
+/// times at the most. A standby, which a connection may reach during a failover, has no such place. The name of a file of WAL
+/// begins with the timeline.
+const END_OF_WAL: &str = "select pg_catalog.pg_current_wal_flush_lsn()::text, \
+    pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_flush_lsn()), 8), \
+    (select system_identifier from pg_catalog.pg_control_system()) \
+    where not pg_catalog.pg_is_in_recovery()";
 
 impl RulesReader {
     pub(super) fn new(
@@ -211,9 +214,8 @@ impl RulesReader {
         }
         // Without an answer there is no mark, and that says enough.
         let asked_at = Instant::now();
-        let found = connection.query_one(END_OF_WAL, &[]).await.ok().and_then(|row| row.try_get(0).ok()?);
-        let written = found.and_then(|text: String| text.parse::<Lsn>().ok());
-        Ok((catalog, written.map(|written| Mark { asked_at, written })))
+        let found = connection.query_opt(END_OF_WAL, &[]).await.ok().flatten();
+        Ok((catalog, found.and_then(|row| mark(&row, asked_at))))
     }
 
     /// Keeps the catalog's `Arc` while the rules are the same, so that what was made from it need not be compared again.
@@ -229,4 +231,13 @@ impl RulesReader {
     fn count(&self, result: &'static str) {
         self.metrics.catalog_reads.get_or_create(&[("result", result)]).inc();
     }
+}
+
+/// What [`END_OF_WAL`] has found.
+fn mark(row: &Row, asked_at: Instant) -> Option<Mark> {
+    let (written, timeline): (String, String) = (row.try_get(0).ok()?, row.try_get(1).ok()?);
+    // Postgres has it as a signed number; it is not one.
+    let system = row.try_get::<_, i64>(2).ok()?.cast_unsigned();
+    let server = (system, u32::from_str_radix(&timeline, 16).ok()?);
+    Some(Mark { asked_at, written: written.parse().ok()?, server })
 }

@@ -37,6 +37,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub use error::{Holder, IngestError};
+pub use notes::written_from;
 
 use crate::change::Transaction;
 use crate::error::{Fault as _, Remedy, chain};

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::log::Log;
+
 /// See the fields; what is absent was never known.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -27,6 +29,11 @@ pub(super) struct Reader {
     pub(super) pid: i32,
     /// Microseconds since 1970 by the server's clock.
     pub(super) started: i64,
+}
+
+/// The cluster that the log is written from, by its system identifier, and its timeline; `None` before that is known.
+pub fn written_from(log: &Log) -> Option<(u64, u32)> {
+    Some((log.epoch()?.system_identifier, Notes::read(log.slot_notes()).timeline?))
 }
 
 impl Notes {

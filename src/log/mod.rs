@@ -180,6 +180,11 @@ impl Log {
         self.shared.state().epoch
     }
 
+    /// See [`LogWriter::slot_notes`].
+    pub fn slot_notes(&self) -> serde_json::Value {
+        self.shared.state().notes.slot.clone()
+    }
+
     /// The history that is being recorded, and how far it is readable; `None` before the first.
     pub fn head(&self) -> Option<(Epoch, Lsn)> {
         let state = self.shared.state();

@@ -215,7 +215,7 @@ impl Session {
         if let Some(member) = &mut channel.member {
             member.told_presence();
         }
-        out.extend(self.watch(channel));
+        out.extend(self.watch_joined(channel));
         out.extend(Session::await_stream(channel));
     }
 }

@@ -44,7 +44,7 @@ impl Session {
         };
         out.push(self.enter(&channel));
         // From now on rights are acted on that may end while the join is held.
-        out.extend(self.watch(&mut channel));
+        out.extend(self.watch_joined(&mut channel));
         out.push(channel.ask_held(&mut held, false));
         self.topics.insert(channel.topic.clone(), Topic::pending(What::Held { channel, held }, backlog));
     }

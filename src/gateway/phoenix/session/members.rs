@@ -287,6 +287,16 @@ impl Session {
         self.watch_member(*id, topic, principal, member.as_mut()?)
     }
 
+    /// The same for who becomes a channel. What has happened to rights that were watched before, with nobody to look at them,
+    /// is looked at next.
+    pub(super) fn watch_joined(&self, channel: &mut Channel) -> Option<Effect> {
+        let watch = self.watch(channel);
+        if watch.is_none() && channel.member.is_some() {
+            self.changed.notify_one();
+        }
+        watch
+    }
+
     /// The same for who is not a channel yet.
     pub(super) fn watch_member(
         &self,

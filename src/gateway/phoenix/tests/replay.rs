@@ -1,5 +1,7 @@
 //! Messages from the database: what is replayed, from where on the rest comes, and when it flows (items 106–113).
 
+use futures_util::FutureExt as _;
+
 use super::super::session::FromTable;
 use super::*;
 use crate::authority::{Basis, Reads};
@@ -7,7 +9,7 @@ use crate::catalog::Snapshot;
 use crate::change::{Lsn, Position};
 use crate::hub::{Footing, Start};
 use crate::messages::{Stored, StoredPayload};
-use crate::policy::Right;
+use crate::policy::{Right, Way};
 
 const REFUSED: &str = "UnableToReplayMessages: Replay params are not valid";
 
@@ -185,6 +187,27 @@ fn a_right_that_ends_while_stored_messages_are_read_refuses_the_join() {
     let effects = client.session.read_answered(*number, Ok(reads), client.now);
     assert!(!greeting(&effects).is_empty());
     assert!(effects.iter().any(|effect| matches!(effect, Effect::Watch { .. })));
+}
+
+#[test]
+fn what_happens_to_rights_while_stored_messages_are_read_is_looked_at_by_the_channel() {
+    let (mut client, _) = replaying(Version::V2, json!({"since": 5}), true);
+    let [Effect::Watch { rights, .. }, Effect::Stored { .. }] = &*client.asks else { panic!("{:?}", client.asks) };
+    let rights = rights.clone();
+    let is_woken = |client: &Client| client.session.changed().notified().now_or_never().is_some();
+    rights.set_old(Way::Read, true);
+    assert!(is_woken(&client) && client.session.rights_changed(client.now).is_empty());
+    assert!(!greeting(&answer(&mut client, Some(stored()))).is_empty());
+    assert!(is_woken(&client));
+    assert!(client.session.rights_changed(client.now).is_empty());
+    let bound = client.shared.config.rights_recheck.as_secs() + 1;
+    client.asks.clear();
+    client.pass(bound);
+    assert!(matches!(client.asks.as_slice(), [Effect::Read { .. }]), "{:?}", client.asks);
+    // A join that is held looks at once, too.
+    let mut client = self::client();
+    assert!(waiting_with(&mut client, "realtime:t", 10).is_empty());
+    assert!(is_woken(&client));
 }
 
 /// A join whose reply waits for its changes, with a replay of so many bytes; what is said at once.
