@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::debug;
 
 use super::join::Found;
 use super::topic::{Channel, Topic, What, sub_topic};
@@ -103,12 +104,19 @@ impl Session {
             Some((_, What::Join { join, after, mut found, .. }, backlog)) => {
                 self.held_bytes -= join.payload.len();
                 let room = answer.as_ref().and_then(|stored| self.room_for(&stored.messages));
+                let was_read = answer.is_some();
                 match answer.zip(room) {
                     Some((stored, room)) => {
                         (found.stored, found.room) = (Some(stored), Some(room));
                         self.decide(&join, after, backlog, *found, now, &mut out);
                     }
                     None => {
+                        if was_read {
+                            debug!(
+                                connection = self.visitor.connection,
+                                "ReplayFailed: a join is refused, other joins of its connection hold all room for stored messages"
+                            );
+                        }
                         out.extend(found.id.map(Effect::Leave));
                         let asker = super::join::Asker::of(&join);
                         self.refuse_join(&asker, &JoinError::ReplayFailed, after, backlog, now, &mut out);
