@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::debug;
 
 use super::join::Found;
 use super::topic::{Channel, Topic, What, sub_topic};
@@ -106,6 +107,12 @@ impl Session {
         if stored.room.is_none() {
             let size = stored.messages.iter().map(Stored::size).sum::<usize>();
             stored.room = u32::try_from(size).ok().and_then(|size| room.clone().try_acquire_many_owned(size).ok());
+        }
+        if stored.room.is_none() {
+            debug!(
+                connection = self.visitor.connection,
+                "ReplayFailed: a join is refused, other joins of its connection hold all room for stored messages"
+            );
         }
         stored.room.is_some()
     }
