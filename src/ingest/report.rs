@@ -39,6 +39,11 @@ impl Report {
     pub(super) fn tell(&mut self, error: &IngestError) {
         let text = chain(error);
         let since = self.since.get_or_insert_with(Instant::now).elapsed();
+        // Before anybody can read of it.
+        self.state.send_replace(match error {
+            IngestError::Wal(WalError::SlotBlocked { .. }) => IngestState::Blocked(text.clone()),
+            _ => IngestState::Waiting(text.clone()),
+        });
         if self.last.as_ref().is_none_or(|(last, at)| *last != text || at.elapsed() >= AGAIN) {
             let (advice, seconds) = (error.advice(), since.as_secs());
             match error.remedy() {
@@ -52,11 +57,7 @@ impl Report {
                     tracing::error!(error = text, advice, seconds, "changes are not streaming; this is a bug")
                 }
             }
-            self.last = Some((text.clone(), Instant::now()));
+            self.last = Some((text, Instant::now()));
         }
-        self.state.send_replace(match error {
-            IngestError::Wal(WalError::SlotBlocked { .. }) => IngestState::Blocked(text),
-            _ => IngestState::Waiting(text),
-        });
     }
 }

@@ -27,7 +27,12 @@ async fn clients_stay_while_a_lost_slot_can_not_be_made_and_are_told_of_the_gap_
     writer.batch_execute("begin; insert into public.marks (note) values ('old')").await.expect("written");
     pg.exec(DROP_SLOT).await;
     relay.logged("waited").await;
-    // It may have been sent away before it was known that nobody can have the slot; from then on it is served.
+    // It may have been sent away before it was known that nobody can have the slot; a moment later it is served.
+    let deadline = Instant::now() + PATIENCE;
+    while handshake(relay.addr()).await != "101" {
+        assert!(Instant::now() < deadline, "nobody is let in");
+        pause().await;
+    }
     let mut other = watcher(&relay.base()).await;
     other.heartbeat().await;
     writer.batch_execute("commit").await.expect("committed");

@@ -10,7 +10,11 @@ mod publications;
 mod restarts;
 mod taken;
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::support::phone::PATIENCE;
@@ -40,6 +44,20 @@ async fn watcher(base: &str) -> Phone {
     let mut phone = Phone::connect(base, &token::user(token::ALICE), Version::V2).await;
     phone.subscribe("room", &marks()).await;
     phone
+}
+
+/// The status of a client's handshake.
+async fn handshake(addr: SocketAddr) -> String {
+    let path = format!("/realtime/v1/websocket?vsn=2.0.0&apikey={}", token::user(token::ALICE));
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nhost: relay\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    let mut stream = TcpStream::connect(addr).await.expect("connected");
+    stream.write_all(head.as_bytes()).await.expect("written");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.expect("an answer");
+    String::from_utf8_lossy(&answer[9..]).into_owned()
 }
 
 /// A client that watches, and a program that waits only a moment before it sends its clients away.

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
 use super::*;
 use crate::support::relay::get;
@@ -21,14 +20,7 @@ async fn a_second_relay_waits_refuses_clients_and_takes_over_when_the_first_ends
     assert!(line.contains("application rowcast") && line.contains("takes over when that one ends"), "{line}");
     second.logged("without the replication slot for too long").await;
     second.readiness(503).await;
-    let path = format!("/realtime/v1/websocket?vsn=2.0.0&apikey={}", token::user(token::ALICE));
-    let head = "GET {path} HTTP/1.1\r\nhost: relay\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-                sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-    let mut stream = TcpStream::connect(second.addr()).await.expect("connected");
-    stream.write_all(head.replace("{path}", &path).as_bytes()).await.expect("written");
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).await.expect("an answer");
-    assert_eq!(&answer, b"HTTP/1.1 503");
+    assert_eq!(handshake(second.addr()).await, "503");
     // The first is not disturbed.
     let mut phone = watcher(&first.base()).await;
     mark(&pg, "one").await;
