@@ -13,6 +13,7 @@ impl Reading<'_> {
             ("max_entries_per_join", &mut gateway.max_entries),
             ("max_entries_per_connection", &mut gateway.max_connection_entries),
             ("max_pages", &mut gateway.max_pages),
+            ("max_user_pages", &mut gateway.max_user_pages),
             ("max_user_posts", &mut gateway.max_user_posts),
             ("max_unauthenticated", &mut gateway.max_unauthenticated),
         ];

@@ -79,6 +79,7 @@ const NAMES: &[(&str, &str)] = &[
     ("max_snapshot_rows", "ROWCAST_MAX_SNAPSHOT_ROWS"),
     ("snapshot_connections", "ROWCAST_SNAPSHOT_CONNECTIONS"),
     ("max_pages", "ROWCAST_MAX_PAGES"),
+    ("max_user_pages", "ROWCAST_MAX_USER_PAGES"),
     ("max_posts_per_second", "ROWCAST_MAX_POSTS_PER_SECOND"),
     ("max_posted_messages_per_second", "ROWCAST_MAX_POSTED_MESSAGES_PER_SECOND"),
     ("max_user_posts", "ROWCAST_MAX_USER_POSTS"),

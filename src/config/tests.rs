@@ -162,6 +162,7 @@ fn the_limits_of_rooms_and_of_all_clients_can_be_set() {
         ("ROWCAST_MAX_PRESENCE_DIFF_WINDOW", "6s"),
         ("ROWCAST_MAX_UNFINISHED_BYTES", "70MB"),
         ("ROWCAST_MAX_USER_POSTS", "8"),
+        ("ROWCAST_MAX_USER_PAGES", "13"),
         ("ROWCAST_MAX_POST_BYTES", "9kB"),
         ("ROWCAST_MAX_POSTING_BYTES", "10MB"),
         ("ROWCAST_MAX_UNAUTHENTICATED", "11"),
@@ -179,6 +180,7 @@ fn the_limits_of_rooms_and_of_all_clients_can_be_set() {
     };
     assert_eq!(rooms, expected);
     assert_eq!((gateway.max_unfinished_bytes, gateway.max_user_posts), (70_000_000, 8));
+    assert_eq!(gateway.max_user_pages, 13);
     assert_eq!((gateway.max_post_bytes, gateway.max_posting_bytes), (9000, 10_000_000));
     assert_eq!((gateway.max_unauthenticated, gateway.idle_timeout.as_secs()), (11, 12));
 }

@@ -112,7 +112,8 @@ pub struct GatewayConfig {
     pub max_posts_per_second: u32,
     /// Their messages per second, likewise.
     pub max_posted_messages_per_second: u32,
-    /// Such requests of one user that are not answered yet; more get 429. Each has a place of `max_unauthenticated`.
+    /// Such requests of one user whose body is being read; more get 429. Each has a place of `max_unauthenticated` until it is
+    /// answered, and no user has more than half of these.
     pub max_user_posts: usize,
     /// Bytes of the body of a batch; more get 413.
     pub max_post_bytes: usize,

@@ -62,6 +62,7 @@ impl Hub {
             // Another history, whose positions and transaction ids begin lower.
             self.xids.clear();
             self.snapshots.unseen.clear();
+            self.owing.begin_history();
             self.shared_xids = None;
             self.relations.clear();
         }

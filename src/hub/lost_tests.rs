@@ -277,6 +277,54 @@ async fn deletes_in_a_backlog_in_which_no_membership_changes_are_a_gap_for_nobod
     }
 }
 
+/// Of the messages that the relay sends through the stream, the first; as the bench is the stream, it is given to the hub.
+async fn pass_on_a_heartbeat(room: &mut Room) {
+    let sent = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+                and query like '%pg_logical_emit_message%' and state = 'idle'";
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while room.bench.database.client.query_one(sent, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is sent through the stream");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Its own id is no longer to be had; this one is as late.
+    let (after, later) = open(&room.bench, "").await;
+    after.batch_execute("commit").await.expect("committed");
+    let marks = room.marks.clone();
+    room.bench.insert_by(later, TransactionBuilder::default(), &marks, &[]);
+}
+
+#[tokio::test]
+async fn in_a_quiet_database_the_stream_is_made_to_pass_the_facts_before_anybody_is_told_of_a_gap() {
+    let mut room = Room::with(Bench::with(&members(), config(|_| {})).await).await;
+    room.delete_post("1", "blue");
+    let so_far = room.so_far().await;
+    assert_eq!(without_marks(&so_far[&room.bob.id]), ["-1"]);
+    assert!(room.alice.has_lost(), "it can't be told yet");
+    pass_on_a_heartbeat(&mut room).await;
+    let alice = room.alice.clone();
+    assert_eq!(settled(&mut room, &alice).await, [""; 0]);
+    room.bench.stop().await;
+}
+
+#[tokio::test]
+async fn in_a_history_that_begins_lower_what_changed_in_the_one_before_is_no_reason_for_a_gap() {
+    let mut room = Room::with(Bench::with(&members(), config(|_| {})).await).await;
+    let members = room.members.clone();
+    room.bench.lsn += 10_000;
+    room.bench.database.run("insert into members values ('red', 'somebody')").await;
+    room.bench.insert(&members, &[vec!["red", "somebody"]]);
+    room.so_far().await;
+    room.bench.writer.begin_epoch(Epoch { system_identifier: 1, incarnation: 2 }, Lsn(50)).unwrap();
+    room.bench.lsn = 50;
+    room.delete_post("1", "blue");
+    let so_far = room.so_far().await;
+    assert!(without_marks(&so_far[&room.bob.id]).contains(&"-1"), "{so_far:?}");
+    pass_on_a_heartbeat(&mut room).await;
+    let alice = room.alice.clone();
+    assert_eq!(settled(&mut room, &alice).await, [""; 0]);
+    room.bench.stop().await;
+}
+
 /// What was missed is read again, and so is what has changed in it.
 #[tokio::test]
 async fn deletes_that_were_missed_in_a_backlog_in_which_no_membership_changes_are_a_gap_for_nobody() {

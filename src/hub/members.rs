@@ -495,7 +495,7 @@ impl Hub {
     }
 
     /// Has a message sent through the stream, which completes what WAL ends within.
-    fn nudge(&self) {
+    pub(super) fn nudge(&self) {
         let pool = self.deps.pool.clone();
         drop(crate::task::spawn("nudge", async move {
             let sent = match pool.get().await {

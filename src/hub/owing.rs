@@ -35,6 +35,8 @@ pub(super) const LOST: &str = "Gap: rows were deleted while the tables that the 
 const TOGETHER: Duration = Duration::from_secs(1);
 /// Nobody waits longer to be told.
 const LONGEST: Duration = Duration::from_secs(10);
+/// Between two messages through a stream in which nothing comes by itself.
+const NUDGE_EVERY: Duration = Duration::from_secs(2);
 
 /// What one channel is owed.
 pub(super) struct Owed {
@@ -76,6 +78,8 @@ pub(super) struct Owing {
     owed: AHashMap<ChannelId, Owed>,
     /// When the oldest began.
     began: Option<Instant>,
+    /// When a message was sent through the stream for it.
+    nudged: Option<Instant>,
     /// Behind the last transaction, of those that were read from the log, that changed a table which policies look into.
     changed: Lsn,
 }
@@ -85,6 +89,11 @@ impl Owing {
     /// has not come to may have.
     pub(super) fn note_change(&mut self, end: Lsn) {
         self.changed = self.changed.max(end);
+    }
+
+    /// Another history begins, lower than the one before: the stream has come to none of its changes yet.
+    pub(super) fn begin_history(&mut self) {
+        self.changed = Lsn::ZERO;
     }
 
     /// Whether all that a channel is owed is in doubt, and no facts were changed or loaded since before.
@@ -137,6 +146,21 @@ impl Owing {
     /// When [`Owing::take`] has something; `over` if the facts are back.
     pub(super) fn due_at(&self, over: bool) -> Option<Instant> {
         self.began.map(|began| began + if over { TOGETHER } else { LONGEST })
+    }
+
+    /// When a message is to be sent through the stream, if that is all that is missing.
+    pub(super) fn nudge_at(&self) -> Option<Instant> {
+        let began = self.began? + TOGETHER;
+        Some(self.nudged.map_or(began, |nudged| began.max(nudged + NUDGE_EVERY)))
+    }
+
+    /// Whether that is now.
+    pub(super) fn nudges(&mut self, now: Instant) -> bool {
+        let due = self.nudge_at().is_some_and(|at| at <= now);
+        if due {
+            self.nudged = Some(now);
+        }
+        due
     }
 
     /// Who is to be told now, by channel.

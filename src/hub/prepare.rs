@@ -35,6 +35,7 @@ impl Hub {
     pub(super) fn release_waiting(&mut self) {
         let now = Instant::now();
         self.tell_owed(now);
+        self.hurry_stream(now);
         if std::mem::take(&mut self.facts_changed) || self.awaiting.iter().any(|(until, _)| *until <= now) {
             // What still waits comes back into the list.
             for (_, resolved) in std::mem::take(&mut self.awaiting) {
@@ -46,13 +47,27 @@ impl Hub {
     /// When facts, or what waits for them, have to be looked at again.
     pub(super) fn facts_at(&self) -> Option<Instant> {
         let waiting = self.awaiting.iter().map(|(until, _)| *until).min();
-        let times = [self.keeper.wake_at(), waiting, self.owing.due_at(self.has_facts())];
+        let nudge = self.owing.nudge_at().filter(|_| self.awaits_stream());
+        let times = [self.keeper.wake_at(), waiting, self.owing.due_at(self.has_facts()), nudge];
         times.into_iter().flatten().min().filter(|_| !self.is_within())
     }
 
     /// All facts that may be had are at hand, and of the moment of the stream and the rules.
     fn has_facts(&self) -> bool {
         self.ahead.is_none() && !self.facts.is_ahead() && !self.keeper.hopes()
+    }
+
+    /// The facts are there and ahead of the stream, and nothing comes in which it would pass them.
+    fn awaits_stream(&self) -> bool {
+        !self.has_facts() && !self.keeper.hopes() && self.is_at_end()
+    }
+
+    /// While the database is quiet, nothing tells that the stream has passed the facts; and who waits to hear whether he has lost
+    /// anything waits just for that.
+    fn hurry_stream(&mut self, now: Instant) {
+        if !self.owing.is_empty() && self.awaits_stream() && self.owing.nudges(now) {
+            self.nudge();
+        }
     }
 
     /// Channels that may have been permitted this row get nothing of it; they are told together.

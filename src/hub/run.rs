@@ -293,6 +293,11 @@ impl Hub {
         }
     }
 
+    /// Everything that the log has was judged.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.work.is_none() && self.reader.position() >= self.deps.log.end()
+    }
+
     // --- Rows.
 
     /// As much as may be done at once: a slice of a large transaction, or several small ones.

@@ -54,34 +54,53 @@ impl Dictionary {
 /// The readers' side: one `Arc` per distinct relation, whichever segment it came from.
 #[derive(Default)]
 pub(super) struct Interner {
-    known: Mutex<AHashSet<Arc<Relation>>>,
+    known: Mutex<Known>,
 }
 
-/// Beyond this, relations that nobody holds are dropped before another is added.
+/// Relations that nobody holds are dropped before another is added, at the earliest with so many.
 const PRUNE_ABOVE: usize = 4096;
+
+/// Most may be held, as with a schema for each tenant: they are looked through again only when there are twice as many as the
+/// last time left, or each that comes would cost a look at all.
+#[derive(Default)]
+struct Known {
+    all: AHashSet<Arc<Relation>>,
+    /// What the last look left.
+    left: usize,
+    #[cfg(test)]
+    looked_at: usize,
+}
+
+impl Known {
+    fn add(&mut self, relation: &Arc<Relation>) {
+        if self.all.contains(relation) {
+            return;
+        }
+        if self.all.len() >= PRUNE_ABOVE.max(2 * self.left) {
+            #[cfg(test)]
+            (self.looked_at += self.all.len());
+            self.all.retain(|r| Arc::strong_count(r) > 1);
+            self.left = self.all.len();
+        }
+        self.all.insert(relation.clone());
+    }
+}
 
 impl Interner {
     pub(super) fn intern(&self, relation: Relation) -> Arc<Relation> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shared) = known.get(&relation) {
+        if let Some(shared) = known.all.get(&relation) {
             return shared.clone();
         }
         let shared = Arc::new(relation);
-        add(&mut known, shared.clone());
+        known.add(&shared);
         shared
     }
 
     /// Makes the writer's `Arc` the one that readers get too.
     pub(super) fn adopt(&self, relation: &Arc<Relation>) {
-        add(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner), relation.clone());
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).add(relation);
     }
-}
-
-fn add(known: &mut AHashSet<Arc<Relation>>, relation: Arc<Relation>) {
-    if known.len() >= PRUNE_ABOVE {
-        known.retain(|r| Arc::strong_count(r) > 1);
-    }
-    known.insert(relation);
 }
 
 #[cfg(test)]
@@ -127,7 +146,17 @@ mod tests {
         for oid in 1..3 * PRUNE_ABOVE as u32 {
             interner.adopt(&Arc::new(relation(oid, "a")));
         }
-        assert!(interner.known.lock().expect("nobody panicked").len() <= PRUNE_ABOVE);
+        assert!(interner.known.lock().expect("nobody panicked").all.len() <= PRUNE_ABOVE);
         assert!(Arc::ptr_eq(&interner.intern(relation(0, "held")), &held));
+    }
+
+    #[test]
+    fn of_many_that_are_held_each_costs_a_look_at_a_few() {
+        let (interner, many) = (Interner::default(), 10 * PRUNE_ABOVE);
+        let held: Vec<_> = (0..many).map(|oid| Arc::new(relation(oid as u32, "a"))).collect();
+        // The second time they are known, as in the next segment.
+        held.iter().chain(&held).for_each(|one| interner.adopt(one));
+        let known = interner.known.lock().expect("nobody panicked");
+        assert!(known.all.len() == many && known.looked_at <= 2 * many, "{} looks", known.looked_at);
     }
 }

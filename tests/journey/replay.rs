@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rowcast::clock::Clock;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -96,11 +97,17 @@ async fn scene() -> (Scene, String) {
     (scene, topic)
 }
 
-/// The same, with rooms that all users may read.
-async fn open() -> Scene {
+/// With rooms that all users may read.
+async fn open_rooms() -> TestPg {
     let pg = super::database("").await;
     pg.exec("create policy rooms on realtime.messages for select to authenticated using (extension = 'broadcast')")
         .await;
+    pg
+}
+
+/// The same as [`scene`], with such rooms.
+async fn open() -> Scene {
+    let pg = open_rooms().await;
     Scene { relay: Relay::start(&pg).await, pg }
 }
 
@@ -233,5 +240,32 @@ async fn who_joins_while_many_write_has_each_message_once_and_what_is_live_in_th
             let live = member.got.live.iter().map(|number| order.iter().position(|known| known == number));
             assert!(live.is_sorted(), "round {round}: {:?} of {order:?}", member.got);
         }
+    }
+}
+
+/// Together they are more than all buffers on the way hold.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_several_channels_with_much_to_replay_is_not_sent_away_for_reading_slowly() {
+    let pg = open_rooms().await;
+    let relay = Relay::with(&pg, Clock::system(), |config| config.gateway.max_outbox_bytes = 64 << 10).await;
+    let (topics, token) = (["one", "two", "three"], token::user(ALICE));
+    for topic in topics {
+        let payload = "jsonb_build_object('n', n, 'text', repeat('x', 130000))";
+        pg.exec(&format!("select realtime.send({payload}, 'count', '{topic}', true) from generate_series(1, 20) n"))
+            .await;
+    }
+    let since = || Some(json!({ "since": 0, "limit": 25 }));
+    let mut phone = Phone::connect(&relay.base(), &token, Version::V2).await;
+    let mut references = Vec::new();
+    for topic in topics {
+        references.push(phone.push_join(topic, config(true, &json!([]), &token, since())).await);
+    }
+    // Nothing is read yet; others' replays come behind those.
+    for _ in 0..6 {
+        Member::at(&relay.base(), BOB, Version::V2, "one", since()).await.until(20).await;
+    }
+    for (topic, reference) in topics.iter().zip(references) {
+        let reply = phone.reply_to(&json!(reference)).await;
+        assert_eq!(reply.payload["status"], "ok", "{topic}: {}", reply.text);
     }
 }

@@ -95,6 +95,9 @@ pub(super) struct LimitArgs {
     /// [default: 32]
     #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
     max_pages: Option<String>,
+    /// Those of one user, whatever tokens he has; more get 429 [env: ROWCAST_MAX_USER_PAGES] [default: 4]
+    #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
+    max_user_pages: Option<String>,
     /// Requests to broadcast over HTTP of one user, on average over a minute; more get 429
     /// [env: ROWCAST_MAX_POSTS_PER_SECOND] [default: 1000]
     #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
@@ -103,8 +106,8 @@ pub(super) struct LimitArgs {
     /// [env: ROWCAST_MAX_POSTED_MESSAGES_PER_SECOND] [default: 10000]
     #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
     max_posted_messages_per_second: Option<String>,
-    /// Requests to broadcast over HTTP of one user that are not answered yet; more get 429 [env: ROWCAST_MAX_USER_POSTS]
-    /// [default: 128]
+    /// Requests to broadcast over HTTP of one user whose body is still on its way; more get 429. With those that wait to be
+    /// answered, no user has more than half of `--max-unauthenticated` [env: ROWCAST_MAX_USER_POSTS] [default: 128]
     #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
     max_user_posts: Option<String>,
     /// The body of such a request with several messages; a larger one gets 413 [env: ROWCAST_MAX_POST_BYTES] [default: 8MB]
@@ -155,6 +158,7 @@ impl LimitArgs {
             ("max_join_wait", &self.max_join_wait),
             ("max_snapshot_rows", &self.max_snapshot_rows),
             ("max_pages", &self.max_pages),
+            ("max_user_pages", &self.max_user_pages),
             ("max_posts_per_second", &self.max_posts_per_second),
             ("max_posted_messages_per_second", &self.max_posted_messages_per_second),
             ("max_user_posts", &self.max_user_posts),

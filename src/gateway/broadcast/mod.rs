@@ -160,7 +160,7 @@ impl Broadcasts {
         if self.drain.is_draining() {
             return Err(Answer::Restarting);
         }
-        let _under_way = self.rates.begin(user).ok_or(Answer::TooManyRequests)?;
+        let mut under_way = self.rates.begin(user).ok_or(Answer::TooManyRequests)?;
         if !self.rates.may_send(user, 1) {
             return Err(Answer::OverRate);
         }
@@ -183,6 +183,7 @@ impl Broadcasts {
                 (vec![(room, Message::Event { event, payload, meta: None })], place)
             }
         };
+        under_way.is_read();
         if !self.rates.may_send(user, messages.len()) {
             return Err(Answer::BatchTooLarge);
         }

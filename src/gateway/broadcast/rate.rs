@@ -56,6 +56,8 @@ struct User {
     messages: Rolling,
     /// Of the bodies that are being read.
     bytes: usize,
+    /// Requests whose body is not there yet.
+    reading: usize,
     /// Requests that are not answered yet.
     posts: usize,
     last: Instant,
@@ -84,7 +86,14 @@ impl All {
                 self.users.remove(&quiet);
             }
         }
-        let new = || User { requests: Rolling::new(now), messages: Rolling::new(now), bytes: 0, posts: 0, last: now };
+        let new = || User {
+            requests: Rolling::new(now),
+            messages: Rolling::new(now),
+            bytes: 0,
+            reading: 0,
+            posts: 0,
+            last: now,
+        };
         let user = self.users.entry(key.clone()).or_insert_with(new);
         user.last = now;
         user
@@ -97,6 +106,8 @@ pub(super) struct Rates {
     messages: u32,
     bytes: usize,
     user_bytes: usize,
+    /// At a time, of one user: bodies that are being read, and requests.
+    user_bodies: usize,
     user_posts: usize,
     all: Mutex<All>,
 }
@@ -131,12 +142,25 @@ impl Drop for Place<'_> {
 pub(super) struct UnderWay<'a> {
     rates: &'a Rates,
     user: Arc<str>,
+    reading: bool,
+}
+
+impl UnderWay<'_> {
+    /// Its body is there. What it waits for from now on is for the relay to do: other backends that share its key may post.
+    pub(super) fn is_read(&mut self) {
+        if std::mem::take(&mut self.reading)
+            && let Some(user) = self.rates.lock().users.get_mut(&self.user)
+        {
+            user.reading -= 1;
+        }
+    }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         if let Some(user) = self.rates.lock().users.get_mut(&self.user) {
             user.posts -= 1;
+            user.reading -= usize::from(self.reading);
         }
     }
 }
@@ -146,12 +170,15 @@ impl Rates {
         let largest = super::largest_batch(config);
         // Somebody can always post.
         let bytes = config.max_posting_bytes.max(largest);
+        // The other half of the places is for everybody else.
+        let half = (config.max_unauthenticated / 2).max(1);
         Rates {
             requests: config.max_posts_per_second,
             messages: config.max_posted_messages_per_second,
             bytes,
             user_bytes: (bytes / 4).max(largest),
-            user_posts: config.max_user_posts,
+            user_bodies: config.max_user_posts.min(half),
+            user_posts: half,
             all: Mutex::default(),
         }
     }
@@ -183,15 +210,16 @@ impl Rates {
         Seen { rolling: (sum + 1) as f64 / WINDOW.as_secs_f64(), limit, admitted }
     }
 
-    /// One more request of this user, if there may be one. Each takes a place of those that have not become a WebSocket, for as
-    /// long as its body is slow.
+    /// One more request of this user, if there may be one: its body is to be read. Each takes a place of those that have not
+    /// become a WebSocket until it is answered.
     pub(super) fn begin(&self, user: &Arc<str>) -> Option<UnderWay<'_>> {
         let begun = self.with(user, |of, _| {
-            let may = of.posts < self.user_posts;
+            let may = of.reading < self.user_bodies && of.posts < self.user_posts;
+            of.reading += usize::from(may);
             of.posts += usize::from(may);
             may
         });
-        begun.then(|| UnderWay { rates: self, user: user.clone() })
+        begun.then(|| UnderWay { rates: self, user: user.clone(), reading: true })
     }
 
     /// Whether so many more messages are within the bound.
@@ -279,6 +307,32 @@ mod tests {
         drop(one);
         let _three = rates.begin(&ada).expect("one was given back");
         assert!(rates.begin(&ada).is_none());
+    }
+
+    #[test]
+    fn whose_body_is_there_makes_room_for_another_and_no_user_has_more_than_half_of_all_places() {
+        let rates = rates(|config| (config.max_user_posts, config.max_unauthenticated) = (2, 7));
+        let (ada, bob): (Arc<str>, Arc<str>) = ("ada".into(), "bob".into());
+        let (mut one, two) = (rates.begin(&ada).expect("the first"), rates.begin(&ada).expect("the second"));
+        one.is_read();
+        one.is_read();
+        let mut three = rates.begin(&ada).expect("one is read");
+        assert!(rates.begin(&ada).is_none(), "two are being read");
+        three.is_read();
+        assert!(rates.begin(&ada).is_none() && rates.begin(&bob).is_some(), "three of seven places");
+        drop((one, two, three));
+        let all = rates.lock();
+        assert!(all.users.values().all(|user| (user.reading, user.posts) == (0, 0)));
+    }
+
+    #[test]
+    fn bodies_of_one_user_never_take_more_than_half_of_the_places() {
+        for (places, most) in [(1, 1), (2, 1), (9, 4), (1024, 128)] {
+            let rates = rates(|config| config.max_unauthenticated = places);
+            let ada: Arc<str> = "ada".into();
+            let begun: Vec<_> = std::iter::from_fn(|| rates.begin(&ada)).collect();
+            assert_eq!(begun.len(), most, "of {places}");
+        }
     }
 
     #[test]

@@ -376,6 +376,19 @@ async fn slow_bodies_of_one_user_are_bounded_in_number_and_others_are_taken() {
 }
 
 #[tokio::test]
+async fn requests_that_wait_for_a_slow_room_keep_no_other_of_the_same_key_from_being_read() {
+    let stage = stage_with(Book { stuck: true, ..Book::default() }, |config| {
+        config.post_timeout = Duration::from_secs(3600);
+        config.max_user_posts = 2;
+    });
+    let mut waiting: Vec<_> =
+        (0..9).map(|_| Box::pin(stage.post(event("slow"), &[("content-length", "1")], "", b"1"))).collect();
+    for post in &mut waiting {
+        assert!(futures_util::poll!(post).is_pending(), "it is refused");
+    }
+}
+
+#[tokio::test]
 async fn names_that_no_frame_could_carry_are_refused() {
     let stage = stage();
     let long = Target::Event { topic: "a".into(), event: "e".repeat(256) };

@@ -2,6 +2,7 @@
 //! the stream flows.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::time::timeout;
 use tracing::warn;
@@ -40,7 +41,7 @@ pub(super) async fn stored(shared: Arc<Shared>, number: u64, topic: Arc<str>, si
         // In its turn: what the stream has and others may not see yet is as much as there was since the last look.
         let Some(footing) = shared.hub.footing().await else { return Ok(None) };
         let reading = messages::replay(&shared.pool, turn, &topic, since, limit).await?;
-        Ok::<_, ReplayError>(Some(from_table(&footing, reading)))
+        Ok::<_, ReplayError>(Some(from_table(&footing, reading, Instant::now() + shared.config.rights_timeout)))
     };
     let stored = match timeout(shared.config.rights_timeout, reading).await {
         Ok(Ok(stored)) => {
@@ -61,11 +62,11 @@ pub(super) async fn stored(shared: Arc<Shared>, number: u64, topic: Arc<str>, si
     Done::Stored(number, stored)
 }
 
-fn from_table(footing: &Footing, reading: Reading) -> FromTable {
+fn from_table(footing: &Footing, reading: Reading, by: Instant) -> FromTable {
     let Reading { stored: messages, sees, until } = reading;
     let ids = messages.iter().map(|stored| stored.id).collect();
     let (start, replayed) = footing.replayed(sees, until, ids);
-    FromTable { messages, start, replayed: Arc::new(replayed) }
+    FromTable { messages, start, replayed: Arc::new(replayed), room: None, until: by }
 }
 
 /// Whether changes stream, now or in time.

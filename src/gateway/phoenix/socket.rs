@@ -12,6 +12,7 @@
 mod asked;
 mod deferred;
 mod effects;
+mod replays;
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
@@ -391,7 +392,7 @@ impl Connection {
             Done::Learned => self.session.learned(now),
             Done::Read(number, answer) => self.session.read_answered(number, answer, now),
             Done::Wrote(number, answer) => self.session.write_answered(number, answer, now),
-            Done::Stored(number, stored) => self.session.stored(number, stored, now),
+            Done::Stored(number, stored) => self.stored(number, stored),
             Done::Streams(id, flows) => self.session.stream_awaited(id, flows, now),
             Done::Left => Vec::new(),
         }

@@ -11,6 +11,9 @@
 //! Rejected: beginning at the end of the log as of before the reading. A commit that waits for a standby is in the stream before
 //! it can be seen, and would be in neither part.
 
+#[cfg(test)]
+use std::sync::Arc;
+
 use crate::catalog::Snapshot;
 use crate::change::{Lsn, Position};
 use crate::resume::Cursor;
@@ -28,7 +31,7 @@ impl Footing {
     /// Where everything up to there can be seen.
     #[cfg(test)]
     pub fn of(at: Cursor) -> Footing {
-        Footing { ground: Ground { at: at.position, unseen: Vec::new() }, epoch: at.epoch }
+        Footing { ground: Ground { at: at.position, unseen: Arc::default() }, epoch: at.epoch }
     }
 
     /// What was read since: `sees` is its snapshot, `until` the end of the WAL after that was taken, `ids` what was found.
@@ -90,7 +93,7 @@ mod tests {
 
     #[test]
     fn what_a_reading_sees_is_left_out_and_what_it_does_not_see_is_not() {
-        let ground = Ground { at: end_of(300), unseen: vec![(7, Lsn(100)), (8, Lsn(200))] };
+        let ground = Ground { at: end_of(300), unseen: Arc::new([(7, Lsn(100)), (8, Lsn(200))].into()) };
         let sees = Snapshot::parse("7:10:7").expect("a snapshot");
         let (start, replayed) = Footing { ground, epoch: 1 }.replayed(sees, Lsn(400), vec![[8; 16]]);
         assert_eq!(start, Cursor { epoch: 1, position: end_of(99) });

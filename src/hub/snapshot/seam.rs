@@ -13,7 +13,7 @@
 //! the stream itself goes on.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::catalog::Snapshot;
 use crate::change::{Lsn, Position};
@@ -28,13 +28,14 @@ pub(in crate::hub) struct Seam {
     until: Lsn,
     /// Of the history that all this is of.
     epoch: Option<u64>,
-    /// [`NO_CURSOR`].
-    no_cursor: Arc<str>,
 }
+
+/// [`NO_CURSOR`], once for all channels.
+static NONE: LazyLock<Arc<str>> = LazyLock::new(|| NO_CURSOR.into());
 
 impl Seam {
     pub(in crate::hub) fn new(sees: Snapshot, until: Lsn, epoch: Option<u64>) -> Seam {
-        Seam { sees, until, epoch, no_cursor: NO_CURSOR.into() }
+        Seam { sees, until, epoch }
     }
 
     /// Whether the snapshot shows this transaction, which ended at `end` in the history `epoch`.
@@ -49,7 +50,7 @@ impl Seam {
 
     /// In place of the name of the cursor, for what [`Seam::covers`].
     pub(in crate::hub) fn no_cursor(&self) -> &Arc<str> {
-        &self.no_cursor
+        &NONE
     }
 
     /// Of which history it is.
@@ -75,7 +76,7 @@ pub(in crate::hub) struct Ground {
     /// What is at or before this is visible to everybody, but for `unseen`.
     pub(in crate::hub) at: Position,
     /// Transactions up to there that no reading has seen yet, by id and end, in the stream's order.
-    pub(in crate::hub) unseen: Vec<(u32, Lsn)>,
+    pub(in crate::hub) unseen: Arc<VecDeque<(u32, Lsn)>>,
 }
 
 impl Ground {
@@ -87,28 +88,29 @@ impl Ground {
     }
 }
 
-/// The transactions that the hub took from the log and that no reading has seen yet.
+/// The transactions that the hub took from the log and that no reading has seen yet. Shared with those who ask for the ground,
+/// of whom there may be many between two transactions.
 #[derive(Debug, Default)]
-pub(in crate::hub) struct Unseen(VecDeque<(u32, Lsn)>);
+pub(in crate::hub) struct Unseen(Arc<VecDeque<(u32, Lsn)>>);
 
 impl Unseen {
     /// The stream has come to this transaction.
     pub(in crate::hub) fn push(&mut self, xid: u32, end: Lsn) {
-        self.0.push_back((xid, end));
+        Arc::make_mut(&mut self.0).push_back((xid, end));
     }
 
     /// A reading has this snapshot: so have all later ones.
     pub(in crate::hub) fn seen(&mut self, by: &Snapshot) {
-        self.0.retain(|(xid, _)| !by.sees(*xid));
+        Arc::make_mut(&mut self.0).retain(|(xid, _)| !by.sees(*xid));
     }
 
     /// Another history begins.
     pub(in crate::hub) fn clear(&mut self) {
-        self.0.clear();
+        self.0 = Arc::default();
     }
 
     pub(in crate::hub) fn ground(&self, at: Position) -> Ground {
-        Ground { at, unseen: self.0.iter().copied().collect() }
+        Ground { at, unseen: self.0.clone() }
     }
 }
 
@@ -296,9 +298,24 @@ mod tests {
     }
 
     #[test]
+    fn those_who_ask_between_two_transactions_share_what_they_are_told_and_it_stays_as_it_was() {
+        let (mut unseen, at) = (Unseen::default(), Position { lsn: Lsn(300), ordinal: u32::MAX });
+        unseen.push(7, Lsn(100));
+        let (one, two) = (unseen.ground(at), unseen.ground(at));
+        assert!(Arc::ptr_eq(&one.unseen, &two.unseen));
+        unseen.push(8, Lsn(200));
+        unseen.seen(&Snapshot::parse("8:8:").expect("a snapshot"));
+        assert_eq!((&*one.unseen, &*unseen.ground(at).unseen), (&[(7, Lsn(100))].into(), &[(8, Lsn(200))].into()));
+        unseen.clear();
+        assert_eq!((one.unseen.len(), unseen.ground(at).unseen.len()), (1, 0));
+    }
+
+    #[test]
     fn a_commit_that_stays_hidden_is_in_the_tail_and_what_overtook_it_is_not() {
-        let ground =
-            Ground { at: Position { lsn: Lsn(300), ordinal: u32::MAX }, unseen: vec![(7, Lsn(100)), (8, Lsn(200))] };
+        let ground = Ground {
+            at: Position { lsn: Lsn(300), ordinal: u32::MAX },
+            unseen: Arc::new([(7, Lsn(100)), (8, Lsn(200))].into()),
+        };
         let sees = Snapshot::parse("7:10:7").expect("a snapshot");
         assert_eq!(ground.start(&sees), Position { lsn: Lsn(99), ordinal: u32::MAX });
         let seam = Seam::new(sees, Lsn(400), Some(1));

@@ -361,7 +361,9 @@ async fn a_policy_that_hides_an_inner_table_does_not_hide_the_error_of_who_looks
     let rule = plan.rule().expect("pure");
     let facts = facts(&database, &catalog, rule).await;
     let binding = facts.bind(rule).expect("ready");
-    for (sub, memory, select) in [(ALICE, Truth::True, Some(true)), ("nobody", Truth::Raises, None)] {
+    // From 17 on Postgres sees that nothing is to be looked for, and does not come to what raises: memory withholds the row.
+    let unseen = (database.major().await >= 17).then_some(true);
+    for (sub, memory, select) in [(ALICE, Truth::True, Some(true)), ("nobody", Truth::Raises, unseen)] {
         let principal = principal("authenticated", json!({ "sub": sub }));
         let column = |_: usize| Value::Text(ALICE.as_bytes());
         assert_eq!(rule.truth(&binding, &facts, Side::After, &column, &rule.viewer(&principal)), memory, "{rule}");

@@ -9,9 +9,11 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::debug;
 
 use super::join::Found;
 use super::topic::{Channel, Topic, What, sub_topic};
@@ -34,6 +36,21 @@ pub(in crate::gateway::phoenix) struct FromTable {
     pub(in crate::gateway::phoenix) start: Cursor,
     /// and leaves this out.
     pub(in crate::gateway::phoenix) replayed: Arc<Replayed>,
+    /// Its part of what the connection may hold of such messages.
+    pub(in crate::gateway::phoenix) room: Option<OwnedSemaphorePermit>,
+    /// How long its join may wait for the client to read.
+    pub(in crate::gateway::phoenix) until: Instant,
+}
+
+/// Bytes of a frame around a replayed message, at most: what is written beside payload and event.
+const AROUND: usize = 1024;
+
+impl FromTable {
+    /// Bytes that will be written, at most; more than the payloads where bytes go out as text.
+    pub(in crate::gateway::phoenix) fn size(&self) -> usize {
+        let around = |stored: &Stored| AROUND + stored.size() + stored.size() / 2;
+        self.messages.iter().map(around).sum()
+    }
 }
 
 /// The entry that brings a topic's messages. Never one that a client wrote: it has the id 0.
@@ -84,11 +101,20 @@ impl Session {
         stored.iter().filter_map(frame).collect()
     }
 
-    /// Room for stored messages while their join is not answered: for one full replay, however many topics wait.
-    fn room_for(&mut self, messages: &[Stored]) -> Option<OwnedSemaphorePermit> {
+    /// Takes room for stored messages while their join is not answered: for one full replay, however many topics wait.
+    pub(in crate::gateway::phoenix) fn make_room(&mut self, stored: &mut FromTable) -> bool {
         let room = self.replays.get_or_insert_with(|| Arc::new(Semaphore::new(MOST_BYTES as usize)));
-        let size = messages.iter().map(Stored::size).sum::<usize>();
-        room.clone().try_acquire_many_owned(u32::try_from(size).ok()?).ok()
+        if stored.room.is_none() {
+            let size = stored.messages.iter().map(Stored::size).sum::<usize>();
+            stored.room = u32::try_from(size).ok().and_then(|size| room.clone().try_acquire_many_owned(size).ok());
+        }
+        if stored.room.is_none() {
+            debug!(
+                connection = self.visitor.connection,
+                "ReplayFailed: a join is refused, other joins of its connection hold all room for stored messages"
+            );
+        }
+        stored.room.is_some()
     }
 
     /// Stored messages were read, or could not be.
@@ -102,10 +128,11 @@ impl Session {
         match self.take_waiting(number) {
             Some((_, What::Join { join, after, mut found, .. }, backlog)) => {
                 self.held_bytes -= join.payload.len();
-                let room = answer.as_ref().and_then(|stored| self.room_for(&stored.messages));
-                match answer.zip(room) {
-                    Some((stored, room)) => {
-                        (found.stored, found.room) = (Some(stored), Some(room));
+                let mut answer = answer;
+                match answer.take_if(|stored| self.make_room(stored)) {
+                    Some(mut stored) => {
+                        found.room = stored.room.take();
+                        found.stored = Some(stored);
                         self.decide(&join, after, backlog, *found, now, &mut out);
                     }
                     None => {

@@ -51,7 +51,7 @@ fn from_table(messages: Vec<Stored>) -> FromTable {
     let ids = messages.iter().map(|stored| stored.id).collect();
     let sees = Snapshot::parse("9:9:").unwrap();
     let (start, replayed) = Footing::of(START).replayed(sees, Lsn(200), ids);
-    FromTable { messages, start, replayed: Arc::new(replayed) }
+    FromTable { messages, start, replayed: Arc::new(replayed), room: None, until: Instant::now() }
 }
 
 fn greeting(effects: &[Effect]) -> Bytes {
