@@ -365,13 +365,14 @@ impl Members {
             }
         }
         let Some(member) = self.members.get(&key) else { return };
+        let plans = [Way::Read, Way::Write].map(|way| self.plan(&member.watched.asking, way));
         for right in Right::ALL {
-            if let Some(plan) = self.plan(&member.watched.asking, way_of(right).0) {
+            if let Some(plan) = plans[way_of(right).0 as usize] {
                 self.judge(member, plan, right, facts, metrics);
             }
         }
         for way in [Way::Read, Way::Write] {
-            let rests_on_facts = self.plan(&member.watched.asking, way).is_some_and(|plan| !plan.tables.is_empty());
+            let rests_on_facts = plans[way as usize].is_some_and(|plan| !plan.tables.is_empty());
             member.watched.rights.set_old(way, rests_on_facts && self.age == Age::Old);
         }
     }
