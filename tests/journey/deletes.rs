@@ -149,16 +149,26 @@ async fn one_delete_that_the_relay_missed_in_a_quiet_database_is_a_gap_for_nobod
     bob.subscribed("room").await;
     assert!(relay.stop().await.success(), "{}", relay.log());
     pg.exec("delete from session_events").await;
-    relay.start_again().await;
     let client = pg.client().await;
-    let sent = "select count(*) from pg_stat_activity where query like '%pg_logical_emit_message%'
-                and pid <> pg_backend_pid() and query_start > $1::text::timestamptz";
-    let now: String = client.query_one("select clock_timestamp()::text", &[]).await.expect("a time").get(0);
+    client.query("select pg_create_logical_replication_slot('watch', 'pgoutput')", &[]).await.expect("a slot");
+    let sent = async |prefix: &str| {
+        let sql =
+            "select count(*) > 0 from pg_logical_slot_peek_binary_changes('watch', null, null, 'proto_version', '1',
+                   'publication_names', 'supabase_realtime', 'messages', 'true') where encode(data, 'escape') like $1";
+        client.query_one(sql, &[&format!("%{prefix}%")]).await.expect("what was sent").get::<_, bool>(0)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    relay.start_again().await;
+    // What a relay writes when it starts.
+    while !sent("rowcast.lineage").await {
+        assert!(Instant::now() < deadline, "nothing is sent through the stream: {}", relay.log());
+        pause().await;
+    }
     let mut bob = Phone::connect(&relay.base(), &token::user(BOB), Version::V2).await;
     bob.subscribe("room", &since(&place)).await;
     // Until then nobody can know; and if nothing were sent, he would be told of a gap.
-    let (mut frames, deadline) = (Vec::new(), Instant::now() + PATIENCE);
-    while client.query_one(sent, &[&now]).await.expect("a count").get::<_, i64>(0) == 0 {
+    let mut frames = Vec::new();
+    while !sent("rowcast.heartbeat").await {
         frames.extend(bob.frames_so_far().await);
         assert!(!frames.iter().any(|frame| frame.event == "system"), "{frames:#?}");
         assert!(Instant::now() < deadline, "nothing is sent through the stream: {}", relay.log());
