@@ -1,8 +1,10 @@
 //! Deletes are judged by the old row, with the rights from before the transaction; what can't be judged is denied and counted.
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{ALICES_SESSION, BOBS_SESSION, Scene, database, event, mark, watching};
+use crate::support::phone::PATIENCE;
 use crate::support::relay::pause;
 use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Phone, RelayProcess, Version, summary};
@@ -136,36 +138,46 @@ async fn one_delete_that_the_relay_missed_in_a_quiet_database_is_a_gap_for_nobod
     let pg = database("").await;
     pg.exec(&event(ALICES_SESSION, "one")).await;
     let mut relay = RelayProcess::start(&pg).await;
+    let since = |place: &Value| {
+        let mut entries = watching(&["session_events"]);
+        entries.as_array_mut().expect("a list").iter_mut().for_each(|entry| entry["since"] = place.clone());
+        entries
+    };
     let mut bob = Phone::connect(&relay.base(), &token::user(BOB), Version::V2).await;
-    let place = bob.join("room", &watching(&["session_events"])).await["response"]["cursor"].clone();
+    let place = bob.join("room", &since(&Value::Null)).await["response"]["cursor"].clone();
+    assert!(place.is_string(), "{place}");
     bob.subscribed("room").await;
     assert!(relay.stop().await.success(), "{}", relay.log());
     pg.exec("delete from session_events").await;
-    relay.start_again().await;
     let client = pg.client().await;
-    let sent = "select count(*) from pg_stat_activity where query like '%pg_logical_emit_message%'
-                and pid <> pg_backend_pid() and query_start > $1::text::timestamptz";
-    let now: String = client.query_one("select clock_timestamp()::text", &[]).await.expect("a time").get(0);
-    let mut entries = watching(&["session_events"]);
-    entries.as_array_mut().expect("a list").iter_mut().for_each(|entry| entry["since"] = place.clone());
-    let mut bob = Phone::connect(&relay.base(), &token::user(BOB), Version::V2).await;
-    bob.subscribe("room", &entries).await;
-    // Until then nobody can know; and if nothing were sent, he would be told of a gap.
-    let mut frames = Vec::new();
-    while client.query_one(sent, &[&now]).await.expect("a count").get::<_, i64>(0) == 0 {
-        frames.extend(bob.frames_so_far().await);
-        assert!(!frames.iter().any(|frame| frame.event == "system"), "{frames:#?}");
+    client.query("select pg_create_logical_replication_slot('watch', 'pgoutput')", &[]).await.expect("a slot");
+    let sent = async |prefix: &str| {
+        let sql =
+            "select count(*) > 0 from pg_logical_slot_peek_binary_changes('watch', null, null, 'proto_version', '1',
+                   'publication_names', 'supabase_realtime', 'messages', 'true') where encode(data, 'escape') like $1";
+        client.query_one(sql, &[&format!("%{prefix}%")]).await.expect("what was sent").get::<_, bool>(0)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    relay.start_again().await;
+    // What a relay writes when it starts.
+    while !sent("rowcast.lineage").await {
+        assert!(Instant::now() < deadline, "nothing is sent through the stream: {}", relay.log());
         pause().await;
     }
-    mark(&pg, "end").await;
-    bob.expect_nothing_before("end").await;
-    // Whatever he is still owed is told before the next row that has a cursor.
-    for number in 0.. {
-        mark(&pg, &number.to_string()).await;
-        if bob.next_change().await.data["cursor"].is_string() {
-            break;
-        }
+    let mut bob = Phone::connect(&relay.base(), &token::user(BOB), Version::V2).await;
+    bob.subscribe("room", &since(&place)).await;
+    // Until then nobody can know; and if nothing were sent, he would be told of a gap.
+    let mut frames = Vec::new();
+    while !sent("rowcast.heartbeat").await {
+        frames.extend(bob.frames_so_far().await);
+        assert!(!frames.iter().any(|frame| frame.event == "system"), "{frames:#?}");
+        assert!(Instant::now() < deadline, "nothing is sent through the stream: {}", relay.log());
         pause().await;
+    }
+    // Whatever he is still owed is told before the next row that has a cursor.
+    mark(&pg, "end").await;
+    while !bob.next_change().await.data["cursor"].is_string() {
+        mark(&pg, "end").await;
     }
     frames.extend(bob.frames_so_far().await);
     assert!(!frames.iter().any(|frame| frame.event == "system"), "{frames:#?}");
