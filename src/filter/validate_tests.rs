@@ -477,14 +477,15 @@ async fn a_hostile_pattern_is_cut_off_and_its_neighbours_are_answered() {
     let mut fixture = Fixture::with("create table t (t text)").await;
     let hostile = r"^(a*)(a*)(a*)(a*)\1\2\3\4$";
     let predicate = fixture.predicate(&format!("t=ilike.A%,t=match.{},t=imatch.^A", quoted(hostile))).await.unwrap();
-    let config = FilterAskConfig { statement_timeout: Duration::from_millis(50), ..patient() };
+    let config = FilterAskConfig { statement_timeout: Duration::from_millis(200), ..patient() };
     fixture.asker = FilterAsker::new(fixture.database.pool("plain_relay"), config, Arc::new(Metrics::new()));
     let text = "a".repeat(401);
     let judged = fixture.asker.judge(&fixture.question(&predicate, &text)).await;
     let (answers, took): (Vec<_>, Vec<_>) = judged.into_iter().unzip();
     let yes = FilterAnswer::Says(Some(true));
     assert_eq!(answers, [yes, FilterAnswer::Failed(FilterFailure::Timeout), yes]);
-    assert!(took[1] >= Duration::from_millis(40), "{took:?}");
+    // From the answer before, which may be read late.
+    assert!(took[1] >= Duration::from_millis(100), "{took:?}");
     // On so much it proves nothing about the pattern.
     let text = "a".repeat(64 << 10) + "a";
     assert_eq!(fixture.asker.judge(&fixture.question(&predicate, &text)).await[1].0, FilterAnswer::TooLarge);
