@@ -60,6 +60,7 @@ impl<O: Origin> Core<O> {
     /// Reads and appends; confirms what is durable. `Ok` is the drain.
     pub(super) async fn follow(&mut self, source: &mut O::Source) -> Result<(), IngestError> {
         let now = Instant::now();
+        self.pen.log.forget_streamed();
         let mut backlog = Backlog { waiting: VecDeque::new(), bytes: 0, error: None, retry_at: now };
         let mut chores = Chores {
             tending: Tending::new(now, self.config.tend_delay),

@@ -225,6 +225,11 @@ impl Log {
         state.streamed = state.streamed.max(position);
     }
 
+    /// A stream begins anew, perhaps from a server that was a standby: how far the one before had come says nothing of it.
+    pub fn forget_streamed(&self) {
+        self.shared.state().streamed = Lsn::ZERO;
+    }
+
     /// Up to where nothing can come any more for whoever has read to `position`.
     pub fn known_from(&self, position: Lsn) -> Lsn {
         let state = self.shared.state();

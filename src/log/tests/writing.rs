@@ -291,7 +291,10 @@ fn what_has_come_without_a_transaction_is_known_at_once_to_who_is_at_the_end_and
     assert_eq!([5, 20, 40].map(|position| log.known_from(Lsn(position)).0), [5, 35, 40]);
     writer.append(&insert(40, b"x")).expect("append");
     assert_eq!([20, 40].map(|position| log.known_from(Lsn(position)).0), [20, 40]);
-    // Of another history, or of what was taken back, nothing is known.
+    // Of another stream, of another history, or of what was taken back, nothing is known.
+    log.set_streamed(Lsn(50));
+    log.forget_streamed();
+    assert_eq!(log.known_from(Lsn(40)), Lsn(40));
     log.set_streamed(Lsn(50));
     writer.begin_epoch(epoch(2), Lsn(40)).expect("begun");
     assert_eq!(log.known_from(Lsn(40)), Lsn(40));
