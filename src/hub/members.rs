@@ -73,6 +73,14 @@ impl Watch {
     }
 }
 
+#[cfg(test)]
+impl Watched {
+    /// Its [`Watch`] is there.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.alive.strong_count() > 0
+    }
+}
+
 /// A role and what its members want.
 type Use = (Arc<str>, Way);
 

@@ -150,7 +150,10 @@ async fn rows_that_wait_before_a_notice_which_is_due_have_no_place_either() {
     until(&|| size() > row).await;
     bench.database.run("select pg_advisory_unlock(7)").await;
     client.until(&mut bench, |client| client.told.len() == 2).await;
-    assert_eq!((client.rows, client.placed, client.notices), (vec!["1".to_owned()], vec![], 2));
+    assert_eq!((&client.rows[..], &client.placed[..], client.notices), (&["1".to_owned()][..], &[][..], 2));
+    bench.insert(&waiting, &[vec!["2", ALICE, "q"]]);
+    client.until(&mut bench, |client| client.rows.len() == 2).await;
+    assert_eq!(client.placed, ["2"], "it has heard of everything");
     bench.stop().await;
 }
 

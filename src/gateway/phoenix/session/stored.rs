@@ -117,6 +117,11 @@ impl Session {
         stored.room.is_some()
     }
 
+    /// Bytes of the replies of joins that wait for their changes: they are written whenever the hub activates those.
+    pub(in crate::gateway::phoenix) fn promised(&self) -> usize {
+        self.topics.values().filter_map(Topic::held).map(|held| held.greeting.len()).sum()
+    }
+
     /// Stored messages were read, or could not be.
     pub(in crate::gateway::phoenix) fn stored(
         &mut self,
