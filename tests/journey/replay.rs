@@ -306,6 +306,11 @@ async fn who_has_several_joins_held_with_much_to_replay_is_not_sent_away_for_rea
         payload["config"]["postgres_changes_options"] = json!({ "wait": true, "timeout": 20_000 });
         references.push(phone.push_join(topic, payload).await);
     }
+    // Nothing is read yet; others wait for the memberships behind those.
+    for _ in 0..3 {
+        let mut other = Phone::connect(&relay.base(), &token, Version::V2).await;
+        other.subscribe("other", &json!([{ "event": "*", "schema": "public", "table": "posts" }])).await;
+    }
     for (topic, reference) in topics.iter().zip(references) {
         let reply = phone.reply_to(&json!(reference)).await;
         assert_eq!(reply.payload["status"], "ok", "{topic}: {}", reply.text);

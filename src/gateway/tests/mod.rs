@@ -69,7 +69,7 @@ impl Asked {
             Command::Describe { .. } | Command::Look { .. } | Command::Judge { .. } => {}
             // Whoever asks may do all.
             Command::Rights { reply, .. } => {
-                drop(reply.send(Some(Told { broadcast: Some(true), presence: Some(true), by_facts: false })));
+                let _ = reply.send(Some(Told { broadcast: Some(true), presence: Some(true), by_facts: false }));
             }
             Command::Footing { .. } => {}
             Command::Watch(watched) => self.watched.lock().unwrap().push(watched),
