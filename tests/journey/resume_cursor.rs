@@ -247,9 +247,10 @@ async fn a_lost_key_is_one_gap_and_then_everything_goes_on() {
     pg.exec(&notify(ALICE, "1")).await;
     mark(&pg, "one").await;
     assert_eq!(kinds(&phone.changes_before("one").await), ["1"]);
-    phone.subscribed("room").await;
     phone.heartbeat().await;
-    assert_eq!(phone.frames_of("room").len(), 0, "once");
+    // Whether it was subscribed may have been said before the gap, or after it.
+    let left = phone.frames_of("room");
+    assert!(left.iter().all(|frame| frame.payload["status"] == "ok"), "once: {left:?}");
     let (mut phone, _) = back(&relay.base(), &told["to"]).await;
     mark(&pg, "two").await;
     assert_eq!(kinds(&phone.changes_before("one").await), ["1"]);
