@@ -117,9 +117,10 @@ impl Session {
         stored.room.is_some()
     }
 
-    /// Bytes of the replies of joins that wait for their changes: they are written whenever the hub activates those.
+    /// Bytes of replies with stored messages that wait for their joins' changes: they are written whenever the hub activates those.
     pub(in crate::gateway::phoenix) fn promised(&self) -> usize {
-        self.topics.values().filter_map(Topic::held).map(|held| held.greeting.len()).sum()
+        let held = self.topics.values().filter_map(Topic::held).filter(|held| held.room.is_some());
+        held.map(|held| held.greeting.len()).sum()
     }
 
     /// Stored messages were read, or could not be.
