@@ -81,9 +81,9 @@ impl Hub {
 
     /// The place before the first row that a channel has lost and was not told of.
     pub(super) fn lost(&self, id: ChannelId) -> Option<Cursor> {
-        let owed = self.owing.firsts(id).map(|first| Some(Cursor { position: before(first.position), ..first }));
+        let owed = self.owing.since(id).map(|first| Cursor { position: before(first.position), ..first });
         let out = self.registry.get(id).and_then(|channel| channel.out_since);
-        self.lowest(owed.chain([out]))
+        self.lowest([owed, out])
     }
 
     /// Of two histories the one before the present one is the lower.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::lane_tests::{WAITING, patient};
+use super::lost_tests::{Room, config, members, open};
 use super::*;
 use crate::change::Position;
 use crate::resume::Cursor;
@@ -130,31 +131,57 @@ async fn rows_that_are_not_decided_are_told_together_and_nobody_goes_on_behind_o
 }
 
 #[tokio::test]
-async fn rows_that_wait_before_a_notice_which_is_due_have_no_place_either() {
+async fn a_notice_goes_ahead_of_rows_that_wait_which_are_places_to_go_on_from_then() {
     let (mut bench, mut client, closed) = scene(WAITING).await;
     let waiting = bench.relation("waiting").await;
     bench.database.run("select pg_advisory_lock(7)").await;
     lose(&mut bench, &mut client, &closed, "second");
     bench.insert(&waiting, &[vec!["1", ALICE, "held"]]);
-    let size = || bench.metrics.lane_size.get();
-    let deadline = tokio::time::Instant::now() + DEADLINE;
-    let until = async |enough: &dyn Fn() -> bool| {
-        while !enough() {
-            assert!(tokio::time::Instant::now() < deadline, "{} bytes wait", size());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    until(&|| size() > 0).await;
-    let row = size();
-    // The notice has come to wait behind the row.
-    until(&|| size() > row).await;
-    bench.database.run("select pg_advisory_unlock(7)").await;
     client.until(&mut bench, |client| client.told.len() == 2).await;
-    assert_eq!((&client.rows[..], &client.placed[..], client.notices), (&["1".to_owned()][..], &[][..], 2));
-    bench.insert(&waiting, &[vec!["2", ALICE, "q"]]);
-    client.until(&mut bench, |client| client.rows.len() == 2).await;
-    assert_eq!(client.placed, ["2"], "it has heard of everything");
+    assert_eq!((client.rows.len(), client.notices), (0, 2), "it waits for nothing");
+    bench.database.run("select pg_advisory_unlock(7)").await;
+    client.until(&mut bench, |client| client.rows.len() == 1).await;
+    assert_eq!(client.placed, ["1"], "it has heard of everything");
     bench.stop().await;
+}
+
+/// Rows that there are no facts for are lost without waiting for Postgres.
+#[tokio::test]
+async fn what_is_lost_beyond_a_row_that_waits_is_told_when_that_has_left() {
+    let mut config = config(|_| {});
+    (config.ask.statement_timeout, config.ask.deadline) = (DEADLINE, DEADLINE);
+    let bench = Bench::with(&format!("{}{WAITING}", members()), config).await;
+    // The facts are ahead of the deletion.
+    let (deleting, xid) = open(&bench, "delete from members where team = 'red'").await;
+    deleting.batch_execute("commit").await.expect("committed");
+    let mut room = Room::with(bench).await;
+    let alice = port();
+    let entries = vec![entry(1, "posts", None), entry(2, "marks", None), entry(3, "waiting", None)];
+    room.bench.subscribe(&alice, entries, ALICE).await;
+    let mut client = Client::new(&alice);
+    let (waiting, marks) = (room.bench.relation("waiting").await, room.marks.clone());
+    room.bench.database.run("select pg_advisory_lock(7)").await;
+    room.bench.insert(&waiting, &[vec!["1", ALICE, "held"]]);
+    let (members, posts) = (room.members.clone(), room.posts.clone());
+    room.delete(xid, &[(&members, &["red", ALICE]), (&posts, &["x", "red"])]);
+    client.lost.insert(Position { lsn: Lsn(room.bench.lsn), ordinal: 1 });
+    // The stream comes to the facts: what is owed is due a second later.
+    let (after, later) = open(&room.bench, "insert into members values ('red', 'nobody')").await;
+    after.batch_execute("commit").await.expect("committed");
+    room.bench.insert_by(later, TransactionBuilder::default(), &marks, &[vec!["2"]]);
+    // One who waits for nothing is told.
+    let other = room.alice.id;
+    let mut is_told = false;
+    while !is_told {
+        let batch = tokio::time::timeout(DEADLINE, room.bench.batches.recv()).await.expect("in time").expect("runs");
+        is_told = batch.items.iter().any(|item| matches!(item, Outgoing::Notice(notice) if notice.port.id == other));
+        client.take(batch);
+    }
+    assert_eq!((client.notices, client.rows.len()), (0, 0), "its end would be before what it tells of");
+    room.bench.database.run("select pg_advisory_unlock(7)").await;
+    client.until(&mut room.bench, |client| client.told.len() == 1).await;
+    assert_eq!((&client.rows[..], &client.placed[..]), (&["1".to_owned(), "2".to_owned()][..], &["1".to_owned()][..]));
+    room.bench.stop().await;
 }
 
 #[tokio::test]

@@ -9,10 +9,12 @@
 //! a channel has been told within [`TOGETHER`], what it misses is owed to it, and told as one gap when that time is over; and so on. So
 //! a policy that answers nobody is one notice a second, however many its rows, and the last of them is always told.
 //!
-//! Invariant: what was lost is told after it was lost; until then [`Owing::firsts`] says that the channel is not complete, and
+//! Invariant: what was lost is told after it was lost; until then [`Owing::since`] says that the channel is not complete, and
 //! what it gets carries no cursor from which it could go on. So a client that reloads at the notice misses nothing, and one that
-//! goes away before it does not resume behind the loss. That holds until the notice is handed over: one that waits for the
-//! channel's rows in the lane is still owed ([`Owing::park`]).
+//! goes away before it does not resume behind the loss.
+//!
+//! A notice does not wait behind rows that wait for Postgres, or the channel would be held before the loss for as long as they
+//! take: it goes ahead of them, up to the place before the first of them. What was lost beyond that stays owed.
 //!
 //! Most often the facts are merely ahead of the stream, as when the relay has been away. Who was denied a row by such facts was denied it
 //! rightly if they were the same before the row: if the stream shows no change of a table that policies look into from the row's
@@ -31,7 +33,7 @@ use ahash::AHashMap;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::{ChannelId, Details, Port};
+use super::{ChannelId, Port};
 use crate::change::{Lsn, Position};
 use crate::resume::Cursor;
 
@@ -49,6 +51,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const NUDGE_EVERY: Duration = Duration::from_secs(2);
 
 /// What one channel is owed.
+#[derive(Clone)]
 pub(super) struct Owed {
     pub(super) port: Arc<Port>,
     /// The first row that was lost.
@@ -66,6 +69,7 @@ pub(super) struct Owed {
 }
 
 /// Rows of one table that a channel may have lost.
+#[derive(Clone)]
 pub(super) struct Doubted {
     pub(super) table: u32,
     pub(super) first: Position,
@@ -114,8 +118,6 @@ fn due_at((began, open): (Option<Instant>, Option<Instant>), over: bool) -> Opti
 #[derive(Default)]
 pub(super) struct Owing {
     owed: AHashMap<ChannelId, Owed>,
-    /// What was told and is on its way behind what its channel waits for: the first row of each, and the notice.
-    parked: AHashMap<ChannelId, VecDeque<(Cursor, Details)>>,
     /// When the oldest of rows that there were no facts for began, and of the others.
     began: Option<Instant>,
     open: Option<Instant>,
@@ -198,43 +200,37 @@ impl Owing {
         }
     }
 
-    /// The notice of what was owed, from this row on, has to wait for the channel's rows before it.
-    pub(super) fn park(&mut self, channel: ChannelId, first: Cursor, notice: Details) {
-        self.parked.entry(channel).or_default().push_back((first, notice));
+    /// What was taken is owed still: from this row on, and as if it had begun now, if what was before was told.
+    pub(super) fn put_back(&mut self, mut owed: Owed, rest: Option<(Cursor, Instant)>) {
+        if let Some((first, now)) = rest {
+            owed.first = first;
+            (owed.began, owed.open) = (owed.began.map(|_| now), owed.open.map(|_| now));
+            (owed.doubt, owed.doubted) = (None, SmallVec::new());
+        }
+        let earlier = |known: &mut Option<Instant>, at| *known = known.iter().copied().chain(at).min();
+        earlier(&mut self.began, owed.began);
+        earlier(&mut self.open, owed.open);
+        self.owed.insert(owed.port.id, owed);
     }
 
-    /// A channel's notice leaves. Says whether it was one that had been owed.
-    pub(super) fn unpark(&mut self, channel: ChannelId, notice: &Details) -> bool {
-        let Some(parked) = self.parked.get_mut(&channel) else { return false };
-        let was_owed = parked.front().is_some_and(|(_, first)| first == notice);
-        if was_owed {
-            parked.pop_front();
-        }
-        if parked.is_empty() {
-            self.parked.remove(&channel);
-        }
-        was_owed
-    }
-
-    /// The first rows that a channel has lost and was not told of: it is complete up to before the lowest of them only.
-    pub(super) fn firsts(&self, channel: ChannelId) -> impl Iterator<Item = Cursor> {
-        let parked = self.parked.get(&channel).into_iter().flatten().map(|(first, _)| *first);
-        parked.chain(self.owed.get(&channel).map(|owed| owed.first))
+    /// The first row that a channel has lost and was not told of: it is complete up to before it only.
+    pub(super) fn since(&self, channel: ChannelId) -> Option<Cursor> {
+        self.owed.get(&channel).map(|owed| owed.first)
     }
 
     /// Whether a channel could go on from this row only without what it has lost before, or of the very row.
     pub(super) fn is_behind(&self, channel: ChannelId, epoch: Option<u64>, row: Position) -> bool {
-        self.firsts(channel).any(|first| Some(first.epoch) != epoch || first.position <= row)
+        let is_before = |first: Cursor| Some(first.epoch) != epoch || first.position <= row;
+        self.since(channel).is_some_and(is_before)
     }
 
     /// Nobody is owed anything.
     pub(super) fn is_empty(&self) -> bool {
-        self.owed.is_empty() && self.parked.is_empty()
+        self.owed.is_empty()
     }
 
     pub(super) fn forget(&mut self, channel: ChannelId) {
         self.owed.remove(&channel);
-        self.parked.remove(&channel);
         self.recent.remove(&channel);
     }
 
@@ -279,7 +275,6 @@ impl Owing {
 mod tests {
     use super::*;
     use crate::change::Lsn;
-    use crate::hub::GapReason;
     use crate::hub::tests::port;
 
     fn at(lsn: u64) -> Cursor {
@@ -296,7 +291,7 @@ mod tests {
         let after = |milliseconds| began + Duration::from_millis(milliseconds);
         assert!(owing.tells_now(&port, at(10), began) && owing.is_empty());
         assert!(!owing.tells_now(&port, at(20), after(300)) && !owing.tells_now(&port, at(30), after(900)));
-        assert_eq!((owing.firsts(port.id).collect::<Vec<_>>(), taken(&mut owing, after(1200))), (vec![at(20)], vec![]));
+        assert_eq!((owing.since(port.id), taken(&mut owing, after(1200))), (Some(at(20)), vec![]));
         assert!(
             !owing.is_behind(port.id, Some(1), at(19).position) && owing.is_behind(port.id, Some(1), at(20).position)
         );
@@ -304,7 +299,7 @@ mod tests {
         assert_eq!(owing.due_at(true), Some(after(1300)));
         assert_eq!(taken(&mut owing, after(1300)), [(at(20), at(40))]);
         owing.note_told(port.id, after(1300));
-        assert!(owing.is_empty() && owing.firsts(port.id).next().is_none());
+        assert!(owing.is_empty() && owing.since(port.id).is_none());
         assert!(!owing.tells_now(&port, at(50), after(2200)));
         assert_eq!(taken(&mut owing, after(3200)), [(at(50), at(50))], "the last one too");
         assert!(owing.tells_now(&port, at(60), after(4300)), "nobody was told for a second");
@@ -325,18 +320,20 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_that_waits_for_rows_before_it_is_owed_until_it_leaves() {
+    fn what_can_not_be_told_yet_stays_owed_and_the_rest_of_what_was_told_begins_anew() {
         let (mut owing, port, now) = (Owing::default(), port(), Instant::now());
-        let gap = |from, to| Details::Gap { from: Some(at(from)), to: at(to), reason: GapReason::Undecided };
-        owing.park(port.id, at(20), gap(19, 90));
-        owing.park(port.id, at(100), gap(99, 200));
-        assert!(!owing.is_empty() && owing.is_behind(port.id, Some(1), at(50).position));
-        assert!(!owing.tells_now(&port, at(50), now), "it would say that all before it is complete");
-        assert!(!owing.unpark(port.id, &Details::Reached(at(90))) && owing.unpark(port.id, &gap(19, 90)));
-        assert_eq!(owing.firsts(port.id).collect::<Vec<_>>(), [at(100), at(50)]);
-        assert!(owing.unpark(port.id, &gap(99, 200)) && !owing.unpark(port.id, &gap(99, 200)));
-        owing.forget(port.id);
+        owing.add(&port, at(20), now, Some((7, 1)));
+        owing.add(&port, at(90), now, Some((7, 1)));
+        let take = |owing: &mut Owing, later| owing.take(true, now + later).pop();
+        let owed = take(&mut owing, TOGETHER).expect("due");
         assert!(owing.is_empty());
+        owing.put_back(owed, None);
+        let owed = take(&mut owing, TOGETHER + LOOK).expect("due still");
+        assert_eq!((owed.first, owed.doubt, owed.doubted[0].count), (at(20), Some(1), 2));
+        owing.put_back(owed, Some((at(50), now + TOGETHER + LOOK)));
+        assert_eq!((owing.since(port.id), take(&mut owing, TOGETHER * 2).is_none()), (Some(at(50)), true));
+        let owed = take(&mut owing, TOGETHER * 2 + LOOK).expect("due again");
+        assert_eq!((owed.first, owed.last, owed.doubt, owed.doubted.len()), (at(50), at(90), None, 0));
     }
 
     #[test]

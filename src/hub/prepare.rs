@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::control::Resolved;
 use super::gaps::before;
-use super::matching::UNDECIDED;
+use super::matching::{self, UNDECIDED};
 use super::owing::{LOST, Owed};
 use super::registry::At;
 use super::run::Hub;
@@ -155,8 +155,9 @@ impl Hub {
         if owed.is_empty() {
             return;
         }
-        self.note_doubted(&owed);
-        let of_facts = || owed.iter().filter(|owed| owed.is_of_facts());
+        let told: Vec<Owed> = owed.into_iter().filter_map(|owed| self.tell_of(owed, now)).collect();
+        self.note_doubted(&told);
+        let of_facts = || told.iter().filter(|owed| owed.is_of_facts());
         if of_facts().next().is_some() {
             let first = of_facts().map(|owed| owed.first.position).min();
             let last = of_facts().map(|owed| owed.last.position).max();
@@ -167,27 +168,36 @@ impl Hub {
                 "rows were deleted while facts were loaded or behind the rules; those who may have seen them are told of a gap"
             );
         }
-        owed.into_iter().for_each(|owed| self.tell_of(&owed, now));
     }
 
-    fn tell_of(&mut self, owed: &Owed, now: Instant) {
+    /// Tells a channel of what it is owed, up to the first row that it waits for. What can't be told yet stays owed; gives back what
+    /// was told.
+    fn tell_of(&mut self, owed: Owed, now: Instant) -> Option<Owed> {
         let id = owed.port.id;
-        let Some(channel) = self.registry.get(id) else { return };
+        let channel = self.registry.get(id)?;
+        let front = self.lane.front(id);
+        let is_ahead = |at: Cursor, front: Cursor| at != front && self.lowest([Some(at), Some(front)]) == Some(at);
+        if front.is_some_and(|front| !is_ahead(owed.first, front)) {
+            self.owing.put_back(owed, None);
+            return None;
+        }
+        let rest = front.filter(|front| !is_ahead(owed.last, *front));
         // It stands behind what was sent since, and so must its end: whoever goes on from an end that lies before rows that he has
         // gets those twice.
         let here = self.progress(channel).or_else(|| self.cursor(self.judged()));
         let behind = |here: &Cursor| here.epoch != owed.last.epoch || here.position > owed.last.position;
-        let to = here.filter(behind).unwrap_or(owed.last);
+        let to = self.lane.complete_to(id).or(here.filter(behind)).unwrap_or(owed.last);
         let from = Some(Cursor { position: before(owed.first.position), ..owed.first });
-        let reason = GapReason::Undecided;
-        let details = Details::Gap { from, to, reason };
+        let (reason, message) = (GapReason::Undecided, if owed.is_of_facts() { LOST } else { UNDECIDED });
         self.deps.metrics.gaps.get_or_create(&[("reason", reason.as_str())]).inc();
-        if self.lane.waits(id) {
-            self.owing.park(id, owed.first, details);
-        }
-        self.tell(&owed.port, false, if owed.is_of_facts() { LOST } else { UNDECIDED }, Some(details));
+        // Ahead of what waits.
+        matching::notify(&mut self.out, &owed.port, false, message, Some(Details::Gap { from, to, reason }));
         self.owing.note_told(id, now);
+        if let Some(front) = rest {
+            self.owing.put_back(owed.clone(), Some((front, now)));
+        }
         self.holds.stir(id);
+        Some(owed)
     }
 
     /// Keeps what is resolved until its facts are there, if they are on their way and it has not waited long enough.

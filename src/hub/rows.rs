@@ -177,9 +177,6 @@ impl Hub {
             let Leaving { event, cost, permits, undecided, reasons, ended } = match settled {
                 Settled::Row(row) => row,
                 Settled::Notice(port, ok, message, details) => {
-                    if details.is_some_and(|details| self.owing.unpark(port.id, &details)) {
-                        self.holds.stir(port.id);
-                    }
                     matching::notify(&mut self.out, &port, ok, &message, details);
                     continue;
                 }
