@@ -28,12 +28,14 @@ struct Client {
     /// Those of them from which it can go on.
     placed: Vec<String>,
     hold: Option<Cursor>,
+    /// The end of the last gap: nothing before it comes behind its notice.
+    behind: Position,
 }
 
 impl Client {
     fn new(port: &Arc<Port>) -> Client {
-        let (lost, told, hold) = (BTreeSet::new(), BTreeSet::new(), None);
-        Client { port: port.clone(), lost, told, notices: 0, rows: Vec::new(), placed: Vec::new(), hold }
+        let (lost, told, hold, behind) = (BTreeSet::new(), BTreeSet::new(), None, Position::default());
+        Client { port: port.clone(), lost, told, notices: 0, rows: Vec::new(), placed: Vec::new(), hold, behind }
     }
 
     /// Whoever goes on from here must have been told of all that it lost before.
@@ -52,6 +54,7 @@ impl Client {
                     let crate::change::Change::Insert { new } = &row.change else { continue };
                     for member in fanout.members.iter().filter(|member| member.port.id == self.port.id) {
                         let id = new.get(0).as_str().unwrap().to_owned();
+                        assert!(row.position > self.behind, "{id} comes behind the notice of a gap that it is in");
                         if member.cursor_as.as_deref() != Some(NO_CURSOR) {
                             self.may_go_on_from(row.position, &id);
                             self.placed.push(id.clone());
@@ -66,6 +69,7 @@ impl Client {
                     self.notices += 1;
                     self.told.extend(self.lost.iter().filter(|lost| from.position < **lost && **lost <= to.position));
                     self.may_go_on_from(to.position, "a gap's end");
+                    self.behind = to.position;
                 }
                 Outgoing::Hold(port, hold) if port.id == self.port.id => self.hold = hold,
                 _ => {}
@@ -145,13 +149,13 @@ async fn a_notice_goes_ahead_of_rows_that_wait_which_are_places_to_go_on_from_th
     bench.stop().await;
 }
 
-/// Rows that there are no facts for are lost without waiting for Postgres.
-#[tokio::test]
-async fn what_is_lost_beyond_a_row_that_waits_is_told_when_that_has_left() {
+/// Rows that there are no facts for are lost without waiting for Postgres: here one beyond a row that waits, and one before it or
+/// none.
+async fn around_one_that_waits(before: bool) {
     let mut config = config(|_| {});
     (config.ask.statement_timeout, config.ask.deadline) = (DEADLINE, DEADLINE);
     let bench = Bench::with(&format!("{}{WAITING}", members()), config).await;
-    // The facts are ahead of the deletion.
+    // The facts are ahead of the deletions.
     let (deleting, xid) = open(&bench, "delete from members where team = 'red'").await;
     deleting.batch_execute("commit").await.expect("committed");
     let mut room = Room::with(bench).await;
@@ -160,11 +164,17 @@ async fn what_is_lost_beyond_a_row_that_waits_is_told_when_that_has_left() {
     room.bench.subscribe(&alice, entries, ALICE).await;
     let mut client = Client::new(&alice);
     let (waiting, marks) = (room.bench.relation("waiting").await, room.marks.clone());
+    let (members, posts) = (room.members.clone(), room.posts.clone());
+    let lose = |room: &mut Room, client: &mut Client, id| {
+        room.delete(xid, &[(&members, &["red", ALICE]), (&posts, &[id, "red"])]);
+        client.lost.insert(Position { lsn: Lsn(room.bench.lsn), ordinal: 1 });
+    };
+    if before {
+        lose(&mut room, &mut client, "w");
+    }
     room.bench.database.run("select pg_advisory_lock(7)").await;
     room.bench.insert(&waiting, &[vec!["1", ALICE, "held"]]);
-    let (members, posts) = (room.members.clone(), room.posts.clone());
-    room.delete(xid, &[(&members, &["red", ALICE]), (&posts, &["x", "red"])]);
-    client.lost.insert(Position { lsn: Lsn(room.bench.lsn), ordinal: 1 });
+    lose(&mut room, &mut client, "x");
     // The stream comes to the facts: what is owed is due a second later.
     let (after, later) = open(&room.bench, "insert into members values ('red', 'nobody')").await;
     after.batch_execute("commit").await.expect("committed");
@@ -177,11 +187,22 @@ async fn what_is_lost_beyond_a_row_that_waits_is_told_when_that_has_left() {
         is_told = batch.items.iter().any(|item| matches!(item, Outgoing::Notice(notice) if notice.port.id == other));
         client.take(batch);
     }
-    assert_eq!((client.notices, client.rows.len()), (0, 0), "its end would be before what it tells of");
+    client.until(&mut room.bench, |client| client.told.len() == usize::from(before)).await;
+    assert_eq!((client.notices, client.rows.len()), (usize::from(before), 0), "up to the row that waits");
     room.bench.database.run("select pg_advisory_unlock(7)").await;
-    client.until(&mut room.bench, |client| client.told.len() == 1).await;
-    assert_eq!((&client.rows[..], &client.placed[..]), (&["1".to_owned(), "2".to_owned()][..], &["1".to_owned()][..]));
+    client.until(&mut room.bench, |client| client.told == client.lost).await;
+    assert_eq!((client.notices, &client.rows[..]), (1 + usize::from(before), &["1".to_owned(), "2".to_owned()][..]));
     room.bench.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_lost_beyond_a_row_that_waits_is_told_when_that_has_left() {
+    around_one_that_waits(false).await;
+}
+
+#[tokio::test]
+async fn what_is_lost_before_a_row_that_waits_is_told_without_what_is_lost_beyond_it() {
+    around_one_that_waits(true).await;
 }
 
 #[tokio::test]
