@@ -7,6 +7,8 @@ use super::*;
 use crate::change::Lsn;
 use crate::claims::Principal;
 
+mod bounds;
+
 const EPOCH: u64 = 7;
 
 fn at(lsn: u64) -> Cursor {
@@ -229,42 +231,6 @@ fn who_comes_back_again_and_again_takes_no_more_memory_each_time() {
     assert_eq!((stage.frontiers.count_all(), stage.dropped("expired")), ((0, 1), 1));
     stage.pass(5000);
     assert_eq!((stage.frontiers.count_all(), stage.dropped("expired")), ((0, 0), 2));
-}
-
-#[test]
-fn one_user_has_no_more_than_his_share_and_a_device_goes_as_a_whole() {
-    let bounds = FrontierConfig { most_of_user: 6, devices_of_user: 2, ..FrontierConfig::default() };
-    let mut stage = Stage::new(bounds);
-    let bob = stage.join(key_of("bob", "phone", "{}"), 1).1;
-    stage.end(&bob);
-    for device in ["a", "b", "c"] {
-        for entry in ["1", "2"] {
-            stage.end(&stage.join(key_of("alice", device, entry), 10).1);
-        }
-        stage.pass(1);
-    }
-    assert_eq!(stage.dropped("user_limit"), 2);
-    assert_eq!(stage.join(key_of("alice", "a", "1"), 90).0, None);
-    assert_eq!(stage.join(key_of("bob", "phone", "{}"), 90).0, Some(1));
-    // Nobody loses what a connection holds.
-    let stage = Stage::new(bounds);
-    let held: Vec<_> = (0..8).map(|entry| stage.join(key_of("alice", "a", &entry.to_string()), 10).1).collect();
-    assert_eq!((stage.frontiers.count_all(), stage.dropped("refused")), ((6, 0), 2));
-    drop(held);
-}
-
-#[test]
-fn all_together_are_bounded_and_devices_without_a_user_go_first() {
-    let mut stage = Stage::new(FrontierConfig { most: 10, ..FrontierConfig::default() });
-    stage.end(&stage.join(key(), 10).1);
-    let anonymous = Principal::new(json!({ "role": "anon" }).as_object().unwrap().clone(), 0).unwrap();
-    for device in 0..50 {
-        stage.end(&stage.join(Key::new(&anonymous, &device.to_string(), "t", "{}"), 10).1);
-        stage.pass(1);
-    }
-    assert_eq!(stage.frontiers.count_all(), (0, 10));
-    assert_eq!(stage.dropped("limit"), 41);
-    assert_eq!(stage.join(key(), 90).0, Some(10));
 }
 
 #[test]
@@ -539,6 +505,70 @@ fn a_join_is_safe_when_its_first_place_is_saved_or_a_known_one_was() {
     // Nobody waits for what can't be.
     stage.frontiers.saving(false);
     assert!(other.is_safe());
+}
+
+/// The table still said that it was left, and forgot it a minute later.
+#[test]
+fn a_channel_that_was_left_is_safe_again_when_its_return_is_saved() {
+    let stage = Stage::new(FrontierConfig::default());
+    stage.frontiers.saving(true);
+    let leave = |tracked: &Tracked| tracked.end(true, stage.now, stage.now);
+    let (_, tracked) = stage.join(key(), 10);
+    stage.save();
+    leave(&tracked);
+    stage.save();
+    let (_, tracked) = stage.join(key(), 90);
+    assert!(!tracked.is_safe());
+    assert!(stage.save().iter().all(|row| !row.left));
+    assert!(tracked.is_safe());
+    // The word of the leave is on its way when the client is back.
+    leave(&tracked);
+    let leaving = stage.frontiers.with(|access| access.take_unsaved(1000));
+    let (_, tracked) = stage.join(key(), 90);
+    assert!(!tracked.is_safe());
+    stage.frontiers.with(|access| access.saved(&leaving, stage.now));
+    assert!(!tracked.is_safe(), "what was saved is the leave");
+    stage.save();
+    assert!(tracked.is_safe());
+    // And after a restart, which reads the leave.
+    leave(&tracked);
+    let rows = stage.save();
+    let stage = Stage::new(FrontierConfig::default());
+    stage.frontiers.saving(true);
+    stage.load(rows, false);
+    let (start, tracked) = stage.join(key(), 90);
+    assert!(start == Some(10) && !tracked.is_safe());
+    // A tab that was left is no surety for another.
+    stage.save();
+    let (_, more) = stage.join(key(), 90);
+    stage.save();
+    tracked.end(true, stage.now, stage.now);
+    stage.save();
+    let (_, one_more) = stage.join(key(), 90);
+    assert!(one_more.is_safe(), "the other one is there");
+    drop((more, one_more));
+}
+
+/// It came back from the crash of a server that had not made it durable.
+#[test]
+fn what_must_not_be_lost_is_saved_for_good_and_what_only_costs_repeats_is_not() {
+    let stage = Stage::new(FrontierConfig::default());
+    let is_firm = || {
+        stage.frontiers.with(|access| {
+            let unsaved = access.take_unsaved(1000);
+            access.saved(&unsaved, stage.now);
+            assert_eq!(unsaved.rows.len(), 1);
+            unsaved.firm
+        })
+    };
+    let (_, tracked) = stage.join(key(), 10);
+    assert!(is_firm(), "its first place");
+    tracked.handles().advance(at(20), true);
+    assert!(!is_firm(), "a receipt");
+    tracked.end(true, stage.now, stage.now);
+    assert!(!is_firm(), "a leave");
+    let (_, _tracked) = stage.join(key(), 10);
+    assert!(is_firm(), "its return");
 }
 
 #[test]
