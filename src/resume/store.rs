@@ -26,7 +26,7 @@ use tokio_postgres::types::{PgLsn, ToSql};
 use super::frontier::{Frontiers, Owner, Part, Row, Unsaved};
 use super::{Cursor, Key};
 use crate::change::{Lsn, Position};
-use crate::error::chain;
+use crate::error::{Fault as _, Remedy, chain};
 use crate::fail::{self, Point};
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -182,7 +182,10 @@ impl FrontierStore {
                 // Whatever is wrong will be told by the next write.
                 tracing::debug!(error = chain(&error), "it can't be seen whose frontiers they are");
                 self.client = None;
-                self.deps.frontiers.open(false);
+                match is_lasting(&error) {
+                    true => self.open(ready),
+                    false => self.deps.frontiers.open(false),
+                }
             }
         }
     }
@@ -215,8 +218,7 @@ impl FrontierStore {
                 // The statement may still be under way on it, and nobody answers.
                 self.client = None;
                 self.trouble(&error, "what devices have received can't be loaded");
-                // A right that is missing is not there a moment later. Devices are served from memory.
-                if crate::error::Fault::remedy(&error) != crate::error::Remedy::Retry {
+                if is_lasting(&error) {
                     self.open(ready);
                 }
             }
@@ -387,6 +389,11 @@ impl FrontierStore {
             self.told = text;
         }
     }
+}
+
+/// A right that is missing is not there a moment later. Devices are served from memory then.
+fn is_lasting(error: &PgError) -> bool {
+    error.remedy() != Remedy::Retry
 }
 
 /// Whenever changes begin or cease to stream, since another relay may have had the frontiers meanwhile.
