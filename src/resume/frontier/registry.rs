@@ -17,7 +17,7 @@
 
 mod room;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -382,10 +382,14 @@ impl Registry {
     }
 
     /// What the table has, oldest first, each with how long ago it was saved. `stale`: somebody else has kept it since, and what
-    /// is here of connections that are gone is older.
-    pub(super) fn load(&mut self, rows: impl IntoIterator<Item = (Row, Duration)>, stale: bool, now: Instant) {
+    /// is here of connections that are gone is older. Of what is not there at all, only this is known: it may cost repeats.
+    pub(super) fn load(&mut self, rows: Vec<(Row, Duration)>, stale: bool, now: Instant) {
         if stale {
-            let orphan = |index: &u32| matches!(self.slots[*index as usize].state, State::Orphan(_));
+            let known: HashSet<Key> = rows.iter().map(|(row, _)| row.key).collect();
+            let orphan = |index: &u32| {
+                let slot = &self.slots[*index as usize];
+                matches!(slot.state, State::Orphan(_)) && known.contains(&slot.key)
+            };
             let orphans: Vec<u32> = (0..self.slots.len() as u32).filter(orphan).collect();
             orphans.into_iter().for_each(|index| self.release(index));
             self.gone.clear();
@@ -393,7 +397,7 @@ impl Registry {
             for index in 0..self.slots.len() as u32 {
                 let slot = &mut self.slots[index as usize];
                 (slot.saved, slot.safe) = (None, false);
-                if slot.state == State::Live {
+                if slot.state != State::Free {
                     self.queue(index);
                 }
             }

@@ -65,3 +65,18 @@ fn what_must_not_be_lost_is_saved_for_good_and_what_only_costs_repeats_is_not() 
     let (_, _tracked) = stage.join(key(), 10);
     assert!(is_firm(), "its return");
 }
+
+/// A database that was put back to what it was knows nothing of it, and whose it is neither.
+#[test]
+fn what_only_this_relay_knows_outlives_a_look_at_what_another_one_has_saved() {
+    let stage = Stage::new(FrontierConfig::default());
+    let (mine, theirs) = (key(), key_of("bob", "phone", "{}"));
+    stage.end(&stage.join(mine, 10).1);
+    stage.end(&stage.join(theirs, 10).1);
+    stage.save();
+    let newer = Row { key: theirs, tab: 0, at: at(30), since: None, left: false };
+    stage.load(vec![newer], true);
+    assert_eq!(stage.frontiers.count_all(), (0, 2));
+    assert_eq!(stage.save().iter().map(|row| row.key).collect::<Vec<_>>(), [mine]);
+    assert_eq!((stage.join(mine, 90).0, stage.join(theirs, 90).0), (Some(10), Some(30)));
+}
