@@ -13,8 +13,9 @@
 //! what it gets carries no cursor from which it could go on. So a client that reloads at the notice misses nothing, and one that
 //! goes away before it does not resume behind the loss.
 //!
-//! A notice does not wait behind rows that wait for Postgres, or the channel would be held before the loss for as long as they
-//! take: it goes ahead of them, up to the place before the first of them. What was lost beyond that stays owed.
+//! Rows without facts are lost at once, also while rows before them wait for Postgres. A notice does not wait behind what came later
+//! than the loss, or the channel would be held before it for as long as that takes: it goes ahead of the rows that wait, as soon as
+//! the first of them is beyond the loss. What is lost meanwhile is told after it, or it would never be told.
 //!
 //! Most often the facts are merely ahead of the stream, as when the relay has been away. Who was denied a row by such facts was denied it
 //! rightly if they were the same before the row: if the stream shows no change of a table that policies look into from the row's
@@ -51,7 +52,6 @@ const LOOK: Duration = Duration::from_millis(50);
 const NUDGE_EVERY: Duration = Duration::from_secs(2);
 
 /// What one channel is owed.
-#[derive(Clone)]
 pub(super) struct Owed {
     pub(super) port: Arc<Port>,
     /// The first row that was lost.
@@ -62,6 +62,8 @@ pub(super) struct Owed {
     began: Option<Instant>,
     /// Since when it is owed others.
     open: Option<Instant>,
+    /// It was due, and waits until the channel has its rows before the last one.
+    waits: bool,
     /// All that it is owed may turn out to be nothing; [`crate::policy::facts::Facts::generation`] meanwhile.
     doubt: Option<u64>,
     /// Rows of which nobody was told yet that they were not decided, by table.
@@ -69,7 +71,6 @@ pub(super) struct Owed {
 }
 
 /// Rows of one table that a channel may have lost.
-#[derive(Clone)]
 pub(super) struct Doubted {
     pub(super) table: u32,
     pub(super) first: Position,
@@ -118,6 +119,8 @@ fn due_at((began, open): (Option<Instant>, Option<Instant>), over: bool) -> Opti
 #[derive(Default)]
 pub(super) struct Owing {
     owed: AHashMap<ChannelId, Owed>,
+    /// What was lost beyond that by those to whom it can't be told yet.
+    later: AHashMap<ChannelId, Owed>,
     /// When the oldest of rows that there were no facts for began, and of the others.
     began: Option<Instant>,
     open: Option<Instant>,
@@ -164,9 +167,12 @@ impl Owing {
         port.place.lose();
         let new = || {
             let (port, doubted) = (port.clone(), SmallVec::new());
-            Owed { port, first: at, last: at, began: None, open: None, doubt, doubted }
+            Owed { port, first: at, last: at, began: None, open: None, waits: false, doubt, doubted }
         };
-        let owed = self.owed.entry(port.id).or_insert_with(new);
+        let is_beyond = |owed: &Owed| owed.last.epoch != at.epoch || at.position > owed.last.position;
+        let is_later = self.owed.get(&port.id).is_some_and(|owed| owed.waits && is_beyond(owed));
+        let owed = if is_later { &mut self.later } else { &mut self.owed };
+        let owed = owed.entry(port.id).or_insert_with(new);
         owed.doubt = owed.doubt.filter(|known| Some(*known) == doubt);
         owed.extend(at);
         owed
@@ -200,17 +206,34 @@ impl Owing {
         }
     }
 
-    /// What was taken is owed still: from this row on, and as if it had begun now, if what was before was told.
-    pub(super) fn put_back(&mut self, mut owed: Owed, rest: Option<(Cursor, Instant)>) {
-        if let Some((first, now)) = rest {
-            owed.first = first;
-            (owed.began, owed.open) = (owed.began.map(|_| now), owed.open.map(|_| now));
-            (owed.doubt, owed.doubted) = (None, SmallVec::new());
-        }
+    /// What was taken can't be told yet.
+    pub(super) fn put_back(&mut self, mut owed: Owed) {
+        owed.waits = true;
+        self.insert(owed);
+    }
+
+    fn insert(&mut self, owed: Owed) {
         let earlier = |known: &mut Option<Instant>, at| *known = known.iter().copied().chain(at).min();
         earlier(&mut self.began, owed.began);
         earlier(&mut self.open, owed.open);
         self.owed.insert(owed.port.id, owed);
+    }
+
+    /// What was taken has become longer by what was lost since it could not be told.
+    pub(super) fn absorb(&mut self, owed: &mut Owed) {
+        if let Some(later) = self.later.remove(&owed.port.id) {
+            owed.extend(later.first);
+            owed.extend(later.last);
+            owed.open = owed.open.or(later.open);
+            owed.doubted.extend(later.doubted);
+        }
+    }
+
+    /// What was taken is settled, told or not: what was lost since is next.
+    pub(super) fn go_on(&mut self, channel: ChannelId) {
+        if let Some(later) = self.later.remove(&channel) {
+            self.insert(later);
+        }
     }
 
     /// The first row that a channel has lost and was not told of: it is complete up to before it only.
@@ -231,6 +254,7 @@ impl Owing {
 
     pub(super) fn forget(&mut self, channel: ChannelId) {
         self.owed.remove(&channel);
+        self.later.remove(&channel);
         self.recent.remove(&channel);
     }
 
@@ -320,20 +344,31 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_told_yet_stays_owed_and_the_rest_of_what_was_told_begins_anew() {
+    fn what_can_not_be_told_yet_grows_no_longer_and_what_is_lost_meanwhile_is_next() {
         let (mut owing, port, now) = (Owing::default(), port(), Instant::now());
         owing.add(&port, at(20), now, Some((7, 1)));
-        owing.add(&port, at(90), now, Some((7, 1)));
         let take = |owing: &mut Owing, later| owing.take(true, now + later).pop();
         let owed = take(&mut owing, TOGETHER).expect("due");
-        assert!(owing.is_empty());
-        owing.put_back(owed, None);
+        owing.put_back(owed);
+        owing.add(&port, at(30), now + TOGETHER, None);
+        owing.add(&port, at(10), now + TOGETHER, Some((7, 1)));
+        assert_eq!((owing.since(port.id), owing.due_at(true)), (Some(at(10)), Some(now + TOGETHER + LOOK)));
         let owed = take(&mut owing, TOGETHER + LOOK).expect("due still");
-        assert_eq!((owed.first, owed.doubt, owed.doubted[0].count), (at(20), Some(1), 2));
-        owing.put_back(owed, Some((at(50), now + TOGETHER + LOOK)));
-        assert_eq!((owing.since(port.id), take(&mut owing, TOGETHER * 2).is_none()), (Some(at(50)), true));
-        let owed = take(&mut owing, TOGETHER * 2 + LOOK).expect("due again");
-        assert_eq!((owed.first, owed.last, owed.doubt, owed.doubted.len()), (at(50), at(90), None, 0));
+        assert_eq!((owed.first, owed.last, owed.doubt, owed.doubted[0].count), (at(10), at(20), Some(1), 2));
+        owing.go_on(port.id);
+        assert_eq!((owing.since(port.id), take(&mut owing, TOGETHER + 2 * LOOK).is_none()), (Some(at(30)), true));
+        let owed = take(&mut owing, 2 * TOGETHER).expect("due, a second after it was lost");
+        assert_eq!((owed.first, owed.last, owed.doubted.len()), (at(30), at(30), 0));
+        // All of it together, when nothing waits any more.
+        owing.put_back(owed);
+        assert!(!owing.tells_now(&port, at(40), now + 2 * TOGETHER));
+        let mut owed = take(&mut owing, 3 * TOGETHER).expect("due");
+        owing.absorb(&mut owed);
+        assert_eq!((owed.first, owed.last, owed.is_of_facts(), owing.later.len()), (at(30), at(40), false, 0));
+        owing.put_back(owed);
+        owing.add(&port, at(50), now, None);
+        owing.forget(port.id);
+        assert!(owing.is_empty() && owing.later.is_empty());
     }
 
     #[test]

@@ -151,7 +151,10 @@ impl Hub {
     fn tell_owed(&mut self, now: Instant) {
         let owed = self.owing.take(self.has_facts(), now);
         let (settled, owed) = owed.into_iter().partition::<Vec<_>, _>(|owed| self.is_settled(owed));
-        settled.iter().for_each(|settled| self.holds.stir(settled.port.id));
+        for settled in settled {
+            self.owing.go_on(settled.port.id);
+            self.holds.stir(settled.port.id);
+        }
         if owed.is_empty() {
             return;
         }
@@ -170,21 +173,27 @@ impl Hub {
         }
     }
 
-    /// Tells a channel of what it is owed, up to the first row that it waits for. What can't be told yet stays owed; gives back what
-    /// was told.
-    fn tell_of(&mut self, owed: Owed, now: Instant) -> Option<Owed> {
+    /// Tells a channel of what it is owed, unless a row waits for Postgres that is before the last of that: then it stays owed. Gives
+    /// back what was told.
+    fn tell_of(&mut self, mut owed: Owed, now: Instant) -> Option<Owed> {
         let id = owed.port.id;
-        let channel = self.registry.get(id)?;
-        let front = self.lane.front(id);
-        let is_ahead = |at: Cursor, front: Cursor| at != front && self.lowest([Some(at), Some(front)]) == Some(at);
-        if front.is_some_and(|front| !is_ahead(owed.first, front)) {
-            self.owing.put_back(owed, None);
+        if self.registry.get(id).is_none() {
+            self.owing.forget(id);
             return None;
         }
-        let rest = front.filter(|front| !is_ahead(owed.last, *front));
+        let front = self.lane.front(id);
+        let is_before = |front| owed.last != front && self.lowest([Some(owed.last), Some(front)]) == Some(owed.last);
+        if front.is_some_and(|front| !is_before(front)) {
+            self.owing.put_back(owed);
+            return None;
+        }
+        if front.is_none() {
+            self.owing.absorb(&mut owed);
+        }
         // It stands behind what was sent since, and so must its end: whoever goes on from an end that lies before rows that he has
         // gets those twice.
-        let here = self.progress(channel).or_else(|| self.cursor(self.judged()));
+        let here =
+            self.registry.get(id).and_then(|channel| self.progress(channel)).or_else(|| self.cursor(self.judged()));
         let behind = |here: &Cursor| here.epoch != owed.last.epoch || here.position > owed.last.position;
         let to = self.lane.complete_to(id).or(here.filter(behind)).unwrap_or(owed.last);
         let from = Some(Cursor { position: before(owed.first.position), ..owed.first });
@@ -193,9 +202,7 @@ impl Hub {
         // Ahead of what waits.
         matching::notify(&mut self.out, &owed.port, false, message, Some(Details::Gap { from, to, reason }));
         self.owing.note_told(id, now);
-        if let Some(front) = rest {
-            self.owing.put_back(owed.clone(), Some((front, now)));
-        }
+        self.owing.go_on(id);
         self.holds.stir(id);
         Some(owed)
     }
