@@ -87,10 +87,10 @@ impl Crowd {
         self.places.len()
     }
 
-    /// A mistake: what of it is not made up for must be noticed.
+    /// A mistake, which must be noticed.
     #[cfg(test)]
-    pub(super) fn forget_places(&mut self, which: impl Fn(u64) -> bool) {
-        self.places.retain(|(place, _)| !which(*place));
+    pub(super) fn forget_all(&mut self) {
+        self.places.clear();
     }
 
     /// Takes the changes so far for ones that concern everybody.

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use ahash::RandomState;
 
 use super::Dice;
-use super::cases::col;
+use super::cases::{col, member, membership, ready, rule, transaction};
 use super::folding::Seam;
+use super::memory::uuid;
 use super::rules::{Rules, judged, viewer};
 use super::world::{Cell, Class};
 use crate::change::Value;
@@ -170,4 +171,29 @@ fn a_lookup_that_is_left_out_is_noticed() {
         assert!(!run(0..60, Rules::rule, Some(omit)).missed.is_empty(), "lookup {omit}");
     }
     assert!(!run(0..60, plain, Some(0)).missed.is_empty());
+}
+
+#[test]
+fn of_many_rows_it_is_not_asked_whom_each_concerns() {
+    let state = RandomState::with_seeds(1, 2, 3, 4);
+    let (mut facts, rule) = (ready(5000), rule(member(1, None), 1));
+    let binding = facts.bind(&rule).expect("ready");
+    let concerns = facts.concerns_of(&rule, &binding).expect("known");
+    let found = |facts: &Facts| {
+        let (mut found, numbers) = (0, Numbers { state: &state, set: 1 });
+        facts.concerned(&concerns, numbers, &mut |_| found += 1).then_some(found)
+    };
+    assert_eq!((found(&facts), facts.changing(&[1001])), (Some(0), 0), "no transaction is at hand");
+    let row = [Some(&*uuid(0)), Some(&*uuid(1)), None].map(|cell| cell.map(str::to_owned));
+    let row: Vec<Option<&str>> = row.iter().map(Option::as_deref).collect();
+    facts.begin(&transaction(200, &[(b'I', &membership(), &[(b'N', &row)])])).expect("it can be read");
+    assert_eq!(
+        (found(&facts), facts.changing(&[1001]), facts.changing(&[1002])),
+        (Some(2), 1, 0),
+        "he, and who is in doubt"
+    );
+    facts.end();
+    assert_eq!((found(&facts), facts.changing(&[1001])), (Some(0), 0));
+    facts.begin(&transaction(201, &[(b'T', &membership(), &[])])).expect("it can be read");
+    assert_eq!(found(&facts), None);
 }
