@@ -203,8 +203,11 @@ impl Facts {
                 continue;
             }
             let Some(store) = self.store(*table).filter(|store| store.touched() <= MOST_CHANGED) else { return false };
-            found(numbers.always());
-            for row in store.changed() {
+            let mut changed = store.changed().peekable();
+            if changed.peek().is_some() {
+                found(numbers.always());
+            }
+            for row in changed {
                 for (at, concern) in &looked_up {
                     if !concern.of_row(store, row, numbers.begin(*at), found) {
                         return false;
