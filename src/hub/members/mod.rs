@@ -283,5 +283,4 @@ fn verdict(member: &Member, plan: &Used, right: Right, facts: &Facts) -> Option<
 }
 
 #[cfg(test)]
-#[path = "../members_tests.rs"]
 mod tests;

@@ -1,8 +1,8 @@
 //! Rights of members over real rules and facts; the stream is played by the test.
 
-#[path = "../../tests/bench/members.rs"]
+#[path = "../../../tests/bench/members.rs"]
 mod bench;
-#[path = "members_sweep_tests.rs"]
+#[path = "sweep_tests.rs"]
 mod swept;
 
 use std::collections::BTreeSet;
