@@ -248,13 +248,16 @@ async fn a_lost_key_is_one_gap_and_then_everything_goes_on() {
     mark(&pg, "one").await;
     assert_eq!(kinds(&phone.changes_before("one").await), ["1"]);
     phone.heartbeat().await;
-    assert_eq!(phone.frames_of("room").len(), 1, "once: what is left is that it was subscribed");
+    // Whether it was subscribed may have been said before the gap, or after it.
+    let left = phone.frames_of("room");
+    assert!(left.iter().all(|frame| frame.payload["status"] == "ok"), "once: {left:?}");
     let (mut phone, _) = back(&relay.base(), &told["to"]).await;
     mark(&pg, "two").await;
     assert_eq!(kinds(&phone.changes_before("one").await), ["1"]);
     phone.expect_nothing_before("two").await;
+    phone.subscribed("room").await;
     phone.heartbeat().await;
-    assert_eq!(phone.frames_of("room").len(), 1);
+    assert_eq!(phone.frames_of("room").len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

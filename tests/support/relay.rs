@@ -332,10 +332,14 @@ impl RelayProcess {
 }
 
 impl Drop for RelayProcess {
+    /// A test that fails says what the relay said; it ends with it.
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            println!("what the relay has said:\n{}", self.log());
         }
     }
 }

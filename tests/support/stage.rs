@@ -2,14 +2,16 @@
 //!
 //! Table `marks` may be read by everybody; a mark in a later transaction proves that what has not come before it never will.
 
-use std::time::Duration;
-
 use std::panic::Location;
+use std::time::Duration;
 
 use rowcast::clock::Clock;
 use rowcast::config::Config;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
+use super::phone::PATIENCE;
+use super::relay::pause;
 use super::{Change, Phone, Relay, TestPg, Version};
 
 const MARKS: &str = "create table public.marks (id bigint generated always as identity primary key, note text not null); \
@@ -67,12 +69,26 @@ impl Stage {
         Pair { phones: [one, two], ids: Vec::new() }
     }
 
-    /// A connected pair with one channel, `room`, in which changes flow. `marks` is asked for as well, as the last entry.
+    /// The relay has all that was committed so far: who joins from here on is not sent it.
+    pub(crate) async fn caught_up(&self) {
+        let client = self.pg.client().await;
+        let sql = "select (pg_logical_emit_message(true, 'stage', '') - '0/0')::text";
+        let at: String = client.query_one(sql, &[]).await.expect("a message").get(0);
+        let (at, deadline) = (at.parse().expect("a position"), Instant::now() + PATIENCE);
+        while self.relay.end().0 < at {
+            assert!(Instant::now() < deadline, "the relay is at {}, and not at {at}", self.relay.end().0);
+            pause().await;
+        }
+    }
+
+    /// A connected pair with one channel, `room`, in which changes flow that are committed from here on. `marks` is asked for
+    /// as well, as the last entry.
     #[track_caller]
     pub(crate) fn watch<'a>(&'a self, token: &'a str, entries: &'a Value) -> impl Future<Output = Pair> + 'a {
         let at = Location::caller();
         async move {
             let mut pair = self.pair(token).await;
+            self.caught_up().await;
             pair.subscribe_at("room", &with_marks(entries), at).await;
             pair
         }
@@ -118,8 +134,11 @@ impl Pair {
         let at = Location::caller();
         async move {
             let [one, two] = &mut self.phones;
-            let (one, two) = tokio::join!(one.join(topic, entries), two.join(topic, entries));
+            let (mut one, mut two) = tokio::join!(one.join(topic, entries), two.join(topic, entries));
             assert_eq!(one["status"], "ok", "at {at}: {one}");
+            // They need not have joined at the same place of the stream.
+            let cursors = [&mut one, &mut two].map(|reply| reply["response"]["cursor"].take());
+            assert_eq!(cursors[0].is_string(), cursors[1].is_string(), "at {at}: {cursors:?}");
             assert_eq!(one, two, "at {at}");
             self.system_at(topic, at).await
         }
