@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, unconstrained};
 use tokio::time::Instant;
 
 use super::event::{Details, GapReason, Greeting, Outgoing};
@@ -229,7 +230,7 @@ impl Hub {
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
         let log = self.deps.log.clone();
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
-        self.resolving.spawn(async move {
+        let mut resolution = Box::pin(async move {
             let owner = Owner::of(&wish.principal, wish.port.outbox.number());
             let result = async {
                 wish.moments = replay::moments(log, &wish.entries).await?;
@@ -238,6 +239,13 @@ impl Hub {
             let result = result.await;
             Resolved { ticket, id, why: Why::Subscribe(Box::new(wish)), result }
         });
+        // Most who come wait for nothing. In a storm, when thousands of tasks want to run, one more for each would make each wait
+        // for all of them twice.
+        let is_new = self.registry.get(id).is_none();
+        match is_new.then(|| unconstrained(resolution.as_mut()).now_or_never()).flatten() {
+            Some(done) => self.on_resolved(Ok(done)),
+            None => drop(self.resolving.spawn(resolution)),
+        }
     }
 
     pub(super) fn on_resolved(&mut self, done: Result<Resolved, JoinError>) {

@@ -13,7 +13,7 @@ use crate::channel::{Answer, GoOn};
 use crate::gateway::phoenix::questions;
 use crate::gateway::phoenix::rooms::{Sending, Sent};
 use crate::gateway::phoenix::session::{Effect, begin};
-use crate::gateway::storm::bounded;
+use crate::gateway::storm::{Asks, bounded};
 use crate::hub::{ChannelId, Entry, Place, Port, Stage};
 
 impl Connection {
@@ -77,14 +77,14 @@ impl Connection {
                             port.place.end_snapshot();
                         }
                     }
-                    let hub = self.shared.hub.clone();
+                    let (hub, asks) = (self.shared.hub.clone(), Asks::of(&entries));
                     let asking = async move {
                         if again {
                             hub.leave(id).await;
                         }
                         bounded(hub.subscribe_greeting(port, entries, principal, greeting)).await
                     };
-                    self.ask_in_turn(id, asking);
+                    self.ask_in_turn(id, asks, asking);
                 }
                 Effect::Reclaim { id, principal } => {
                     if let Some(joined) = self.ports.get_mut(&id) {
@@ -99,7 +99,7 @@ impl Connection {
                         }
                         answer
                     };
-                    self.ask_in_turn(id, asking);
+                    self.ask_in_turn(id, Asks::Now, asking);
                 }
                 Effect::Enter { id, topic, join_ref, stage, seat } => {
                     let port = Arc::new(Port {
@@ -214,13 +214,13 @@ impl Connection {
         }
     }
 
-    fn ask_in_turn(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
+    fn ask_in_turn(&mut self, id: ChannelId, asks: Asks, asking: impl Future<Output = Answer> + Send + 'static) {
         let shared = self.shared.clone();
         if self.operations.is_empty() {
             self.turns = None;
         }
         let own = self.turns.get_or_insert_with(|| shared.turns.own());
-        let asking = shared.turns.run(own, asking);
+        let asking = shared.turns.run(own, asks, asking);
         self.ask(id, asking);
     }
 
