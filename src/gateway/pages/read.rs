@@ -264,8 +264,10 @@ impl<'a> Reading<'a> {
             let too_large = || Failure::TooLarge("The snapshot has too many bytes".into());
             return if open { Ok(None) } else { Err(too_large()) };
         }
-        // Nothing was ever recorded.
-        let Some(end) = self.end else { return Ok(Some(self.page(false))) };
+        // What came after a cursor of before can't be said, nor that it was nothing.
+        let Some(end) = self.end else {
+            return Err(Failure::Later("No changes have come in yet; try again in a moment".into()));
+        };
         if !open {
             self.full.get_or_insert(Full::Before);
         }
@@ -429,6 +431,15 @@ mod tests {
         let mut reading = Reading::new(&asked, Some(at(2, 10)), &key, 1000);
         assert_eq!(page(&mut reading, &[], complete(at(2, 11), true)), None);
         assert_eq!(seen(&page(&mut reading, &[], complete(at(2, 12), true)).expect("a page")), (vec![], 12, false));
+    }
+
+    /// It was said that nothing came after an old cursor, and the client kept that.
+    #[test]
+    fn before_the_first_history_nothing_is_said_of_what_came_after_a_cursor() {
+        let (key, asked) = (key(), asked(9));
+        let mut reading = Reading::new(&asked, None, &key, 1000);
+        let nowhere = Complete { reached: None, in_order: true, epoch: None };
+        assert!(matches!(reading.at_end(nowhere, true), Err(Failure::Later(_))));
     }
 
     #[test]
