@@ -401,6 +401,8 @@ impl Hub {
             return None;
         }
         self.holds.forget(id);
+        self.lane.forget(id);
+        self.owing.forget(id);
         let (froms, missing) = self.begin_at(&entries, moments, snapped.as_ref().map(|snapped| snapped.start));
         let (at, seam) = (At::Paused, snapped.as_ref().map(|snapped| snapped.seam.clone()));
         let new = Channel::new(port.clone(), principal, entries);
