@@ -5,7 +5,6 @@
 use std::panic::Location;
 use std::time::Duration;
 
-
 use rowcast::clock::Clock;
 use rowcast::config::Config;
 use serde_json::{Value, json};

@@ -46,7 +46,7 @@ use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::unfinished::Part;
 use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
 use crate::hub::{ChannelId, CloseReason, Entry, Flushed, Messages, Outbox, Port, Transmit, Version};
-use crate::resume::Tracked;
+use crate::resume::{Cursor, Tracked};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -146,6 +146,25 @@ struct Joined {
     /// Changes that had been written at the last question, and how many of the next ones may be about them.
     delivered: u64,
     fresh: u8,
+}
+
+impl Joined {
+    /// See [`Port::reached`]. An instance that has ended gets no further: what is handed over for it is not written.
+    fn reached(&self) -> Option<Cursor> {
+        self.port.reached().filter(|_| !self.port.stage.is_closed())
+    }
+
+    /// The client joins the channel anew, as it does because of what it has read: of the gaps whose words are out it need not be
+    /// told again. Their receipts would come too late, about an instance that is no more.
+    fn skip_gaps(&self) {
+        let Some(tracked) = self.tracked.as_ref().filter(|_| !self.port.stage.is_closed()) else { return };
+        let gaps = self.port.place.gaps();
+        // In this order: what is known here was queued before.
+        if !gaps.is_empty() && self.port.outbox.is_out() {
+            let handles = tracked.handles();
+            gaps.iter().for_each(|(from, to)| from.iter().for_each(|from| handles.skip(*from, *to)));
+        }
+    }
 }
 
 /// Which frontiers of a channel its receipts move.
@@ -460,6 +479,11 @@ impl Connection {
             let marks = self.marks();
             self.receipts.heartbeat(marks, Instant::now());
         }
+        if message.event == "phx_join" {
+            // Not of channels that were left: that may have been said before the word of a gap came.
+            let joined = self.ports.values().filter(|joined| *joined.port.topic == *message.topic);
+            joined.for_each(Joined::skip_gaps);
+        }
         let of_a_topic = message.topic != "phoenix";
         let effects = self.session.handle(message, frame, self.now());
         match of_a_topic {
@@ -473,7 +497,7 @@ impl Connection {
         let effects = self.session.tick(self.now());
         self.carry_out(effects);
         let ports = &self.ports;
-        let effects = self.session.freshen(Instant::now(), |id| ports.get(&id)?.port.reached());
+        let effects = self.session.freshen(Instant::now(), |id| ports.get(&id)?.reached());
         self.carry_out(effects);
         if let Some((_, reason)) = self.leaves.filter(|(at, _)| *at <= Instant::now()) {
             return self.close(reason);
@@ -524,7 +548,7 @@ impl Connection {
         for joined in self.ports.values_mut() {
             let Some(tracked) = &joined.tracked else { continue };
             // In this order: rows up to there were judged before the clock says so.
-            let reached = joined.port.reached();
+            let reached = joined.reached();
             let delivered = joined.port.place.delivered();
             if std::mem::replace(&mut joined.delivered, delivered) != delivered {
                 // The hub says a moment later how far that was.
