@@ -12,6 +12,7 @@
 mod asked;
 mod deferred;
 mod effects;
+mod joined;
 mod replays;
 
 use std::collections::HashMap;
@@ -34,6 +35,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::{debug, warn};
 
 use self::deferred::Deferred;
+use self::joined::{Joined, Moves};
 use super::codec::{self, Decoded};
 use super::receipts::{Due, Mark, Receipts};
 use super::rooms::Seats;
@@ -45,8 +47,7 @@ use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::unfinished::Part;
 use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
-use crate::hub::{ChannelId, CloseReason, Entry, Flushed, Messages, Outbox, Port, Transmit, Version};
-use crate::resume::{Cursor, Tracked};
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Transmit, Version};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -132,59 +133,6 @@ pub(super) enum Done {
     Stored(u64, Option<FromTable>),
     /// Whether the stream flows.
     Streams(ChannelId, bool),
-}
-
-/// A channel as far as its frames and their receipts are concerned.
-struct Joined {
-    port: Arc<Port>,
-    /// Of a device's channel.
-    tracked: Option<Arc<Tracked>>,
-    /// Which of its frontiers move: those of entries that are in force.
-    moves: Moves,
-    /// From then on the hub withholds rows, and being past them proves nothing. Seconds since 1970.
-    expires_at: i64,
-    /// Changes that had been written at the last question, and how many of the next ones may be about them.
-    delivered: u64,
-    fresh: u8,
-}
-
-impl Joined {
-    /// See [`Port::reached`]. An instance that has ended gets no further: what is handed over for it is not written.
-    fn reached(&self) -> Option<Cursor> {
-        self.port.reached().filter(|_| !self.port.stage.is_closed())
-    }
-
-    /// The client joins the channel anew, as it does because of what it has read: of the gaps whose words are out it need not be
-    /// told again. Their receipts would come too late, about an instance that is no more.
-    fn skip_gaps(&self) {
-        let Some(tracked) = self.tracked.as_ref().filter(|_| !self.port.stage.is_closed()) else { return };
-        let gaps = self.port.place.gaps();
-        // In this order: what is known here was queued before.
-        if !gaps.is_empty() && self.port.outbox.is_out() {
-            let handles = tracked.handles();
-            gaps.iter().for_each(|(from, to)| from.iter().for_each(|from| handles.skip(*from, *to)));
-        }
-    }
-}
-
-/// Which frontiers of a channel its receipts move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Moves {
-    All,
-    /// The others were refused: that of messages alone, which is the last.
-    Messages,
-    /// The others were refused, and messages of a public channel have none.
-    Nothing,
-}
-
-impl Moves {
-    fn of(entries: &[Entry]) -> Moves {
-        match entries {
-            [Entry { messages: Some(Messages { member: Some(_), .. }), .. }] => Moves::Messages,
-            [Entry { messages: Some(_), .. }] => Moves::Nothing,
-            _ => Moves::All,
-        }
-    }
 }
 
 type Operation = Abortable<BoxFuture<'static, Done>>;
