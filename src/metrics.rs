@@ -269,8 +269,8 @@ metrics! {
     frontiers: LabelledGauge = "frontiers" by "kind" ["live", "kept"];
     /// Joins of entries that began where their device had been
     frontier_resumes: Counter = "frontier_resumes";
-    /// Frontiers given up by reason: expired, user_limit, limit, refused (a new one had no room)
-    frontiers_dropped: Labelled = "frontiers_dropped" by "reason" ["expired", "user_limit", "limit", "refused"];
+    /// Frontiers given up or not kept by reason: expired, user_limit, limit (of all), anonymous_limit (the share of devices without a user), refused (all of the user's are in use)
+    frontiers_dropped: Labelled = "frontiers_dropped" by "reason" ["expired", "user_limit", "limit", "anonymous_limit", "refused"];
     /// Frontiers that wait to be saved
     frontiers_unsaved: Gauge = "frontiers_unsaved";
     /// Times frontiers were written to the database by result: saved, failed, fenced (another relay has taken over)

@@ -352,7 +352,8 @@ pub(super) struct ServeArgs {
     /// heartbeat, behind proxies that answer Pings themselves [env: ROWCAST_RECEIPT] [default: pong]
     #[arg(long, value_name = "MODE", help_heading = "Clients")]
     receipt: Option<String>,
-    /// Frontiers kept, one for each subscription of each device [env: ROWCAST_MAX_FRONTIERS] [default: 1000000]
+    /// Frontiers kept, one for each subscription of each device; at most a quarter for devices without a user [env:
+    /// ROWCAST_MAX_FRONTIERS] [default: 1000000]
     #[arg(long, value_name = "NUMBER", help_heading = "Clients")]
     max_frontiers: Option<String>,
 

@@ -97,14 +97,19 @@ impl<O: Origin> Core<O> {
 
     /// While another session reads the slot, that is how it is. Only one of our own is ended, which we know by its process id
     /// and start: a line that broke without the server noticing. The folder is locked, so no other relay can be its owner.
+    /// A session that is ending loses its start before it gives the slot back: one with our process id is left that time.
     async fn without_reader(&mut self, mut found: Found) -> Result<Found, IngestError> {
         let slot = self.config.wal.slot.clone();
         let (mut patience, mut ended) = (Instant::now() + GRACE, false);
         while let Some(holder) = found.holder.clone() {
-            let Some(reader) = holder.session().filter(|session| self.notes.reader == Some(*session)) else {
+            let is_ours = |own: &Reader| own.pid == holder.pid && holder.started.is_none_or(|at| at == own.started);
+            let Some(reader) = self.notes.reader.filter(is_ours) else {
                 return Err(IngestError::Taken { slot, holder });
             };
             if Instant::now() >= patience {
+                if holder.started.is_none() {
+                    return Err(IngestError::Taken { slot, holder });
+                }
                 if ended {
                     return Err(IngestError::OwnSession { slot, holder });
                 }

@@ -6,21 +6,27 @@
 //! * Fenced: every statement writes only while `rowcast.frontier_owners` names this relay, and holds that row against a
 //!   takeover until it commits. Who takes over reads after the last write of the one before.
 //! * Memory never waits for it. While the database is away, changes collect in memory by slot, not by time.
+//! * Who may have lost the slot may have lost the frontiers: whenever changes begin or cease to stream, no device joins before the
+//!   database has said that they are still ours, or they were read anew.
+//! * What the table has nothing else of, such as first places, is durable when it counts as saved. Anything else is not waited
+//!   for (`synchronous_commit = off`): losing the last moments of it costs repeats.
 //!
-//! A write is not waited for to be durable (`synchronous_commit = off`): losing the last moments of it costs repeats.
+//! Frontiers of a slot that nobody has any more are removed by whoever takes over others, when they are too old for anybody.
+//!
 //! Rejected: writing where receipts are taken, which makes the delivery of rows wait for the database; a file beside the log,
 //! which the machine that takes over does not have.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_postgres::types::{PgLsn, ToSql};
 
 use super::frontier::{Frontiers, Owner, Part, Row, Unsaved};
 use super::{Cursor, Key};
 use crate::change::{Lsn, Position};
-use crate::error::chain;
+use crate::error::{Fault as _, Remedy, chain};
 use crate::fail::{self, Point};
 use crate::log::Log;
 use crate::metrics::Metrics;
@@ -37,6 +43,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Rows of one statement.
 const MOST: usize = 2000;
+/// Rows of one that only removes.
+const MOST_FORGOTTEN: i64 = 10_000;
 /// For the last writes, at the drain.
 const GOODBYE: Duration = Duration::from_secs(2);
 
@@ -44,6 +52,10 @@ const TAKE_OVER: &str = "insert into rowcast.frontier_owners (slot, relay) value
     on conflict (slot) do update set relay = excluded.relay, taken_at = now()";
 const LOAD: &str = "select owner, device, what, tab, anonymous, epoch, lsn, ordinal, since, departed, \
     extract(epoch from now() - saved_at)::float8 from rowcast.frontiers where slot = $1 order by saved_at";
+/// Of slots that are gone, if nobody has saved anything there for so many seconds; at most so many.
+const FORGET: &str = "delete from rowcast.frontiers where ctid = any (array(select ctid from rowcast.frontiers where slot = any (array( \
+    select slot from rowcast.frontiers where slot <> $1 group by slot having max(saved_at) < now() - $2 * interval '1 second' \
+    and not exists (select from pg_catalog.pg_replication_slots where slot_name = slot))) limit $3))";
 /// Holds the right to write until the commit; no row if another relay has it.
 const OURS: &str = "select from rowcast.frontier_owners where slot = $1 and relay = $2 for share";
 const REMOVE: &str = "delete from rowcast.frontiers f using unnest($2::bytea[], $3::bytea[], $4::bytea[], $5::int4[]) \
@@ -64,7 +76,7 @@ pub struct StoreDeps {
     /// Whose frontiers these are: relays on different slots don't share any.
     pub slot: String,
     /// Whether changes are streaming: only who has the slot takes its frontiers.
-    pub ready: tokio::sync::watch::Receiver<bool>,
+    pub ready: watch::Receiver<bool>,
     /// What is kept, for what must be saved before it is not.
     pub log: Log,
     /// What is counted.
@@ -82,6 +94,8 @@ pub struct FrontierStore {
     owner: bool,
     /// Another relay has had them meanwhile.
     fenced: bool,
+    /// There may be frontiers of slots that are gone.
+    forgets: bool,
     /// The last trouble told, so that an outage is told once.
     told: String,
 }
@@ -98,14 +112,16 @@ impl FrontierStore {
     /// Does nothing yet.
     pub fn new(deps: StoreDeps) -> FrontierStore {
         let relay = format!("{:032x}", rand::random::<u128>());
-        FrontierStore { deps, relay, client: None, owner: false, fenced: false, told: String::new() }
+        FrontierStore { deps, relay, client: None, owner: false, fenced: false, forgets: true, told: String::new() }
     }
 
     /// Loads, then saves until the drain, and then what is left.
     pub async fn run(mut self) {
         let drain = self.deps.drain.clone();
+        let closing = close_when_in_doubt(self.deps.ready.clone(), self.deps.frontiers.clone());
         tokio::select! {
             () = drain.draining() => {}
+            () = closing => {}
             () = self.forever() => {}
         }
         self.deps.frontiers.saving(false);
@@ -121,45 +137,89 @@ impl FrontierStore {
         let mut swept = Instant::now();
         let mut ready = self.deps.ready.clone();
         loop {
-            if !self.owner {
-                // Closed only if ingest is gone, and then the process ends.
-                if ready.wait_for(|ready| *ready).await.is_err() {
-                    return std::future::pending().await;
-                }
-                self.take_over().await;
-            }
             let begun = Instant::now();
+            let streaming = *ready.borrow_and_update();
+            let in_doubt = !streaming || !self.deps.frontiers.is_open();
+            if in_doubt && self.owner {
+                self.look(&ready).await;
+            }
+            if streaming && !self.owner {
+                self.take_over(&ready).await;
+            }
             let saved = self.save().await;
+            let forgets = saved && self.forget().await;
             if begun.duration_since(swept) >= SWEEP {
                 swept = begun;
                 self.sweep(begun);
             }
-            let pause = if saved { PACE } else { RETRY };
-            tokio::time::sleep(pause.saturating_sub(begun.elapsed())).await;
-            if saved && self.deps.frontiers.with(|access| access.unsaved()) == 0 {
-                // What comes first is written at once.
-                let _ = tokio::time::timeout(SWEEP, self.deps.frontiers.work.notified()).await;
+            let (pause, rest) = (if saved { PACE } else { RETRY }, if streaming { SWEEP } else { RETRY });
+            let pausing = async {
+                tokio::time::sleep(pause.saturating_sub(begun.elapsed())).await;
+                if saved && !forgets && self.deps.frontiers.with(|access| access.unsaved()) == 0 {
+                    // What comes first is written at once.
+                    let _ = tokio::time::timeout(rest, self.deps.frontiers.work.notified()).await;
+                }
+            };
+            tokio::select! {
+                () = pausing => {}
+                // An error: ingest is gone, and then the process ends.
+                Ok(()) = ready.changed() => {}
             }
         }
     }
 
-    async fn take_over(&mut self) {
+    /// Whether they are still ours. Who knows it lets devices in, unless `ready` has changed meanwhile.
+    async fn look(&mut self, ready: &watch::Receiver<bool>) {
+        let (slot, relay) = (self.deps.slot.clone(), self.relay.clone());
+        let looking = async {
+            let row = self.client().await?.query_opt(OURS, &[&slot, &relay]).await;
+            row.map_err(PgError::query("cannot look at rowcast.frontier_owners"))
+        };
+        match tokio::time::timeout(DEADLINE, looking).await.unwrap_or(Err(PgError::Timeout(DEADLINE))) {
+            Ok(Some(_)) => self.open(ready),
+            Ok(None) => self.lose(),
+            Err(error) => {
+                // Whatever is wrong will be told by the next write.
+                tracing::debug!(error = chain(&error), "it can't be seen whose frontiers they are");
+                self.client = None;
+                match is_lasting(&error) {
+                    true => self.open(ready),
+                    false => self.deps.frontiers.open(false),
+                }
+            }
+        }
+    }
+
+    fn open(&self, ready: &watch::Receiver<bool>) {
+        if !ready.has_changed().unwrap_or(true) {
+            self.deps.frontiers.open(true);
+        }
+    }
+
+    /// Another relay has them.
+    fn lose(&mut self) {
+        tracing::warn!("another relay has taken the frontiers of this slot over; this one saves none");
+        (self.owner, self.fenced) = (false, true);
+        // What the other one saves must be read before a device may join here again.
+        self.deps.frontiers.open(false);
+    }
+
+    async fn take_over(&mut self, ready: &watch::Receiver<bool>) {
         let taken = tokio::time::timeout(DEADLINE, self.load()).await;
         match taken.unwrap_or(Err(PgError::Timeout(DEADLINE))) {
             Ok(rows) => {
                 tracing::debug!(frontiers = rows.len(), "frontiers loaded");
                 self.deps.frontiers.with(|access| access.load(rows, self.fenced, Instant::now()));
-                (self.owner, self.fenced, self.told) = (true, false, String::new());
+                (self.owner, self.fenced, self.forgets, self.told) = (true, false, true, String::new());
                 self.deps.frontiers.saving(true);
-                self.deps.frontiers.open(true);
+                self.open(ready);
             }
             Err(error) => {
                 // The statement may still be under way on it, and nobody answers.
                 self.client = None;
                 self.trouble(&error, "what devices have received can't be loaded");
-                // A right that is missing is not there a moment later. Devices are served from memory.
-                if crate::error::Fault::remedy(&error) != crate::error::Remedy::Retry {
-                    self.deps.frontiers.open(true);
+                if is_lasting(&error) {
+                    self.open(ready);
                 }
             }
         }
@@ -199,11 +259,8 @@ impl FrontierStore {
                 ("saved", true)
             }
             Ok(Written::Fenced) => {
-                tracing::warn!("another relay has taken the frontiers of this slot over; this one saves none");
                 taken.unsaved = None;
-                (self.owner, self.fenced) = (false, true);
-                // What the other one saves must be read before a device may join here again.
-                self.deps.frontiers.open(false);
+                self.lose();
                 ("fenced", false)
             }
             Err(error) => {
@@ -228,7 +285,8 @@ impl FrontierStore {
         };
         let failed = || PgError::query("cannot write rowcast.frontiers");
         let transaction = client.transaction().await.map_err(failed())?;
-        transaction.batch_execute("set local synchronous_commit = off").await.map_err(failed())?;
+        let commit = if unsaved.firm { "on" } else { "off" };
+        transaction.batch_execute(&format!("set local synchronous_commit = {commit}")).await.map_err(failed())?;
         if transaction.query_opt(OURS, &[&slot, &relay]).await.map_err(failed())?.is_none() {
             return Ok(Written::Fenced);
         }
@@ -269,6 +327,30 @@ impl FrontierStore {
         Ok(Written::Saved)
     }
 
+    /// Removes a portion of what slots that are gone have left behind; whether there may be more.
+    async fn forget(&mut self) -> bool {
+        if !self.owner || !self.forgets {
+            return false;
+        }
+        let slot = self.deps.slot.clone();
+        let old = self.deps.frontiers.kept_for().as_secs_f64();
+        let forgetting = async {
+            let removed = self.client().await?.execute(FORGET, &[&slot, &old, &MOST_FORGOTTEN]).await;
+            removed.map_err(PgError::query("cannot remove old rows of rowcast.frontiers"))
+        };
+        let removed = tokio::time::timeout(DEADLINE, forgetting).await.unwrap_or(Err(PgError::Timeout(DEADLINE)));
+        self.forgets = match removed {
+            Ok(removed) => removed > 0,
+            Err(error) => {
+                // They are in nobody's way; the next takeover tries it again.
+                tracing::warn!(error = chain(&error), "frontiers of slots that are gone can't be removed");
+                self.client = None;
+                false
+            }
+        };
+        self.forgets
+    }
+
     async fn save_rest(&mut self) {
         self.deps.frontiers.with(|access| access.save_all());
         while self.save().await && self.deps.frontiers.with(|access| access.unsaved()) > 0 {}
@@ -307,6 +389,21 @@ impl FrontierStore {
             self.told = text;
         }
     }
+}
+
+/// A right that is missing is not there a moment later. Devices are served from memory then.
+fn is_lasting(error: &PgError) -> bool {
+    error.remedy() != Remedy::Retry
+}
+
+/// Whenever changes begin or cease to stream, since another relay may have had the frontiers meanwhile.
+async fn close_when_in_doubt(mut ready: watch::Receiver<bool>, frontiers: Arc<Frontiers>) {
+    while ready.changed().await.is_ok() {
+        frontiers.open(false);
+        frontiers.work.notify_one();
+    }
+    // Ingest is gone, and then the process ends.
+    std::future::pending().await
 }
 
 /// Rows on their way to the table. Dropped with them in it, they are to be saved again.

@@ -31,6 +31,8 @@ const STREAM_SETTINGS: &str = "-c search_path=pg_catalog -c quote_all_identifier
 /// before it are not.
 const NO_TIMEOUTS: &str =
     "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0";
+/// That of a server that was never promoted or restored: it goes on from no other.
+const FIRST_TIMELINE: u32 = 1;
 
 /// One place where the server may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -202,6 +204,10 @@ pub async fn probe(config: &WalConfig) -> Result<(), WalError> {
 /// The ends of the timelines before this one, as the server that is on it knows them: which, and up to where it was followed.
 pub async fn timelines(config: &WalConfig, timeline: u32) -> Result<Vec<(u32, Lsn)>, WalError> {
     config.validate()?;
+    if timeline == FIRST_TIMELINE {
+        // There is no file to ask for, which the server would call an error.
+        return Ok(Vec::new());
+    }
     let mut failure = WalError::Config("DATABASE_URL names no host".into());
     for target in targets(&config.pg.connection)? {
         let settings = replication_config(config, &target, Lsn::ZERO)?;

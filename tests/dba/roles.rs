@@ -145,7 +145,7 @@ const SAVING: &str = "begin; \
     values ('s', '', '', '', 0, false, 0, '0/0', 0, false) \
     on conflict (slot, owner, device, what, tab) do update set lsn = excluded.lsn; \
     select * from rowcast.frontiers; \
-    delete from rowcast.frontiers where slot = 's'; rollback";
+    delete from rowcast.frontiers where slot = 's'; select slot_name from pg_catalog.pg_replication_slots; rollback";
 
 fn needed() -> Vec<(&'static str, Breaks)> {
     use Breaks::{Asking, Channels, Frontiers, Partitions, Report, Retention, Start, Tokens};

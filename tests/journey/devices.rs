@@ -1,5 +1,7 @@
 //! Clients that name their device go on where they were: nothing is lost, and only what they had not receipted comes again.
 
+mod kept;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -443,46 +445,6 @@ async fn a_device_whose_first_join_was_answered_right_before_a_crash_loses_nothi
         of.sort_unstable();
         assert_eq!(of, topics, "{missed:?}");
         drop(phone);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_receipted_while_the_database_is_down_is_saved_when_it_is_back() {
-    let mut pg = database("").await;
-    let mut relay = RelayProcess::start(&pg).await;
-    let base = format!("{}/device/phone", relay.base());
-    let token = token::user(ALICE);
-    let mut phone = Phone::connect(&base, &token, Version::V2).await;
-    phone.subscribe("room", &watching(&["notifications"])).await;
-    // Of its first place: whatever is later comes of a receipt.
-    let places = "select max(lsn)::text from rowcast.frontiers";
-    let before: String = pg.client().await.query_one(places, &[]).await.expect("a row").get(0);
-    pg.exec(&notify(ALICE, "seen")).await;
-    assert_eq!(phone.next_change().await.record()["kind"], "seen");
-    pg.stop().await;
-    // Whoever reads answers Pings, and what that receipts can't be saved.
-    until_reading(&mut phone, "saving fails", async || relay.log().contains("have received can't be saved")).await;
-    pg.start_again().await;
-    let client = pg.client().await;
-    let saved = format!("select count(*) from rowcast.frontiers where lsn > '{before}'");
-    let is_saved = async || client.query_one(&saved, &[]).await.expect("a row").get::<_, i64>(0) == 2;
-    until_reading(&mut phone, "it is saved after all", is_saved).await;
-    relay.kill().await;
-    drop(phone);
-    pg.exec(&notify(ALICE, "missed")).await;
-    relay.start_again().await;
-    let mut phone = Phone::connect(&base, &token, Version::V2).await;
-    phone.subscribe("room", &watching(&["notifications"])).await;
-    mark(&pg, "end").await;
-    assert_eq!(kinds(&phone.changes_before("end").await), ["missed"], "neither lost nor again");
-}
-
-async fn until_reading(phone: &mut Phone, what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
-        phone.heartbeat().await;
-        crate::support::relay::pause().await;
     }
 }
 

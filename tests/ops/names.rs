@@ -137,6 +137,7 @@ fn the_alerts_use_metrics_that_exist_and_say_what_to_do() {
         "RowcastSlowConsumers",
         "RowcastTokensRefused",
         "RowcastCatalogStale",
+        "RowcastDevicesForgotten",
     ] {
         assert!(names.contains(needed), "{needed}");
     }

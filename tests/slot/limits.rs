@@ -46,6 +46,32 @@ async fn a_time_after_which_the_server_gives_the_slot_up_is_told_in_hours() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_given_up_because_nobody_read_it_is_made_anew_and_who_comes_back_is_told() {
+    if TestPg::start().await.major() < 18 {
+        return;
+    }
+    let settings = vec![("idle_replication_slot_timeout", "1s")];
+    let pg = TestPg::with(TestPgOptions { settings, ..TestPgOptions::default() }).await;
+    pg.exec(MARKS).await;
+    let mut relay = program(&pg).await;
+    let away = Away::from(&relay.base()).await;
+    stop(&pg, &mut relay).await;
+    // The server looks at each checkpoint.
+    let deadline = Instant::now() + PATIENCE;
+    let given_up = "select coalesce(invalidation_reason = 'idle_timeout', false) from pg_replication_slots";
+    let client = pg.client().await;
+    while !client.query_one(given_up, &[]).await.expect("the slot").get::<_, bool>(0) {
+        assert!(Instant::now() < deadline, "the slot is not given up");
+        mark(&pg, "lost").await;
+        pg.exec("checkpoint").await;
+        pause().await;
+    }
+    relay.start_again().await;
+    relay.logged("the server has given up WAL that the replication slot needed").await;
+    away.told(&relay.base(), &pg, "diverged").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_is_made_for_standbys_where_the_server_can_and_one_that_is_not_is_said() {
     let pg = with_marks().await;
     let mut relay = program(&pg).await;

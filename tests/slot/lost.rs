@@ -24,15 +24,28 @@ async fn a_slot_dropped_while_we_run_is_made_anew_and_clients_are_told_of_a_gap(
 async fn a_slot_dropped_while_we_are_stopped_begins_a_new_history_with_a_loud_line() {
     let pg = with_marks().await;
     let mut relay = program(&pg).await;
+    let away = Away::from(&relay.base()).await;
     stop(&pg, &mut relay).await;
     pg.exec("select pg_drop_replication_slot('rowcast')").await;
     mark(&pg, "lost").await;
     relay.start_again().await;
     let line = relay.logged("the replication slot was gone and was made anew").await;
     assert!(line.contains("ERROR") && line.contains("a new history begins"), "{line}");
-    let mut phone = watcher(&relay.base()).await;
-    mark(&pg, "after").await;
-    next_mark(&mut phone, "after").await;
+    away.told(&relay.base(), &pg, "diverged").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_folder_that_is_gone_is_a_loud_line_and_a_gap_for_who_comes_back() {
+    let pg = with_marks().await;
+    let mut relay = program(&pg).await;
+    let away = Away::from(&relay.base()).await;
+    stop(&pg, &mut relay).await;
+    std::fs::remove_dir_all(relay.data_dir().join("log")).expect("it was there");
+    mark(&pg, "committed while stopped").await;
+    relay.start_again().await;
+    let line = relay.logged("the slot was used before, but the log folder is empty").await;
+    assert!(line.contains("ERROR") && line.contains("Keep ROWCAST_DATA_DIR over restarts"), "{line}");
+    away.told(&relay.base(), &pg, "diverged").await;
 }
 
 async fn limited() -> TestPg {
@@ -46,6 +59,7 @@ async fn limited() -> TestPg {
 async fn a_slot_that_the_server_gave_up_while_we_were_stopped_is_made_anew_without_a_person() {
     let pg = limited().await;
     let mut relay = program(&pg).await;
+    let away = Away::from(&relay.base()).await;
     stop(&pg, &mut relay).await;
     pg.exec(MUCH_WAL).await;
     pg.exec("checkpoint").await;
@@ -53,9 +67,7 @@ async fn a_slot_that_the_server_gave_up_while_we_were_stopped_is_made_anew_witho
     relay.start_again().await;
     relay.logged("the server has given up WAL that the replication slot needed").await;
     relay.logged("Raise max_slot_wal_keep_size").await;
-    let mut phone = watcher(&relay.base()).await;
-    mark(&pg, "after").await;
-    next_mark(&mut phone, "after").await;
+    away.told(&relay.base(), &pg, "diverged").await;
 }
 
 /// A relay that hangs (stopped here by SIGSTOP) is not read, and the server gives its slot up.

@@ -1,6 +1,7 @@
 //! What can happen to a replication slot and to the server behind it; each time: what clients are told, what the operator
 //! reads, and what is tried again. Real servers, the built program where its log or its end matters.
 
+mod away;
 mod blocked;
 mod foreign;
 mod limits;
@@ -12,6 +13,7 @@ mod taken;
 
 use std::net::SocketAddr;
 
+use away::Away;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;

@@ -8,7 +8,7 @@ use rowcast::clock::Clock;
 use rowcast::config::Config;
 
 use super::*;
-use crate::support::Relay;
+use crate::support::{Change, Relay};
 
 /// A standby that has a copy of the slot: made from the stopped server's files, as a tool that copies slots would leave it.
 async fn standby(primary: &mut TestPg) -> TestPg {
@@ -104,6 +104,7 @@ async fn a_standby_that_lacked_the_last_changes_takes_them_back_and_says_so() {
     let mut phone = watcher(&relay.base()).await;
     mark(&primary, "both have it").await;
     next_mark(&mut phone, "both have it").await;
+    let shared = Away::from(&relay.base()).await;
     let common = relay.log().end();
     has_replayed(&standby, position(&primary).await).await;
     // Its line to the primary is cut: what follows never gets there.
@@ -113,6 +114,7 @@ async fn a_standby_that_lacked_the_last_changes_takes_them_back_and_says_so() {
     mark(&primary, "never happened").await;
     next_mark(&mut phone, "never happened").await;
     let beyond = relay.log().end();
+    let taken_back = Away::from(&relay.base()).await;
     primary.kill().await;
     promote(&standby).await;
     // More than what was taken back, so that positions alone tell nothing.
@@ -120,14 +122,50 @@ async fn a_standby_that_lacked_the_last_changes_takes_them_back_and_says_so() {
         mark(&standby, "filler").await;
     }
     gap(&mut phone).await;
+    taken_back.told(&relay.base(), &standby, "diverged").await;
     mark(&standby, "after").await;
     let arrived = phone.changes_before("after").await;
-    assert!(arrived.iter().all(|change| change.record()["note"] == "filler"), "{arrived:?}");
+    let of_the_standby = ["filler", "after diverged"];
+    let known = |change: &Change| of_the_standby.iter().any(|note| change.record()["note"] == *note);
+    assert!(arrived.iter().all(known), "{arrived:?}");
     assert_eq!(relay.metric("rowcast_epochs_total", "reason=\"promoted\"").await, 1.0);
     let log = relay.log();
     assert!(log.shares(before, common), "a client that was there before has lost nothing");
     assert!(!log.shares(before, beyond), "one that got what never happened is told");
     assert!(log.floor() < common, "and what lies before can still be read");
+    let missed: Vec<&str> = std::iter::repeat_n("filler", 20).chain(["after diverged", "after"]).collect();
+    shared.missed(&relay.base(), &standby, &missed).await;
+}
+
+/// Back to the server that was first, as if nothing had been: what was committed on the other one is not there. It is on the first
+/// timeline, of which a server has no history to show.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_server_taken_up_again_after_a_promotion_begins_a_new_history_and_a_gap() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut primary = with_slot(folder.path()).await;
+    let relay = relay_at(&primary, &primary.url(), folder.path()).await;
+    let before = Away::from(&relay.base()).await;
+    relay.drain().await;
+    let standby = standby(&mut primary).await;
+    has_replayed(&standby, position(&primary).await).await;
+    primary.kill().await;
+    promote(&standby).await;
+    let relay = relay_at(&standby, &standby.url(), folder.path()).await;
+    let away = Away::from(&relay.base()).await;
+    let mut phone = watcher(&relay.base()).await;
+    mark(&standby, "only there").await;
+    next_mark(&mut phone, "only there").await;
+    relay.drain().await;
+    primary.start_again().await;
+    // Beyond what the log has, so that positions alone tell nothing.
+    for _ in 0..20 {
+        mark(&primary, "filler").await;
+    }
+    let relay = relay_at(&primary, &primary.url(), folder.path()).await;
+    assert_eq!(relay.metric("rowcast_epochs_total", "reason=\"other_history\"").await, 1.0);
+    for away in [before, away.only_with_cursor()] {
+        away.told(&relay.base(), &primary, "diverged").await;
+    }
 }
 
 /// The primary's walsender for the standby is gone, and none comes back.
@@ -214,11 +252,15 @@ async fn a_slot_that_the_server_copies_to_its_standby_survives_the_promotion() {
 async fn a_restored_copy_of_the_database_is_not_taken_for_the_original() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut original = with_slot(folder.path()).await;
+    let relay = relay_at(&original, &original.url(), folder.path()).await;
+    let before = Away::from(&relay.base()).await;
+    relay.drain().await;
     original.stop().await;
     // A copy of the disk, slot and all, with the original's identity and timeline.
     let mut copy = original.copy(|_| {}).await;
     original.start_again().await;
     let relay = relay_at(&original, &original.url(), folder.path()).await;
+    let away = Away::from(&relay.base()).await;
     mark(&original, "only in the original").await;
     let token = "select token from rowcast.lineage";
     let token = async || original.client().await.query_one(token, &[]).await.expect("a row").get::<_, String>(0);
@@ -240,7 +282,7 @@ async fn a_restored_copy_of_the_database_is_not_taken_for_the_original() {
     }
     let relay = relay_at(&copy, &copy.url(), folder.path()).await;
     assert_eq!(relay.metric("rowcast_epochs_total", "reason=\"copy\"").await, 1.0);
-    let mut phone = watcher(&relay.base()).await;
-    mark(&copy, "after").await;
-    phone.changes_before("after").await;
+    for away in [before, away.only_with_cursor()] {
+        away.told(&relay.base(), &copy, "diverged").await;
+    }
 }

@@ -15,6 +15,7 @@ const AGAIN: &str = "create publication supabase_realtime for table public.marks
 async fn a_publication_dropped_while_we_run_is_named_and_when_it_is_back_the_gap_is_told() {
     let pg = with_marks().await;
     let relay = program(&pg).await;
+    let away = Away::from(&relay.base()).await;
     let mut phone = watcher(&relay.base()).await;
     pg.exec("drop publication supabase_realtime").await;
     mark(&pg, "lost").await;
@@ -26,9 +27,7 @@ async fn a_publication_dropped_while_we_run_is_named_and_when_it_is_back_the_gap
     relay.logged("the replication slot is made anew").await;
     relay.readiness(200).await;
     relay.logged("Change a publication with ALTER PUBLICATION").await;
-    let mut phone = watcher(&relay.base()).await;
-    mark(&pg, "after").await;
-    next_mark(&mut phone, "after").await;
+    away.told(&relay.base(), &pg, "diverged").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,6 +51,7 @@ async fn a_publication_dropped_and_made_again_in_one_go_is_a_gap_for_those_who_a
 async fn a_publication_dropped_and_made_again_while_we_are_stopped_is_a_gap_too() {
     let pg = with_marks().await;
     let mut relay = program(&pg).await;
+    let away = Away::from(&relay.base()).await;
     stop(&pg, &mut relay).await;
     pg.exec("drop publication supabase_realtime").await;
     mark(&pg, "lost").await;
@@ -60,9 +60,7 @@ async fn a_publication_dropped_and_made_again_while_we_are_stopped_is_a_gap_too(
     relay.logged("the replication slot is made anew").await;
     relay.logged("a new history begins").await;
     relay.readiness(200).await;
-    let mut phone = watcher(&relay.base()).await;
-    mark(&pg, "after").await;
-    next_mark(&mut phone, "after").await;
+    away.told(&relay.base(), &pg, "diverged").await;
 }
 
 /// ALTER PUBLICATION is the right way, and is no gap.
@@ -82,6 +80,7 @@ async fn a_publication_that_is_altered_is_the_same_one() {
 async fn column_lists_that_contradict_each_other_are_named_and_the_slot_recovers_when_they_agree() {
     let pg = with_marks().await;
     let relay = program(&pg).await;
+    let away = Away::from(&relay.base()).await;
     let mut phone = watcher(&relay.base()).await;
     pg.exec("alter publication supabase_realtime set table public.marks (id, note)").await;
     pg.exec("alter publication rowcast_facts add table public.marks (id)").await;
@@ -92,9 +91,7 @@ async fn column_lists_that_contradict_each_other_are_named_and_the_slot_recovers
     pg.exec("alter publication rowcast_facts drop table public.marks").await;
     relay.logged("the replication slot is made anew").await;
     relay.readiness(200).await;
-    let mut phone = watcher(&relay.base()).await;
-    mark(&pg, "after").await;
-    next_mark(&mut phone, "after").await;
+    away.told(&relay.base(), &pg, "diverged").await;
 }
 
 /// Then the relay's own table is in the stream as well.

@@ -257,8 +257,10 @@ impl<'a> Reading<'a> {
             let too_large = || Failure::TooLarge("The snapshot has too many bytes".into());
             return if open { Ok(None) } else { Err(too_large()) };
         }
-        // Nothing was ever recorded.
-        let Some(end) = self.end else { return Ok(Some(self.page(false))) };
+        // What came after a cursor of before can't be said, nor that it was nothing.
+        let Some(end) = self.end else {
+            return Err(Failure::Later("No changes have come in yet; try again in a moment".into()));
+        };
         if !open {
             self.full.get_or_insert(Full::Before);
         }
@@ -411,6 +413,15 @@ mod tests {
         assert_eq!(page(&mut reading, &[fork], complete(at(1, 20), false)), None);
         let page = page(&mut reading, &[], complete(at(2, 6), false)).expect("a page");
         assert_eq!(seen(&page), (vec![30], 30, true));
+    }
+
+    /// It was said that nothing came after an old cursor, and the client kept that.
+    #[test]
+    fn before_the_first_history_nothing_is_said_of_what_came_after_a_cursor() {
+        let (key, asked) = (key(), asked(9));
+        let mut reading = Reading::new(&asked, None, &key, 1000);
+        let nowhere = Complete { reached: None, in_order: true, epoch: None };
+        assert!(matches!(reading.at_end(nowhere, true), Err(Failure::Later(_))));
     }
 
     #[test]

@@ -153,6 +153,23 @@ async fn only_our_own_recorded_session_is_ended() {
 }
 
 #[tokio::test]
+async fn our_own_session_that_is_just_ending_is_waited_for_and_nobody_is_told() {
+    let bench = Bench::new();
+    bench.server.lock().holder_when_connected = Some(Holder { pid: 5, started: Some(50), detail: String::new() });
+    let running = bench.running().await;
+    bench.crash(running).await;
+    bench.server.lock().holder = Some(Holder { pid: 5, started: None, detail: String::new() });
+    let looks = bench.server.lock().looks;
+    let mut running = bench.start();
+    bench.server.until("some looks", |server| server.looks > looks + 3).await;
+    running.state(|state| !matches!(state, IngestState::Waiting(_))).await;
+    bench.server.lock().holder = None;
+    bench.goes_on().await;
+    assert!(bench.server.lock().terminated.is_empty());
+    running.stop().await.expect("a clean stop");
+}
+
+#[tokio::test]
 async fn an_older_copy_of_the_database_begins_another_history_whatever_it_has_written_since() {
     let bench = Bench::tending();
     let running = bench.running().await;

@@ -38,7 +38,7 @@ use crate::metrics::Metrics;
 /// The bounds of frontiers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrontierConfig {
-    /// All of them.
+    /// All of them. A quarter, and only what users don't need, is for devices that nobody has signed in on.
     pub most: usize,
     /// Of one user.
     pub most_of_user: usize,
@@ -69,12 +69,14 @@ pub(super) struct Dropped {
     expired: u64,
     of_user: u64,
     of_all: u64,
+    of_anonymous: u64,
     refused: u64,
 }
 
 /// All frontiers of a relay.
 pub struct Frontiers {
     registry: Mutex<Registry>,
+    keep: Duration,
     metrics: Arc<Metrics>,
     /// Something is to be saved.
     pub(super) work: Notify,
@@ -90,6 +92,7 @@ impl Frontiers {
         let registry = Mutex::new(Registry::new(config));
         Arc::new(Frontiers {
             registry,
+            keep: config.keep,
             metrics,
             work: Notify::new(),
             opened: watch::Sender::new(false),
@@ -123,12 +126,18 @@ impl Frontiers {
             ("expired", dropped.expired),
             ("user_limit", dropped.of_user),
             ("limit", dropped.of_all),
+            ("anonymous_limit", dropped.of_anonymous),
             ("refused", dropped.refused),
         ] {
             if count > 0 {
                 self.metrics.frontiers_dropped.get_or_create(&[("reason", reason)]).inc_by(count);
             }
         }
+    }
+
+    /// [`FrontierConfig::keep`].
+    pub(super) fn kept_for(&self) -> Duration {
+        self.keep
     }
 
     pub(super) fn open(&self, open: bool) {

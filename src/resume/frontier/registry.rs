@@ -16,8 +16,9 @@
 //! their refs (not every SDK counts on over a reconnect).
 
 mod moved;
+mod room;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,7 +67,7 @@ struct Slot {
     queued: bool,
     /// What the table has, as far as we know.
     saved: Option<Cursor>,
-    /// The table has a place of it, this one or an earlier one.
+    /// The table has a place of it, this one or an earlier one, and not as that of a channel that was left.
     safe: bool,
     /// When that was written, as far as it is known.
     written: Option<Instant>,
@@ -87,6 +88,8 @@ pub(in crate::resume) struct Row {
 pub(in crate::resume) struct Unsaved {
     pub(in crate::resume) gone: Vec<(Key, i32)>,
     pub(in crate::resume) rows: Vec<Row>,
+    /// Some of it must not be lost: the table has nothing else of its client.
+    pub(in crate::resume) firm: bool,
 }
 
 #[derive(Debug)]
@@ -95,19 +98,25 @@ pub(super) struct Registry {
     slots: Vec<Slot>,
     free: Vec<u32>,
     owners: HashMap<Owner, Vec<u32>>,
-    /// Orphans in the order of their ends: of users, of devices without one, of channels that were left.
-    orphans: [VecDeque<(u32, u64)>; 3],
+    /// Orphans in the order of their ends, by [`kind_of`].
+    orphans: [VecDeque<(u32, u64)>; 4],
     /// To be saved, oldest first.
     unsaved: VecDeque<u32>,
     gone: VecDeque<(Key, i32)>,
     next: u64,
     /// Slots that are owed something.
     owing: usize,
+    /// Slots of devices that nobody has signed in on.
+    anonymous: usize,
     /// How many were given up before their time, since [`Registry::take_dropped`].
     dropped: Dropped,
 }
 
-const LEFT: usize = 2;
+/// Of users, of devices without one; of channels that were left, by users and without one.
+fn kind_of(left: bool, anonymous: bool) -> usize {
+    2 * usize::from(left) + usize::from(anonymous)
+}
+
 /// Ends of fewer orphans than twice this are not looked through.
 const LEAST_SWEPT: usize = 64;
 
@@ -123,6 +132,7 @@ impl Registry {
             gone: VecDeque::new(),
             next: 0,
             owing: 0,
+            anonymous: 0,
             dropped: Dropped::default(),
         }
     }
@@ -174,13 +184,8 @@ impl Registry {
         let taken = if owed.is_none() { highest(&fitting).or_else(|| highest(&all)) } else { None };
         let index = match taken {
             Some(index) => index,
-            None => match self.room_for(key) {
-                true => self.insert(key, now),
-                false => {
-                    self.dropped.refused += 1;
-                    return (start, None);
-                }
-            },
+            None if self.room_for(key) => self.insert(key, now),
+            None => return (start, None),
         };
         self.next += 1;
         let (tenure, turn) = (self.next, self.next);
@@ -189,6 +194,8 @@ impl Registry {
         // A place that is later in the table than here is so because another row there has this one: that may go before this.
         let ahead = slot.saved.is_some_and(|saved| start.is_some_and(|start| rank(start) < rank(saved)));
         let unknown = slot.saved.is_none() || slot.left || slot.since != since || ahead;
+        // The word that it was left may be on its way, and what the table has then is soon forgotten.
+        slot.safe &= !slot.left;
         (slot.state, slot.tenure, slot.turn) = (State::Live, tenure, turn);
         (slot.joined, slot.alive) = (now, now);
         (slot.owed, slot.at, slot.since, slot.left) = (owed, start.or(otherwise), since, false);
@@ -325,7 +332,7 @@ impl Registry {
         // Somebody else has the same number by now.
         let again = |(key, tab): &(Key, i32)| self.of(*key).any(|index| self.slots[index as usize].tab == *tab);
         let gone = gone.into_iter().filter(|row| !again(row)).collect();
-        let mut rows = Vec::new();
+        let (mut rows, mut firm) = (Vec::new(), false);
         while rows.len() < most
             && let Some(index) = self.unsaved.pop_front()
         {
@@ -333,9 +340,10 @@ impl Registry {
             slot.queued = false;
             let Some(at) = slot.at.filter(|_| slot.state != State::Free) else { continue };
             slot.saved = Some(at);
+            firm |= !slot.safe && !slot.left;
             rows.push(Row { key: slot.key, tab: slot.tab, at, since: slot.since, left: slot.left });
         }
-        Unsaved { gone, rows }
+        Unsaved { gone, rows, firm }
     }
 
     /// It was saved.
@@ -344,7 +352,7 @@ impl Registry {
             let found = self.of(row.key).find(|index| self.slots[*index as usize].tab == row.tab);
             if let Some(index) = found {
                 let slot = &mut self.slots[index as usize];
-                (slot.safe, slot.written) = (true, Some(now));
+                (slot.safe, slot.written) = (!row.left, Some(now));
             }
         }
     }
@@ -354,7 +362,10 @@ impl Registry {
         let held =
             self.slots.get(handle.index as usize).filter(|slot| slot.tenure == handle.tenure && slot.at.is_some());
         // Of tabs that share a key each begins at the lowest place.
-        held.is_none_or(|slot| slot.safe || self.of(slot.key).any(|index| self.slots[index as usize].safe))
+        held.is_none_or(|slot| {
+            let mut all = self.of(slot.key).map(|index| &self.slots[index as usize]);
+            slot.safe || all.any(|slot| slot.safe && !slot.left)
+        })
     }
 
     /// It could not be saved: it is to be tried again.
@@ -372,10 +383,14 @@ impl Registry {
     }
 
     /// What the table has, oldest first, each with how long ago it was saved. `stale`: somebody else has kept it since, and what
-    /// is here of connections that are gone is older.
-    pub(super) fn load(&mut self, rows: impl IntoIterator<Item = (Row, Duration)>, stale: bool, now: Instant) {
+    /// is here of connections that are gone is older. Of what is not there at all, only this is known: it may cost repeats.
+    pub(super) fn load(&mut self, rows: Vec<(Row, Duration)>, stale: bool, now: Instant) {
         if stale {
-            let orphan = |index: &u32| matches!(self.slots[*index as usize].state, State::Orphan(_));
+            let known: HashSet<Key> = rows.iter().map(|(row, _)| row.key).collect();
+            let orphan = |index: &u32| {
+                let slot = &self.slots[*index as usize];
+                matches!(slot.state, State::Orphan(_)) && known.contains(&slot.key)
+            };
             let orphans: Vec<u32> = (0..self.slots.len() as u32).filter(orphan).collect();
             orphans.into_iter().for_each(|index| self.release(index));
             self.gone.clear();
@@ -383,7 +398,7 @@ impl Registry {
             for index in 0..self.slots.len() as u32 {
                 let slot = &mut self.slots[index as usize];
                 (slot.saved, slot.safe) = (None, false);
-                if slot.state == State::Live {
+                if slot.state != State::Free {
                     self.queue(index);
                 }
             }
@@ -406,7 +421,7 @@ impl Registry {
             let index = self.insert(row.key, now);
             let slot = &mut self.slots[index as usize];
             (slot.tab, slot.at, slot.saved, slot.since) = (row.tab, Some(row.at), Some(row.at), row.since);
-            (slot.safe, slot.written) = (true, now.checked_sub(age));
+            (slot.safe, slot.written) = (!row.left, now.checked_sub(age));
             self.orphan(index, row.left, now + rest);
         }
     }
@@ -431,46 +446,6 @@ impl Registry {
 
     fn held(&mut self, handle: Handle) -> Option<&mut Slot> {
         self.slots.get_mut(handle.index as usize).filter(|slot| slot.tenure == handle.tenure)
-    }
-
-    /// Whether another slot may be made; makes room where something older may go.
-    fn room_for(&mut self, key: Key) -> bool {
-        let owned = self.owners.get(&key.owner).map_or(&[][..], Vec::as_slice);
-        let mut devices: Vec<Part> = owned.iter().map(|index| self.slots[*index as usize].key.device).collect();
-        devices.sort_unstable();
-        devices.dedup();
-        let is_new = !devices.contains(&key.device);
-        if owned.len() >= self.config.most_of_user || (is_new && devices.len() >= self.config.devices_of_user) {
-            let oldest = owned.iter().copied().filter_map(|index| match self.slots[index as usize].state {
-                State::Orphan(until) => Some((until, index)),
-                State::Free | State::Live => None,
-            });
-            let Some((_, index)) = oldest.min() else { return false };
-            // A device goes as a whole, or a part of it would seem to have missed nothing.
-            let device = self.slots[index as usize].key.device;
-            let orphan = |index: &u32| {
-                let slot = &self.slots[*index as usize];
-                slot.key.device == device && matches!(slot.state, State::Orphan(_))
-            };
-            let gone: Vec<u32> = owned.iter().copied().filter(orphan).collect();
-            self.dropped.of_user += gone.len() as u64;
-            gone.into_iter().for_each(|index| self.release(index));
-            return true;
-        }
-        if self.len() < self.config.most {
-            return true;
-        }
-        // Left channels first, then devices that nobody has signed in on.
-        for which in [LEFT, 1, 0] {
-            while let Some((index, turn)) = self.orphans[which].pop_front() {
-                if self.slots[index as usize].turn == turn {
-                    self.dropped.of_all += 1;
-                    self.release(index);
-                    return true;
-                }
-            }
-        }
-        false
     }
 
     fn free_tab(&self, key: Key) -> i32 {
@@ -512,6 +487,7 @@ impl Registry {
             }
         };
         self.owners.entry(key.owner).or_default().push(index);
+        self.anonymous += usize::from(key.anonymous);
         index
     }
 
@@ -521,7 +497,7 @@ impl Registry {
         let slot = &mut self.slots[index as usize];
         (slot.state, slot.turn, slot.left) = (State::Orphan(until), turn, left);
         slot.probe = None;
-        let which = if left { LEFT } else { usize::from(slot.key.anonymous) };
+        let which = kind_of(left, slot.key.anonymous);
         let (queue, slots) = (&mut self.orphans[which], &self.slots);
         queue.push_back((index, turn));
         // Who comes back leaves his entry behind, and the first of them may be of somebody who does not come back for days. Each
@@ -539,6 +515,7 @@ impl Registry {
         slot.probe = None;
         self.owing -= usize::from(slot.owed.take().is_some());
         self.free.push(index);
+        self.anonymous -= usize::from(key.anonymous);
         if let Some(owned) = self.owners.get_mut(&key.owner) {
             owned.retain(|other| *other != index);
             if owned.is_empty() {

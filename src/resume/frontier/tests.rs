@@ -7,6 +7,9 @@ use super::*;
 use crate::change::Lsn;
 use crate::claims::Principal;
 
+mod bounds;
+mod surety;
+
 const EPOCH: u64 = 7;
 
 fn at(lsn: u64) -> Cursor {
@@ -229,42 +232,6 @@ fn who_comes_back_again_and_again_takes_no_more_memory_each_time() {
     assert_eq!((stage.frontiers.count_all(), stage.dropped("expired")), ((0, 1), 1));
     stage.pass(5000);
     assert_eq!((stage.frontiers.count_all(), stage.dropped("expired")), ((0, 0), 2));
-}
-
-#[test]
-fn one_user_has_no_more_than_his_share_and_a_device_goes_as_a_whole() {
-    let bounds = FrontierConfig { most_of_user: 6, devices_of_user: 2, ..FrontierConfig::default() };
-    let mut stage = Stage::new(bounds);
-    let bob = stage.join(key_of("bob", "phone", "{}"), 1).1;
-    stage.end(&bob);
-    for device in ["a", "b", "c"] {
-        for entry in ["1", "2"] {
-            stage.end(&stage.join(key_of("alice", device, entry), 10).1);
-        }
-        stage.pass(1);
-    }
-    assert_eq!(stage.dropped("user_limit"), 2);
-    assert_eq!(stage.join(key_of("alice", "a", "1"), 90).0, None);
-    assert_eq!(stage.join(key_of("bob", "phone", "{}"), 90).0, Some(1));
-    // Nobody loses what a connection holds.
-    let stage = Stage::new(bounds);
-    let held: Vec<_> = (0..8).map(|entry| stage.join(key_of("alice", "a", &entry.to_string()), 10).1).collect();
-    assert_eq!((stage.frontiers.count_all(), stage.dropped("refused")), ((6, 0), 2));
-    drop(held);
-}
-
-#[test]
-fn all_together_are_bounded_and_devices_without_a_user_go_first() {
-    let mut stage = Stage::new(FrontierConfig { most: 10, ..FrontierConfig::default() });
-    stage.end(&stage.join(key(), 10).1);
-    let anonymous = Principal::new(json!({ "role": "anon" }).as_object().unwrap().clone(), 0).unwrap();
-    for device in 0..50 {
-        stage.end(&stage.join(Key::new(&anonymous, &device.to_string(), "t", "{}"), 10).1);
-        stage.pass(1);
-    }
-    assert_eq!(stage.frontiers.count_all(), (0, 10));
-    assert_eq!(stage.dropped("limit"), 41);
-    assert_eq!(stage.join(key(), 90).0, Some(10));
 }
 
 #[test]
