@@ -263,17 +263,23 @@ async fn reply_to(phone: &mut Phone, reference: &str) {
     while next_json(phone).await[1] != reference {}
 }
 
-/// A channel of a user's on a device, active, and the next user's token; nothing that is to be saved from now on is.
+/// A channel of a user's on a device, active, and the token of another, who was there before. Of him nothing is saved.
 async fn between_users(relay: &Relay) -> (Phone, Arc<Port>, String) {
     let of = |user: &str| token(json!({"role": "anon", "sub": user, "exp": relay.clock.unix_seconds() + 3600}));
     relay.frontiers.saving(false);
-    let mut phone = phone_at(relay, PATH).await;
-    let mut first = todos();
-    first["config"]["postgres_changes"][0]["since"] = json!(CursorKey::new([1; 32]).seal(at(5)));
-    first["access_token"] = json!(of("alice"));
-    send(&mut phone, json!(["1", "1", "realtime:t", "phx_join", first])).await;
-    reply_to(&mut phone, "1").await;
-    until("it is subscribed", || relay.asked.count() == 1).await;
+    let join = async |user: &str| {
+        let mut phone = phone_at(relay, PATH).await;
+        let mut payload = todos();
+        payload["config"]["postgres_changes"][0]["since"] = json!(CursorKey::new([1; 32]).seal(at(5)));
+        payload["access_token"] = json!(of(user));
+        send(&mut phone, json!(["1", "1", "realtime:t", "phx_join", payload])).await;
+        reply_to(&mut phone, "1").await;
+        until("it is subscribed", || relay.asked.count() == 1).await;
+        phone
+    };
+    drop(join("bob").await);
+    until("he is gone", || relay.asked.count() == 0).await;
+    let phone = join("alice").await;
     let port = relay.asked.ports.lock().unwrap().values().next().unwrap().clone();
     relay.frontiers.saving(true);
     (phone, port, of("bob"))

@@ -85,6 +85,9 @@ mod tests {
         join(&frontiers, "new", 3, now).end(false, now, now);
         let old = join(&frontiers, "old", 5, now);
         old.handles().advance(at(1, 8), true);
+        let third = old.renamed(&alice(), "third", &Arc::default(), now);
+        assert_eq!(frontiers.peek(&key("third", "a")), Some(at(1, 8)));
+        drop(third);
         let new = old.renamed(&alice(), "new", &Arc::default(), now);
         old.end(false, now, now);
         new.handles().advance(at(1, 12), true);
