@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::event::{Details, GapReason, Greeting, Outgoing};
 use super::filters::Owner;
+use super::matching;
 use super::messages::NO_TABLE;
 use super::registry::{At, Channel};
 use super::replay::{self, Moments};
@@ -305,8 +306,7 @@ impl Hub {
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
                     let come = (greeting, snapped, &moments);
-                    let cursor = self.activate((port, entries, principal), come, targets, &current.catalog);
-                    Activated { warnings, cursor }
+                    self.activate((port, entries, principal), come, (targets, warnings), &current.catalog)
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
                     self.remove(done.id);
@@ -357,14 +357,14 @@ impl Hub {
         None
     }
 
-    /// Puts what was resolved into force; returns where a channel that was not active begins.
+    /// Puts what was resolved into force; says where a channel that was not active begins.
     fn activate(
         &mut self,
         (port, entries, principal): (Arc<Port>, Arc<Vec<Entry>>, Arc<Principal>),
         (greeting, snapped, moments): (Option<Bytes>, Option<Snapped>, &Moments),
-        targets: Vec<Target>,
+        (targets, warnings): (Vec<Target>, Vec<Warning>),
         catalog: &Catalog,
-    ) -> Option<Cursor> {
+    ) -> Activated {
         let (id, shard) = (port.id, port.shard % self.out.len());
         if let Some(frames) = greeting {
             // Before any row that is emitted from here on.
@@ -380,7 +380,9 @@ impl Hub {
                 self.pause(id);
             }
             self.tell_out(id);
-            let known = self.registry.get(id)?;
+            let Some(known) = self.registry.get(id) else {
+                return Activated { warnings, ..Activated::default() };
+            };
             let mut channel = Channel { principal, ..known.place() };
             if let Some(snapped) = snapped {
                 // For other rights than what was being sent.
@@ -398,7 +400,7 @@ impl Hub {
                 self.place(id);
             }
             // What it is still owed may be on its way: it has no place to tell.
-            return None;
+            return Activated { warnings, ..Activated::default() };
         }
         self.holds.forget(id);
         self.lane.forget(id);
@@ -416,12 +418,19 @@ impl Hub {
         let start = self.cursor(from);
         self.out[shard].push(Outgoing::Begin(port.clone(), start));
         // From within a snapshot there is no going on.
-        let told = start.filter(|_| snapped.is_none());
+        let cursor = start.filter(|_| snapped.is_none());
+        let told = port.place.announces();
+        if told {
+            matching::notify(&mut self.out, &port, true, SUBSCRIBED, cursor.map(Details::Reached));
+            for warning in &warnings {
+                matching::notify(&mut self.out, &port, warning.ok, &warning.message, None);
+            }
+        }
         if let Some(snapped) = snapped {
             self.begin_snapshot(&port, snapped);
         }
         self.place(id);
-        told
+        Activated { warnings, cursor, told }
     }
 
     /// What is in force for a channel of just these rights and entries.
