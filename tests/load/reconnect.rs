@@ -96,7 +96,7 @@ const NEWCOMER_EVERY: Duration = Duration::from_millis(200);
 /// Of the first connection of a device, from its begin until changes flow. What counts is that the stock client does not give up:
 /// after 10 s without a reply it leaves and joins again, which in a storm makes more of it. With 10,000 it is one or two, most
 /// of it in the kernel's queue, where nobody can tell who is new; of the subscriptions it has some turns for itself.
-const NEWCOMER_WAITS: Duration = Duration::from_secs(5);
+const NEWCOMER_WAITS: Duration = Duration::from_secs(7);
 
 /// When it began, in microseconds since 1970; and what it took.
 struct Newcomer {
