@@ -227,3 +227,36 @@ fn random_id() -> String {
     let hex = format!("{bits:032x}");
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestDatabase;
+
+    async fn backend(lent: &Lent) -> i32 {
+        let row = lent.0.as_ref().expect("lent").query_one("select pg_backend_pid()", &[]).await;
+        row.expect("an answer").get(0)
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_transaction_may_not_be_over_is_given_to_nobody_else() {
+        let database = TestDatabase::new().await;
+        let mut config = database.config("relay");
+        config.pool_size = 1;
+        let pool = config.pool().expect("a pool");
+        let lend = async || Lent(Some(pool.get().await.expect("a connection")));
+        let mut lent = lend().await;
+        let first = backend(&lent).await;
+        // The connection itself is as good as before.
+        let failed = lent.0.as_ref().expect("lent").batch_execute("select 1 / 0").await;
+        assert!(failed.is_err());
+        assert_eq!(give_back(&mut lent, failed, Ok(1)), Ok(1), "what was found out is so all the same");
+        drop(lent);
+        let mut lent = lend().await;
+        let second = backend(&lent).await;
+        assert_ne!(second, first);
+        assert_eq!(give_back(&mut lent, Ok(()), Err::<(), _>(AuthorityError::Policy)), Err(AuthorityError::Policy));
+        drop(lent);
+        assert_eq!(backend(&lend().await).await, second, "one whose transaction is over is used again");
+    }
+}

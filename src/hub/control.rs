@@ -412,6 +412,7 @@ impl Hub {
         let from = channel.from();
         self.note_active(&port, &channel.principal, &channel.entries, from, false);
         self.registry.activate(channel, targets, catalog);
+        self.keep_replayed(id);
         for (from, to, reason) in missing {
             self.tell_gap(&port, from, to, reason);
         }

@@ -78,15 +78,6 @@ impl Hub {
         }
     }
 
-    /// Channels get no decision on a row, and are told by whoever delivers it.
-    pub(super) fn count_undecided(&self, channels: usize) {
-        if channels > 0 {
-            self.deps.metrics.undecided_gaps.inc_by(channels as u64);
-            let reason = GapReason::Undecided.as_str();
-            self.deps.metrics.gaps.get_or_create(&[("reason", reason)]).inc_by(channels as u64);
-        }
-    }
-
     /// Queues a `system` message for a channel behind what it waits for.
     pub(super) fn tell(&mut self, port: &Arc<Port>, ok: bool, message: &str, details: Option<Details>) {
         if !self.lane.notice(port, ok, message, details) {

@@ -99,6 +99,7 @@ impl Hub {
         if now >= *looked_at + MOVE {
             *looked_at = now;
             stirred.extend(told.keys());
+            self.let_go_of_replayed();
         }
         for id in std::mem::take(&mut self.holds.stirred) {
             let hold = self.hold_of(id);

@@ -482,11 +482,16 @@ impl Lane {
         self.line.stirred()
     }
 
-    /// The place just before the first row that a channel waits for.
-    pub(super) fn complete_to(&self, channel: ChannelId) -> Option<Cursor> {
+    /// The first row that a channel waits for.
+    pub(super) fn front(&self, channel: ChannelId) -> Option<Cursor> {
         let Place { slot, sequence, .. } = self.line.front(channel)?;
         let row = self.rows.get(slot)?.as_ref().filter(|row| row.sequence == sequence)?;
-        Some(Cursor { epoch: row.event.epoch?, position: before(row.event.row.position) })
+        Some(Cursor { epoch: row.event.epoch?, position: row.event.row.position })
+    }
+
+    /// The place just before it.
+    pub(super) fn complete_to(&self, channel: ChannelId) -> Option<Cursor> {
+        self.front(channel).map(|front| Cursor { position: before(front.position), ..front })
     }
 
     /// What to tell a channel, in order with its changes. Says whether it has to wait; if not, the caller tells.

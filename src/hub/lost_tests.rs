@@ -15,7 +15,7 @@ const MEMBERS: &str = "create publication rowcast_facts;
     create table marks (id text primary key); alter table marks replica identity full;
     alter publication supabase_realtime add table posts, marks;";
 
-fn config(adjust: impl FnOnce(&mut FactsConfig)) -> HubConfig {
+pub(super) fn config(adjust: impl FnOnce(&mut FactsConfig)) -> HubConfig {
     let mut config = HubConfig { other_publications: vec!["rowcast_facts".into()], ..HubConfig::default() };
     config.facts.wait = DEADLINE;
     adjust(&mut config.facts);
@@ -23,21 +23,21 @@ fn config(adjust: impl FnOnce(&mut FactsConfig)) -> HubConfig {
 }
 
 /// Alice, Bob and a stranger, all of whom want all posts but for one who wants those of team green; and the tables.
-struct Room {
-    bench: Bench,
-    alice: Arc<Port>,
+pub(super) struct Room {
+    pub(super) bench: Bench,
+    pub(super) alice: Arc<Port>,
     bob: Arc<Port>,
     green: Arc<Port>,
-    posts: Arc<Relation>,
-    members: Arc<Relation>,
-    marks: Arc<Relation>,
+    pub(super) posts: Arc<Relation>,
+    pub(super) members: Arc<Relation>,
+    pub(super) marks: Arc<Relation>,
     next: usize,
 }
 
 const CARL: &str = "cccccccc-cccc-cccc-cccc-cccccccccccc";
 
 impl Room {
-    async fn with(bench: Bench) -> Room {
+    pub(super) async fn with(bench: Bench) -> Room {
         let (alice, bob, green) = (port(), port(), port());
         let both = |filter| vec![entry(1, "posts", filter), entry(2, "marks", None)];
         bench.subscribe(&alice, both(None), ALICE).await;
@@ -49,7 +49,7 @@ impl Room {
     }
 
     /// Appends a transaction of DELETEs.
-    fn delete(&mut self, xid: u32, rows: &[(&Arc<Relation>, &[&str])]) {
+    pub(super) fn delete(&mut self, xid: u32, rows: &[(&Arc<Relation>, &[&str])]) {
         let mut builder = TransactionBuilder::default();
         for (relation, row) in rows {
             let mut raw = vec![b'O'];
@@ -141,7 +141,7 @@ fn without_marks(lines: &[String]) -> Vec<&str> {
 }
 
 /// A session in a transaction that has done this, and its id.
-async fn open(bench: &Bench, sql: &str) -> (tokio_postgres::Client, u32) {
+pub(super) async fn open(bench: &Bench, sql: &str) -> (tokio_postgres::Client, u32) {
     let client = bench.database.config("relay").connect().await.expect("connected");
     client.batch_execute(&format!("begin; {sql}")).await.expect("done");
     let row = client.query_one("select (pg_current_xact_id()::text::numeric % 4294967296)::text", &[]).await;
@@ -149,7 +149,7 @@ async fn open(bench: &Bench, sql: &str) -> (tokio_postgres::Client, u32) {
     (client, xid)
 }
 
-fn members() -> String {
+pub(super) fn members() -> String {
     MEMBERS.replace("ALICE", ALICE).replace("BOB", BOB)
 }
 

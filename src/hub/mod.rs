@@ -64,6 +64,8 @@ pub use event::{Batch, Details, Event, Fanout, GapReason, Greeting, Ids, Member,
 pub use facts::{FactsConfig, FactsOf};
 pub use look::{Judgement, LiveChannel, Look, Looked, MOST, Passes, passes, predicate, wants};
 pub use members::Watch;
+#[cfg(test)]
+pub(crate) use members::Watched;
 pub use messages::{Body, MESSAGES_TABLE, Message, is_of_messages};
 pub use outbox::{CloseReason, Flushed, Outbox, Sent, Transmit};
 pub use reach::{Pace, Place, Reach};

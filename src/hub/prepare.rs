@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::control::Resolved;
 use super::gaps::before;
+use super::matching::{self, UNDECIDED};
 use super::owing::{LOST, Owed};
 use super::registry::At;
 use super::run::Hub;
@@ -110,6 +111,29 @@ impl Hub {
         }
     }
 
+    /// Of channels that were not decided on a row: those that are told so now. The others are owed it.
+    pub(super) fn undecided(
+        &mut self,
+        mut ports: Vec<Arc<Port>>,
+        (row, epoch): (&RowChange, Option<u64>),
+    ) -> Vec<Arc<Port>> {
+        if ports.is_empty() {
+            return ports;
+        }
+        self.deps.metrics.undecided_gaps.inc_by(ports.len() as u64);
+        let (now, at) = (Instant::now(), Cursor { epoch: epoch.unwrap_or_default(), position: row.position });
+        ports.retain(|port| {
+            let tells = self.owing.tells_now(port, at, now);
+            if !tells {
+                self.holds.stir(port.id);
+            }
+            tells
+        });
+        let reason = GapReason::Undecided.as_str();
+        self.deps.metrics.gaps.get_or_create(&[("reason", reason)]).inc_by(ports.len() as u64);
+        ports
+    }
+
     /// Whether a channel was rightly denied all that it is owed: between these rows and the moment of the facts by which it was, the
     /// stream, which the channel has come to by now, has no change of a table that policies look into. So they were the same
     /// before the rows.
@@ -122,7 +146,8 @@ impl Hub {
             && is_live()
     }
 
-    /// Tells of the rows that were lost, once the facts are back or have been away for long.
+    /// Tells of the rows that were lost, once the facts are back or have been away for long; and of those that were not decided, in
+    /// time.
     fn tell_owed(&mut self, now: Instant) {
         let owed = self.owing.take(self.has_facts(), now);
         let (settled, owed) = owed.into_iter().partition::<Vec<_>, _>(|owed| self.is_settled(owed));
@@ -130,30 +155,49 @@ impl Hub {
         if owed.is_empty() {
             return;
         }
-        self.note_doubted(&owed);
-        let first = owed.iter().map(|owed| owed.first.position).min();
-        let last = owed.iter().map(|owed| owed.last.position).max();
-        tracing::warn!(
-            channels = owed.len(),
-            ?first,
-            ?last,
-            "rows were deleted while facts were loaded or behind the rules; those who may have seen them are told of a gap"
-        );
-        for owed in owed {
-            if let Some(channel) = self.registry.get(owed.port.id) {
-                // It stands behind what was sent since, and so must its end: whoever goes on from an end that lies before rows
-                // that he has gets those twice.
-                let here = self.progress(channel).or_else(|| self.cursor(self.judged()));
-                let behind = |here: &Cursor| here.epoch != owed.last.epoch || here.position > owed.last.position;
-                let to = here.filter(behind).unwrap_or(owed.last);
-                let from = Some(Cursor { position: before(owed.first.position), ..owed.first });
-                let reason = GapReason::Undecided;
-                let details = Some(Details::Gap { from, to, reason });
-                self.deps.metrics.gaps.get_or_create(&[("reason", reason.as_str())]).inc();
-                self.tell(&owed.port, false, LOST, details);
-                self.holds.stir(owed.port.id);
-            }
+        let told: Vec<Owed> = owed.into_iter().filter_map(|owed| self.tell_of(owed, now)).collect();
+        self.note_doubted(&told);
+        let of_facts = || told.iter().filter(|owed| owed.is_of_facts());
+        if of_facts().next().is_some() {
+            let first = of_facts().map(|owed| owed.first.position).min();
+            let last = of_facts().map(|owed| owed.last.position).max();
+            tracing::warn!(
+                channels = of_facts().count(),
+                ?first,
+                ?last,
+                "rows were deleted while facts were loaded or behind the rules; those who may have seen them are told of a gap"
+            );
         }
+    }
+
+    /// Tells a channel of what it is owed, up to the first row that it waits for. What can't be told yet stays owed; gives back what
+    /// was told.
+    fn tell_of(&mut self, owed: Owed, now: Instant) -> Option<Owed> {
+        let id = owed.port.id;
+        let channel = self.registry.get(id)?;
+        let front = self.lane.front(id);
+        let is_ahead = |at: Cursor, front: Cursor| at != front && self.lowest([Some(at), Some(front)]) == Some(at);
+        if front.is_some_and(|front| !is_ahead(owed.first, front)) {
+            self.owing.put_back(owed, None);
+            return None;
+        }
+        let rest = front.filter(|front| !is_ahead(owed.last, *front));
+        // It stands behind what was sent since, and so must its end: whoever goes on from an end that lies before rows that he has
+        // gets those twice.
+        let here = self.progress(channel).or_else(|| self.cursor(self.judged()));
+        let behind = |here: &Cursor| here.epoch != owed.last.epoch || here.position > owed.last.position;
+        let to = self.lane.complete_to(id).or(here.filter(behind)).unwrap_or(owed.last);
+        let from = Some(Cursor { position: before(owed.first.position), ..owed.first });
+        let (reason, message) = (GapReason::Undecided, if owed.is_of_facts() { LOST } else { UNDECIDED });
+        self.deps.metrics.gaps.get_or_create(&[("reason", reason.as_str())]).inc();
+        // Ahead of what waits.
+        matching::notify(&mut self.out, &owed.port, false, message, Some(Details::Gap { from, to, reason }));
+        self.owing.note_told(id, now);
+        if let Some(front) = rest {
+            self.owing.put_back(owed.clone(), Some((front, now)));
+        }
+        self.holds.stir(id);
+        Some(owed)
     }
 
     /// Keeps what is resolved until its facts are there, if they are on their way and it has not waited long enough.

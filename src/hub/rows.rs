@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use ahash::AHashSet;
 use tokio::time::Instant;
 
 use super::gaps::before;
@@ -16,7 +17,7 @@ use super::resolve;
 use super::run::Hub;
 use super::settle::{Leaving, Settled};
 use super::waiting::{LaneRow, Permits};
-use super::{Details, Event, GapReason, NO_CURSOR, Outgoing, Port, Version};
+use super::{ChannelId, Details, Event, GapReason, NO_CURSOR, Outgoing, Port, Version};
 use crate::change::{Change, RowChange, Timestamp, Transaction};
 use crate::journal::Note;
 use crate::resume::Cursor;
@@ -133,10 +134,10 @@ impl Hub {
             let passed = self.lane.push(row, &self.registry);
             (passed.permits, passed.undecided)
         };
-        let permits = self.without_places(permits, &event);
-        let sent = matching::emit(&mut self.out, &event, permits, &undecided, cost);
-        self.count_undecided(undecided.len());
         self.note_undecided(undecided.iter().map(|port| (port, "catalog")), &event.row);
+        let told = self.undecided(undecided, (&event.row, event.epoch));
+        let permits = self.without_places(permits, &event, &told);
+        let sent = matching::emit(&mut self.out, &event, permits, &told, cost);
         self.deps.metrics.deliveries.inc_by(sent);
         self.queued += sent as usize;
         if waits {
@@ -145,14 +146,18 @@ impl Hub {
     }
 
     /// Who has lost rows of which he was not told yet gets this one without its cursor: from there he would never hear of them.
-    /// A page over HTTP waits for what it is owed before it ends, and looks at the places of its rows then.
-    fn without_places(&self, mut permits: Permits, event: &Event) -> Permits {
-        if !self.owing.is_empty() {
-            for ready in permits.iter_mut().flat_map(|(_, members)| members) {
-                let is_behind = self.owing.is_behind(ready.port.id, event.epoch, event.row.position);
-                if is_behind && ready.port.version != Version::Plain {
-                    ready.cursor_as = Some(NO_CURSOR.into());
-                }
+    /// So does who is `told` that something of this very row was not decided, which comes behind it. A page over HTTP waits for
+    /// what it is owed before it ends, and looks at the places of its rows then.
+    fn without_places(&self, mut permits: Permits, event: &Event, told: &[Arc<Port>]) -> Permits {
+        if self.owing.is_empty() && told.is_empty() {
+            return permits;
+        }
+        let told: AHashSet<ChannelId> = told.iter().map(|port| port.id).collect();
+        for ready in permits.iter_mut().flat_map(|(_, members)| members) {
+            let id = ready.port.id;
+            let is_behind = told.contains(&id) || self.owing.is_behind(id, event.epoch, event.row.position);
+            if is_behind && ready.port.version != Version::Plain {
+                ready.cursor_as = Some(NO_CURSOR.into());
             }
         }
         permits
@@ -172,10 +177,10 @@ impl Hub {
             channel.at == at && row.position > channel.from() && named()
         });
         let ports: Vec<Arc<Port>> = concerned.map(|channel| channel.port.clone()).collect();
-        self.count_undecided(ports.len());
-        let details = matching::undecided_at(row.position, origin.epoch);
-        ports.iter().for_each(|port| self.tell(port, false, UNDECIDED, details));
         self.note_undecided(ports.iter().map(|port| (port, "unknown table")), row);
+        let details = matching::undecided_at(row.position, origin.epoch);
+        let told = self.undecided(ports, (row, origin.epoch));
+        told.iter().for_each(|port| self.tell(port, false, UNDECIDED, details));
     }
 
     pub(super) fn leave_lane(&mut self) {
@@ -191,11 +196,11 @@ impl Hub {
             let (lost, undecided) = undecided.into_iter().zip(reasons).partition::<Vec<_>, _>(|(_, why)| *why == FACTS);
             // Whoever it is by name, wherever he is served by now.
             self.lose(lost.into_iter().map(|(port, _)| port).collect(), (&event.row, event.epoch));
-            self.count_undecided(undecided.len());
             self.note_undecided(undecided.iter().map(|(port, why)| (port, *why)), &event.row);
             let undecided: Vec<Arc<Port>> = undecided.into_iter().map(|(port, _)| port).collect();
-            let permits = self.without_places(permits, &event);
-            let sent = matching::emit(&mut self.out, &event, permits, &undecided, cost);
+            let told = self.undecided(undecided, (&event.row, event.epoch));
+            let permits = self.without_places(permits, &event, &told);
+            let sent = matching::emit(&mut self.out, &event, permits, &told, cost);
             self.deps.metrics.deliveries.inc_by(sent);
             self.queued += sent as usize;
             for (port, message) in ended {

@@ -269,3 +269,51 @@ async fn who_joins_several_channels_with_much_to_replay_is_not_sent_away_for_rea
         assert_eq!(reply.payload["status"], "ok", "{topic}: {}", reply.text);
     }
 }
+
+/// Each of them waits at the hub for the memberships, which can't be loaded while somebody writes them: without a bound all
+/// would be activated, and written, in one instant.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_several_joins_held_with_much_to_replay_is_not_sent_away_for_reading_slowly() {
+    let pg = open_rooms().await;
+    pg.exec(
+        "create table public.members (team int, person uuid, primary key (team, person));
+         create table public.posts (id int primary key, team int); grant select on public.posts, public.members to authenticated;
+         alter table public.posts enable row level security;
+         create policy team on public.posts for select to authenticated
+             using (exists (select from public.members m where m.team = posts.team and m.person = auth.uid()));
+         alter publication supabase_realtime add table public.posts;",
+    )
+    .await;
+    let relay = Relay::with(&pg, Clock::system(), |config| {
+        config.gateway.max_outbox_bytes = 64 << 10;
+        config.gateway.rights_timeout = 3 * PATIENCE;
+        config.hub.facts.wait = Duration::from_secs(1);
+    })
+    .await;
+    let writer = pg.client().await;
+    writer.batch_execute("begin; insert into members values (1, gen_random_uuid())").await.expect("written");
+    let (topics, token) = (["one", "two", "three"], token::user(ALICE));
+    for topic in topics {
+        let payload = "jsonb_build_object('n', n, 'text', repeat('x', 130000))";
+        pg.exec(&format!("select realtime.send({payload}, 'count', '{topic}', true) from generate_series(1, 20) n"))
+            .await;
+    }
+    let mut phone = Phone::connect(&relay.base(), &token, Version::V2).await;
+    let mut references = Vec::new();
+    for topic in topics {
+        let entries = json!([{ "event": "*", "schema": "public", "table": "posts" }]);
+        let mut payload = config(true, &entries, &token, Some(json!({ "since": 0, "limit": 25 })));
+        payload["config"]["postgres_changes_options"] = json!({ "wait": true, "timeout": 20_000 });
+        references.push(phone.push_join(topic, payload).await);
+    }
+    // Nothing is read yet; others wait for the memberships behind those.
+    for _ in 0..3 {
+        let mut other = Phone::connect(&relay.base(), &token, Version::V2).await;
+        other.subscribe("other", &json!([{ "event": "*", "schema": "public", "table": "posts" }])).await;
+    }
+    for (topic, reference) in topics.iter().zip(references) {
+        let reply = phone.reply_to(&json!(reference)).await;
+        assert_eq!(reply.payload["status"], "ok", "{topic}: {}", reply.text);
+    }
+    drop(writer);
+}

@@ -25,9 +25,10 @@ use crate::authority::Authority;
 use crate::claims::tests::{token, verifier};
 use crate::clock::Clock;
 use crate::error::{Fault as _, chain};
-use crate::hub::{Activated, ChannelId, Command, HubHandle, Port, Subscribed};
+use crate::hub::{Activated, ChannelId, Command, HubHandle, Port, Subscribed, Watched};
 use crate::metrics::Metrics;
 use crate::pg::{PgConfig, Pool};
+use crate::policy::Told;
 use crate::room::{RoomConfig, Rooms};
 use crate::task::{self, Connections, Drain};
 
@@ -47,6 +48,7 @@ struct Asked {
     held: Mutex<Vec<oneshot::Sender<Subscribed>>>,
     hold: AtomicBool,
     reclaims: Mutex<Vec<ChannelId>>,
+    watched: Mutex<Vec<Watched>>,
 }
 
 impl Asked {
@@ -65,7 +67,12 @@ impl Asked {
                 let _ = reply.send(Ok(Activated::default()));
             }
             Command::Describe { .. } | Command::Look { .. } | Command::Judge { .. } => {}
-            Command::Rights { .. } | Command::Footing { .. } | Command::Watch(_) => {}
+            // Whoever asks may do all.
+            Command::Rights { reply, .. } => {
+                let _ = reply.send(Some(Told { broadcast: Some(true), presence: Some(true), by_facts: false }));
+            }
+            Command::Footing { .. } => {}
+            Command::Watch(watched) => self.watched.lock().unwrap().push(watched),
             Command::Leave { id } => {
                 self.ports.lock().unwrap().remove(&id);
             }
@@ -102,6 +109,14 @@ async fn relay(config: GatewayConfig) -> Relay {
 }
 
 async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
+    relay_of(config, verifier, |clock, metrics, drain| rooms(2, clock, metrics, drain)).await
+}
+
+async fn relay_of(
+    config: GatewayConfig,
+    verifier: Arc<dyn Tokens>,
+    rooms: impl FnOnce(Clock, Arc<Metrics>, Drain) -> Arc<Rooms>,
+) -> Relay {
     let (commands, mut queue) = mpsc::channel(8);
     let (ready, ready_seen) = watch::channel(false);
     let (clock, drain, connections) = (Clock::system(), Drain::new(), Connections::default());
@@ -109,7 +124,7 @@ async fn relay_with(config: GatewayConfig, verifier: Arc<dyn Tokens>) -> Relay {
     let frontiers = crate::resume::Frontiers::in_memory(Default::default(), metrics.clone());
     let deps = Deps {
         hub: HubHandle::new(commands.clone()),
-        rooms: rooms(2, clock.clone(), metrics.clone(), drain.clone()),
+        rooms: rooms(clock.clone(), metrics.clone(), drain.clone()),
         verifier,
         clock: clock.clone(),
         metrics: metrics.clone(),

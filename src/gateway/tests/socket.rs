@@ -354,3 +354,44 @@ async fn who_joins_too_often_is_closed_with_1012() {
     assert_eq!(close_code(&mut phone).await, Some(1012));
     until("it is counted", || relay.metrics.closes.get_or_create(&[("reason", "joins")]).get() == 1).await;
 }
+
+#[tokio::test]
+async fn a_presence_state_that_no_shard_takes_ends_its_channel() {
+    // Nobody reads it, and it has room for one.
+    let (queue, _full) = mpsc::channel(1);
+    let config = GatewayConfig { room_patience: Duration::from_millis(50), ..quick() };
+    let stuck = |_, metrics, _| Rooms::new(RoomConfig::default(), vec![queue], metrics);
+    let relay = relay_of(config, Arc::new(verifier()), stuck).await;
+    let mut phone = relay.phone().await;
+    for topic in ["realtime:one", "realtime:two"] {
+        send(&mut phone, json!(["1", "1", topic, "phx_join", {"config": {"presence": {"enabled": true}}}])).await;
+    }
+    let mut came = Vec::new();
+    while came.len() < 4 {
+        let frame = next_json(&mut phone).await;
+        came.push(json!([frame[2], frame[3], frame[4]["message"]]));
+    }
+    let expected = json!([
+        ["realtime:one", "phx_reply", null],
+        ["realtime:two", "phx_reply", null],
+        ["realtime:two", "system", "Presence state could not be sent in time"],
+        ["realtime:two", "phx_close", null],
+    ]);
+    assert_eq!(Value::from(came), expected);
+    until("the hub has heard of it", || relay.asked.count() == 1).await;
+}
+
+#[tokio::test]
+async fn who_leaves_a_private_channel_is_watched_no_longer() {
+    let relay = relay(quick()).await;
+    let mut phone = relay.phone().await;
+    for topic in ["realtime:one", "realtime:two"] {
+        send(&mut phone, json!(["1", "1", topic, "phx_join", {"config": {"private": true}}])).await;
+        assert_eq!(next_json(&mut phone).await[4]["status"], "ok");
+    }
+    let watched = || relay.asked.watched.lock().unwrap().iter().map(Watched::is_wanted).collect::<Vec<_>>();
+    until("both are watched", || watched() == [true, true]).await;
+    send(&mut phone, json!(["1", "2", "realtime:one", "phx_leave", {}])).await;
+    assert_eq!(next_json(&mut phone).await[3], "phx_reply");
+    until("one is left", || watched() == [false, true]).await;
+}

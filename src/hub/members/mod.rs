@@ -39,7 +39,7 @@ use self::asked::Asked;
 use self::plans::{Use, Used};
 use self::sweep::Crowd;
 pub use self::watched::Watch;
-pub(super) use self::watched::Watched;
+pub(crate) use self::watched::Watched;
 use self::watched::{Member, Seen, is_same, key, told, twin_of, way_of};
 use super::freshness::Age;
 use crate::catalog::Catalog;
@@ -113,14 +113,16 @@ impl Members {
         let before = member.seen[right as usize].get();
         let (mut seen, decides) = (before, self.decides(plan));
         let least = if concerned { plan.version } else { plan.everybody };
-        if before.number != plan.number || before.version < least {
+        let rights = &member.watched.rights;
+        // The session may know better than an old verdict, which then changes nothing before it is a new one.
+        let differs = || before.version < plan.version && told(before, before, rights.get(right)).is_some();
+        if before.number != plan.number || before.version < least || differs() {
             let verdict = verdict(member, plan, right, facts);
             // Facts that catch up have a new version with each commit, and what Postgres has said is ahead of them all.
             let again = before.number == plan.number && (before.verdict, verdict) == (Some(false), Some(false));
             let doubted = before.doubted && again && !decides;
             seen = Seen { number: plan.number, version: plan.version, verdict, doubted, ..before };
         }
-        let rights = &member.watched.rights;
         let is = rights.get(right);
         seen.taken &= is.is_none();
         let told = match told(before, seen, is) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! a transaction changes facts ──► numbers of those whom it can concern ──► the crowd: who has them ──► judged again
-//!            └── whatever is uncertain ──► everybody                       100 ms after the last time, before everybody else
+//!            └── whatever is uncertain ──► everybody                       100 ms after the last time, by turns with everybody else
 //! ```
 //!
 //! Invariants:
@@ -112,6 +112,9 @@ impl Crowd {
         if self.told.capacity() > MOST_TOLD / 4 {
             self.told = AHashSet::new();
         }
+        // Both ways of a member may have found it.
+        into.sort_unstable();
+        into.dedup();
     }
 }
 
@@ -183,14 +186,12 @@ impl Members {
             self.swept_at = Some(now);
             self.sweep = self.members.keys().copied().collect();
         }
-        for _ in 0..SLICE {
-            if let Some(key) = self.concerned.pop() {
-                self.look_at(key, true, facts, metrics);
-            } else if let Some(key) = self.sweep.pop() {
-                self.look_at(key, false, facts, metrics);
-            } else {
-                return false;
-            }
+        for turn in 0..SLICE {
+            // By turns: a crowd that is told of again and again must not keep everybody else waiting.
+            let concerned = turn % 2 == 0 && !self.concerned.is_empty() || self.sweep.is_empty();
+            let next = if concerned { self.concerned.pop() } else { self.sweep.pop() };
+            let Some(key) = next else { return false };
+            self.look_at(key, concerned, facts, metrics);
         }
         !(self.concerned.is_empty() && self.sweep.is_empty())
     }

@@ -273,3 +273,58 @@ async fn who_is_gone_has_no_place_left() {
     desk.sweep();
     assert_eq!((desk.members.crowd.len(), desk.members.members.len()), (0, 0));
 }
+
+#[tokio::test]
+async fn an_old_verdict_takes_or_gives_nothing_that_the_session_has_set_since() {
+    let mut desk = Desk::new(ROOMS).await;
+    desk.load("room_members").await;
+    desk.load("blocked").await;
+    let (alice, _) = rights([YES, NO, None, None]);
+    let _alice = desk.watch(&asking("room", ALICE), &alice);
+    desk.sweep();
+    for (sign, right) in [('+', NO), ('-', YES)] {
+        // Somebody else's commit has just been looked at, so that she has to wait for those whom changes tell of.
+        desk.members.looked_at = Some(Instant::now());
+        desk.play(sign, "blocked", &[ALICE]);
+        alice.set(Right::WriteBroadcast, right);
+        (desk.members.dirty, desk.members.swept_at) = (true, None);
+        while desk.members.sweep(&desk.facts, &desk.metrics) {}
+        assert_eq!(alice.get(Right::WriteBroadcast), right, "{sign}");
+        desk.sweep();
+        assert_eq!(alice.get(Right::WriteBroadcast), right, "{sign}");
+    }
+}
+
+#[tokio::test]
+async fn a_crowd_that_is_told_of_all_the_time_keeps_nobody_else_waiting() {
+    let mut desk = Desk::new(SCHEMA).await;
+    for table in TABLES {
+        desk.load(table).await;
+    }
+    let reads = "exists (select 1 from room_members m where m.room = topic)";
+    let alter = |writes: &str| {
+        format!(
+            "alter policy r on realtime.messages using ({reads}); alter policy w on realtime.messages with check ({writes});"
+        )
+    };
+    desk.database.run(&alter("true")).await;
+    desk.read_rules().await;
+    desk.play('+', "room_members", &["hall", ALICE, "x"]);
+    desk.play('+', "room_members", &["a", ALICE, "x"]);
+    let crowd: Vec<_> = (0..SLICE * 2).map(|_| rights([YES, YES, YES, YES])).collect();
+    let _crowd: Vec<Watch> = crowd.iter().map(|(rights, _)| desk.watch(&asking("hall", BOB), rights)).collect();
+    let (alice, _) = rights([YES, YES, YES, YES]);
+    let _alice = desk.watch(&asking("a", ALICE), &alice);
+    desk.sweep();
+    desk.database.run(&alter("false")).await;
+    desk.read_rules().await;
+    let mut slices = 0;
+    while alice.get(Right::WriteBroadcast) == YES {
+        slices += 1;
+        assert!(slices < 10, "a sweep of everybody takes as many slices as it has members, and as many again");
+        desk.play(if slices % 2 == 0 { '-' } else { '+' }, "room_members", &["hall", BOB, "x"]);
+        // A round takes longer than the time between two.
+        (desk.members.looked_at, desk.members.swept_at) = (None, None);
+        desk.members.sweep(&desk.facts, &desk.metrics);
+    }
+}

@@ -30,6 +30,14 @@ impl Watch {
     }
 }
 
+#[cfg(test)]
+impl Watched {
+    /// Its [`Watch`] is there.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.alive.strong_count() > 0
+    }
+}
+
 impl Watched {
     pub(super) fn is_over(&self) -> bool {
         self.alive.strong_count() == 0

@@ -42,11 +42,14 @@ pub(super) struct Snapshots {
     pub(super) unseen: Unseen,
     /// Channels whose rows are not all sent, or whose seam is not behind them.
     pub(super) sending: AHashMap<ChannelId, Sending>,
+    /// What channels have read of messages that may still come.
+    pub(super) replayed: AHashMap<ChannelId, Arc<Replayed>>,
 }
 
 impl Snapshots {
     pub(super) fn new(taker: Taker) -> Snapshots {
-        Snapshots { taker: Arc::new(taker), unseen: Unseen::default(), sending: AHashMap::new() }
+        let (unseen, sending, replayed) = (Unseen::default(), AHashMap::new(), AHashMap::new());
+        Snapshots { taker: Arc::new(taker), unseen, sending, replayed }
     }
 }
 

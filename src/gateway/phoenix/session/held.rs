@@ -35,7 +35,7 @@ impl Session {
         let mut held = Held {
             stage: Arc::new(Stage::waiting()),
             greeting: greeting.freeze(),
-            _room: room,
+            room,
             reference: message.reference.clone(),
             after,
             until: now.at + wait,

@@ -117,6 +117,12 @@ impl Session {
         stored.room.is_some()
     }
 
+    /// Bytes of replies with stored messages that wait for their joins' changes: they are written whenever the hub activates those.
+    pub(in crate::gateway::phoenix) fn promised(&self) -> usize {
+        let held = self.topics.values().filter_map(Topic::held).filter(|held| held.room.is_some());
+        held.map(|held| held.greeting.len()).sum()
+    }
+
     /// Stored messages were read, or could not be.
     pub(in crate::gateway::phoenix) fn stored(
         &mut self,

@@ -73,7 +73,7 @@ pub(super) struct Held {
     /// The join reply and what follows it.
     pub(super) greeting: Bytes,
     /// For what is replayed in it.
-    pub(super) _room: Option<OwnedSemaphorePermit>,
+    pub(super) room: Option<OwnedSemaphorePermit>,
     /// The join frame's ref.
     pub(super) reference: Ref,
     /// Frames that follow also another reply than the one in `greeting`.

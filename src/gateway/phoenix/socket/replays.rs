@@ -1,6 +1,9 @@
 //! Stored messages are written when the client has read what was written before: the replays of several joins at once may be
 //! far more than an outbox holds, and who is closed for that comes back and asks for the same again.
 //!
+//! The reply of a join that waits for its changes is written by others, when those are active. Until then its bytes count as if
+//! they were in the outbox: several such joins may be activated in one instant.
+//!
 //! Rejected: a larger outbox for them, which is memory for each client that does not read. What waits here is bounded for each
 //! connection, and in time.
 
@@ -22,7 +25,7 @@ impl Connection {
         let Some(stored) = stored.and_then(|mut stored| self.session.make_room(&mut stored).then_some(stored)) else {
             return self.session.stored(number, None, now);
         };
-        let waiting = self.outbox.waiting();
+        let waiting = self.outbox.waiting() + self.session.promised();
         // An empty outbox takes whatever is one answer.
         if waiting == 0 || waiting + stored.size() <= self.outbox.limit() {
             return self.session.stored(number, Some(stored), now);

@@ -250,3 +250,24 @@ fn what_waits_to_be_replayed_is_bounded_on_all_topics_together() {
     let told = waiting_with(&mut client, "realtime:g", 1000);
     assert_eq!(told[0][4]["status"], "error");
 }
+
+#[test]
+fn what_a_held_reply_will_bring_is_promised_until_it_is_written_or_given_up() {
+    let mut client = client();
+    let mut payload = todos();
+    payload["config"]["postgres_changes_options"] = json!({"wait": true, "timeout": 10_000});
+    assert!(client.join("realtime:none", payload).is_empty());
+    client.wants.clear();
+    assert_eq!(client.session.promised(), 0, "it has nothing to replay, and holds nobody up");
+    let mut ids = Vec::new();
+    for (topic, least) in [("realtime:a", 3000), ("realtime:b", 6000), ("realtime:c", 9000)] {
+        assert!(waiting_with(&mut client, topic, 3000).is_empty());
+        assert!((least..least + 3000).contains(&client.session.promised()), "{}", client.session.promised());
+        ids.push(client.subscribed());
+    }
+    client.session.answered(ids[0], Ok(Activated::default()), client.now);
+    assert!((6000..9000).contains(&client.session.promised()));
+    client.session.answered(ids[1], Err(SubscribeError { message: "no".into(), retry: false }), client.now);
+    client.send(json!(["1", "9", "realtime:c", "phx_leave", {}]));
+    assert_eq!(client.session.promised(), 0);
+}

@@ -313,6 +313,45 @@ async fn what_a_reading_of_the_table_saw_is_left_out_and_what_was_hidden_from_it
 }
 
 #[tokio::test]
+async fn what_a_reading_saw_is_let_go_of_behind_its_end_and_a_late_commit_comes_once_all_the_same() {
+    let mut past = Past::new().await;
+    let start = past.post(&[Message("ground", "room", true)]);
+    past.post_by(8, &[Message("seen", "room", true)]);
+    past.goes_by().await;
+    let (rights, alice) = (reads(Some(true)), port());
+    let footing = Footing::of(Cursor { epoch: tag(), position: place(start, u32::MAX) });
+    // Of 7 and 9 the one is not over when the table is read, and the other is over and hidden. Two more were over as well; what they
+    // did is on its way to the relay.
+    let sees = crate::catalog::Snapshot::parse("7:12:7,9").unwrap();
+    let (start, replayed) = footing.replayed(sees, Lsn(past.bench.lsn + 30), Vec::new());
+    let replayed = Arc::new(replayed);
+    let mut asked = asks(0, "room", Some(&rights));
+    asked.messages.as_mut().unwrap().replayed = Some(replayed.clone());
+    past.bench.subscribe(&alice, vec![after(asked, start.position)], ALICE).await;
+    past.post_by(9, &[Message("hidden", "room", true)]);
+    past.post_by(10, &[Message("read", "room", true)]);
+    let mut witness = Witness::default();
+    witness.until(&mut past.bench, "the hidden one", |w| w.of(&alice).ids() == ["hidden"]).await;
+    assert!(replayed.has_seam(), "more that it saw may come");
+    past.post_by(11, &[Message("read too", "room", true)]);
+    // The relay looks when something happens.
+    let (deadline, mut sent) = (tokio::time::Instant::now() + DEADLINE, 0);
+    while replayed.has_seam() {
+        assert!(tokio::time::Instant::now() < deadline, "it is kept");
+        sent += 1;
+        past.post_by(20, &[Message("more", "room", true)]);
+        witness.until(&mut past.bench, "another one", |w| w.of(&alice).rows.len() == 1 + sent).await;
+    }
+    past.post_by(7, &[Message("late", "room", true)]);
+    past.post_by(21, &[Message("end", "room", true)]);
+    witness.until(&mut past.bench, "the end", |w| w.of(&alice).ids().last() == Some(&"end")).await;
+    let mut came = witness.of(&alice).ids().into_iter().map(str::to_owned).collect::<Vec<_>>();
+    came.retain(|event| event != "more");
+    assert_eq!(came, ["hidden", "late", "end"]);
+    past.bench.stop().await;
+}
+
+#[tokio::test]
 async fn messages_go_on_when_the_channels_table_is_gone_and_its_rows_when_it_is_back() {
     let mut past = Past::new().await;
     let alice = port();
