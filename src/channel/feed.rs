@@ -157,7 +157,7 @@ impl Feed {
         let quiet = self.is_quiet();
         let again = Request::Subscribe { again: true };
         match answer {
-            Ok(Activated { warnings, cursor }) => {
+            Ok(Activated { warnings, cursor, told }) => {
                 self.told = None;
                 self.was_alone = self.alone;
                 // The new token may have what the one before could not.
@@ -165,8 +165,8 @@ impl Feed {
                 self.alone = self.was_alone && !token;
                 self.state = if token { State::Asking { token: false } } else { State::Active };
                 let subscribed = (!quiet).then_some(Notice::Subscribed(cursor));
-                let warnings = warnings.into_iter().map(Notice::Warning);
-                (subscribed.into_iter().chain(warnings).collect(), token.then_some(next))
+                let notices = subscribed.into_iter().chain(warnings.into_iter().map(Notice::Warning));
+                (notices.filter(|_| !told).collect(), token.then_some(next))
             }
             Err(error) if token => {
                 // The new token may do better; that nothing came meanwhile must be told all the same.
@@ -255,9 +255,12 @@ mod tests {
         let warning = |ok| Warning { ok, message: "no primary key".into() };
         let notices = vec![Notice::Subscribed(None), Notice::Warning(warning(false)), Notice::Warning(warning(true))];
         assert_eq!(
-            feed.answered(Ok(Activated { warnings: vec![warning(false), warning(true)], cursor: None }), now),
+            feed.answered(Ok(Activated { warnings: vec![warning(false), warning(true)], ..Activated::default() }), now),
             (notices, None)
         );
+        let told = Activated { warnings: vec![warning(true)], told: true, ..Activated::default() };
+        feed.principal_changed();
+        assert_eq!(feed.answered(Ok(told), now), (vec![], None), "it was told in order with the rows");
     }
 
     #[test]

@@ -24,7 +24,6 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 use warp::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -230,9 +229,8 @@ impl Bound {
         let accepting = async {
             let mut stopped = std::pin::pin!(shared.stopped());
             loop {
-                let wait = pace.next(Instant::now());
                 let accepted = async {
-                    tokio::time::sleep(wait).await;
+                    pace.turn().await;
                     accept(&self.listener, &anteroom, &shared.metrics).await
                 };
                 let (guest, stream, peer) = tokio::select! {

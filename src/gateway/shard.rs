@@ -17,7 +17,9 @@ use super::encode::{NoFrame, Place, RowShape, changes_frame, details, message_fr
 use crate::change::Relation;
 use crate::clock::Clock;
 use crate::fail::{self, Point};
-use crate::hub::{Batch, Event, Fanout, Greeting, Message, NO_CURSOR, Notice, Outgoing, Port, Reach, Seldom, Version};
+use crate::hub::{
+    Batch, Details, Event, Fanout, Greeting, Member, Message, NO_CURSOR, Notice, Outgoing, Port, Reach, Seldom, Version,
+};
 use crate::metrics::Metrics;
 use crate::pgtype::Types;
 use crate::resume::{Cursor, CursorKey};
@@ -58,6 +60,8 @@ enum Placing {
     Hold(Arc<Port>, Option<Cursor>),
     /// Bytes that were on their way have arrived.
     Arrived(Arc<Port>, u32),
+    /// It was told of a gap.
+    Gap(Arc<Port>, Option<Cursor>, Cursor),
 }
 
 /// Something for one connection.
@@ -66,13 +70,26 @@ struct Frame {
     bytes: Bytes,
     /// It is the join reply.
     greeting: bool,
+    /// It tells of a gap between these places.
+    gap: Option<(Option<Cursor>, Cursor)>,
 }
 
 impl Frame {
+    fn new(port: Arc<Port>, bytes: Bytes) -> Frame {
+        Frame { port, bytes, greeting: false, gap: None }
+    }
+
     /// Asked while the outbox is held: nothing of an instance precedes its join reply, or follows the frames that say that the
     /// instance has ended.
     fn may_be_written(&self) -> bool {
         if self.greeting { self.port.stage.greet() } else { self.port.stage.is_greeted() }
+    }
+}
+
+/// The member is about to be told this change's place, unless its frame shows none.
+fn tell_place(event: &Event, member: &Member) {
+    if let Some(epoch) = event.epoch.filter(|_| member.cursor_as.as_deref() != Some(NO_CURSOR)) {
+        member.port.place.tell(Cursor { epoch, position: event.row.position });
     }
 }
 
@@ -133,10 +150,14 @@ impl Shard {
                 Outgoing::Change(fanout) => self.change(&fanout, now),
                 Outgoing::Notice(notice) => {
                     let bytes = self.notice_frame(&notice);
-                    self.frames.push(Frame { port: notice.port, bytes, greeting: false });
+                    let gap = match notice.details {
+                        Some(Details::Gap { from, to, .. }) => Some((from, to)),
+                        _ => None,
+                    };
+                    self.frames.push(Frame { gap, ..Frame::new(notice.port, bytes) });
                 }
                 Outgoing::Greeting(Greeting { port, frames: bytes }) => {
-                    self.frames.push(Frame { port, bytes, greeting: true });
+                    self.frames.push(Frame { greeting: true, ..Frame::new(port, bytes) });
                 }
                 Outgoing::Begin(port, start) => self.places.push(Placing::Begin(port, start)),
                 Outgoing::Hold(port, at) => self.places.push(Placing::Hold(port, at)),
@@ -144,7 +165,7 @@ impl Shard {
                 Outgoing::Live(port, at) if port.version == Version::Plain => {
                     let at = at.map_or_else(|| "null".into(), |at| format!("\"{}\"", self.key.seal(at)));
                     let bytes = format!("{{\"live\":{at}}}\n").into();
-                    self.frames.push(Frame { port, bytes, greeting: false });
+                    self.frames.push(Frame::new(port, bytes));
                 }
                 Outgoing::Live(..) => {}
             }
@@ -152,7 +173,10 @@ impl Shard {
         // By connection; stable, so that each connection's frames stay in order.
         self.frames.sort_by_key(|frame| Arc::as_ptr(&frame.port.outbox) as usize);
         for frames in self.frames.chunk_by(|a, b| Arc::ptr_eq(&a.port.outbox, &b.port.outbox)) {
-            let written = frames.iter().filter(|frame| frame.may_be_written());
+            let places = &mut self.places;
+            let written = frames.iter().filter(|frame| frame.may_be_written()).inspect(|frame| {
+                places.extend(frame.gap.map(|(from, to)| Placing::Gap(frame.port.clone(), from, to)));
+            });
             frames[0].port.outbox.send_all(written.map(|frame| &frame.bytes));
         }
         if !self.frames.is_empty() {
@@ -171,6 +195,7 @@ impl Shard {
             match placing {
                 Placing::Hold(port, at) => port.place.hold(*at),
                 Placing::Arrived(port, bytes) => port.place.pace().take(*bytes),
+                Placing::Gap(port, from, to) => port.place.tell_gap(*from, *to),
                 Placing::Begin(..) => {}
             }
         }
@@ -185,7 +210,15 @@ impl Shard {
 
     fn notice_frame(&self, notice: &Notice) -> Bytes {
         let port = &notice.port;
-        let more = notice.details.map(|of| details(of, &self.key)).unwrap_or_default();
+        let place = match notice.details {
+            Some(Details::Reached(cursor) | Details::Snapshot { cursor, .. }) => Some(cursor),
+            // Of one entry; another may still be behind.
+            Some(Details::Gap { .. }) | None => None,
+        };
+        let leads_back = |of: &Details| matches!(of, Details::Reached(cursor) if port.place.is_past(*cursor));
+        let told = notice.details.filter(|of| !leads_back(of));
+        place.into_iter().for_each(|place| port.place.tell(place));
+        let more = told.map(|of| details(of, &self.key)).unwrap_or_default();
         let extension = "postgres_changes";
         system_frame(port.version, &port.topic, &port.join_ref, extension, notice.ok, &notice.message, &more)
     }
@@ -242,8 +275,9 @@ impl Shard {
                     changes_frame(member.port.version, &member.port.topic, &member.ids, data)
                 }),
             };
+            tell_place(event, member);
             member.port.place.deliver();
-            self.frames.push(Frame { port: member.port.clone(), bytes: frame.clone(), greeting: false });
+            self.frames.push(Frame::new(member.port.clone(), frame.clone()));
             last = Some((i, frame));
         }
     }
@@ -278,8 +312,9 @@ impl Shard {
                 self.metrics.messages_dropped.get_or_create(&[("reason", why.as_str())]).inc();
                 continue;
             }
+            tell_place(event, member);
             port.place.deliver();
-            self.frames.push(Frame { port: port.clone(), bytes: frame, greeting: false });
+            self.frames.push(Frame::new(port.clone(), frame));
         }
     }
 
@@ -304,6 +339,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::change::{Lsn, Position};
     use crate::hub::{ChannelId, Outbox, Place, Stage, Transmit};
 
     mod messages;
@@ -392,6 +428,31 @@ mod tests {
         ended.stage.close();
         shard().write(vec![notice(&ended, "one"), notice(&other, "two")].into());
         assert_eq!(paper.words(), ["two"]);
+    }
+
+    #[test]
+    fn no_notice_leads_back_behind_what_was_told_before() {
+        let paper = Paper::default();
+        let port = port(&paper.outbox(), Stage::greeted());
+        let at = |lsn| Cursor { epoch: 1, position: Position { lsn: Lsn(lsn), ordinal: 0 } };
+        let telling = |details| {
+            Outgoing::Notice(Notice { port: port.clone(), ok: true, message: "x".into(), details: Some(details) })
+        };
+        let mut shard = shard();
+        let cursors = || String::from_utf8_lossy(&paper.0.lock().unwrap()).matches("\"cursor\"").count();
+        shard.write(vec![telling(Details::Reached(at(5))), telling(Details::Reached(at(9)))].into());
+        assert_eq!(cursors(), 2);
+        shard.write(vec![telling(Details::Reached(at(7)))].into());
+        assert_eq!(cursors(), 2);
+        assert!(port.place.is_past(at(7)) && !port.place.is_past(at(9)));
+        let gap = Details::Gap { from: Some(at(2)), to: at(30), reason: crate::hub::GapReason::Expired };
+        assert!(port.place.gaps().is_empty());
+        shard.write(vec![telling(gap)].into());
+        assert_eq!(port.place.gaps(), [(Some(at(2)), at(30))]);
+        port.stage.close();
+        shard.write(vec![telling(gap)].into());
+        assert_eq!(port.place.gaps().len(), 1, "it was not written");
+        assert!(!port.place.is_past(at(20)), "another entry may be behind the end of a gap");
     }
 
     /// The session refuses at the moment at which the shard writes: the client reads one or the other.

@@ -4,7 +4,9 @@
 //! §10.1), so a refusal costs a Python client one of its lives, and a server that closes all at once gets all back at once.
 //! What is left to the server is time, and it takes it here:
 //! * connections are accepted at a bounded rate; those beyond wait in the kernel's queue, unrefused;
-//! * subscriptions take turns at the hub, a few of each connection and a bounded number in all, first come, first served;
+//! * subscriptions take turns at the hub, a few of each connection and a bounded number in all, first come, first served, but
+//!   some of the turns are only for who has nothing to catch up with: the stock client of a device that comes for the first
+//!   time gives up after ten seconds, and its join is done in a moment;
 //! * at a drain each connection is closed at a random moment of a window that grows with their number.
 //!
 //! Whoever does read hints finds one in the reason of the close frame, and in `Retry-After` of 429 and 503.
@@ -18,7 +20,7 @@ use tokio::time::Instant;
 
 use super::limits::GatewayConfig;
 use crate::channel::Answer;
-use crate::hub::SubscribeError;
+use crate::hub::{Entry, Start, SubscribeError};
 
 /// A subscription that only waits, be it for facts or for its place in a replay, makes room for others after this.
 const TURN: Duration = Duration::from_secs(1);
@@ -27,9 +29,14 @@ const HUB_DEADLINE: Duration = Duration::from_secs(30);
 /// The latest that a client is told to come back.
 const LONGEST_HINT: u64 = 5;
 
+/// One of so many turns is for those alone who begin now.
+const RESERVED: usize = 4;
+
 /// Turns at the hub, of all connections.
 pub(super) struct Turns {
     all: Arc<Semaphore>,
+    /// For those alone who begin now. The others have turns that these wait for like them, so neither starves.
+    reserved: Arc<Semaphore>,
     each: usize,
     /// The longest of one.
     longest: Duration,
@@ -38,11 +45,29 @@ pub(super) struct Turns {
 /// Turns of one connection.
 pub(super) struct OwnTurns(Arc<Semaphore>);
 
+/// What a subscription asks of the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// What happens from now on.
+    Now,
+    /// Also what happened before.
+    Past,
+}
+
+impl Asks {
+    /// Of these entries.
+    pub(super) fn of(entries: &[Entry]) -> Asks {
+        let now = |entry: &Entry| matches!(entry.start, Start::Now | Start::Lost) && entry.snapshot.is_none();
+        if entries.iter().all(now) { Asks::Now } else { Asks::Past }
+    }
+}
+
 impl Turns {
     pub(super) fn new(config: &GatewayConfig) -> Turns {
         let all = config.max_subscribing.clamp(1, Semaphore::MAX_PERMITS);
-        let each = config.max_connection_subscribing.clamp(1, all);
-        Turns { all: Arc::new(Semaphore::new(all)), each, longest: TURN }
+        let (each, reserved) = (config.max_connection_subscribing.clamp(1, all), all / RESERVED);
+        let of = |turns| Arc::new(Semaphore::new(turns));
+        Turns { all: of(all - reserved), reserved: of(reserved), each, longest: TURN }
     }
 
     /// Those of a new connection.
@@ -55,11 +80,21 @@ impl Turns {
     pub(super) fn run<T>(
         &self,
         own: &OwnTurns,
+        asks: Asks,
         work: impl Future<Output = T> + Send + 'static,
     ) -> impl Future<Output = T> + Send + 'static {
-        let (all, own, longest) = (self.all.clone(), own.0.clone(), self.longest);
+        let (all, reserved, own) = (self.all.clone(), self.reserved.clone(), own.0.clone());
+        let longest = self.longest;
         async move {
-            let turn = (turn(own).await, turn(all).await);
+            let own = turn(own).await;
+            let common = async {
+                tokio::select! {
+                    biased;
+                    turn = turn(reserved), if asks == Asks::Now => turn,
+                    turn = turn(all) => turn,
+                }
+            };
+            let turn = (own, common.await);
             let mut work = std::pin::pin!(work);
             if let Ok(done) = tokio::time::timeout(longest, work.as_mut()).await {
                 return done;
@@ -99,8 +134,18 @@ impl Pace {
         Pace { each: Duration::from_secs(1) / per_second.max(1), due: Instant::now() }
     }
 
+    /// Returns when the next one may pass.
+    pub(super) async fn turn(&mut self) {
+        let wait = self.next(Instant::now());
+        // A sleep takes a tick of the timer, a millisecond or two, even if it is of no length: with one for each, less than a
+        // thousand would pass in a second, whatever was asked for.
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     /// How long the next one has to wait.
-    pub(super) fn next(&mut self, now: Instant) -> Duration {
+    fn next(&mut self, now: Instant) -> Duration {
         self.due = self.due.max(now.checked_sub(RESERVE).unwrap_or(now)) + self.each;
         self.due.saturating_duration_since(now)
     }
@@ -127,7 +172,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use futures_util::FutureExt as _;
-    use futures_util::future::join_all;
+    use futures_util::future::{BoxFuture, join_all};
+    use tokio::task::unconstrained;
 
     use super::*;
 
@@ -154,8 +200,8 @@ mod tests {
             }
         };
         let greedy = turns.own();
-        let mut all: Vec<_> = (0..100).map(|_| turns.run(&greedy, work(0)).boxed()).collect();
-        all.extend((1..=6).map(|name| turns.run(&turns.own(), work(name)).boxed()));
+        let mut all: Vec<_> = (0..100).map(|_| turns.run(&greedy, Asks::Past, work(0)).boxed()).collect();
+        all.extend((1..=6).map(|name| turns.run(&turns.own(), Asks::Now, work(name)).boxed()));
         join_all(all).await;
         assert_eq!(most.load(Ordering::SeqCst), 4);
         let order = order.lock().unwrap();
@@ -163,12 +209,70 @@ mod tests {
         assert!(last < Some(24), "{order:?}");
     }
 
+    /// So many that stay as long as they may, before the one that is looked at.
+    fn crowd(turns: &Turns, asks: Asks, count: usize) -> Vec<BoxFuture<'static, ()>> {
+        // Many polls in a row are nothing that the runtime should stop here.
+        let stay = |_| unconstrained(turns.run(&turns.own(), asks, std::future::pending())).boxed();
+        let mut crowd: Vec<_> = (0..count).map(stay).collect();
+        crowd.iter_mut().for_each(|one| assert!(one.now_or_never().is_none()));
+        crowd
+    }
+
+    #[tokio::test]
+    async fn who_begins_now_does_not_wait_for_all_who_return_and_they_wait_no_longer_for_it() {
+        let turns = turns(8, 8);
+        let returning = crowd(&turns, Asks::Past, 100);
+        for _ in 0..10 {
+            assert_eq!(turns.run(&turns.own(), Asks::Now, async { 1 }).now_or_never(), Some(1));
+        }
+        // Their own turns and no others.
+        assert_eq!((turns.all.available_permits(), turns.reserved.available_permits()), (0, 2));
+        drop(returning);
+        let beginning = crowd(&turns, Asks::Now, 8);
+        assert_eq!((turns.all.available_permits(), turns.reserved.available_permits()), (0, 0), "all if they are free");
+        let mut returning = Box::pin(turns.run(&turns.own(), Asks::Past, async { 2 }));
+        assert!((&mut returning).now_or_never().is_none());
+        let more = crowd(&turns, Asks::Now, 100);
+        drop(beginning);
+        assert_eq!(returning.now_or_never(), Some(2), "first come, first served");
+        drop(more);
+    }
+
+    #[test]
+    fn only_who_asks_for_nothing_of_the_past_begins_now() {
+        let position = crate::change::Position { lsn: crate::change::Lsn(7), ordinal: 0 };
+        let past = Start::After(crate::resume::Cursor { epoch: 1, position });
+        let wish = || crate::hub::SnapshotWish { limit: 1, order: Vec::new() };
+        for (starts, snapshot, asks) in [
+            (vec![], None, Asks::Now),
+            (vec![Start::Now, Start::Lost], None, Asks::Now),
+            (vec![Start::Now, past], None, Asks::Past),
+            (vec![Start::Time(crate::change::Timestamp(0))], None, Asks::Past),
+            (vec![Start::Now], Some(wish()), Asks::Past),
+        ] {
+            let entry = |start: &Start| Entry {
+                id: 0,
+                action: crate::hub::Action::All,
+                schema: crate::hub::Name::Any,
+                table: crate::hub::Name::Any,
+                filter: None,
+                select: None,
+                start: *start,
+                cursor_as: None,
+                snapshot: snapshot.clone(),
+                messages: None,
+            };
+            let entries: Vec<Entry> = starts.iter().map(entry).collect();
+            assert_eq!(Asks::of(&entries), asks, "{entries:?}");
+        }
+    }
+
     #[tokio::test]
     async fn who_only_waits_makes_room() {
         let turns = Turns { longest: Duration::from_millis(5), ..turns(1, 1) };
         let (tell, told) = tokio::sync::oneshot::channel();
-        let long = turns.run(&turns.own(), told);
-        let short = turns.run(&turns.own(), async move { tell.send(7) });
+        let long = turns.run(&turns.own(), Asks::Past, told);
+        let short = turns.run(&turns.own(), Asks::Past, async move { tell.send(7) });
         let (long, short) = tokio::join!(long, short);
         assert_eq!((long, short), (Ok(7), Ok(())));
     }
@@ -181,6 +285,19 @@ mod tests {
         assert!(first[..100].iter().all(Duration::is_zero), "{:?}", &first[..101]);
         assert_eq!(first[999], Duration::from_millis(900));
         assert!((0..50).all(|_| pace.next(minute + Duration::from_secs(1)).is_zero()));
+    }
+
+    #[tokio::test]
+    async fn who_need_not_wait_does_not_wait_for_the_timer() {
+        let mut pace = Pace::new(1000);
+        pace.due -= RESERVE;
+        assert!((0..50).all(|_| pace.turn().now_or_never().is_some()));
+        let mut pace = Pace::new(100_000);
+        let (begun, most) = (Instant::now(), Duration::from_secs(10));
+        for _ in 0..20_000 {
+            pace.turn().await;
+        }
+        assert!(begun.elapsed() < most, "a tick for each would be twenty seconds and more: {:?}", begun.elapsed());
     }
 
     #[test]

@@ -293,6 +293,8 @@ pub struct Activated {
     pub warnings: Vec<Warning>,
     /// Everything that is owed after this place arrives; `None` while there is no history yet.
     pub cursor: Option<Cursor>,
+    /// The client is told already, in order with its rows ([`Place::announcing`]).
+    pub told: bool,
 }
 
 /// The hub's answer: the entries are active, or none of them is.

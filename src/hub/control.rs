@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
-use tokio::task::JoinError;
+use tokio::task::{JoinError, unconstrained};
 use tokio::time::Instant;
 
 use super::event::{Details, GapReason, Greeting, Outgoing};
 use super::filters::Owner;
+use super::matching;
 use super::messages::NO_TABLE;
 use super::registry::{At, Channel};
 use super::replay::{self, Moments};
@@ -229,7 +231,7 @@ impl Hub {
         // A re-validation under way is superseded: this resolution sees the same rules or newer ones.
         let log = self.deps.log.clone();
         let (rules, validator, options) = (self.rules.clone(), self.validator.clone(), self.config.policy);
-        self.resolving.spawn(async move {
+        let mut resolution = Box::pin(async move {
             let owner = Owner::of(&wish.principal, wish.port.outbox.number());
             let result = async {
                 wish.moments = replay::moments(log, &wish.entries).await?;
@@ -238,6 +240,13 @@ impl Hub {
             let result = result.await;
             Resolved { ticket, id, why: Why::Subscribe(Box::new(wish)), result }
         });
+        // Most who come wait for nothing. In a storm, when thousands of tasks want to run, one more for each would make each wait
+        // for all of them twice.
+        let is_new = self.registry.get(id).is_none();
+        match is_new.then(|| unconstrained(resolution.as_mut()).now_or_never()).flatten() {
+            Some(done) => self.on_resolved(Ok(done)),
+            None => drop(self.resolving.spawn(resolution)),
+        }
     }
 
     pub(super) fn on_resolved(&mut self, done: Result<Resolved, JoinError>) {
@@ -297,8 +306,7 @@ impl Hub {
                 }
                 let result = done.result.map(|(targets, warnings, _)| {
                     let come = (greeting, snapped, &moments);
-                    let cursor = self.activate((port, entries, principal), come, targets, &current.catalog);
-                    Activated { warnings, cursor }
+                    self.activate((port, entries, principal), come, (targets, warnings), &current.catalog)
                 });
                 if result.as_ref().is_err_and(|e| !e.retry) {
                     self.remove(done.id);
@@ -349,14 +357,14 @@ impl Hub {
         None
     }
 
-    /// Puts what was resolved into force; returns where a channel that was not active begins.
+    /// Puts what was resolved into force; says where a channel that was not active begins.
     fn activate(
         &mut self,
         (port, entries, principal): (Arc<Port>, Arc<Vec<Entry>>, Arc<Principal>),
         (greeting, snapped, moments): (Option<Bytes>, Option<Snapped>, &Moments),
-        targets: Vec<Target>,
+        (targets, warnings): (Vec<Target>, Vec<Warning>),
         catalog: &Catalog,
-    ) -> Option<Cursor> {
+    ) -> Activated {
         let (id, shard) = (port.id, port.shard % self.out.len());
         if let Some(frames) = greeting {
             // Before any row that is emitted from here on.
@@ -372,7 +380,9 @@ impl Hub {
                 self.pause(id);
             }
             self.tell_out(id);
-            let known = self.registry.get(id)?;
+            let Some(known) = self.registry.get(id) else {
+                return Activated { warnings, ..Activated::default() };
+            };
             let mut channel = Channel { principal, ..known.place() };
             if let Some(snapped) = snapped {
                 // For other rights than what was being sent.
@@ -390,9 +400,11 @@ impl Hub {
                 self.place(id);
             }
             // What it is still owed may be on its way: it has no place to tell.
-            return None;
+            return Activated { warnings, ..Activated::default() };
         }
         self.holds.forget(id);
+        self.lane.forget(id);
+        self.owing.forget(id);
         let (froms, missing) = self.begin_at(&entries, moments, snapped.as_ref().map(|snapped| snapped.start));
         let (at, seam) = (At::Paused, snapped.as_ref().map(|snapped| snapped.seam.clone()));
         let new = Channel::new(port.clone(), principal, entries);
@@ -407,12 +419,19 @@ impl Hub {
         let start = self.cursor(from);
         self.out[shard].push(Outgoing::Begin(port.clone(), start));
         // From within a snapshot there is no going on.
-        let told = start.filter(|_| snapped.is_none());
+        let cursor = start.filter(|_| snapped.is_none());
+        let told = port.place.announces();
+        if told {
+            matching::notify(&mut self.out, &port, true, SUBSCRIBED, cursor.map(Details::Reached));
+            for warning in &warnings {
+                matching::notify(&mut self.out, &port, warning.ok, &warning.message, None);
+            }
+        }
         if let Some(snapped) = snapped {
             self.begin_snapshot(&port, snapped);
         }
         self.place(id);
-        told
+        Activated { warnings, cursor, told }
     }
 
     /// What is in force for a channel of just these rights and entries.

@@ -3,7 +3,7 @@
 //! The hub does not encode. An [`Event`] carries a write-once cache of encodings, keyed by everything that changes the bytes;
 //! the first writer fills an entry, the rest share it. Two permits that show different columns never share an entry.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -129,8 +129,12 @@ impl Event {
 }
 
 /// In the place of a name, which is never empty: the member's change is told without its cursor. It lies in the seam of a
-/// snapshot, and going on from there would bring what the snapshot showed.
+/// snapshot, and going on from there would bring what the snapshot showed; or going on from there would not bring all, since
+/// another frame of the same row is to come, or a gap to be told.
 pub const NO_CURSOR: &str = "";
+
+/// The same, once for all members.
+pub(super) static NONE: LazyLock<Arc<str>> = LazyLock::new(|| NO_CURSOR.into());
 
 /// A channel that gets an event, under these ids.
 #[derive(Debug, Clone)]

@@ -26,7 +26,7 @@ use super::filters::{Failures, Outcome, Refusal, RowFilters};
 use super::gaps::before;
 use super::line::{Line, Place};
 use super::registry::Registry;
-use super::settle::{self, Released, Settled};
+use super::settle::{self, OfRow, Released, Settled};
 use super::turns::{Change, Ended, Failure, Turns, Whose};
 use super::waiting::{Asked, Filtered, Kept, LaneRow, Permits, Ready, Waiting};
 use super::{ChannelId, Port};
@@ -153,7 +153,7 @@ impl Lane {
     /// Takes a row in and starts its questions as far as there is room for them. What of it need not wait is given back and
     /// goes first; other parts may be ready too ([`Lane::released`]).
     pub(super) fn push(&mut self, row: LaneRow, registry: &Registry) -> Passed {
-        let LaneRow { event, mut permits, asked, filtered, mut undecided, xids, bytes, cost } = row;
+        let LaneRow { event, mut permits, asked, filtered, mut undecided, xids, bytes, cost, several } = row;
         let slot = self.free.pop().unwrap_or_else(|| {
             self.rows.push(None);
             self.rows.len() - 1
@@ -167,6 +167,7 @@ impl Lane {
             xids,
             bytes,
             cost,
+            several,
             since: Instant::now(),
             sequence: at.sequence,
             parts: 0,
@@ -515,25 +516,36 @@ impl Lane {
         if parts.is_empty() {
             return Vec::new();
         }
-        let Lane { rows, free, bytes, metrics, .. } = self;
+        let metrics = self.metrics.clone();
         let released = parts.into_iter().map(|part| {
-            let slot = part.place.slot;
-            let Some(row) = rows.get_mut(slot).and_then(Option::as_mut) else {
-                *bytes -= PART_BYTES;
-                return Released { part, event: None };
-            };
-            let event = Some((row.event.clone(), row.cost));
-            if row.cost > 0 {
-                registry.get(part.channel).inspect(|known| known.port.place.pace().take(row.cost));
+            let row = self.rows.get(part.place.slot).and_then(Option::as_ref);
+            let row = row.map(|row| OfRow { event: row.event.clone(), cost: row.cost, several: row.several });
+            if let Some(OfRow { cost, .. }) = row.as_ref().filter(|row| row.cost > 0) {
+                registry.get(part.channel).inspect(|known| known.port.place.pace().take(*cost));
             }
-            row.parts -= 1;
-            if row.parts == 0 {
-                *bytes -= row.bytes;
-                rows[slot] = None;
-                free.push(slot);
-            }
-            Released { part, event }
+            self.gone(part.place);
+            Released { part, row }
         });
-        settle::settle(released, registry, now, metrics)
+        settle::settle(released, registry, now, &metrics)
+    }
+
+    /// Another instance of the channel begins: what the one before waits for is nobody's.
+    pub(super) fn forget(&mut self, channel: ChannelId) {
+        let places: SmallVec<[Place; 4]> = self.line.forget(channel).collect();
+        places.into_iter().for_each(|place| self.gone(place));
+    }
+
+    /// A part has left.
+    fn gone(&mut self, Place { slot, .. }: Place) {
+        let Some(row) = self.rows.get_mut(slot).and_then(Option::as_mut) else {
+            self.bytes -= PART_BYTES;
+            return;
+        };
+        row.parts -= 1;
+        if row.parts == 0 {
+            self.bytes -= row.bytes;
+            self.rows[slot] = None;
+            self.free.push(slot);
+        }
     }
 }

@@ -1,7 +1,12 @@
 //! Rows that wait for Postgres, and rows that don't wait for them.
 
 use super::*;
+use crate::change::Position;
 use crate::policy::AskConfig;
+use crate::resume::Cursor;
+
+#[path = "frames_tests.rs"]
+mod frames_tests;
 
 /// Rows of kind `held` are judged as long as the test holds lock 7, those of kind `slow` take a moment, and while `trouble` has
 /// a row, all take longer than Postgres may.
@@ -223,5 +228,49 @@ async fn a_slow_policy_has_no_more_rows_waiting_than_it_answers_in_a_few_seconds
     assert!(began.elapsed() < DEADLINE, "{:?}", began.elapsed());
     assert!((20..=200).contains(&answered.len()), "{} of 1000 were answered", answered.len());
     assert!(answered.is_sorted_by_key(|id| id.parse::<u32>().unwrap()), "in order");
+    bench.stop().await;
+}
+
+/// The same channel on another port.
+fn anew(before: &Port) -> Arc<Port> {
+    let Port { id, outbox, topic, join_ref, .. } = before;
+    let (outbox, topic, join_ref, stage) =
+        (outbox.clone(), topic.clone(), join_ref.clone(), Arc::new(Stage::greeted()));
+    let (shard, version, place) = (before.shard, before.version, Place::default());
+    Arc::new(Port { id: *id, outbox, shard, topic, version, join_ref, stage, place })
+}
+
+#[tokio::test]
+async fn what_a_channel_waits_for_that_has_ended_is_not_for_the_one_that_begins_in_its_place() {
+    let mut bench = Bench::with(WAITING, patient(|_| {})).await;
+    let (first, second) = (port(), port());
+    bench.subscribe(&first, vec![entry(1, "waiting", None)], ALICE).await;
+    bench.subscribe(&second, vec![entry(2, "waiting", None)], ALICE).await;
+    let waiting = bench.relation("waiting").await;
+    bench.database.run("select pg_advisory_lock(7)").await;
+    let position = Position { lsn: Lsn(bench.lsn), ordinal: u32::MAX };
+    bench.insert(&waiting, &[vec!["1", ALICE, "held"]]);
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while bench.metrics.lane_channels.get() < 2 {
+        assert!(tokio::time::Instant::now() < deadline, "nobody waits for it");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    // One goes on from before the row, the other is somebody else by now, and begins behind it.
+    let epoch = Epoch { system_identifier: 1, incarnation: 1 }.tag();
+    let since = Entry { start: Start::After(Cursor { epoch, position }), ..entry(1, "waiting", None) };
+    let (goes_on, begins) = (anew(&first), anew(&second));
+    bench.hub.leave(first.id).await;
+    bench.subscribe(&goes_on, vec![since], ALICE).await;
+    bench.hub.leave(second.id).await;
+    bench.subscribe(&begins, vec![entry(2, "waiting", None)], BOB).await;
+    bench.database.run("select pg_advisory_unlock(7)").await;
+    bench.insert(&waiting, &[vec!["2", ALICE, "q"], vec!["3", BOB, "q"]]);
+    let came = came_until(&mut bench, |came| has(came, &goes_on, "2") && has(came, &begins, "3")).await;
+    assert_eq!((of(&came, &goes_on), of(&came, &begins)), (vec!["1", "2"], vec!["3"]));
+    // Nothing of it is left.
+    while bench.metrics.lane_rows.get() + bench.metrics.lane_size.get() + bench.metrics.lane_channels.get() > 0 {
+        assert!(tokio::time::Instant::now() < deadline + DEADLINE, "rows are left in the lane");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
     bench.stop().await;
 }

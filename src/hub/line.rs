@@ -109,6 +109,16 @@ impl<T> Line<T> {
         self.stirred.push(channel);
     }
 
+    /// Drops what a channel waits for; gives the places back.
+    pub(super) fn forget(&mut self, channel: ChannelId) -> impl Iterator<Item = Place> {
+        let queue = self.channels.remove(&channel).unwrap_or_default();
+        self.parts -= queue.len();
+        if !queue.is_empty() {
+            self.stirred.push(channel);
+        }
+        queue.into_iter().map(|part| part.place)
+    }
+
     /// Which channels may have begun or ended to wait since this was asked last.
     pub(super) fn stirred(&mut self) -> Vec<ChannelId> {
         std::mem::take(&mut self.stirred)

@@ -4,10 +4,11 @@ use std::borrow::Borrow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 use smallvec::SmallVec;
 
-use super::event::{Details, Event, Fanout, GapReason, Ids, Member, Notice, Outgoing};
+use super::ChannelId;
+use super::event::{Details, Event, Fanout, GapReason, Ids, Member, NO_CURSOR, NONE, Notice, Outgoing};
 use super::filters::Conditional;
 use super::gaps::before;
 use super::index::{Hit, Proposals, Sub, TableIndex};
@@ -53,6 +54,8 @@ pub(super) struct Judgement {
     pub(super) doubted_by_all: bool,
     /// Channels that would have been judged, but for their token, which is no longer valid.
     pub(super) expired: Vec<super::ChannelId>,
+    /// Some channel may get the row in several frames.
+    pub(super) several: bool,
     /// Where each principal stands in `asked`, by plan and claims.
     principals: AHashMap<(usize, Arc<str>), (usize, usize)>,
 }
@@ -119,6 +122,9 @@ impl Matcher {
             judgement.channel(table, (sub, hits), row, judged, now_unix_seconds, (&mut counts, metrics));
         }
         counts.report(metrics);
+        if judgement.several {
+            last_has_cursor(&mut judgement.permits);
+        }
         if !judgement.permits.is_empty() {
             fail::point(Point::Matched);
         }
@@ -135,6 +141,17 @@ impl Judgement {
     /// Postgres has to be asked.
     pub(super) fn must_wait(&self) -> bool {
         !self.asked.is_empty() || !self.filtered.is_empty()
+    }
+
+    /// Who gets this other thing too, which comes behind what was judged here, gets it with the cursor of both.
+    pub(super) fn leave_cursor_to(&mut self, other: &Judgement) {
+        let both: AHashSet<ChannelId> =
+            other.permits.iter().flat_map(|(_, members)| members).map(|ready| ready.port.id).collect();
+        let ready = self.permits.iter_mut().flat_map(|(_, members)| members);
+        ready.filter(|ready| both.contains(&ready.port.id)).for_each(|ready| ready.cursor_as = Some(NONE.clone()));
+        let asked = self.asked.iter_mut().flat_map(|asked| &mut asked.waiting).map(|waiting| &mut waiting.share);
+        let shares = asked.chain(self.filtered.iter_mut().map(|filtered| &mut filtered.share));
+        shares.filter(|share| both.contains(&share.channel)).for_each(|share| share.cursor_as = Some(NONE.clone()));
     }
 
     /// Adds what was judged for the matching entries of one channel.
@@ -162,10 +179,14 @@ impl Judgement {
             );
         }
         let doubted = table.doubts(sub, &row.change);
-        for Selected { keep, cursor_as, ids, open } in by_selection(table, hits, row) {
+        let groups = by_selection(table, hits, row);
+        // All of a row leaves together: if Postgres is asked about a part of it, the others wait.
+        let waits = groups.iter().any(|group| !group.open.is_empty());
+        self.several |= groups.len() > 1;
+        for Selected { keep, cursor_as, ids, open } in groups {
             let cursor_as = cursor_as.cloned();
             match judged {
-                Judged::Decided(Verdict::Permit(permit)) if open.is_empty() => {
+                Judged::Decided(Verdict::Permit(permit)) if !waits => {
                     counts.permit += 1;
                     add(&mut self.permits, narrowed(permit, keep), Ready { port: sub.port.clone(), ids, cursor_as });
                 }
@@ -258,7 +279,48 @@ fn by_selection<'a>(table: &'a TableIndex, hits: &[Hit], row: &RowChange) -> Sma
             ids.push(hit.entry_id);
         }
     }
+    if groups.len() > 1 {
+        // What need not be asked about waits behind what must be, and leaves with it.
+        groups.sort_by_key(|group| group.open.is_empty());
+    }
     groups
+}
+
+/// Of the frames of a row that a channel gets, only the last shows the cursor: who is cut off between two of them, and goes on
+/// from a cursor that he has, gets all of them. The last is one that names it, if there is any: who looks at names sees no other.
+pub(super) fn last_has_cursor(permits: &mut Permits) {
+    let rank = |ready: &Ready| match ready.cursor_as.as_deref() {
+        Some(NO_CURSOR) => 0,
+        None => 1,
+        Some(_) => 2,
+    };
+    // Of each channel: how many, and the last of the highest rank.
+    let mut frames: AHashMap<ChannelId, (u32, u8, usize)> = AHashMap::new();
+    for (number, ready) in permits.iter().flat_map(|(_, members)| members).enumerate() {
+        let (count, highest, last) = frames.entry(ready.port.id).or_default();
+        *count += 1;
+        if rank(ready) >= *highest {
+            (*highest, *last) = (rank(ready), number);
+        }
+    }
+    let (mut lasts, mut number) = (Permits::new(), 0);
+    for (permit, members) in permits.iter_mut() {
+        let is_last = |ready: &mut Ready| {
+            let here = number;
+            number += 1;
+            match frames.get(&ready.port.id) {
+                Some((2.., _, last)) if *last == here => true,
+                Some((2.., ..)) => {
+                    ready.cursor_as = Some(NONE.clone());
+                    false
+                }
+                _ => false,
+            }
+        };
+        members.extract_if(.., is_last).for_each(|ready| add(&mut lasts, &*permit, ready));
+    }
+    permits.retain(|(_, members)| !members.is_empty());
+    permits.extend(lasts);
 }
 
 pub(super) fn narrowed(permit: &Permit, keep: Option<&ColumnMask>) -> Permit {

@@ -246,11 +246,11 @@ fn judge(
 }
 
 impl Hub {
-    /// Delivers a row of `realtime.messages` to the members of its topic who are looked for there.
-    pub(super) fn message(&mut self, at: At, row: &RowChange, origin: &Origin) {
+    /// Judges a row of `realtime.messages` for the members of its topic who are looked for there; `None` if nobody gets it now.
+    pub(super) fn message(&mut self, at: At, row: &RowChange, origin: &Origin) -> Option<(Arc<Event>, Judgement)> {
         let metrics = self.deps.metrics.clone();
         if !matches!(row.change, Change::Insert { .. }) {
-            return;
+            return None;
         }
         if at == At::Live {
             metrics.messages.inc();
@@ -259,13 +259,15 @@ impl Hub {
             Ok(message) => message,
             Err(reason) => {
                 let what = "it has no topic, event, id or payload, or is not of a broadcast";
-                return self.drop_message(at, row, reason, what);
+                self.drop_message(at, row, reason, what);
+                return None;
             }
         };
         if message.body.size() > self.config.max_message_bytes {
-            return self.drop_message(at, row, "payload", "its payload is larger than what may be broadcast");
+            self.drop_message(at, row, "payload", "its payload is larger than what may be broadcast");
+            return None;
         }
-        let Some(rules) = &self.current else { return };
+        let rules = self.current.as_ref()?;
         let (types, mut counts) = (rules.catalog.types().clone(), Counts::default());
         let now = self.deps.clock.unix_seconds();
         let may = |messages: &Messages| self.may_have(messages);
@@ -281,12 +283,12 @@ impl Hub {
         for id in std::mem::take(&mut judgement.expired) {
             self.withhold(id, row.position, origin.epoch());
         }
-        if !judgement.is_empty() {
-            let event =
-                Arc::new(Event::of_message(matching::event(row.clone(), origin.when(), &types, origin.epoch())));
-            metrics.message_deliveries.inc_by(judgement.permits.iter().map(|(_, members)| members.len() as u64).sum());
-            self.hand_on(at, event, judgement, origin);
+        if judgement.is_empty() {
+            return None;
         }
+        metrics.message_deliveries.inc_by(judgement.permits.iter().map(|(_, members)| members.len() as u64).sum());
+        let event = Event::of_message(matching::event(row.clone(), origin.when(), &types, origin.epoch()));
+        Some((Arc::new(event), judgement))
     }
 
     /// Counts a row that is sent to nobody, and warns of it: seldom, since whoever may insert there can do so without end.

@@ -355,6 +355,12 @@ impl Outbox {
         self.lock().waiting
     }
 
+    /// Whether the socket has taken everything.
+    pub fn is_out(&self) -> bool {
+        let state = self.lock();
+        state.waiting == 0 && !state.blocked
+    }
+
     /// Why it is closing, if it is.
     pub fn closing(&self) -> Option<CloseReason> {
         match self.lock().phase {

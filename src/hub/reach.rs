@@ -8,7 +8,7 @@
 //! Rejected: a place per channel that each batch moves on, which costs a write per connection and row that nobody gets.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::Port;
 use crate::resume::Cursor;
@@ -44,9 +44,71 @@ pub struct Place {
     had_snapshot: AtomicBool,
     /// See [`Port::has_lost`].
     has_lost: AtomicBool,
+    /// See [`Place::announcing`].
+    announces: bool,
+    told: Mutex<Told>,
 }
 
+/// What a channel's frames have told its client.
+#[derive(Debug, Default)]
+struct Told {
+    latest: Option<Cursor>,
+    /// Gaps, each from a place (`None`: one that can't be told) to another.
+    gaps: Vec<(Option<Cursor>, Cursor)>,
+}
+
+/// Gaps of one channel that are kept in mind: most have none, and those of its beginning come first.
+const GAPS_KEPT: usize = 16;
+
 impl Place {
+    /// Of a channel whose client is to be told that it is subscribed before its first row, so by who writes the rows.
+    pub fn announcing() -> Place {
+        Place { announces: true, ..Place::default() }
+    }
+
+    /// See [`Place::announcing`].
+    pub(super) fn announces(&self) -> bool {
+        self.announces
+    }
+
+    /// A frame that tells this place is about to be written.
+    pub fn tell(&self, at: Cursor) {
+        let mut told = self.told();
+        if !told.latest.is_some_and(|latest| is_before(at, latest)) {
+            told.latest = Some(at);
+        }
+    }
+
+    /// Whether the client has been told a later place than this, or will be before whatever is queued from now on. A client that
+    /// keeps the last place must not be led back. Asked while the outbox is held.
+    pub fn is_past(&self, at: Cursor) -> bool {
+        self.told().latest.is_some_and(|latest| is_before(at, latest))
+    }
+
+    /// What the client was told before by another instance is told.
+    pub fn take_over(&self, before: &Place) {
+        if let Some(at) = before.told().latest {
+            self.tell(at);
+        }
+    }
+
+    /// The word of this gap is in the outbox.
+    pub fn tell_gap(&self, from: Option<Cursor>, to: Cursor) {
+        let mut told = self.told();
+        if told.gaps.len() < GAPS_KEPT {
+            told.gaps.push((from, to));
+        }
+    }
+
+    /// The gaps whose word is in the outbox or has left it.
+    pub fn gaps(&self) -> Vec<(Option<Cursor>, Cursor)> {
+        self.told().gaps.clone()
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The shard has written what precedes the channel's first row.
     pub fn begin(&self, reach: Arc<Reach>, start: Option<Cursor>) {
         let _ = self.begun.set((reach, start));
@@ -109,6 +171,11 @@ impl Place {
         let start = start.filter(|start| start.epoch == reached.epoch && start.position > reached.position);
         Some(start.unwrap_or(reached))
     }
+}
+
+/// Places of two histories can't be compared.
+fn is_before(one: Cursor, other: Cursor) -> bool {
+    one.epoch == other.epoch && one.position < other.position
 }
 
 /// Bytes that the hub has sent a channel that catches up, and that are not in its outbox yet.
@@ -188,6 +255,22 @@ mod tests {
         assert_eq!(place.streamed(), cursor(1, 12), "what it waits for is of the history before");
         place.hold(None);
         assert_eq!(place.streamed(), cursor(2, 3));
+    }
+
+    #[test]
+    fn a_place_leads_back_if_a_later_one_of_its_history_was_told() {
+        let place = Place::default();
+        let at = |epoch, lsn| cursor(epoch, lsn).unwrap();
+        assert!(!place.is_past(at(1, 1)));
+        place.tell(at(1, 10));
+        place.tell(at(1, 7));
+        assert!(place.is_past(at(1, 9)) && !place.is_past(at(1, 10)) && !place.is_past(at(1, 11)));
+        assert!(!place.is_past(at(2, 1)), "of another history");
+        let next = Place::announcing();
+        next.take_over(&place);
+        assert!(next.is_past(at(1, 9)));
+        place.tell(at(2, 3));
+        assert!(place.is_past(at(2, 2)) && !place.is_past(at(1, 9)));
     }
 
     #[test]

@@ -65,10 +65,19 @@ impl Origin {
 impl Hub {
     /// Delivers a row to those who are looked for there.
     pub(super) fn row(&mut self, at: At, row: RowChange, origin: &Origin) {
-        let is_message = is_of_messages(&row.relation);
-        if is_message {
-            self.message(at, &row, origin);
+        if !is_of_messages(&row.relation) {
+            return self.table_row(at, row, origin, None);
         }
+        let message = self.message(at, &row, origin);
+        self.table_row(at, row, origin, message.as_ref().map(|(_, judgement)| judgement));
+        if let Some((event, judgement)) = message {
+            self.hand_on(at, event, judgement, origin);
+        }
+    }
+
+    /// The same as a row of a table, but for the broadcast that it may be too, as it was judged: who gets both gets that behind
+    /// this, with the cursor of both.
+    fn table_row(&mut self, at: At, row: RowChange, origin: &Origin, message: Option<&Judgement>) {
         let Some(rules) = &self.current else { return };
         if origin.is_retention && matches!(row.change, Change::Delete { .. }) {
             if at == At::Live {
@@ -79,7 +88,7 @@ impl Hub {
         let oid = row.relation.oid;
         let Some(table) = rules.catalog.table(oid) else {
             // In the stream for the broadcasts alone: nobody is owed it as a row.
-            return if is_message {
+            return if is_of_messages(&row.relation) {
             } else {
                 self.unknown_table(at, &row, origin)
             };
@@ -104,6 +113,9 @@ impl Hub {
         if judgement.is_empty() {
             return;
         }
+        if let Some(message) = message {
+            judgement.leave_cursor_to(message);
+        }
         let event = Arc::new(matching::event(row, origin.when(), &types, origin.epoch));
         self.hand_on(at, event, judgement, origin);
     }
@@ -117,8 +129,8 @@ impl Hub {
         } else {
             let xids = self.shared_xids.get_or_insert_with(|| self.xids.iter().copied().collect()).clone();
             let (event, bytes) = (event.clone(), origin.bytes);
-            let Judgement { permits, asked, filtered, undecided, .. } = judgement;
-            let row = LaneRow { event, permits, asked, filtered, undecided, xids, bytes, cost };
+            let Judgement { permits, asked, filtered, undecided, several, .. } = judgement;
+            let row = LaneRow { event, permits, asked, filtered, undecided, xids, bytes, cost, several };
             let passed = self.lane.push(row, &self.registry);
             (passed.permits, passed.undecided)
         };

@@ -11,7 +11,7 @@ use super::event::{Details, Event, Ids};
 use super::filters::Match;
 use super::lane::Lane;
 use super::line::Left;
-use super::matching::{Counts, add, narrowed};
+use super::matching::{Counts, add, last_has_cursor, narrowed};
 use super::registry::Registry;
 use super::waiting::{Kept, Permits, Ready, Share};
 use super::{ChannelId, Port};
@@ -49,8 +49,14 @@ type Delivered = (Permit, Ids, Option<Arc<str>>);
 /// A part that leaves, with its row unless it is a notice.
 pub(super) struct Released {
     pub(super) part: Left<Outcome>,
-    /// Also what it adds to a channel's pace.
-    pub(super) event: Option<(Arc<Event>, u32)>,
+    pub(super) row: Option<OfRow>,
+}
+
+/// See [`super::waiting::LaneRow`].
+pub(super) struct OfRow {
+    pub(super) event: Arc<Event>,
+    pub(super) cost: u32,
+    pub(super) several: bool,
 }
 
 /// What leaves of one row.
@@ -129,6 +135,7 @@ struct Settling<'a> {
     settled: Vec<Settled>,
     /// Of the row at hand.
     sequence: u64,
+    several: bool,
     told: AHashSet<ChannelId>,
     reason: &'static str,
     counts: Counts,
@@ -149,31 +156,32 @@ pub(super) fn settle(
         metrics,
         settled: Vec::new(),
         sequence: 0,
+        several: false,
         told: AHashSet::new(),
         reason: "",
         counts: Counts::default(),
         gone: AHashSet::new(),
     };
-    for Released { part, event } in released {
-        settling.part(part, event);
+    for Released { part, row } in released {
+        settling.part(part, row);
     }
     settling.report();
     settling.settled
 }
 
 impl Settling<'_> {
-    fn part(&mut self, part: Left<Outcome>, event: Option<(Arc<Event>, u32)>) {
+    fn part(&mut self, part: Left<Outcome>, row: Option<OfRow>) {
         let Left { place, channel, waits_as, outcome } = part;
-        let outcome = match (outcome, event) {
+        let outcome = match (outcome, row) {
             (Outcome::Notice(port, ok, message, details), _) => {
                 self.settled.push(Settled::Notice(port, ok, message, details));
                 return;
             }
             (_, None) => return,
-            (outcome, Some((event, cost))) => {
+            (outcome, Some(OfRow { event, cost, several })) => {
                 if place.sequence != self.sequence {
                     self.report();
-                    self.sequence = place.sequence;
+                    (self.sequence, self.several) = (place.sequence, several);
                     let (permits, undecided, ended) = (Permits::new(), Vec::new(), Vec::new());
                     let reasons = Vec::new();
                     self.settled.push(Settled::Row(Leaving { event, cost, permits, undecided, reasons, ended }));
@@ -251,6 +259,11 @@ impl Settling<'_> {
                 channels = row.undecided.len(),
                 "the database did not answer in time whether a change may be sent; its subscribers are told of a gap"
             );
+        }
+        if let Some(Settled::Row(row)) = self.settled.last_mut()
+            && self.several
+        {
+            last_has_cursor(&mut row.permits);
         }
         self.told.clear();
         self.reason = "";

@@ -70,17 +70,22 @@ impl Bench {
     }
 
     async fn with(sql: &str, hub_config: HubConfig) -> Bench {
-        Bench::with_log(sql, hub_config, |_| {}).await
+        Bench::on(Arc::new(RealFiles), sql, hub_config, |_| {}).await
     }
 
-    async fn with_log(sql: &str, hub_config: HubConfig, adjust: impl FnOnce(&mut LogConfig)) -> Bench {
+    async fn on(
+        files: Arc<dyn log::Files>,
+        sql: &str,
+        hub_config: HubConfig,
+        adjust: impl FnOnce(&mut LogConfig),
+    ) -> Bench {
         let database = TestDatabase::new().await;
         database.run(sql).await;
         let folder = tempfile::tempdir().unwrap();
         let metrics = Arc::new(Metrics::new());
         let mut config = LogConfig::new(folder.path().join("log"));
         adjust(&mut config);
-        let opened = log::open(config, Arc::new(RealFiles), Clock::system(), metrics.clone()).unwrap();
+        let opened = log::open(config, files, Clock::system(), metrics.clone()).unwrap();
         let mut writer = opened.writer;
         writer.begin_epoch(Epoch { system_identifier: 1, incarnation: 1 }, Lsn(100)).unwrap();
         let (shard, batches) = mpsc::channel(64);

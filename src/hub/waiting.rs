@@ -71,6 +71,8 @@ pub(super) struct LaneRow {
     pub(super) bytes: usize,
     /// What each of its parts adds to its channel's pace; 0 for a row that is not of the past.
     pub(super) cost: u32,
+    /// Some channel may get it in several frames.
+    pub(super) several: bool,
 }
 
 /// A row on its way, as long as a part of it waits.
@@ -83,6 +85,7 @@ pub(super) struct Kept {
     pub(super) xids: Arc<[u32]>,
     pub(super) bytes: usize,
     pub(super) cost: u32,
+    pub(super) several: bool,
     /// Since when.
     pub(super) since: Instant,
     pub(super) sequence: u64,

@@ -188,6 +188,8 @@ impl LogWriter {
             }
             state.cuts += 1;
             state.streamed = Lsn::ZERO;
+            // Its places were given out.
+            state.written = state.written.map(|written| written.max(state.end));
             state.end = durable;
             state.tail.truncate(durable);
             state.needs_repair = false;

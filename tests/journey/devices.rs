@@ -17,17 +17,17 @@ use crate::support::token::{self, ALICE, BOB};
 use crate::support::{Change, Relay, RelayProcess, TestPg};
 
 /// A connected client of a device that is named in the path.
-async fn phone_of(relay: &Relay, device: &str, token: &str) -> Phone {
+pub(super) async fn phone_of(relay: &Relay, device: &str, token: &str) -> Phone {
     Phone::connect(&format!("{}/device/{device}", relay.base()), token, Version::V2).await
 }
 
-async fn joined(relay: &Relay, device: &str, token: &str) -> Phone {
+pub(super) async fn joined(relay: &Relay, device: &str, token: &str) -> Phone {
     let mut phone = phone_of(relay, device, token).await;
     phone.subscribe("room", &watching(&["notifications"])).await;
     phone
 }
 
-fn kinds(changes: &[Change]) -> Vec<&str> {
+pub(super) fn kinds(changes: &[Change]) -> Vec<&str> {
     changes.iter().map(|change| change.record()["kind"].as_str().unwrap_or("?")).collect()
 }
 
@@ -38,7 +38,7 @@ fn eager(config: &mut Config) {
         (Duration::from_millis(400), Duration::from_millis(100), Duration::from_millis(20));
 }
 
-async fn scene_with(change: impl FnOnce(&mut Config)) -> Scene {
+pub(super) async fn scene_with(change: impl FnOnce(&mut Config)) -> Scene {
     let pg = database("").await;
     let relay = Relay::with(&pg, Clock::system(), |config| {
         eager(config);
@@ -48,13 +48,13 @@ async fn scene_with(change: impl FnOnce(&mut Config)) -> Scene {
     Scene { relay, pg }
 }
 
-async fn scene() -> Scene {
+pub(super) async fn scene() -> Scene {
     scene_with(|_| {}).await
 }
 
 /// Waits until what this phone has received is receipted: two more Pongs, since the first may have been asked too early. Only
 /// one that reads answers.
-async fn receipted(relay: &Relay, phone: &mut Phone) {
+pub(super) async fn receipted(relay: &Relay, phone: &mut Phone) {
     let count = async || relay.metric("rowcast_pong_seconds_count", "").await;
     let before = count().await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -65,7 +65,7 @@ async fn receipted(relay: &Relay, phone: &mut Phone) {
     }
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+pub(super) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !condition().await {
         assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
@@ -74,7 +74,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 }
 
 /// Waits until what was written is in the log: a join that comes earlier gets it as what follows.
-async fn in_the_log(scene: &Scene) {
+pub(super) async fn in_the_log(scene: &Scene) {
     let mut observer = scene.relay.phone(&token::role("anon")).await;
     observer.subscribe("observer", &watching(&[])).await;
     scene.mark("in the log").await;
@@ -82,7 +82,7 @@ async fn in_the_log(scene: &Scene) {
 }
 
 /// What comes before a mark that is made now.
-async fn received(scene: &Scene, phone: &mut Phone, note: &str) -> Vec<Change> {
+pub(super) async fn received(scene: &Scene, phone: &mut Phone, note: &str) -> Vec<Change> {
     scene.mark(note).await;
     // Earlier marks come again too.
     phone.changes_before(note).await.into_iter().filter(|change| change.table() != "marks").collect()

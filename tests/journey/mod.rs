@@ -6,6 +6,7 @@
 mod channel_rights;
 mod client;
 mod deletes;
+mod device_sessions;
 mod devices;
 mod facts;
 mod filters;

@@ -127,6 +127,26 @@ async fn the_cursor_of_a_join_reply_serves_who_received_no_row() {
     assert_eq!(kinds(&phone.changes_before("end").await), ["1", "2"]);
 }
 
+/// The answer and the rows went different ways: a client that keeps the last place which it is told went back with that notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_it_is_subscribed_is_told_before_the_first_row_however_soon_that_comes() {
+    let scene = Scene::start().await;
+    let (mut phone, reply) = back(&scene.relay.base(), &Value::Null).await;
+    phone.subscribed("room").await;
+    for number in 0..20 {
+        scene.exec(&notify(ALICE, &number.to_string())).await;
+    }
+    scene.mark("sent").await;
+    phone.changes_before("sent").await;
+    for _ in 0..60 {
+        let (mut phone, _) = back(&scene.relay.base(), &reply["cursor"]).await;
+        let first = phone.next_frame().await;
+        assert_eq!(first.payload["message"], "Subscribed to PostgreSQL", "{}", first.text);
+        assert_eq!(first.payload["cursor"], reply["cursor"]);
+        assert_eq!(phone.changes_before("sent").await.len(), 20);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_time_is_a_place_too_in_each_of_its_forms() {
     let scene = Scene::start().await;

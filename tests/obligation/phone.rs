@@ -341,6 +341,10 @@ impl Phone {
             self.record.note(Seen::Told(payload.to_string()));
             return None;
         } else if payload["message"] == "Subscribed to PostgreSQL" {
+            // As an application does that keeps whatever it was told last.
+            if let Some(at) = cursor(&payload["cursor"]) {
+                self.cursor = Some(at);
+            }
             self.record.note(Seen::Subscribed);
             return Some(true);
         } else if let Some(at) = cursor(&payload["cursor"]) {

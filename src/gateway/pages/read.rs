@@ -21,7 +21,7 @@ use crate::channel;
 use crate::claims::Principal;
 use crate::filter::NOT_ENABLED;
 use crate::gateway::Shared;
-use crate::hub::{Activated, COMPLETE, HubHandle, Outbox, Place, Port, REFUSED, Stage, SubscribeError, Version};
+use crate::hub::{Activated, COMPLETE, HubHandle, Outbox, Place, Port, REFUSED, Stage, Start, SubscribeError, Version};
 use crate::policy::BARRED;
 use crate::resume::{Cursor, CursorKey};
 
@@ -50,7 +50,7 @@ struct Reading<'a> {
     key: &'a CursorKey,
     most_bytes: usize,
     asked: &'a Asked,
-    /// Where the log ended.
+    /// Where the log ended, or the page begins if that is behind it.
     end: Option<Cursor>,
     rows: Vec<Line>,
     bytes: usize,
@@ -176,6 +176,13 @@ fn refused(error: SubscribeError) -> Failure {
 
 impl<'a> Reading<'a> {
     fn new(asked: &'a Asked, end: Option<Cursor>, key: &'a CursorKey, most_bytes: usize) -> Reading<'a> {
+        // The log may end before a place that it gave out, until what a failed sync has taken back comes again.
+        let end = match asked.entry.start {
+            Start::After(after) => {
+                end.map(|end| if after.epoch == end.epoch && after.position > end.position { after } else { end })
+            }
+            _ => end,
+        };
         Reading { key, most_bytes, asked, end, rows: Vec::new(), bytes: 0, full: None }
     }
 
@@ -413,6 +420,17 @@ mod tests {
         assert_eq!(page(&mut reading, &[fork], complete(at(1, 20), false)), None);
         let page = page(&mut reading, &[], complete(at(2, 6), false)).expect("a page");
         assert_eq!(seen(&page), (vec![30], 30, true));
+    }
+
+    /// After a failed sync the log may end before places that it gave out.
+    #[test]
+    fn a_page_does_not_lead_back_behind_where_it_began() {
+        let key = key();
+        let query = format!("table=t&after={}", key.seal(at(2, 12)));
+        let asked = request::parse(Kind::History, &query, 100, &key).expect("a query");
+        let mut reading = Reading::new(&asked, Some(at(2, 10)), &key, 1000);
+        assert_eq!(page(&mut reading, &[], complete(at(2, 11), true)), None);
+        assert_eq!(seen(&page(&mut reading, &[], complete(at(2, 12), true)).expect("a page")), (vec![], 12, false));
     }
 
     /// It was said that nothing came after an old cursor, and the client kept that.

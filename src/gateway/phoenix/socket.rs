@@ -12,6 +12,7 @@
 mod asked;
 mod deferred;
 mod effects;
+mod joined;
 mod replays;
 
 use std::collections::HashMap;
@@ -34,6 +35,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use tracing::{debug, warn};
 
 use self::deferred::Deferred;
+use self::joined::{Joined, Moves};
 use super::codec::{self, Decoded};
 use super::receipts::{Due, Mark, Receipts};
 use super::rooms::Seats;
@@ -45,8 +47,7 @@ use crate::gateway::storm::OwnTurns;
 use crate::gateway::stream::{ReadHalf, Stream, WriteHalf};
 use crate::gateway::unfinished::Part;
 use crate::gateway::{GatewayConfig, Shared, close, frame, topics};
-use crate::hub::{ChannelId, CloseReason, Entry, Flushed, Messages, Outbox, Port, Transmit, Version};
-use crate::resume::Tracked;
+use crate::hub::{ChannelId, CloseReason, Flushed, Outbox, Transmit, Version};
 
 /// Bytes asked of the socket at a time; idle connections keep this buffer.
 const READ_BUFFER: usize = 1024;
@@ -132,40 +133,6 @@ pub(super) enum Done {
     Stored(u64, Option<FromTable>),
     /// Whether the stream flows.
     Streams(ChannelId, bool),
-}
-
-/// A channel as far as its frames and their receipts are concerned.
-struct Joined {
-    port: Arc<Port>,
-    /// Of a device's channel.
-    tracked: Option<Arc<Tracked>>,
-    /// Which of its frontiers move: those of entries that are in force.
-    moves: Moves,
-    /// From then on the hub withholds rows, and being past them proves nothing. Seconds since 1970.
-    expires_at: i64,
-    /// Changes that had been written at the last question, and how many of the next ones may be about them.
-    delivered: u64,
-    fresh: u8,
-}
-
-/// Which frontiers of a channel its receipts move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Moves {
-    All,
-    /// The others were refused: that of messages alone, which is the last.
-    Messages,
-    /// The others were refused, and messages of a public channel have none.
-    Nothing,
-}
-
-impl Moves {
-    fn of(entries: &[Entry]) -> Moves {
-        match entries {
-            [Entry { messages: Some(Messages { member: Some(_), .. }), .. }] => Moves::Messages,
-            [Entry { messages: Some(_), .. }] => Moves::Nothing,
-            _ => Moves::All,
-        }
-    }
 }
 
 type Operation = Abortable<BoxFuture<'static, Done>>;
@@ -460,6 +427,11 @@ impl Connection {
             let marks = self.marks();
             self.receipts.heartbeat(marks, Instant::now());
         }
+        if message.event == "phx_join" {
+            // Not of channels that were left: that may have been said before the word of a gap came.
+            let joined = self.ports.values().filter(|joined| *joined.port.topic == *message.topic);
+            joined.for_each(Joined::skip_gaps);
+        }
         let of_a_topic = message.topic != "phoenix";
         let effects = self.session.handle(message, frame, self.now());
         match of_a_topic {
@@ -473,7 +445,7 @@ impl Connection {
         let effects = self.session.tick(self.now());
         self.carry_out(effects);
         let ports = &self.ports;
-        let effects = self.session.freshen(Instant::now(), |id| ports.get(&id)?.port.reached());
+        let effects = self.session.freshen(Instant::now(), |id| ports.get(&id)?.reached());
         self.carry_out(effects);
         if let Some((_, reason)) = self.leaves.filter(|(at, _)| *at <= Instant::now()) {
             return self.close(reason);
@@ -524,7 +496,7 @@ impl Connection {
         for joined in self.ports.values_mut() {
             let Some(tracked) = &joined.tracked else { continue };
             // In this order: rows up to there were judged before the clock says so.
-            let reached = joined.port.reached();
+            let reached = joined.reached();
             let delivered = joined.port.place.delivered();
             if std::mem::replace(&mut joined.delivered, delivered) != delivered {
                 // The hub says a moment later how far that was.

@@ -258,3 +258,95 @@ async fn while_a_first_place_waits_to_be_saved_heartbeats_are_answered_and_other
         assert!(attempt < 5, "the machine is too busy");
     }
 }
+
+async fn reply_to(phone: &mut Phone, reference: &str) {
+    while next_json(phone).await[1] != reference {}
+}
+
+/// A channel of a user's on a device, active, and the token of another, who was there before. Of him nothing is saved.
+async fn between_users(relay: &Relay) -> (Phone, Arc<Port>, String) {
+    let of = |user: &str| token(json!({"role": "anon", "sub": user, "exp": relay.clock.unix_seconds() + 3600}));
+    relay.frontiers.saving(false);
+    let join = async |user: &str| {
+        let mut phone = phone_at(relay, PATH).await;
+        let mut payload = todos();
+        payload["config"]["postgres_changes"][0]["since"] = json!(CursorKey::new([1; 32]).seal(at(5)));
+        payload["access_token"] = json!(of(user));
+        send(&mut phone, json!(["1", "1", "realtime:t", "phx_join", payload])).await;
+        reply_to(&mut phone, "1").await;
+        until("it is subscribed", || relay.asked.count() == 1).await;
+        phone
+    };
+    drop(join("bob").await);
+    until("he is gone", || relay.asked.count() == 0).await;
+    let phone = join("alice").await;
+    let port = relay.asked.ports.lock().unwrap().values().next().unwrap().clone();
+    relay.frontiers.saving(true);
+    (phone, port, of("bob"))
+}
+
+#[tokio::test]
+async fn with_a_token_of_another_user_nothing_more_is_written_for_the_one_before() {
+    let relay = relay(quick()).await;
+    let (mut phone, port, bobs) = between_users(&relay).await;
+    let reach = Arc::new(Reach::default());
+    port.place.begin(reach.clone(), Some(at(5)));
+    assert!(!port.stage.is_closed());
+    send(&mut phone, json!(["1", "2", "realtime:t", "access_token", {"access_token": bobs}])).await;
+    send(&mut phone, json!([null, "3", "phoenix", "heartbeat", {}])).await;
+    reply_to(&mut phone, "3").await;
+    assert!(port.stage.is_closed(), "also while his first place waits to be saved");
+}
+
+#[tokio::test]
+async fn who_leaves_does_not_wait_for_its_own_place_to_be_saved() {
+    for attempt in 1.. {
+        let relay = relay(quick()).await;
+        let (mut phone, port, bobs) = between_users(&relay).await;
+        let started = std::time::Instant::now();
+        send(&mut phone, json!(["1", "2", "realtime:t", "access_token", {"access_token": bobs}])).await;
+        send(&mut phone, json!(["1", "3", "realtime:t", "phx_leave", {}])).await;
+        reply_to(&mut phone, "3").await;
+        until("the hub hears of it", || relay.asked.count() == 0).await;
+        assert!(port.stage.is_closed());
+        // Nothing waits longer than that; on a machine that was busy for so long it is tried again.
+        if started.elapsed() < Duration::from_secs(2) {
+            break;
+        }
+        assert!(attempt < 5, "it waits");
+    }
+}
+
+#[tokio::test]
+async fn of_a_gap_whose_word_is_not_out_a_join_anew_is_told_again() {
+    let relay = relay(quick()).await;
+    let mut phone = phone_at(&relay, PATH).await;
+    let mut payload = todos();
+    payload["config"]["postgres_changes"][0]["since"] = json!(CursorKey::new([1; 32]).seal(at(5)));
+    let port = || relay.asked.ports.lock().unwrap().values().next().cloned();
+    send(&mut phone, json!(["1", "1", "realtime:t", "phx_join", payload])).await;
+    until("it is subscribed", || port().is_some()).await;
+    reply_to(&mut phone, "1").await;
+    let first = port().unwrap();
+    // Nobody reads, until the socket takes nothing more.
+    let filler = vec![b'x'; 64 << 10];
+    while first.outbox.is_out() {
+        assert!(first.outbox.send(frame::text(&filler)));
+    }
+    first.place.tell_gap(Some(at(5)), at(10));
+    send(&mut phone, json!(["2", "2", "realtime:t", "phx_join", payload])).await;
+    until("it is joined anew", || port().is_some_and(|port| port.id != first.id)).await;
+    assert_eq!(place(&relay), Some(at(5)));
+    while !matches!(read(&mut phone).await, Message::Text(text) if text.contains("\"2\",\"2\"")) {}
+    let second = port().unwrap();
+    until("all is read", || second.outbox.is_out()).await;
+    second.place.tell_gap(Some(at(6)), at(10));
+    send(&mut phone, json!(["3", "3", "realtime:t", "phx_join", payload])).await;
+    reply_to(&mut phone, "3").await;
+    assert_eq!(place(&relay), Some(at(5)), "between its place and the gap there is something");
+    until("it is joined anew", || port().is_some_and(|port| port.id != second.id)).await;
+    port().unwrap().place.tell_gap(Some(at(5)), at(10));
+    send(&mut phone, json!(["4", "4", "realtime:t", "phx_join", payload])).await;
+    reply_to(&mut phone, "4").await;
+    assert_eq!(place(&relay), Some(at(10)));
+}

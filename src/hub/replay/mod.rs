@@ -158,7 +158,10 @@ impl Hub {
             return false;
         }
         let now = Instant::now();
-        let mut more = self.place_again(now);
+        if self.place_again(now) {
+            // A pass that goes on would leave them behind.
+            return true;
+        }
         self.passes.passes.iter_mut().flatten().for_each(|pass| pass.look());
         if !self.may_replay() {
             return false;
@@ -174,13 +177,13 @@ impl Hub {
             }
         } else {
             self.passes.wake(now + SHARD_PAUSE);
-            return more || self.passes.passes[NEAR].as_ref().is_some_and(|pass| pass.is_ready(now));
+            return self.passes.passes[NEAR].as_ref().is_some_and(|pass| pass.is_ready(now));
         }
         let Passes { passes, wake_at, .. } = &mut self.passes;
         for pass in passes.iter().flatten() {
             *wake_at = [*wake_at, pass.rests_until].into_iter().flatten().min();
         }
-        more |= passes.iter().flatten().any(|pass| pass.is_ready(now));
+        let more = passes.iter().flatten().any(|pass| pass.is_ready(now));
         more || (self.passes.is_free && !self.passes.waiting.is_empty() && self.reader.is_current())
     }
 

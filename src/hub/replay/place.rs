@@ -1,5 +1,6 @@
 //! Where a channel belongs: live, in which pass, or aside.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -187,7 +188,9 @@ impl Hub {
         if let Some(close) = nearest.filter(is_close) {
             return Some(close);
         }
-        let free = (0..NEAR).find(|at| passes[*at].is_none());
+        // A free one is for who is the farthest behind: all who wait may join it.
+        let is_first = self.passes.waiting.first().is_none_or(|(first, _)| from <= *first);
+        let free = (0..NEAR).find(|at| is_first && passes[*at].is_none());
         free.and_then(|free| self.begin_pass(free, from)).or(nearest)
     }
 
@@ -220,18 +223,26 @@ impl Hub {
         if !self.reader.is_current() {
             return false;
         }
-        let waiting: Vec<_> = self.passes.waiting.iter().copied().take(MOVED).collect();
-        let all = waiting.len() == self.passes.waiting.len();
-        let is_waiting = |hub: &Hub, id: ChannelId| hub.registry.get(id).is_some_and(|c| c.at == At::Waiting);
-        let mut placed = false;
-        for key in waiting {
-            self.passes.waiting.remove(&key);
-            if is_waiting(self, key.1) {
-                self.place(key.1);
+        let mut moved = 0;
+        // Those nearest the present last: they may have a pass of their own when there is none for the others.
+        for next in [BTreeSet::first, BTreeSet::last] {
+            while let Some(key) = next(&self.passes.waiting).copied() {
+                if moved == MOVED {
+                    return true;
+                }
+                moved += 1;
+                self.passes.waiting.remove(&key);
+                let is_waiting = |hub: &Hub| hub.registry.get(key.1).is_some_and(|c| c.at == At::Waiting);
+                if is_waiting(self) {
+                    self.place(key.1);
+                }
+                // What does not help this one helps nobody on its side of it.
+                if is_waiting(self) {
+                    break;
+                }
             }
-            placed |= !is_waiting(self, key.1);
         }
-        placed && !all
+        false
     }
 
     fn unpark(&mut self) {

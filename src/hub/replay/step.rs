@@ -91,8 +91,15 @@ impl Hub {
             Next::Read(read) => read,
             Next::Later => return Step::Stop,
             Next::End => {
-                pass.at = pass.at.max(end_of(self.done));
-                return Step::Go;
+                // Not further than the reader has come: a failed sync takes back from the log what the stream has been through,
+                // and it comes again.
+                let there = pass.reader.position();
+                pass.at = pass.at.max(end_of(there.min(self.done)));
+                if there >= self.done {
+                    return Step::Go;
+                }
+                pass.rest(now);
+                return Step::Stop;
             }
         };
         if !matches!(read, Ok(Read::Gap { .. })) {

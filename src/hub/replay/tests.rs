@@ -9,11 +9,13 @@ mod model;
 mod aside;
 #[path = "tests/forks.rs"]
 mod forks;
+#[path = "tests/failed_syncs.rs"]
+mod failed_syncs;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::*;
-use crate::change::Position;
+use crate::change::{Position, Transaction};
 use crate::resume::Cursor;
 
 /// Of the log that a bench begins with.
@@ -166,6 +168,8 @@ struct Past {
     owned: Arc<Relation>,
     waiting: Arc<Relation>,
     rows: Vec<Row>,
+    /// What a failed sync has taken back from the log, until it comes again.
+    again: VecDeque<Arc<Transaction>>,
 }
 
 impl Past {
@@ -174,16 +178,21 @@ impl Past {
     }
 
     async fn with(adjust: impl FnOnce(&mut LogConfig)) -> Past {
+        Past::on(Arc::new(RealFiles), adjust).await
+    }
+
+    async fn on(files: Arc<dyn log::Files>, adjust: impl FnOnce(&mut LogConfig)) -> Past {
         let mut config = HubConfig::default();
         config.ask.statement_timeout = DEADLINE;
         config.ask.deadline = DEADLINE;
-        let bench = Bench::with_log(TABLES, config, adjust).await;
+        let bench = Bench::on(files, TABLES, config, adjust).await;
         let (owned, waiting) = (bench.relation("owned").await, bench.relation("waiting").await);
-        Past { bench, owned, waiting, rows: Vec::new() }
+        Past { bench, owned, waiting, rows: Vec::new(), again: VecDeque::new() }
     }
 
     /// Appends a transaction of rows: table, owner, kind. Returns its end.
     fn commit(&mut self, rows: &[(&'static str, &'static str, &str)]) -> u64 {
+        self.comes_again(usize::MAX);
         let mut builder = TransactionBuilder::default();
         for (ordinal, (table, owner, kind)) in rows.iter().enumerate() {
             let id = format!("r{:05}", self.rows.len());

@@ -13,11 +13,11 @@
 //! the stream itself goes on.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use crate::catalog::Snapshot;
 use crate::change::{Lsn, Position};
-use crate::hub::NO_CURSOR;
+use crate::hub::event::NONE;
 use crate::resume::Cursor;
 
 /// Which transactions a snapshot shows. The tail leaves them out.
@@ -29,9 +29,6 @@ pub(in crate::hub) struct Seam {
     /// Of the history that all this is of.
     epoch: Option<u64>,
 }
-
-/// [`NO_CURSOR`], once for all channels.
-static NONE: LazyLock<Arc<str>> = LazyLock::new(|| NO_CURSOR.into());
 
 impl Seam {
     pub(in crate::hub) fn new(sees: Snapshot, until: Lsn, epoch: Option<u64>) -> Seam {

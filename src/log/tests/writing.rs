@@ -250,6 +250,22 @@ fn a_reader_on_disk_that_was_ahead_of_a_repair_goes_on_without_hole_or_repeat() 
 }
 
 #[test]
+fn a_place_that_a_repair_took_back_is_still_one_that_was_given_out() {
+    let bench = Bench::new(1 << 20, 0);
+    let Opened { log, mut writer } = bench.begin();
+    log.set_written(Lsn(5));
+    for end in [10, 20] {
+        log.sync().expect("sync");
+        writer.append(&insert(end, b"text")).expect("append");
+    }
+    bench.disk.fail_syncs(1);
+    log.sync().expect_err("fails");
+    assert_eq!(writer.repair().expect("repair"), Lsn(10));
+    let place = |lsn| log.place(epoch(1).tag(), crate::change::Position { lsn: Lsn(lsn), ordinal: u32::MAX });
+    assert_eq!((place(10), place(20), place(21)), (Place::Here, Place::Here, Place::Diverged));
+}
+
+#[test]
 fn after_a_failed_sync_and_a_restart_the_records_are_written_again_before_they_count() {
     let bench = Bench::new(1 << 20, 0);
     let Opened { log, mut writer } = bench.begin();

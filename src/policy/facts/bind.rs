@@ -129,6 +129,10 @@ impl FactBinding {
         self.bound.plans.get(usize::from(*sub.slots.first()?))?.as_ref()
     }
 
+    pub(super) fn plans(&self) -> impl Iterator<Item = &SubPlan> {
+        self.bound.plans.iter().flatten()
+    }
+
     pub(in crate::policy) fn path(&self, path: usize) -> Option<&Join> {
         self.bound.paths.get(path)
     }

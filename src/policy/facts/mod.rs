@@ -21,6 +21,7 @@ mod fitness;
 mod load;
 mod publish;
 mod bind;
+mod concerns;
 mod doubts;
 mod fold;
 mod index;
@@ -43,6 +44,7 @@ use smallvec::SmallVec;
 
 pub use bind::FactBinding;
 pub(super) use bind::{Access, KeyPart, Level, PathStep, SubPlan};
+pub use concerns::{Concerns, Numbers};
 pub(super) use doubts::Doubtful;
 pub(super) use index::Row;
 pub use layout::{FactKey, Layout};

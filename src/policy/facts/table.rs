@@ -143,6 +143,21 @@ impl Store {
         }
     }
 
+    /// The columns of an index.
+    pub(super) fn indexed(&self, index: usize) -> &[u16] {
+        self.index(index).columns()
+    }
+
+    /// Versions that the transaction at hand has touched, some of them perhaps in vain.
+    pub(super) fn touched(&self) -> usize {
+        self.touched.len()
+    }
+
+    /// Those that are there on one of its sides only.
+    pub(super) fn changed(&self) -> impl Iterator<Item = Row> {
+        self.touched.iter().copied().filter(|row| self.sees(Side::Before, *row) != self.sees(Side::After, *row))
+    }
+
     /// The number of the index over these columns, which ascend; made if it is new. `None` if there are too many already.
     pub(super) fn index_over(&self, columns: &[u16]) -> Option<usize> {
         let build = || {

@@ -16,8 +16,8 @@ use super::Way;
 use crate::catalog::{Catalog, Column, Messages, PolicyRow, Table};
 use crate::change::Value;
 use crate::pgtype::oid;
-use crate::policy::facts::{FactBinding, Facts, Side};
-use crate::policy::rule::{self, Compiled, KnownViewer, Policies, Rule, TopicValue, Truth};
+use crate::policy::facts::{Concerns, FactBinding, Facts, Numbers, Side};
+use crate::policy::rule::{self, Compiled, KnownViewer, Policies, Rule, TopicValue, Truth, Viewer};
 use crate::policy::term::Fault;
 
 /// How a channel is judged.
@@ -168,19 +168,53 @@ impl MemberPlan {
             return None;
         }
         let (binding, facts) = facts?;
-        // Where a cast of the topic raises, Postgres may have come to it while it planned, whatever the policy says before it.
-        let values: SmallVec<[Option<Cow<'_, [u8]>>; 4]> =
-            self.cells.iter().map(|cell| cell.value(topic, extension)).collect::<Result<_, _>>().ok()?;
-        let column = |place: usize| match values.get(place) {
-            Some(Some(text)) => Value::Text(text),
-            Some(None) => Value::Null,
-            None => Value::Unchanged,
-        };
+        let values = self.values(topic, extension)?;
+        let column = |place: usize| value(&values, place);
         match rule.judge_row(binding, facts, Side::After, &column).truth(viewer) {
             Truth::True => Some(true),
             Truth::False | Truth::Null => Some(false),
             Truth::Raises | Truth::Unsure => None,
         }
+    }
+
+    /// Calls `found` with the numbers by which changes of facts find who is judged for this topic ([`Concerns::of_viewer`]).
+    /// `concerns` are those of the plan's rule, and so is the viewer.
+    pub fn places(
+        &self,
+        concerns: &Concerns,
+        viewer: &Viewer,
+        topic: &str,
+        numbers: Numbers<'_>,
+        found: &mut dyn FnMut(u64),
+    ) {
+        let extensions = if self.reads_extension() { &["broadcast", "presence"][..] } else { &["broadcast"] };
+        for extension in extensions {
+            match self.values(topic, extension) {
+                Some(values) => concerns.of_viewer(viewer, &|place| value(&values, place), numbers, found),
+                None => found(numbers.always()),
+            }
+        }
+    }
+
+    /// Whether a topic's broadcasts may be judged otherwise than its presence.
+    pub fn reads_extension(&self) -> bool {
+        self.cells.contains(&Cell::Extension)
+    }
+
+    /// The row's; `None` where a cast of the topic raises: Postgres may have come to it while it planned, whatever the policy says
+    /// before it.
+    fn values<'a>(&'a self, topic: &'a str, extension: &'a str) -> Option<Values<'a>> {
+        self.cells.iter().map(|cell| cell.value(topic, extension)).collect::<Result<_, _>>().ok()
+    }
+}
+
+type Values<'a> = SmallVec<[Option<Cow<'a, [u8]>>; 4]>;
+
+fn value<'a>(values: &'a Values<'_>, place: usize) -> Value<'a> {
+    match values.get(place) {
+        Some(Some(text)) => Value::Text(text),
+        Some(None) => Value::Null,
+        None => Value::Unchanged,
     }
 }
 

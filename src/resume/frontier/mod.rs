@@ -32,6 +32,7 @@ pub(in crate::resume) use registry::{Row, Unsaved};
 
 use super::Cursor;
 use crate::change::Position;
+use crate::claims::Principal;
 use crate::metrics::Metrics;
 
 /// The bounds of frontiers.
@@ -296,6 +297,12 @@ impl Handles {
         self.advance_these(self.last.as_slice(), to, rows);
     }
 
+    /// The client knows of this gap: who stands in it goes on at its end.
+    pub fn skip(&self, from: Cursor, to: Cursor) {
+        self.frontiers.with(|access| self.handles.iter().for_each(|handle| access.0.skip(*handle, from, to)));
+        self.frontiers.work.notify_one();
+    }
+
     fn advance_these(&self, handles: &[Handle], to: Cursor, rows: bool) {
         self.frontiers.with(|access| handles.iter().for_each(|handle| access.0.advance(*handle, to, rows)));
         if rows {
@@ -327,6 +334,24 @@ impl Tracked {
     /// For receipts.
     pub fn handles(&self) -> Arc<Handles> {
         self.handles.clone()
+    }
+
+    /// The same frontiers under another name of the device, from where they are. These are left as they are.
+    pub fn renamed(&self, principal: &Principal, device: &str, probe: &Arc<Notify>, now: Instant) -> Arc<Tracked> {
+        let Handles { frontiers, handles, last } = &*self.handles;
+        let key = Key::new(principal, device, "", "");
+        let mut renamed = Handles { frontiers: frontiers.clone(), handles: SmallVec::new(), last: None };
+        frontiers.with(|access| {
+            for handle in handles {
+                let also = access.0.also(*handle, key, probe, now);
+                renamed.handles.extend(also);
+                if *last == Some(*handle) {
+                    renamed.last = also;
+                }
+            }
+        });
+        frontiers.work.notify_one();
+        Arc::new(Tracked { handles: Arc::new(renamed), ended: Mutex::new(false) })
     }
 
     /// The channel is over; `left`: its client said so. `seen`: when the client last showed life.

@@ -15,6 +15,7 @@
 //! Rejected: dropping an orphan when another tab has passed it (the tab that slept would lose rows), and telling tabs apart by
 //! their refs (not every SDK counts on over a reconnect).
 
+mod moved;
 mod room;
 
 use std::collections::{HashMap, HashSet, VecDeque};

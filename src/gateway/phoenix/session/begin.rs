@@ -157,6 +157,7 @@ impl Session {
             feed,
             fresh: None,
             kept: Kept::default(),
+            asked: None,
             kept_bytes: if join.changes.is_empty() { 0 } else { message.payload.len() },
             _counted: Counted::new(&self.shared.metrics),
         };

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! * What is kept belongs to a user, and only his receipts move it: when a channel's token becomes another user's, the channel
-//!   begins anew, where *that* user was on this device.
+//!   begins anew, where *that* user was on this device. From that moment nothing is written for the one before.
+//! * A token of the same user that names another device takes the place along: the next connection comes under that name.
 //! * An entry that asks for a snapshot gets one each time, and is not resumed: its rows come before everything that follows.
 
 use std::sync::Arc;
@@ -52,6 +53,12 @@ impl Kept {
 }
 
 impl Session {
+    /// What the connection or its token names.
+    fn device_of(&self, principal: &Principal) -> Option<Arc<str>> {
+        let claim = self.shared.config.device.claim.as_deref();
+        self.visitor.device.clone().or_else(|| device::claimed(claim, principal))
+    }
+
     /// Has the entries begin where the device was.
     pub(super) fn resume(
         &self,
@@ -62,11 +69,7 @@ impl Session {
         principal: &Principal,
         now: Now,
     ) -> Kept {
-        let config = &self.shared.config.device;
-        let named = self.visitor.device.clone();
-        let Some(device) = named.or_else(|| device::claimed(config.claim.as_deref(), principal)) else {
-            return Kept::default();
-        };
+        let Some(device) = self.device_of(principal) else { return Kept::default() };
         let wish = |wanted: &Wanted| {
             let since = wanted.since().ok().flatten().map(|since| format!("{since:?}").into());
             Wish { canonical: wanted.canonical_without_place().into(), since }
@@ -125,14 +128,21 @@ impl Session {
     }
 
     /// The channel's token is now this principal's. If that is another user, what follows is kept for him, and begins where he
-    /// was on this device.
+    /// was on this device; if it is the same under another name, the place goes along.
     pub(super) fn change_user(&self, channel: &mut Channel, before: &Principal, now: Now) {
         let principal = channel.principal.clone();
+        let Some(known) = channel.kept.device.clone() else { return };
+        let device = self.device_of(&principal).unwrap_or_else(|| known.clone());
+        channel.kept.device = Some(device.clone());
         if (&before.role, &before.subject) == (&principal.role, &principal.subject) {
+            if let Some(before) = channel.kept.tracked.take_if(|_| device != known) {
+                channel.kept.tracked = Some(before.renamed(&principal, &device, &self.visitor.probe, now.at));
+                before.end(false, now.at, now.at);
+            }
             return;
         }
-        let Some(device) = channel.kept.device.clone() else { return };
         channel.kept.end(false, now.at, now.at);
+        channel.hush();
         let start = self.shared.log.here().map_or(Start::Now, Start::After);
         let mut entries = channel.feed.all().to_vec();
         for entry in &mut entries {

@@ -2,7 +2,7 @@
 //! the log no longer reaches back to it.
 //!
 //! Told once a tenth of what the log keeps has passed since the last one, in time or in bytes. A change brings a cursor of its
-//! own, so who gets changes is told in vain, once in hours. Rejected: knowing which channels got changes, a write for each
+//! own, so who gets changes is told in vain, once in hours; and not at all if the change that overtakes it is later. Rejected: knowing which channels got changes, a write for each
 //! delivery to save that.
 
 use std::time::Instant;
@@ -51,7 +51,7 @@ impl Session {
             let (topic, more) = (&channel.topic, details(Details::Reached(cursor), &shared.cursor_key));
             let version = self.visitor.version;
             let frame = codec::system(version, &channel.own_ref, topic, "postgres_changes", Status::Ok, CURSOR, &more);
-            out.push(Effect::Send(frame));
+            out.push(Effect::Reached { id: channel.id, at: cursor, frame });
         }
         out
     }

@@ -83,6 +83,9 @@ impl Session {
         if let Some(channel) = old.as_mut().and_then(Topic::channel_mut) {
             channel.kept.end(false, now.at, now.at);
         }
+        if let Some(Topic::Joined(channel)) = &old {
+            channel.hush();
+        }
         if let Some(Topic::Pending(pending)) = &old
             && let What::Held { channel, held } = &pending.what
         {

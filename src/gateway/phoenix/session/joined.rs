@@ -43,6 +43,7 @@ impl Session {
     pub(super) fn close(&mut self, topic: &str, left: bool, now: Now, out: &mut Vec<Effect>) {
         if let Some(Topic::Joined(mut channel)) = self.topics.remove(topic) {
             channel.kept.end(left, now.at, now.at);
+            channel.hush();
             // Who left is told so by the answer; the topics door says it once.
             if !(left && self.visitor.version == Version::Topics) {
                 out.push(Effect::Send(codec::close(self.visitor.version, &channel.join_ref, &channel.topic)));

@@ -46,7 +46,7 @@ use crate::gateway::limits::Rate;
 use crate::hub::{ChannelId, CloseReason, Entry, Stage, Version};
 use crate::journal::Note;
 use crate::policy::Rights;
-use crate::resume::Tracked;
+use crate::resume::{Cursor, Tracked};
 use crate::room;
 
 /// Why a channel that is joined gets no changes; the client has the text.
@@ -59,6 +59,8 @@ const HELD_RETRY: Duration = Duration::from_secs(1);
 pub(super) enum Effect {
     /// Queue this frame.
     Send(Bytes),
+    /// The same, unless the channel has told a later place by then.
+    Reached { id: ChannelId, at: Cursor, frame: Bytes },
     /// Queue a held join's reply, if the stage says so by then.
     Greet { stage: Arc<Stage>, greeting: Bytes },
     /// Ask the hub, `again`: after making it forget the channel, `go_on`: from where the channel was; hand its answer to
@@ -76,7 +78,7 @@ pub(super) enum Effect {
         tracked: Option<Arc<Tracked>>,
     },
     /// Ask the hub, and make it forget the channel if it refuses; hand its answer to [`Session::answered`].
-    Reclaim { id: ChannelId, principal: Arc<Principal> },
+    Reclaim { id: ChannelId, principal: Arc<Principal>, tracked: Option<Arc<Tracked>> },
     /// Give the channel a seat in the room of its topic. What comes for it is written once the stage is greeted.
     Enter { id: ChannelId, topic: Arc<str>, join_ref: Ref, stage: Arc<Stage>, seat: Place },
     /// Have the room send it who is present.
@@ -117,7 +119,9 @@ impl Effect {
             | Effect::PresenceState(id)
             | Effect::AwaitStream(id)
             | Effect::Leave(id) => Some(*id),
+            // What was told of it is told, also behind its end.
             Effect::Send(_)
+            | Effect::Reached { .. }
             | Effect::Greet { .. }
             | Effect::Read { .. }
             | Effect::Write { .. }

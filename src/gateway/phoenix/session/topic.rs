@@ -114,6 +114,8 @@ pub(super) struct Channel {
     pub(super) fresh: Option<Fresh>,
     /// Of its device.
     pub(super) kept: Kept,
+    /// Of the latest request to the hub.
+    pub(super) asked: Option<Arc<Stage>>,
     /// Bytes of the join, if its entries are kept.
     pub(super) kept_bytes: usize,
     pub(super) _counted: Counted,
@@ -241,20 +243,29 @@ impl Channel {
     }
 
     /// The request of a channel whose join is answered.
-    pub(super) fn ask(&self, request: Request) -> Effect {
+    pub(super) fn ask(&mut self, request: Request) -> Effect {
         match request {
-            Request::Reclaim => Effect::Reclaim { id: self.id, principal: self.principal.clone() },
+            Request::Reclaim => {
+                let (principal, tracked) = (self.principal.clone(), self.kept.tracked());
+                Effect::Reclaim { id: self.id, principal, tracked }
+            }
             Request::Subscribe { again } => self.subscribe(again, Arc::new(Stage::greeted()), None),
         }
     }
 
     /// The request of a channel whose join is held, with a stage of its own: an earlier try can't greet any more.
-    pub(super) fn ask_held(&self, held: &mut Held, again: bool) -> Effect {
+    pub(super) fn ask_held(&mut self, held: &mut Held, again: bool) -> Effect {
         held.stage = Arc::new(Stage::waiting_with(self.stage.clone()));
         self.subscribe(again, held.stage.clone(), Some(held.greeting.clone()))
     }
 
-    fn subscribe(&self, again: bool, stage: Arc<Stage>, greeting: Option<Bytes>) -> Effect {
+    /// From now on no change of what was asked for is written, nor any notice about it, whenever the hub hears of that.
+    pub(super) fn hush(&self) {
+        self.asked.iter().for_each(|stage| stage.close());
+    }
+
+    fn subscribe(&mut self, again: bool, stage: Arc<Stage>, greeting: Option<Bytes>) -> Effect {
+        self.asked = Some(stage.clone());
         let entries = self.feed.entries().to_vec();
         let (topic, join_ref, principal) = (self.topic.clone(), self.own_ref.clone(), self.principal.clone());
         let go_on = if again { self.feed.goes_on() } else { GoOn::Nowhere };

@@ -1,7 +1,8 @@
 //! What waits until a device's first place is saved: the answer to its first join, and all that came behind that.
 //!
 //! Without that place a crash of the relay right after the answer would make the device a stranger, and lose what came in between.
-//! Channels that end meanwhile, for whatever reason, get nothing more from that moment; only the word of it waits.
+//! Channels that end meanwhile, for whatever reason, get nothing more from that moment; only the word of it waits, and not for
+//! what was asked for themselves.
 //!
 //! A wait has an end, also while the database hangs: a crash just then is less likely than trouble with the wait.
 
@@ -14,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::Connection;
 use crate::gateway::phoenix::session::Effect;
-use crate::hub::ChannelId;
+use crate::hub::{ChannelId, Stage};
 use crate::resume::Tracked;
 
 /// The longest that a connection waits for its places to be saved, however many they are.
@@ -22,8 +23,8 @@ const SAVED: Duration = Duration::from_secs(2);
 /// Messages whose effects may wait for that.
 const MOST_DEFERRED: usize = 64;
 
-/// Whose places are to be saved first.
-type WaitsFor = SmallVec<[Arc<Tracked>; 1]>;
+/// Whose places are to be saved first, each for a request that nobody waits for any more when its stage is closed.
+type WaitsFor = SmallVec<[(Arc<Tracked>, Arc<Stage>); 1]>;
 
 /// The effects that wait, in order, and for what.
 #[derive(Default)]
@@ -31,8 +32,8 @@ pub(super) struct Deferred {
     queue: VecDeque<(Vec<Effect>, WaitsFor)>,
     /// Nothing of the queue waits longer.
     until: Option<Instant>,
-    /// Resolves when the first of them need not wait.
-    safe: Option<BoxFuture<'static, ()>>,
+    /// Resolves when the first of them need not wait; for which request it does.
+    safe: Option<(BoxFuture<'static, ()>, Arc<Stage>)>,
 }
 
 impl Deferred {
@@ -42,14 +43,21 @@ impl Deferred {
 
     /// Resolves once the first of them need not wait any longer.
     pub(super) async fn safe(&mut self) {
-        if let Some(safe) = &mut self.safe {
+        if let Some((safe, _)) = &mut self.safe {
             safe.await;
         }
         self.safe = None;
     }
 
-    /// Takes out the leaves of channels for which nothing waits before them.
-    fn take_leaves(&self, effects: &mut Vec<Effect>) -> Vec<Effect> {
+    /// Takes out the leaves of channels for which nothing waits before them, what the hub was to be asked for them left out.
+    fn take_leaves(&mut self, effects: &mut Vec<Effect>) -> Vec<Effect> {
+        let leaves = |effect: &Effect| if let Effect::Leave(id) = effect { Some(*id) } else { None };
+        let left: SmallVec<[ChannelId; 1]> = effects.iter().filter_map(leaves).collect();
+        let is_vain = |effect: &mut Effect| match effect {
+            Effect::Subscribe { id, .. } | Effect::Reclaim { id, .. } => left.contains(id),
+            _ => false,
+        };
+        self.queue.iter_mut().for_each(|(effects, _)| effects.retain_mut(|effect| !is_vain(effect)));
         let mut waiting: Vec<ChannelId> =
             self.queue.iter().flat_map(|(effects, _)| effects.iter().filter_map(Effect::channel)).collect();
         let at_once = |effect: &mut Effect| {
@@ -65,8 +73,10 @@ impl Deferred {
     fn next(&mut self) -> Option<Vec<Effect>> {
         let (_, waits_for) = self.queue.front_mut()?;
         let left = self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()));
-        if let Some(tracked) = waits_for.pop().filter(|_| !left.is_zero() && self.queue.len() <= MOST_DEFERRED) {
-            self.safe = Some(async move { tracked.safe(left).await }.boxed());
+        waits_for.retain(|(_, stage)| !stage.is_closed());
+        let waits = waits_for.pop().filter(|_| !left.is_zero() && self.queue.len() <= MOST_DEFERRED);
+        if let Some((tracked, stage)) = waits {
+            self.safe = Some((async move { tracked.safe(left).await }.boxed(), stage));
             return None;
         }
         self.queue.pop_front().map(|(effects, _)| effects)
@@ -77,22 +87,24 @@ impl Connection {
     /// Carries them out, in order; a join that begins a device's first place only when that is saved.
     pub(super) fn carry_out(&mut self, mut effects: Vec<Effect>) {
         let unsafe_yet = |effect: &Effect| match effect {
-            Effect::Subscribe { tracked: Some(tracked), .. } if !tracked.is_safe() => Some(tracked.clone()),
+            Effect::Subscribe { tracked: Some(tracked), stage, .. } if !tracked.is_safe() => {
+                Some((tracked.clone(), stage.clone()))
+            }
             _ => None,
         };
-        let waits_for: SmallVec<[Arc<Tracked>; 1]> = effects.iter().filter_map(unsafe_yet).collect();
+        let waits_for: WaitsFor = effects.iter().filter_map(unsafe_yet).collect();
         if waits_for.is_empty() && self.deferred.queue.is_empty() {
             return self.carry_out_now(effects);
         }
         let leaves = self.deferred.take_leaves(&mut effects);
         self.carry_out_now(leaves);
-        if effects.is_empty() {
-            return;
+        if !effects.is_empty() {
+            if self.deferred.queue.is_empty() {
+                self.deferred.until = Some(Instant::now() + SAVED);
+            }
+            self.deferred.queue.push_back((effects, waits_for));
         }
-        if self.deferred.queue.is_empty() {
-            self.deferred.until = Some(Instant::now() + SAVED);
-        }
-        self.deferred.queue.push_back((effects, waits_for));
+        self.deferred.safe.take_if(|(_, stage)| stage.is_closed());
         if !self.deferred.is_waiting() || self.deferred.queue.len() > MOST_DEFERRED {
             self.carry_out_deferred();
         }

@@ -13,12 +13,32 @@ use crate::channel::{Answer, GoOn};
 use crate::gateway::phoenix::questions;
 use crate::gateway::phoenix::rooms::{Sending, Sent};
 use crate::gateway::phoenix::session::{Effect, begin};
-use crate::gateway::storm::bounded;
+use crate::gateway::storm::{Asks, bounded};
 use crate::hub::{ChannelId, Entry, Place, Port, Stage};
+use crate::resume::Cursor;
+
+/// What decides about a frame while the outbox is held.
+enum If {
+    Always,
+    /// A held reply, which the shard may have written.
+    Greets(Arc<Stage>),
+    /// It tells a place, and the shard may have written a later one.
+    NotPast(Arc<Port>, Cursor),
+}
+
+impl If {
+    fn holds(&self) -> bool {
+        match self {
+            If::Always => true,
+            If::Greets(stage) => stage.greet(),
+            If::NotPast(port, at) => !port.place.is_past(*at),
+        }
+    }
+}
 
 impl Connection {
     pub(super) fn carry_out_now(&mut self, effects: Vec<Effect>) {
-        let mut frames: Vec<(Bytes, Option<Arc<Stage>>)> = Vec::new();
+        let mut frames = Vec::new();
         let mut sending = Vec::new();
         let (mut answered, mut closing) = (false, None);
         let patience = self.shared.config.room_patience;
@@ -30,8 +50,12 @@ impl Connection {
             }
             answered = to_a_room;
             match effect {
-                Effect::Send(frame) => frames.push((frame, None)),
-                Effect::Greet { stage, greeting } => frames.push((greeting, Some(stage))),
+                Effect::Send(frame) => frames.push((frame, If::Always)),
+                Effect::Reached { id, at, frame } => {
+                    let port = self.ports.get(&id).map(|joined| joined.port.clone());
+                    frames.push((frame, port.map_or(If::Always, |port| If::NotPast(port, at))));
+                }
+                Effect::Greet { stage, greeting } => frames.push((greeting, If::Greets(stage))),
                 Effect::Close(reason) => closing = Some(reason),
                 Effect::Subscribe {
                     id,
@@ -45,6 +69,7 @@ impl Connection {
                     greeting,
                     tracked,
                 } => {
+                    let is_quiet = entries.iter().all(|entry| entry.messages.is_some());
                     let port = Arc::new(Port {
                         id,
                         outbox: self.outbox.clone(),
@@ -53,7 +78,7 @@ impl Connection {
                         version: self.version,
                         join_ref: join_ref.as_json().into(),
                         stage,
-                        place: Place::default(),
+                        place: if is_quiet { Place::default() } else { Place::announcing() },
                     });
                     if tracked.is_some() {
                         self.receipts.track();
@@ -72,23 +97,26 @@ impl Connection {
                             let entries = entries.iter_mut().filter(goes_on);
                             entries.for_each(|entry| entry.start = begin::later(entry.start, reached));
                         }
+                        if go_on == GoOn::All {
+                            port.place.take_over(&before.port.place);
+                        }
                         if go_on == GoOn::All && before.port.place.had_snapshot() {
                             entries.iter_mut().for_each(|entry| entry.snapshot = None);
                             port.place.end_snapshot();
                         }
                     }
-                    let hub = self.shared.hub.clone();
+                    let (hub, asks) = (self.shared.hub.clone(), Asks::of(&entries));
                     let asking = async move {
                         if again {
                             hub.leave(id).await;
                         }
                         bounded(hub.subscribe_greeting(port, entries, principal, greeting)).await
                     };
-                    self.ask_in_turn(id, asking);
+                    self.ask_in_turn(id, asks, asking);
                 }
-                Effect::Reclaim { id, principal } => {
+                Effect::Reclaim { id, principal, tracked } => {
                     if let Some(joined) = self.ports.get_mut(&id) {
-                        joined.expires_at = principal.expires_at;
+                        (joined.expires_at, joined.tracked) = (principal.expires_at, tracked);
                     }
                     let hub = self.shared.hub.clone();
                     let asking = async move {
@@ -99,7 +127,7 @@ impl Connection {
                         }
                         answer
                     };
-                    self.ask_in_turn(id, asking);
+                    self.ask_in_turn(id, Asks::Now, asking);
                 }
                 Effect::Enter { id, topic, join_ref, stage, seat } => {
                     let port = Arc::new(Port {
@@ -173,14 +201,12 @@ impl Connection {
     }
 
     /// Frames, and what rooms are to take behind them.
-    fn send_all(&mut self, frames: &mut Vec<(Bytes, Option<Arc<Stage>>)>, sending: &mut Vec<Sending>) {
+    fn send_all(&mut self, frames: &mut Vec<(Bytes, If)>, sending: &mut Vec<Sending>) {
         // The topics door has no frame for some of them.
         frames.retain(|(frame, _)| !frame.is_empty());
         if !frames.is_empty() {
-            // A port that ended above was closed before this: what was permitted to it can't follow these frames. A held
-            // reply that the shard has written is not written again.
-            let due = |stage: &Option<Arc<Stage>>| stage.as_ref().is_none_or(|stage| stage.greet());
-            self.outbox.send_own(frames.iter().filter(|(_, stage)| due(stage)).map(|(frame, _)| frame));
+            // A port that ended above was closed before this: what was permitted to it can't follow these frames.
+            self.outbox.send_own(frames.iter().filter(|(_, condition)| condition.holds()).map(|(frame, _)| frame));
         }
         // Behind the join replies among the frames.
         for sending in sending.drain(..) {
@@ -214,13 +240,13 @@ impl Connection {
         }
     }
 
-    fn ask_in_turn(&mut self, id: ChannelId, asking: impl Future<Output = Answer> + Send + 'static) {
+    fn ask_in_turn(&mut self, id: ChannelId, asks: Asks, asking: impl Future<Output = Answer> + Send + 'static) {
         let shared = self.shared.clone();
         if self.operations.is_empty() {
             self.turns = None;
         }
         let own = self.turns.get_or_insert_with(|| shared.turns.own());
-        let asking = shared.turns.run(own, asking);
+        let asking = shared.turns.run(own, asks, asking);
         self.ask(id, asking);
     }
 
@@ -234,8 +260,12 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Weak;
+
+    use super::super::Lent;
     use super::*;
-    use crate::hub::{Action, Messages, Name, Start};
+    use crate::change::{Lsn, Position};
+    use crate::hub::{Action, Messages, Name, Outbox, Start, Version};
     use crate::policy::Rights;
 
     fn entry(messages: Option<Messages>) -> Entry {
@@ -251,6 +281,26 @@ mod tests {
             snapshot: None,
             messages,
         }
+    }
+
+    #[test]
+    fn a_place_is_not_told_behind_a_later_one() {
+        let at = |lsn| Cursor { epoch: 1, position: Position { lsn: Lsn(lsn), ordinal: 0 } };
+        let outbox = Arc::new(Outbox::new(Box::new(Lent(Weak::new())), 1024, Bytes::new()));
+        let port = Arc::new(Port {
+            id: ChannelId(1),
+            outbox,
+            shard: 0,
+            topic: "realtime:t".into(),
+            version: Version::V2,
+            join_ref: "null".into(),
+            stage: Arc::new(Stage::greeted()),
+            place: Place::default(),
+        });
+        let cursor = If::NotPast(port.clone(), at(5));
+        assert!(cursor.holds());
+        port.place.tell(at(6));
+        assert!(!cursor.holds());
     }
 
     #[test]

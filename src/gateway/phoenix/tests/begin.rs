@@ -42,7 +42,7 @@ fn a_join_begins_at_the_place_that_its_reply_tells() {
             let reply = greeting.map_or_else(|| frames[0].clone(), |greeting| texts(&greeting)[0].clone());
             let cursor = reply[4]["response"].get("cursor").and_then(Value::as_str);
             assert_eq!(cursor.map(|text| key.open(text).unwrap()), told, "{since}");
-            let activated = Activated { warnings: vec![], cursor: Some(here) };
+            let activated = Activated { cursor: Some(here), ..Activated::default() };
             let frames = client.answer(id, Ok(activated));
             assert_eq!(frames.last().unwrap()[4]["cursor"], key.seal(here));
             client.send(json!(["1", "9", "realtime:t", "phx_leave", {}]));

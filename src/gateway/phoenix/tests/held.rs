@@ -40,7 +40,7 @@ fn the_reply_comes_when_the_changes_are_active_and_the_notices_after_it() {
     let warning = |ok, message: &str| Warning { ok, message: message.into() };
     let answer = Ok(Activated {
         warnings: vec![warning(false, "Error 401: Unauthorized"), warning(true, "slow")],
-        cursor: None,
+        ..Activated::default()
     });
     let frames = client.answer(id, answer);
     assert_eq!(frames.len(), 4);

@@ -138,7 +138,7 @@ impl Client {
         let mut frames = Vec::new();
         for effect in effects {
             match effect {
-                Effect::Send(frame) => frames.extend(texts(&frame)),
+                Effect::Send(frame) | Effect::Reached { frame, .. } => frames.extend(texts(&frame)),
                 // As the connection's task does it.
                 Effect::Greet { stage, greeting } => {
                     if stage.greet() {

@@ -81,7 +81,7 @@ fn a_new_token_is_put_in_force_and_told() {
     let other = token(json!({"role": "authenticated", "exp": NOW + 60}));
     assert!(client.send(json!([null, "2", "realtime:t", "access_token", {"access_token": other}])).is_empty());
     match client.wants.pop() {
-        Some(Effect::Reclaim { id: reclaimed, principal }) => {
+        Some(Effect::Reclaim { id: reclaimed, principal, .. }) => {
             assert!(reclaimed == id && &*principal.role == "authenticated")
         }
         other => panic!("{other:?}"),

@@ -219,7 +219,7 @@ async fn what_is_no_broadcast_is_dropped_and_counted() {
     let config = HubConfig { max_message_bytes: 100, ..HubConfig::default() };
     let bench = Bench::with(TABLES, config).await;
     let (owned, waiting) = (bench.relation("owned").await, bench.relation("waiting").await);
-    let mut past = Past { bench, owned, waiting, rows: Vec::new() };
+    let mut past = Past { bench, owned, waiting, rows: Vec::new(), again: VecDeque::new() };
     let alice = port();
     past.bench.subscribe(&alice, vec![asks(0, "room", None)], ALICE).await;
     let large = format!("\"{}\"", "x".repeat(99));
@@ -429,7 +429,7 @@ async fn messages_go_on_when_the_table_is_gone_for_which_the_channel_was_paused(
         alter publication supabase_realtime add table slow;";
     let bench = Bench::with(&format!("{TABLES}{slow}"), HubConfig::default()).await;
     let (owned, waiting) = (bench.relation("owned").await, bench.relation("waiting").await);
-    let mut past = Past { bench, owned, waiting, rows: Vec::new() };
+    let mut past = Past { bench, owned, waiting, rows: Vec::new(), again: VecDeque::new() };
     let (alice, bob) = (port(), port());
     // Too long to be remembered.
     let filter = format!("kind=eq.held{}", "x".repeat(5000));

@@ -4,16 +4,20 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::*;
+use crate::log::testing::DiscardingFiles;
 
-/// Joins, parks, answers and commits in a random order; each gets what it is owed, once and in order.
+/// Joins, parks, answers, commits and syncs that succeed or fail, in a random order; each gets what it is owed, once and in order.
 async fn random(seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut past = Past::with(|log| log.tail_bytes = 1 << random.random_range(10..16)).await;
+    let disk = DiscardingFiles::new();
+    let tail = random.random_range(10..16);
+    let mut past = Past::on(Arc::new(disk.clone()), |log| log.tail_bytes = 1 << tail).await;
     let mut witness = Witness::default();
     let mut channels: Vec<(Arc<Port>, &str, Vec<Entry>)> = Vec::new();
     let kinds = ["q", "x", "slow"];
     for _ in 0..random.random_range(100..400) {
-        match random.random_range(0..20) {
+        let step = random.random_range(0..23);
+        match step {
             0..14 => {
                 let rows: Vec<_> = (0..random.random_range(1..6))
                     .map(|_| {
@@ -27,7 +31,11 @@ async fn random(seed: u64) {
                     witness.owed.insert(port.id, past.owed(owner, entries));
                 }
             }
-            14..17 if channels.len() < 12 => {
+            14..17 | 20 if channels.len() < if step == 20 { 18 } else { 12 } => {
+                if step == 20 {
+                    there(&mut past, &mut witness).await;
+                    past.takes_back(&disk).await;
+                }
                 let owner = if random.random_bool(0.5) { ALICE } else { BOB };
                 let (one, other) =
                     (random_start(&mut random, past.bench.lsn), random_start(&mut random, past.bench.lsn));
@@ -42,18 +50,22 @@ async fn random(seed: u64) {
                 witness.owed.insert(port.id, past.owed(owner, &entries));
                 past.bench.subscribe(&port, entries.clone(), owner).await;
                 channels.push((port, owner, entries));
+                runs(&past, random.random_range(0..20)).await;
             }
             17 => witness.let_go(channels.first().map(|(port, ..)| port.id)),
             18 => {
                 let slow = channels.get(random.random_range(0..12)).map(|(port, ..)| port.id);
                 witness.slow.extend(slow);
             }
+            19 => drop(past.bench.log.sync().unwrap()),
+            21 => past.comes_again(random.random_range(1..5)),
             _ => {}
         }
         while let Ok(batch) = past.bench.batches.try_recv() {
             witness.take(batch);
         }
     }
+    past.comes_again(usize::MAX);
     witness.let_go(None);
     let all =
         |w: &mut Witness| w.owed.iter().all(|(id, owed)| w.seen.get(id).map_or(0, |s| s.rows.len()) >= owed.len());
@@ -66,6 +78,25 @@ async fn random(seed: u64) {
     let there = |w: &mut Witness| channels.iter().all(|(p, ..)| w.ports[&p.id].reached().unwrap().position == end);
     witness.until(&mut past.bench, &format!("seed {seed}: all are there"), there).await;
     past.bench.stop().await;
+}
+
+/// The hub takes so many turns.
+async fn runs(past: &Past, turns: u32) {
+    for _ in 0..turns {
+        past.bench.hub.describe().await.expect("runs");
+    }
+}
+
+/// The hub comes to the end of the log.
+async fn there(past: &mut Past, witness: &mut Witness) {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while past.bench.hub.describe().await.expect("runs").position < past.bench.log.end() {
+        assert!(tokio::time::Instant::now() < deadline, "the hub stands still");
+        while let Ok(batch) = past.bench.batches.try_recv() {
+            witness.take(batch);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 fn random_start(random: &mut StdRng, end: u64) -> Position {

@@ -2,6 +2,7 @@
 
 mod agreement;
 mod cases;
+mod concerns;
 mod folding;
 mod layouts;
 mod memory;

@@ -1,7 +1,9 @@
 //! Rights of members over real rules and facts; the stream is played by the test.
 
-#[path = "../../tests/bench/members.rs"]
+#[path = "../../../tests/bench/members.rs"]
 mod bench;
+#[path = "sweep_tests.rs"]
+mod swept;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,9 +13,12 @@ use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::sync::Notify;
 
+use super::sweep::SLICE;
 use super::*;
 use crate::catalog::{Wanted, read};
-use crate::change::{Lsn, Relation, RelationColumn, ReplicaIdentity, Timestamp, TransactionBuilder, Tuple, Value};
+use crate::change::{
+    Lsn, Relation, RelationColumn, ReplicaIdentity, Timestamp, Transaction, TransactionBuilder, Tuple, Value,
+};
 use crate::claims::Principal;
 use crate::policy::DenyReason;
 use crate::policy::facts::{self, Layout, LoadLimits};
@@ -73,6 +78,12 @@ impl Desk {
 
     /// Begins a transaction of one row; `+` or `-`.
     fn begin(&mut self, operation: char, table: &str, row: &[&str]) {
+        let transaction = self.transaction(operation, table, row);
+        self.facts.begin(&transaction).expect("readable");
+        self.members.note_facts(&self.facts);
+    }
+
+    fn transaction(&mut self, operation: char, table: &str, row: &[&str]) -> Transaction {
         let table = self.catalog.named("public", table).expect("the table");
         let columns = table.columns.iter().map(|column| RelationColumn {
             name: column.name.clone(),
@@ -89,9 +100,7 @@ impl Desk {
         let mut builder = TransactionBuilder::default();
         builder.row(tag, &relation, &Bytes::from(raw)).expect("a row");
         self.xid += 1;
-        let transaction = builder.finish(self.xid, Lsn(1), Lsn(1), Timestamp(0), None);
-        self.facts.begin(&transaction).expect("readable");
-        self.members.note_facts(&self.facts);
+        builder.finish(self.xid, Lsn(1), Lsn(1), Timestamp(0), None)
     }
 
     fn play(&mut self, operation: char, table: &str, row: &[&str]) {
@@ -119,7 +128,7 @@ impl Desk {
 
     /// A whole sweep, whenever the next may begin.
     fn sweep(&mut self) {
-        self.members.swept_at = None;
+        (self.members.swept_at, self.members.looked_at) = (None, None);
         while self.members.sweep(&self.facts, &self.metrics) {}
     }
 }
@@ -208,11 +217,11 @@ async fn a_commit_that_changes_no_fact_of_a_plan_is_no_news_for_its_members() {
     let before = versions(&desk);
     desk.play('+', "teams", &["red"]);
     assert_eq!(versions(&desk), before);
-    assert!(!desk.members.dirty);
+    assert!(!desk.members.dirty && !desk.members.crowd.is_told());
     desk.play('+', "blocked", &[BOB]);
     assert_eq!(versions(&desk)[0], before[0]);
     assert_ne!(versions(&desk)[1], before[1]);
-    assert!(desk.members.dirty);
+    assert!(desk.members.crowd.is_told() && !desk.members.dirty, "nobody here is concerned");
 }
 
 #[tokio::test]
@@ -225,7 +234,7 @@ async fn many_members_are_swept_in_slices_and_gone_ones_forgotten() {
     let watches: Vec<Watch> = users.iter().map(|(rights, _)| desk.watch(&asking("room", ALICE), rights)).collect();
     desk.sweep();
     desk.play('-', "room_members", &["room", ALICE]);
-    desk.members.swept_at = None;
+    (desk.members.swept_at, desk.members.looked_at) = (None, None);
     let mut slices = 1;
     while desk.members.sweep(&desk.facts, &desk.metrics) {
         let done = users.iter().filter(|(rights, _)| all(rights) == [NO, NO, None, None]).count();
