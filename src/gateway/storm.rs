@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use super::limits::GatewayConfig;
 use crate::channel::Answer;
 use crate::hub::{Entry, Start, SubscribeError};
+use crate::resume::Cursor;
 
 /// A subscription that only waits, be it for facts or for its place in a replay, makes room for others after this.
 const TURN: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ const LONGEST_HINT: u64 = 5;
 
 /// One of so many turns is for those alone who begin now.
 const RESERVED: usize = 4;
+/// Who is so many bytes of the stream behind has as good as nothing to catch up with.
+const MOMENT: u64 = 256 * 1024;
 
 /// Turns at the hub, of all connections.
 pub(super) struct Turns {
@@ -48,16 +51,27 @@ pub(super) struct OwnTurns(Arc<Semaphore>);
 /// What a subscription asks of the hub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Asks {
-    /// What happens from now on.
+    /// What happens from now on, or so little before that it is no work.
     Now,
     /// Also what happened before.
     Past,
 }
 
 impl Asks {
-    /// Of these entries.
-    pub(super) fn of(entries: &[Entry]) -> Asks {
-        let now = |entry: &Entry| matches!(entry.start, Start::Now | Start::Lost) && entry.snapshot.is_none();
+    /// Of these entries, of which those that name no place begin where the log was when they were read.
+    pub(super) fn of(entries: &[Entry], here: Option<Cursor>) -> Asks {
+        let near = |cursor: &Cursor| {
+            let behind = |here: Cursor| here.position.lsn.0.saturating_sub(cursor.position.lsn.0);
+            here.filter(|here| here.epoch == cursor.epoch).is_some_and(|here| behind(here) <= MOMENT)
+        };
+        let now = |entry: &Entry| {
+            entry.snapshot.is_none()
+                && match &entry.start {
+                    Start::Now | Start::Lost => true,
+                    Start::After(cursor) => near(cursor),
+                    Start::Time(_) => false,
+                }
+        };
         if entries.iter().all(now) { Asks::Now } else { Asks::Past }
     }
 }
@@ -240,13 +254,20 @@ mod tests {
 
     #[test]
     fn only_who_asks_for_nothing_of_the_past_begins_now() {
-        let position = crate::change::Position { lsn: crate::change::Lsn(7), ordinal: 0 };
-        let past = Start::After(crate::resume::Cursor { epoch: 1, position });
+        let at = |epoch, lsn| {
+            let position = crate::change::Position { lsn: crate::change::Lsn(lsn), ordinal: 0 };
+            Cursor { epoch, position }
+        };
+        let here = at(1, 1 << 30);
+        let after = |epoch, lsn| Start::After(at(epoch, lsn));
         let wish = || crate::hub::SnapshotWish { limit: 1, order: Vec::new() };
         for (starts, snapshot, asks) in [
             (vec![], None, Asks::Now),
             (vec![Start::Now, Start::Lost], None, Asks::Now),
-            (vec![Start::Now, past], None, Asks::Past),
+            // A stock client's first join begins where the log was then.
+            (vec![after(1, (1 << 30) - 1000)], None, Asks::Now),
+            (vec![after(1, 1 << 30), after(1, 7)], None, Asks::Past),
+            (vec![after(2, 1 << 30)], None, Asks::Past),
             (vec![Start::Time(crate::change::Timestamp(0))], None, Asks::Past),
             (vec![Start::Now], Some(wish()), Asks::Past),
         ] {
@@ -263,7 +284,7 @@ mod tests {
                 messages: None,
             };
             let entries: Vec<Entry> = starts.iter().map(entry).collect();
-            assert_eq!(Asks::of(&entries), asks, "{entries:?}");
+            assert_eq!(Asks::of(&entries, Some(here)), asks, "{entries:?}");
         }
     }
 

@@ -105,7 +105,7 @@ impl Connection {
                             port.place.end_snapshot();
                         }
                     }
-                    let (hub, asks) = (self.shared.hub.clone(), Asks::of(&entries));
+                    let (hub, asks) = (self.shared.hub.clone(), Asks::of(&entries, self.shared.log.here()));
                     let asking = async move {
                         if again {
                             hub.leave(id).await;
