@@ -156,7 +156,7 @@ impl Default for GatewayConfig {
             room_patience: Duration::from_secs(5),
             max_subscribing: 256,
             max_connection_subscribing: 8,
-            max_connects_per_second: 4000,
+            max_connects_per_second: 2000,
             max_closes_per_second: 1000,
             drain_window: Duration::from_millis(2500),
             max_join_wait: Duration::from_secs(20),
