@@ -427,7 +427,8 @@ impl Connection {
             let marks = self.marks();
             self.receipts.heartbeat(marks, Instant::now());
         }
-        if message.event == "phx_join" {
+        // A Pong is a proof, and what it does not reach is told again.
+        if message.event == "phx_join" && self.receipts.wants_heartbeats() {
             // Not of channels that were left: that may have been said before the word of a gap came.
             let joined = self.ports.values().filter(|joined| *joined.port.topic == *message.topic);
             joined.for_each(Joined::skip_gaps);

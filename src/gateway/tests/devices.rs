@@ -319,7 +319,11 @@ async fn who_leaves_does_not_wait_for_its_own_place_to_be_saved() {
 
 #[tokio::test]
 async fn of_a_gap_whose_word_is_not_out_a_join_anew_is_told_again() {
-    let relay = relay(quick()).await;
+    let relay = relay(GatewayConfig {
+        device: DeviceConfig { receipt: Receipt::Heartbeat, ..DeviceConfig::default() },
+        ..quick()
+    })
+    .await;
     let mut phone = phone_at(&relay, PATH).await;
     let mut payload = todos();
     payload["config"]["postgres_changes"][0]["since"] = json!(CursorKey::new([1; 32]).seal(at(5)));
